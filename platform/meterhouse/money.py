@@ -1,0 +1,169 @@
+"""Prices and charges in integer nanos of USD (1 USD = 10^9 nanos).
+
+A price is a list of components. A charge is the sum of integers, one division, round half up; the components'
+charges are differences of the running rounded sum, so that they always add up to the charge.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+
+import msgspec
+
+from meterhouse.usage import Usage
+
+NANOS_PER_USD = 1_000_000_000
+MILLION = 1_000_000
+
+
+class Meterable(StrEnum):
+    """What a component of a price counts."""
+
+    INPUT = "input"
+    CACHED_INPUT = "cached_input"
+    CACHE_WRITE = "cache_write"
+    OUTPUT = "output"
+    INPUT_AUDIO = "input_audio"
+    OUTPUT_AUDIO = "output_audio"
+    REQUEST = "request"
+
+
+_FALLBACK = {
+    Meterable.CACHED_INPUT: Meterable.INPUT,
+    Meterable.CACHE_WRITE: Meterable.INPUT,
+    Meterable.INPUT_AUDIO: Meterable.INPUT,
+    Meterable.OUTPUT_AUDIO: Meterable.OUTPUT,
+}
+
+
+class Component(msgspec.Struct, frozen=True, array_like=True):
+    """One line of a price: nanos per million tokens (or requests), and when the line applies."""
+
+    kind: Meterable
+    nanos_per_million: int
+    from_input_tokens: int = 0
+    """Applies when the request's whole input has at least this many tokens."""
+    utc_minutes: tuple[int, int] | None = None
+    """Applies from the first to before the second minute of the UTC day; the second may be the smaller."""
+    service_tier: str | None = None
+    weekdays: tuple[int, ...] | None = None
+    """Applies on these UTC weekdays (0 = Monday)."""
+
+
+class Price(msgspec.Struct, frozen=True, array_like=True):
+    """What a model of a provider costs from a time on; superseded, never edited."""
+
+    id: str
+    provider: str
+    model: str
+    components: tuple[Component, ...]
+    effective_from_ms: int
+    source: str
+
+
+class Charge(msgspec.Struct, frozen=True, array_like=True):
+    """A charge in nanos, and the same by component (they add up to it exactly)."""
+
+    nanos: int = 0
+    by_component: tuple[tuple[Meterable, int], ...] = ()
+
+
+def charge(price: Price, usage: Usage, *, admitted_at_ms: int, service_tier: str | None) -> Charge:
+    """Compute what a usage costs: sum of integers, one division, half up."""
+    running = 0
+    rounded = 0
+    parts: list[tuple[Meterable, int]] = []
+    for kind, count in _counts(usage):
+        if count == 0:
+            continue
+        component = _applicable(price.components, kind, usage.input_tokens, admitted_at_ms, service_tier)
+        if component is None:
+            continue
+        running += count * component.nanos_per_million
+        total = (running + MILLION // 2) // MILLION
+        if total != rounded:
+            parts.append((kind, total - rounded))
+        rounded = total
+    return Charge(rounded, tuple(parts))
+
+
+def dearest_nanos_per_million(price: Price, kind: Meterable) -> int:
+    """Return the highest rate that could apply to a kind, over all tiers, windows and service tiers."""
+    rates = [c.nanos_per_million for c in price.components if c.kind == kind]
+    fallback = _FALLBACK.get(kind)
+    if not rates and fallback is not None:
+        return dearest_nanos_per_million(price, fallback)
+    return max(rates, default=0)
+
+
+def dearest_input_nanos_per_million(price: Price) -> int:
+    """Return the highest rate that an input token could meet, whatever becomes of it."""
+    kinds = (Meterable.INPUT, Meterable.CACHED_INPUT, Meterable.CACHE_WRITE, Meterable.INPUT_AUDIO)
+    return max(dearest_nanos_per_million(price, kind) for kind in kinds)
+
+
+def dearest_output_nanos_per_million(price: Price) -> int:
+    """Return the highest rate that an output token could meet."""
+    return max(dearest_nanos_per_million(price, kind) for kind in (Meterable.OUTPUT, Meterable.OUTPUT_AUDIO))
+
+
+def hold_nanos(tokens: int, nanos_per_million: int) -> int:
+    """Return what must be held for a number of tokens: rounded up, so that a hold never falls short."""
+    return -(-tokens * nanos_per_million // MILLION)
+
+
+def format_usd(nanos: int) -> str:
+    """Write nanos as dollars without losing any: ``1.5``, ``0.000000001``."""
+    sign = "-" if nanos < 0 else ""
+    whole, part = divmod(abs(nanos), NANOS_PER_USD)
+    decimals = f"{part:09d}".rstrip("0")
+    return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
+
+
+def _counts(usage: Usage) -> Iterable[tuple[Meterable, int]]:
+    special = usage.cached_input_tokens + usage.cache_write_tokens + usage.input_audio_tokens
+    yield Meterable.INPUT, max(0, usage.input_tokens - special)
+    yield Meterable.CACHED_INPUT, usage.cached_input_tokens
+    yield Meterable.CACHE_WRITE, usage.cache_write_tokens
+    yield Meterable.INPUT_AUDIO, usage.input_audio_tokens
+    yield Meterable.OUTPUT, max(0, usage.output_tokens - usage.output_audio_tokens)
+    yield Meterable.OUTPUT_AUDIO, usage.output_audio_tokens
+    yield Meterable.REQUEST, 1
+
+
+def _applicable(
+    components: tuple[Component, ...], kind: Meterable, input_tokens: int, admitted_at_ms: int, service_tier: str | None
+) -> Component | None:
+    """Choose the most specific component that applies: service tier, then window, then the highest input tier."""
+    best: Component | None = None
+    for component in components:
+        if component.kind != kind or component.from_input_tokens > input_tokens:
+            continue
+        if component.service_tier is not None and component.service_tier != service_tier:
+            continue
+        if not _in_window(component, admitted_at_ms):
+            continue
+        if best is None or _rank(component) > _rank(best):
+            best = component
+    fallback = _FALLBACK.get(kind)
+    if best is None and fallback is not None:
+        return _applicable(components, fallback, input_tokens, admitted_at_ms, service_tier)
+    return best
+
+
+def _rank(component: Component) -> tuple[bool, bool, int]:
+    has_window = component.utc_minutes is not None or component.weekdays is not None
+    return component.service_tier is not None, has_window, component.from_input_tokens
+
+
+def _in_window(component: Component, admitted_at_ms: int) -> bool:
+    if component.utc_minutes is None and component.weekdays is None:
+        return True
+    moment = datetime.fromtimestamp(admitted_at_ms / 1000, UTC)
+    if component.weekdays is not None and moment.weekday() not in component.weekdays:
+        return False
+    if component.utc_minutes is None:
+        return True
+    start, end = component.utc_minutes
+    minute = moment.hour * 60 + moment.minute
+    return start <= minute < end if start < end else minute >= start or minute < end
