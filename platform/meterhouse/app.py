@@ -1,0 +1,164 @@
+"""The ASGI application: routes, middleware, pages and error shapes over an open gateway.
+
+The middleware order, outermost first: ``RequestContext``, ``BodyLimit``, then the router. Every answer, also a 404, a
+405 or a 500, has OpenAI's error envelope.
+"""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from meterhouse import __version__
+from meterhouse.admin.router import build_admin_router
+from meterhouse.errors import GatewayError, Malformed, MethodNotAllowed, NotFound
+from meterhouse.gateway import Gateway
+from meterhouse.http.account import build_account_router
+from meterhouse.http.exchange import exchange_of
+from meterhouse.http.health import build_health_router
+from meterhouse.http.inference import ChatCompletions
+from meterhouse.http.middleware import BodyLimit, RequestContext, route_of
+from meterhouse.http.respond import render
+from meterhouse.request import ChatRequest
+
+DESCRIPTION = """\
+Point the official OpenAI SDK at `/v1` of this server with a key of ours. `GET /health` says which providers are on.
+Errors have OpenAI's shape; `x-request-id` names a request, and `GET /v1/receipts/{request_id}` says what it cost.
+"""
+
+
+def build_app(gateway: Gateway) -> FastAPI:
+    """Assemble the application over an open gateway."""
+    app = FastAPI(
+        title="Meterhouse",
+        version=__version__,
+        description=DESCRIPTION,
+        middleware=[
+            Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing),
+            Middleware(BodyLimit, limit_bytes=gateway.settings.max_body_bytes),
+        ],
+    )
+    app.state.keyring = gateway.keyring
+    app.state.admin_limiter = gateway.admin_limiter
+    app.router.routes.append(
+        Route("/v1/chat/completions", ChatCompletions(gateway.inference), methods=["POST"], name="chat_completions")
+    )
+    app.include_router(build_health_router(gateway.health))
+    app.include_router(build_account_router(gateway.account))
+    app.include_router(build_admin_router(gateway.admin))
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(GatewayError, _on_gateway_error)
+    app.openapi = _OpenApi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+    return app
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Give the framework's own refusals our envelope."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, GatewayError):
+        return _respond(request, error.__cause__)
+    where = f"{request.method} {request.url.path[:128]}"
+    if error.status_code == 404:  # noqa: PLR2004 - the router's only other refusal is 405
+        return _respond(request, NotFound(f"Invalid URL ({where}). GET /docs lists what there is.", code="unknown_url"))
+    if error.status_code == 405:  # noqa: PLR2004 - see above
+        return _respond(request, MethodNotAllowed(f"Not allowed to {where}. GET /docs lists what is."))
+    found = Malformed(str(error.detail), code="invalid_request")
+    found.status = error.status_code
+    return _respond(request, found)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    """Say what pydantic found as OpenAI would: one message, the parameter, a code; status 400."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    if first["type"] == "json_invalid":
+        return _respond(request, Malformed("The request body is not valid JSON.", code="invalid_json"))
+    if first["type"] == "missing":
+        text = f"Missing required parameter: '{param}'."
+        return _respond(request, Malformed(text, param=param, code="missing_required_parameter"))
+    return _respond(request, Malformed(f"Invalid value for '{param}': {first['msg']}.", param=param))
+
+
+async def _on_gateway_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError)
+    return _respond(request, error)
+
+
+def _respond(request: Request, error: GatewayError) -> Response:
+    exchange = exchange_of(request.scope)
+    exchange.error = error
+    exchange.route = route_of(request.scope)
+    status, headers, body = render(error)
+    response = Response(body, status_code=status)
+    response.raw_headers = headers
+    return response
+
+
+class _OpenApi:
+    """Adds the inference endpoints, whose schemas are msgspec's, to the page that FastAPI makes."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._make = app.openapi
+        self._schema: dict[str, Any] | None = None
+
+    def __call__(self) -> dict[str, Any]:
+        if self._schema is None:
+            self._schema = self._build()
+        return self._schema
+
+    def _build(self) -> dict[str, Any]:
+        schema = self._make()
+        (reference,), definitions = msgspec.json.schema_components(
+            [ChatRequest], ref_template="#/components/schemas/{name}"
+        )
+        components = schema.setdefault("components", {})
+        components.setdefault("schemas", {}).update(definitions)
+        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"bearer": []}]
+        schema["paths"]["/v1/chat/completions"] = {
+            "post": {
+                "tags": ["inference"],
+                "summary": "Create a chat completion, streamed or not",
+                "operationId": "create_chat_completion",
+                "requestBody": {"required": True, "content": {"application/json": {"schema": reference}}},
+                "responses": {
+                    "200": {
+                        "description": "A chat completion, or with `stream` the events of one, ended by `[DONE]`",
+                        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+                    },
+                    "4XX": {"description": "The request, the key or a limit", "content": _ERROR_CONTENT},
+                    "5XX": {"description": "A provider, or this server", "content": _ERROR_CONTENT},
+                },
+            }
+        }
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation.get("responses", {}).pop("422", None)
+        return schema
+
+
+_ERROR_CONTENT = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "properties": {
+                "error": {
+                    "type": "object",
+                    "properties": {
+                        "message": {"type": "string"},
+                        "type": {"type": "string"},
+                        "param": {"type": ["string", "null"]},
+                        "code": {"type": ["string", "null"]},
+                    },
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,323 @@
+"""The command ``meterhouse``. Commands that need no server open the database themselves.
+
+A mistake of the operator's is one line that says what to change, and exit code 2.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from pydantic import SecretStr
+from rich.console import Console
+from rich.table import Table
+
+from meterhouse import __version__
+from meterhouse.errors import GatewayError
+from meterhouse.metering import Scope
+from meterhouse.settings import Environment, Settings, SettingsError
+from meterhouse.stores import Stores, open_stores
+
+Result = TypeVar("Result")
+
+app = typer.Typer(
+    name="meterhouse",
+    help="An API platform in front of language models: keys, quotas, streaming and a ledger that can be billed from.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+keys_app = typer.Typer(help="Issue, list, rotate and revoke keys. No server has to run.", no_args_is_help=True)
+limits_app = typer.Typer(help="Set and show limits of organizations, projects and keys.", no_args_is_help=True)
+prices_app = typer.Typer(help="Set and list prices.", no_args_is_help=True)
+ledger_app = typer.Typer(help="Look after the ledger.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+app.add_typer(limits_app, name="limits")
+app.add_typer(prices_app, name="prices")
+app.add_typer(ledger_app, name="ledger")
+
+Data = Annotated[Path | None, typer.Option(help="Folder of the embedded database [default: .meterhouse]")]
+EnvFile = Annotated[Path, typer.Option(help="File with NAME=value lines; the environment wins over it")]
+DEFAULT_ENV_FILE = Path(".env")
+LIMITS_HELP = "For example: 'requests 600/minute; tokens 200000/minute; concurrent 20; spend 25 USD/month'"
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except (SettingsError, GatewayError) as error:
+        message = error.message if isinstance(error, GatewayError) else str(error)
+        print(f"meterhouse: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def dev(
+    port: Annotated[int, typer.Option(help="Port to listen on")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Run everything in one process: SQLite, a meter in memory, the simulator, and every provider with a credential."""
+    from meterhouse.dev import run_dev  # noqa: PLC0415 - the other commands start twice as fast without the server
+
+    settings, environment = _settings(data, env_file)
+    _run_loop(lambda: run_dev(settings, environment, host, port))
+
+
+@app.command()
+def check(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
+    """Print the settings in force, secrets masked."""
+    settings, _ = _settings(data, env_file)
+    table = Table("Variable", "Value", "Meaning", box=None)
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        shown = "********" if isinstance(value, SecretStr) else "" if value is None else str(value)
+        table.add_row(f"METERHOUSE_{name.upper()}", shown, field.description or "")
+    Console().print(table)
+
+
+@app.command()
+def usage(
+    by: Annotated[
+        str, typer.Option(help="Any of organization, project, key, model, provider, day, hour")
+    ] = "key,model,day",
+    days: Annotated[int, typer.Option(min=1, help="How many days back, today included")] = 30,
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Show what was used and what it cost."""
+    from meterhouse.tables import print_usage  # noqa: PLC0415 - as in dev
+
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    start_ms = int((today - timedelta(days=days - 1)).timestamp()) * 1000
+    words = tuple(word.strip() for word in by.split(",") if word.strip())
+    _with_stores(data, env_file, lambda stores: print_usage(stores.ledger, words, start_ms))
+
+
+@keys_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="What the key is for")],
+    project: Annotated[str | None, typer.Option(help="Project id [default: the first project]")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(min=0.0001, help="Days until it expires")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model that it may use; repeat it [default: all]")] = None,
+    limits: Annotated[str, typer.Option(help=LIMITS_HELP)] = "",
+    ip_range: Annotated[list[str] | None, typer.Option(help="A network that it may come from; repeat it")] = None,
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Issue a key and print it, this once."""
+    from meterhouse.keys.service import KeyOrder  # noqa: PLC0415 - as in dev
+    from meterhouse.limits.limit import parse_limits  # noqa: PLC0415
+
+    async def create(stores: Stores) -> None:
+        order = KeyOrder(
+            name=name,
+            project_id=project or await _first_project(stores),
+            expires_in_seconds=None if expires_in_days is None else int(expires_in_days * 86_400),
+            models=frozenset(model) if model else None,
+            limits=parse_limits(limits, Scope.KEY, ""),
+            ip_ranges=tuple(ip_range or ()),
+        )
+        issued = await stores.service.issue(order)
+        print(f"id:    {issued.key.id}\nkey:   {issued.value}", flush=True)
+        print("The key is shown this once. Keep it where secrets are kept.", file=sys.stderr)
+
+    _with_stores(data, env_file, create)
+
+
+@keys_app.command("create-admin")
+def create_admin_key(
+    name: Annotated[str, typer.Option(help="Whose key it is")], data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE
+) -> None:
+    """Issue an operator's admin key and print it, this once."""
+
+    async def create(stores: Stores) -> None:
+        issued = await stores.service.issue_admin(name)
+        print(f"id:    {issued.key.id}\nkey:   {issued.value}", flush=True)
+
+    _with_stores(data, env_file, create)
+
+
+@keys_app.command("list")
+def list_keys(
+    project: Annotated[str | None, typer.Option(help="Only those of a project")] = None,
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """List keys, without their secrets."""
+    from meterhouse.tables import print_keys  # noqa: PLC0415 - as in dev
+
+    _with_stores(data, env_file, lambda stores: print_keys(stores, project))
+
+
+@keys_app.command("revoke")
+def revoke_key(key_id: str, data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
+    """Revoke a key for good. A running server notices within 10 seconds, its running streams within 15."""
+
+    async def revoke(stores: Stores) -> None:
+        revoked = await stores.service.revoke(key_id)
+        print(f"{revoked.id} is revoked.")
+
+    _with_stores(data, env_file, revoke)
+
+
+@keys_app.command("rotate")
+def rotate_key(
+    key_id: str,
+    overlap_hours: Annotated[float, typer.Option(min=0, max=168, help="How long the old key goes on working")] = 24,
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Issue a successor of a key; both work for the overlap and count on the same limits."""
+
+    async def rotate(stores: Stores) -> None:
+        issued = await stores.service.rotate(key_id, int(overlap_hours * 3600))
+        print(f"id:    {issued.key.id}\nkey:   {issued.value}", flush=True)
+
+    _with_stores(data, env_file, rotate)
+
+
+@limits_app.command("set")
+def set_limits(
+    scope: Annotated[str, typer.Argument(help="organization, project or key")],
+    scope_id: str,
+    limits: Annotated[str, typer.Argument(help=f"{LIMITS_HELP}; empty removes all")],
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Replace all limits of an organization, a project or a key."""
+    from meterhouse.limits.limit import format_limit, parse_limits  # noqa: PLC0415 - as in dev
+
+    async def change(stores: Stores) -> None:
+        where = _scope(scope)
+        for limit in await stores.service.set_limits(where, scope_id, parse_limits(limits, where, scope_id)):
+            print(format_limit(limit))
+
+    _with_stores(data, env_file, change)
+
+
+@limits_app.command("show")
+def show_limits(
+    scope: Annotated[str, typer.Argument(help="organization, project or key")],
+    scope_id: str,
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Show the limits that an organization, a project or a key has itself."""
+    from meterhouse.limits.limit import format_limit  # noqa: PLC0415 - as in dev
+
+    async def show(stores: Stores) -> None:
+        for limit in await stores.service.list_limits(_scope(scope), scope_id):
+            print(format_limit(limit))
+
+    _with_stores(data, env_file, show)
+
+
+@prices_app.command("set")
+def set_price(
+    provider: str,
+    model: Annotated[str, typer.Argument(help="The provider's own name of the model")],
+    input_usd: Annotated[str, typer.Option("--input", help="USD per million input tokens")],
+    output_usd: Annotated[str, typer.Option("--output", help="USD per million output tokens")],
+    cached_input_usd: Annotated[str | None, typer.Option("--cached-input", help="USD per million")] = None,
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Set a price from now on. A running server takes it up within half a minute."""
+    from meterhouse.admin.schemas import PriceRequest  # noqa: PLC0415 - as in dev
+    from meterhouse.supply import operator_price  # noqa: PLC0415
+
+    async def change(stores: Stores) -> None:
+        order = PriceRequest(
+            provider=provider,
+            model=model,
+            input_usd=input_usd,
+            output_usd=output_usd,
+            cached_input_usd=cached_input_usd,
+            cache_write_usd=None,
+            request_usd=None,
+        )
+        price = operator_price(order, stores.clock.now_ms())
+        await stores.catalog.prices.insert_prices([price])
+        print(price.id)
+
+    _with_stores(data, env_file, change)
+
+
+@prices_app.command("list")
+def list_prices(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
+    """List every price that was ever in force here."""
+    from meterhouse.tables import print_prices  # noqa: PLC0415 - as in dev
+
+    _with_stores(data, env_file, print_prices)
+
+
+@ledger_app.command("check")
+def check_ledger(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
+    """Compare the hourly projection with the records that it is made of."""
+
+    async def compare(stores: Stores) -> None:
+        differences = await stores.ledger.rebuild_check()
+        for difference in differences:
+            print(dict(difference.group), dict(difference.measures))
+        if differences:
+            raise SettingsError(f"{len(differences)} groups of the projection differ from the records.")
+        print("The projection agrees with the records.")
+
+    _with_stores(data, env_file, compare)
+
+
+def _settings(data: Path | None, env_file: Path) -> tuple[Settings, Environment]:
+    environment = Environment.read(env_file)
+    overrides: dict[str, object] = {} if data is None else {"data": data}
+    return environment.settings(**overrides), environment
+
+
+def _with_stores(data: Path | None, env_file: Path, work: Callable[[Stores], Awaitable[None]]) -> None:
+    settings, _ = _settings(data, env_file)
+
+    async def run() -> None:
+        async with open_stores(settings) as stores:
+            await work(stores)
+
+    asyncio.run(run())
+
+
+def _run_loop(work: Callable[[], Awaitable[None]]) -> None:
+    """Run on uvloop; an interruption by the keyboard is a normal end."""
+    import uvloop  # noqa: PLC0415 - as in dev
+
+    async def run() -> None:
+        await work()
+
+    try:
+        uvloop.run(run())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+async def _first_project(stores: Stores) -> str:
+    projects = await stores.catalog.organizations.list_projects(limit=1)
+    if projects:
+        return projects[0].id
+    organization = await stores.service.create_organization("Default")
+    return (await stores.service.create_project(organization.id, "Default")).id
+
+
+def _scope(text: str) -> Scope:
+    try:
+        return Scope(text)
+    except ValueError:
+        raise SettingsError(f"'{text}' is no scope. Use organization, project or key.") from None

@@ -1,0 +1,198 @@
+"""Keys and admin keys, in SQL: their hashes, what they may do, and when they were last used.
+
+Invariant: a key is found by its public id alone; no part of a secret is ever in a row or in a statement. Not here:
+whether a key is good (``keys.keyring``), and how secrets are made and hashed (``keys.secret``).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from meterhouse.db.engine import reading, writing
+from meterhouse.db.limits import Owner, insert_limits, load_limits
+from meterhouse.db.paging import page
+from meterhouse.db.tables import admin_key, key, project
+from meterhouse.metering import Limit, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A key with its project and organization, and every limit that binds it."""
+
+    id: str
+    root_key_id: str
+    """The first key of a chain of rotations, under which limits are stored and use is counted."""
+    project_id: str
+    organization_id: str
+    name: str
+    hash: str = field(repr=False)
+    pepper_version: int
+    redacted: str
+    scopes: frozenset[str]
+    models: frozenset[str] | None
+    """None: every model."""
+    ip_ranges: tuple[str, ...]
+    """Networks that it may come from, as CIDR; empty: from anywhere."""
+    service_account: str | None
+    expires_at_ms: int | None
+    created_at_ms: int
+    revoked_at_ms: int | None = None
+    last_used_at_ms: int | None = None
+    project_archived_at_ms: int | None = None
+    limits: tuple[Limit, ...] = ()
+    """Of the key, its project and its organization, in this order."""
+
+    @property
+    def owners(self) -> tuple[Owner, Owner, Owner]:
+        """Whose limits bind the key."""
+        return (
+            (Scope.KEY, self.root_key_id),
+            (Scope.PROJECT, self.project_id),
+            (Scope.ORGANIZATION, self.organization_id),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdminKey:
+    """A key of an operator."""
+
+    id: str
+    name: str
+    role: str
+    hash: str = field(repr=False)
+    pepper_version: int
+    redacted: str
+    expires_at_ms: int | None
+    created_at_ms: int
+    revoked_at_ms: int | None = None
+    last_used_at_ms: int | None = None
+
+
+class KeyStore:
+    """Reads and writes keys. Every method is one transaction and raises StoreDown when there is no database."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def insert_key(self, new: StoredKey) -> None:
+        """Write a new key together with its own limits; its project must exist."""
+        async with writing(self._engine) as connection:
+            await connection.execute(sa.insert(key).values(_values_of(new)))
+            own = [limit for limit in new.limits if limit.scope is Scope.KEY]
+            await insert_limits(connection, (Scope.KEY, new.root_key_id), own)
+
+    async def find_key(self, key_id: str) -> StoredKey | None:
+        """Return a key, good or not, with everything that decides about it; None when there is none."""
+        async with reading(self._engine) as connection:
+            found = await _load(connection, _select_keys().where(key.c.id == key_id))
+        return found[0] if found else None
+
+    async def list_keys(
+        self, project_id: str | None = None, after: str | None = None, limit: int = 100
+    ) -> list[StoredKey]:
+        """Return a page of keys (of one project), oldest first, after the id of the last one seen."""
+        statement = _select_keys()
+        if project_id is not None:
+            statement = statement.where(key.c.project_id == project_id)
+        async with reading(self._engine) as connection:
+            return await _load(connection, page(statement, key, after, limit))
+
+    async def revoke_key(self, key_id: str, at_ms: int) -> bool:
+        """Revoke a key for good; False when there is none or it is revoked already."""
+        return await self._revoke(key, key_id, at_ms)
+
+    async def rotate_key(self, old_key_id: str, new: StoredKey, old_expires_at_ms: int) -> bool:
+        """Write a key's successor and let the old key end at a time, unless it ends sooner.
+
+        False, and nothing is written, when the old key is revoked or not there. The successor has the old key's
+        ``root_key_id`` and so its limits; those of ``new`` are not written.
+        """
+        sooner = sa.case((key.c.expires_at_ms < old_expires_at_ms, key.c.expires_at_ms), else_=old_expires_at_ms)
+        ending = (
+            sa.update(key).where(key.c.id == old_key_id, key.c.revoked_at_ms.is_(None)).values(expires_at_ms=sooner)
+        )
+        async with writing(self._engine) as connection:
+            if (await connection.execute(ending)).rowcount == 0:
+                return False
+            await connection.execute(sa.insert(key).values(_values_of(new)))
+        return True
+
+    async def touch_last_used(self, uses: Mapping[str, int]) -> None:
+        """Note when keys were last used, by id in Unix milliseconds; an older time changes nothing."""
+        await self._touch(key, uses)
+
+    async def insert_admin_key(self, new: StoredAdminKey) -> None:
+        """Write a new admin key."""
+        values = {name: getattr(new, name) for name in StoredAdminKey.__slots__}
+        async with writing(self._engine) as connection:
+            await connection.execute(sa.insert(admin_key).values(values))
+
+    async def find_admin_key(self, key_id: str) -> StoredAdminKey | None:
+        """Return an admin key, good or not; None when there is none."""
+        statement = sa.select(admin_key).where(admin_key.c.id == key_id)
+        async with reading(self._engine) as connection:
+            row = (await connection.execute(statement)).mappings().first()
+        return None if row is None else StoredAdminKey(**row)
+
+    async def list_admin_keys(self, after: str | None = None, limit: int = 100) -> list[StoredAdminKey]:
+        """Return a page of admin keys, oldest first."""
+        statement = page(sa.select(admin_key), admin_key, after, limit)
+        async with reading(self._engine) as connection:
+            return [StoredAdminKey(**row) for row in (await connection.execute(statement)).mappings()]
+
+    async def revoke_admin_key(self, key_id: str, at_ms: int) -> bool:
+        """Revoke an admin key for good; False when there is none or it is revoked already."""
+        return await self._revoke(admin_key, key_id, at_ms)
+
+    async def touch_admin_last_used(self, uses: Mapping[str, int]) -> None:
+        """Note when admin keys were last used; an older time changes nothing."""
+        await self._touch(admin_key, uses)
+
+    async def _revoke(self, table: sa.Table, key_id: str, at_ms: int) -> bool:
+        statement = sa.update(table).where(table.c.id == key_id, table.c.revoked_at_ms.is_(None))
+        async with writing(self._engine) as connection:
+            return (await connection.execute(statement.values(revoked_at_ms=at_ms))).rowcount > 0
+
+    async def _touch(self, table: sa.Table, uses: Mapping[str, int]) -> None:
+        if not uses:
+            return
+        used_at_ms = sa.bindparam("used_at_ms", type_=sa.BigInteger)
+        is_older = sa.or_(table.c.last_used_at_ms.is_(None), table.c.last_used_at_ms < used_at_ms)
+        statement = sa.update(table).where(table.c.id == sa.bindparam("key_id"), is_older)
+        rows = [{"key_id": key_id, "used_at_ms": at_ms} for key_id, at_ms in sorted(uses.items())]
+        async with writing(self._engine) as connection:
+            await connection.execute(statement.values(last_used_at_ms=used_at_ms), rows)
+
+
+def _select_keys() -> sa.Select[*tuple[object, ...]]:
+    return sa.select(
+        key, project.c.organization_id, project.c.archived_at_ms.label("project_archived_at_ms")
+    ).select_from(key.join(project, key.c.project_id == project.c.id))
+
+
+async def _load(connection: AsyncConnection, statement: sa.Select[*tuple[object, ...]]) -> list[StoredKey]:
+    keys = [_key_of(row) for row in (await connection.execute(statement)).mappings()]
+    limits = await load_limits(connection, {owner for stored in keys for owner in stored.owners})
+    return [replace(stored, limits=_limits_of(stored, limits)) for stored in keys]
+
+
+def _limits_of(stored: StoredKey, limits: Mapping[Owner, Sequence[Limit]]) -> tuple[Limit, ...]:
+    return tuple(limit for owner in stored.owners for limit in limits.get(owner, ()))
+
+
+def _key_of(row: sa.RowMapping) -> StoredKey:
+    values = dict(row)
+    values["scopes"] = frozenset(values["scopes"])
+    values["models"] = None if values["models"] is None else frozenset(values["models"])
+    values["ip_ranges"] = tuple(values["ip_ranges"])
+    return StoredKey(**values)
+
+
+def _values_of(stored: StoredKey) -> dict[str, object]:
+    values = {name: getattr(stored, name) for name in key.c.keys()}  # noqa: SIM118 - columns are iterated by keys()
+    values["scopes"] = sorted(stored.scopes)
+    values["models"] = None if stored.models is None else sorted(stored.models)
+    values["ip_ranges"] = list(stored.ip_ranges)
+    return values

@@ -1,0 +1,304 @@
+"""The ledger in SQL: writes usage records once, with their hourly projection, and answers sums over them.
+
+Invariant: a record and its share of the projection are written in one transaction, and only for a record that was
+not there yet; nothing is ever changed or deleted. Not here: the journal that the records come from.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from meterhouse.db.engine import insert_into, insert_rows, reading, wall_ms, writing
+from meterhouse.db.projection import fold, record_key, record_measure
+from meterhouse.db.tables import (
+    COMPONENT_COLUMNS,
+    DAY_MS,
+    HOUR_KEY_COLUMNS,
+    HOUR_MS,
+    MEASURE_COLUMNS,
+    TOKEN_COLUMNS,
+    adjustment,
+    usage_hour,
+    usage_record,
+)
+from meterhouse.metering import Period, Scope, Sums
+from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
+
+GroupBy = Literal["organization", "project", "key", "model", "provider", "day", "hour"]
+
+_PLAIN_FIELDS = tuple(
+    name for name in UsageRecord.__struct_fields__ if name not in {"usage", "charges", "outcome", "exactness"}
+)
+_plain_values = operator.attrgetter(*_PLAIN_FIELDS)
+_COLUMNS = (*_PLAIN_FIELDS, "outcome", "exactness", *TOKEN_COLUMNS, *COMPONENT_COLUMNS.values(), "recorded_at_ms")
+_IF_NEW = "ON CONFLICT (request_id, attempt) DO NOTHING RETURNING request_id, attempt"
+_HOUR_COLUMNS = (*HOUR_KEY_COLUMNS, *MEASURE_COLUMNS)
+_ADD_TO_HOUR = f"ON CONFLICT ({', '.join(HOUR_KEY_COLUMNS)}) DO UPDATE SET " + ", ".join(
+    f"{name} = usage_hour.{name} + excluded.{name}" for name in MEASURE_COLUMNS
+)
+_SCOPE_COLUMNS = {
+    Scope.ORGANIZATION: "organization_id",
+    Scope.PROJECT: "project_id",
+    Scope.KEY: "root_key_id",
+}
+_GROUP_COLUMNS = {
+    "organization": "organization_id",
+    "project": "project_id",
+    "key": "key_id",
+    "model": "model",
+    "provider": "provider",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """A credit or correction of a period: a signed change of what it charged. Never edited."""
+
+    id: str
+    organization_id: str
+    project_id: str
+    root_key_id: str | None
+    period_start_ms: int
+    nanos: int
+    tokens: int
+    reason: str
+    created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageQuery:
+    """What to sum, from a moment to before another, and whose; None means everybody's."""
+
+    group_by: tuple[GroupBy, ...]
+    from_ms: int
+    to_ms: int
+    organization_id: str | None = None
+    project_id: str | None = None
+    key_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """The sums of one group; ``group`` has a value per word of the query's ``group_by``, in its order."""
+
+    group: tuple[str | int, ...]
+    requests: int
+    attempts: int
+    usage: Usage
+    charge_nanos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A group of the projection that disagrees with the records: by how much they are above it."""
+
+    group: Mapping[str, str | int]
+    measures: Mapping[str, int]
+
+
+class LedgerStore:
+    """Reads and writes the ledger. Every method is one transaction and raises StoreDown when there is none."""
+
+    def __init__(self, engine: AsyncEngine, now_ms: Callable[[], int] = wall_ms) -> None:
+        self._engine = engine
+        self._now_ms = now_ms
+
+    async def insert(self, records: Sequence[UsageRecord]) -> int:
+        """Write records that are not there yet, and their projection; returns how many were new."""
+        unique: dict[tuple[str, int], UsageRecord] = {}
+        for record in records:
+            unique.setdefault((record.request_id, record.attempt), record)
+        if not unique:
+            return 0
+        recorded_at_ms = self._now_ms()
+        rows = [_row_of(unique[identity], recorded_at_ms) for identity in sorted(unique)]
+        async with writing(self._engine) as connection:
+            new = await insert_rows(connection, usage_record, _COLUMNS, rows, _IF_NEW)
+            inserted = [unique[_bare(str(request_id)), attempt] for request_id, attempt in new]
+            if inserted:
+                await insert_rows(connection, usage_hour, _HOUR_COLUMNS, fold(inserted), _ADD_TO_HOUR)
+        return len(inserted)
+
+    async def insert_adjustment(self, entry: Adjustment) -> bool:
+        """Write a credit or correction; False when its id is there already."""
+        async with writing(self._engine) as connection:
+            statement = insert_into(connection, adjustment).on_conflict_do_nothing(index_elements=["id"])
+            values = {name: getattr(entry, name) for name in Adjustment.__slots__}
+            result = await connection.execute(statement.values(**values).returning(adjustment.c.id))
+            return result.first() is not None
+
+    async def sum_period(self, period: Period) -> Sums:
+        """Sum what a quota or budget counts; see ``sum_periods``."""
+        return (await self.sum_periods([period]))[0]
+
+    async def sum_periods(self, periods: Sequence[Period]) -> list[Sums]:
+        """Sum what several quotas or budgets count, all at one moment.
+
+        Adjustments count in the period that they name. They name no model, so a limit of one model does not
+        count them.
+        """
+        async with reading(self._engine) as connection:
+            return [await _sum(connection, period) for period in periods]
+
+    async def find_records(self, request_id: str) -> list[UsageRecord]:
+        """Return the records of a request (32 hexadecimal characters), by attempt; empty when there are none."""
+        statement = (
+            sa.select(usage_record).where(usage_record.c.request_id == request_id).order_by(usage_record.c.attempt)
+        )
+        async with reading(self._engine) as connection:
+            result = await connection.execute(statement)
+            return [_record_of(row) for row in result.mappings()]
+
+    async def usage_by(self, query: UsageQuery) -> list[UsageRow]:
+        """Sum usage by the groups of a query, ordered by group.
+
+        A group of "day" or "hour" is its first millisecond, in UTC. Adjustments are not usage and do not count.
+        """
+        source = _Source.of(query.from_ms, query.to_ms)
+        names = ("requests", "attempts", "charge_nanos", *TOKEN_COLUMNS)
+        groups = [_group_expression(source, word).label(f"group_{i}") for i, word in enumerate(query.group_by)]
+        conditions = [
+            source.table.c[name] == value
+            for name in ("organization_id", "project_id", "key_id")
+            if (value := getattr(query, name)) is not None
+        ]
+        statement = (
+            sa.select(*groups, *(_total(source.measure(name)).label(name) for name in names))
+            .where(source.at >= query.from_ms, source.at < query.to_ms, *conditions)
+            .group_by(*groups)
+            .order_by(*groups)
+        )
+        async with reading(self._engine) as connection:
+            result = await connection.execute(statement)
+            return [
+                UsageRow(
+                    group=tuple(row[group.name] for group in groups),
+                    requests=int(row["requests"]),
+                    attempts=int(row["attempts"]),
+                    usage=Usage(*(int(row[name]) for name in TOKEN_COLUMNS)),
+                    charge_nanos=int(row["charge_nanos"]),
+                )
+                for row in result.mappings()
+            ]
+
+    async def rebuild_check(self) -> list[Difference]:
+        """Compare the whole projection with the records; returns the groups that differ, none when all is well."""
+        groups = [usage_hour.c[name] for name in HOUR_KEY_COLUMNS]
+        from_records = sa.select(
+            *(record_key(name).label(name) for name in HOUR_KEY_COLUMNS),
+            *(record_measure(name).label(name) for name in MEASURE_COLUMNS),
+        )
+        from_hours = sa.select(*groups, *((-usage_hour.c[name]).label(name) for name in MEASURE_COLUMNS))
+        both = sa.union_all(from_records, from_hours).subquery()
+        sums = {name: sa.func.sum(both.c[name]) for name in MEASURE_COLUMNS}
+        keys = [both.c[name] for name in HOUR_KEY_COLUMNS]
+        statement = (
+            sa.select(*keys, *(total.label(name) for name, total in sums.items()))
+            .group_by(*keys)
+            .having(sa.or_(*(total != 0 for total in sums.values())))
+            .order_by(*keys)
+        )
+        async with reading(self._engine) as connection:
+            result = await connection.execute(statement)
+            return [
+                Difference(
+                    group={name: row[name] for name in HOUR_KEY_COLUMNS},
+                    measures={name: int(row[name]) for name in MEASURE_COLUMNS if row[name]},
+                )
+                for row in result.mappings()
+            ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where to sum from: the projection when a time span is whole hours, else the records."""
+
+    table: sa.Table
+    at: sa.ColumnElement[int]
+
+    @classmethod
+    def of(cls, start_ms: int | None, end_ms: int | None) -> "_Source":
+        if all(moment is None or moment % HOUR_MS == 0 for moment in (start_ms, end_ms)):
+            return cls(usage_hour, usage_hour.c.hour_ms)
+        return cls(usage_record, usage_record.c.admitted_at_ms)
+
+    def measure(self, name: str) -> sa.ColumnElement[int]:
+        return usage_hour.c[name] if self.table is usage_hour else record_measure(name)
+
+
+def _total(expression: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    return sa.func.coalesce(sa.func.sum(expression), 0)
+
+
+def _group_expression(source: _Source, word: GroupBy) -> sa.ColumnElement[Any]:
+    if word == "day":
+        return source.at - source.at % DAY_MS
+    if word == "hour":
+        return source.at - source.at % HOUR_MS
+    return source.table.c[_GROUP_COLUMNS[word]]
+
+
+async def _sum(connection: AsyncConnection, period: Period) -> Sums:
+    limit = period.limit
+    owner = _SCOPE_COLUMNS[limit.scope]
+    source = _Source.of(period.start_ms, period.end_ms)
+    statement = sa.select(
+        _total(source.measure("requests")),
+        _total(source.measure("input_tokens") + source.measure("output_tokens")),
+        _total(source.measure("charge_nanos")),
+    ).where(source.table.c[owner] == limit.scope_id, *_within(source.at, period))
+    if limit.model is not None:
+        statement = statement.where(source.table.c.model == limit.model)
+    requests, tokens, nanos = (await connection.execute(statement)).one()
+    if limit.model is None:
+        corrections = sa.select(_total(adjustment.c.tokens), _total(adjustment.c.nanos)).where(
+            adjustment.c[owner] == limit.scope_id, *_within(adjustment.c.period_start_ms, period)
+        )
+        more_tokens, more_nanos = (await connection.execute(corrections)).one()
+        tokens, nanos = tokens + more_tokens, nanos + more_nanos
+    return Sums(requests=int(requests), total_tokens=int(tokens), charge_nanos=int(nanos))
+
+
+def _within(moment: sa.ColumnElement[int], period: Period) -> list[sa.ColumnElement[bool]]:
+    conditions = []
+    if period.start_ms is not None:
+        conditions.append(moment >= period.start_ms)
+    if period.end_ms is not None:
+        conditions.append(moment < period.end_ms)
+    return conditions
+
+
+def _bare(request_id: str) -> str:
+    """Undo SQLAlchemy's spelling of a UUID: with us it has no hyphens."""
+    return request_id.replace("-", "")
+
+
+def _row_of(record: UsageRecord, recorded_at_ms: int) -> tuple[object, ...]:
+    components = dict.fromkeys(COMPONENT_COLUMNS, 0)
+    for component, nanos in record.charges:
+        components[component] += nanos
+    return (
+        *_plain_values(record),
+        record.outcome.value,
+        record.exactness.value,
+        *msgspec.structs.astuple(record.usage),
+        *components.values(),
+        recorded_at_ms,
+    )
+
+
+def _record_of(row: sa.RowMapping) -> UsageRecord:
+    plain = {name: row[name] for name in _PLAIN_FIELDS}
+    plain["request_id"] = _bare(row["request_id"])
+    return UsageRecord(
+        **plain,
+        outcome=Outcome(row["outcome"]),
+        exactness=Exactness(row["exactness"]),
+        usage=Usage(*(row[name] for name in TOKEN_COLUMNS)),
+        charges=tuple((name, row[column]) for name, column in COMPONENT_COLUMNS.items() if row[column]),
+    )

@@ -1,0 +1,234 @@
+"""The tables, as SQLAlchemy Core sees them; the migrations in ``alembic/`` make them.
+
+All times are Unix milliseconds, all ids text, all money integer nanos of USD. ``usage_record``, ``price`` and
+``adjustment`` are append-only: triggers refuse UPDATE and DELETE. The ledger's tables refer to nothing, so that a
+record can always be written. Not here: a statement.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy.schema import SchemaItem
+
+from meterhouse.money import Meterable
+from meterhouse.usage import Usage
+
+HOUR_MS = 3_600_000
+DAY_MS = 86_400_000
+
+BUCKETS = 20
+"""Buckets of a histogram: bucket i counts values up to bound i, the last one everything above."""
+FIRST_TOKEN_BOUNDS_MS = (
+    *(10, 20, 50, 100, 150, 200, 300, 400, 500, 750),
+    *(1_000, 1_500, 2_000, 3_000, 5_000, 7_500, 10_000, 20_000, 60_000),
+)
+DURATION_BOUNDS_MS = (
+    *(50, 100, 200, 300, 500, 750, 1_000, 1_500, 2_000, 3_000),
+    *(5_000, 7_500, 10_000, 15_000, 20_000, 30_000, 60_000, 120_000, 300_000),
+)
+
+TOKEN_COLUMNS: tuple[str, ...] = Usage.__struct_fields__
+COMPONENT_COLUMNS: dict[str, str] = {kind.value: f"{kind.value}_nanos" for kind in Meterable}
+"""The column of each component's charge, by the component's name."""
+FIRST_TOKEN_COLUMNS = tuple(f"first_token_{bucket:02d}" for bucket in range(BUCKETS))
+DURATION_COLUMNS = tuple(f"duration_{bucket:02d}" for bucket in range(BUCKETS))
+
+HOUR_KEY_COLUMNS = (
+    "organization_id",
+    "hour_ms",
+    "project_id",
+    "key_id",
+    "root_key_id",
+    "model",
+    "provider",
+    "operation",
+    "service_tier",
+    "outcome",
+    "error_owner",
+)
+"""What an hourly row is about, in the order of its primary key."""
+MEASURE_COLUMNS = (
+    "requests",
+    "attempts",
+    *TOKEN_COLUMNS,
+    "charge_nanos",
+    *COMPONENT_COLUMNS.values(),
+    *FIRST_TOKEN_COLUMNS,
+    *DURATION_COLUMNS,
+)
+"""What an hourly row sums."""
+
+
+def _text(name: str, *arguments: SchemaItem, is_nullable: bool = False) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, *arguments, nullable=is_nullable)
+
+
+def _integer(name: str, *, is_nullable: bool = False) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=is_nullable)
+
+
+metadata = sa.MetaData()
+
+organization = sa.Table(
+    "organization",
+    metadata,
+    _text("id"),
+    _text("name"),
+    _integer("created_at_ms"),
+    sa.PrimaryKeyConstraint("id"),
+)
+
+project = sa.Table(
+    "project",
+    metadata,
+    _text("id"),
+    _text("organization_id", sa.ForeignKey("organization.id")),
+    _text("name"),
+    _integer("created_at_ms"),
+    _integer("archived_at_ms", is_nullable=True),
+    sa.PrimaryKeyConstraint("id"),
+    sa.Index("project_by_organization", "organization_id", "created_at_ms"),
+)
+
+key = sa.Table(
+    "key",
+    metadata,
+    _text("id"),
+    _text("root_key_id"),
+    _text("project_id", sa.ForeignKey("project.id")),
+    _text("name"),
+    _text("hash"),
+    sa.Column("pepper_version", sa.Integer, nullable=False),
+    _text("redacted"),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("models", sa.JSON(none_as_null=True), nullable=True),
+    sa.Column("ip_ranges", sa.JSON, nullable=False),
+    _text("service_account", is_nullable=True),
+    _integer("expires_at_ms", is_nullable=True),
+    _integer("revoked_at_ms", is_nullable=True),
+    _integer("created_at_ms"),
+    _integer("last_used_at_ms", is_nullable=True),
+    sa.PrimaryKeyConstraint("id"),
+    sa.Index("key_by_project", "project_id", "created_at_ms"),
+    sa.Index("key_by_creation", "created_at_ms"),
+)
+
+admin_key = sa.Table(
+    "admin_key",
+    metadata,
+    _text("id"),
+    _text("name"),
+    _text("role"),
+    _text("hash"),
+    sa.Column("pepper_version", sa.Integer, nullable=False),
+    _text("redacted"),
+    _integer("expires_at_ms", is_nullable=True),
+    _integer("revoked_at_ms", is_nullable=True),
+    _integer("created_at_ms"),
+    _integer("last_used_at_ms", is_nullable=True),
+    sa.PrimaryKeyConstraint("id"),
+)
+
+limit_rule = sa.Table(
+    "limit_rule",
+    metadata,
+    _text("id"),
+    _text("scope"),
+    _text("scope_id"),
+    _text("kind"),
+    # A reserved word of both databases.
+    sa.Column("window", sa.Text, nullable=False, quote=True),
+    _integer("multiple"),
+    _integer("amount"),
+    # Empty means every model: a NULL would not count as equal in the constraint.
+    _text("model"),
+    sa.PrimaryKeyConstraint("id"),
+    sa.UniqueConstraint("scope", "scope_id", "kind", "window", "multiple", "model", name="limit_rule_once"),
+)
+
+price = sa.Table(
+    "price",
+    metadata,
+    _text("id"),
+    _text("provider"),
+    _text("model"),
+    sa.Column("components", sa.JSON, nullable=False),
+    _integer("effective_from_ms"),
+    _text("source"),
+    _integer("created_at_ms"),
+    sa.PrimaryKeyConstraint("id"),
+)
+
+usage_record = sa.Table(
+    "usage_record",
+    metadata,
+    sa.Column("request_id", sa.Uuid(as_uuid=False), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False, autoincrement=False),
+    sa.Column("requests", sa.Integer, nullable=False),
+    _text("organization_id"),
+    _text("project_id"),
+    _text("key_id"),
+    _text("root_key_id"),
+    _text("model"),
+    _text("served_model"),
+    _text("provider"),
+    _text("deployment"),
+    _text("upstream_model"),
+    _text("operation"),
+    _text("service_tier"),
+    _text("outcome"),
+    _text("exactness"),
+    _text("error_owner"),
+    _text("error_code"),
+    sa.Column("is_streamed", sa.Boolean, nullable=False),
+    sa.Column("is_suspect", sa.Boolean, nullable=False),
+    *(_integer(name) for name in TOKEN_COLUMNS),
+    _text("price_id", is_nullable=True),
+    _integer("charge_nanos"),
+    *(_integer(name) for name in COMPONENT_COLUMNS.values()),
+    _integer("overrun_nanos"),
+    _integer("admitted_at_ms"),
+    _integer("time_to_first_token_ms", is_nullable=True),
+    _integer("duration_ms"),
+    _text("trace_id"),
+    _integer("recorded_at_ms"),
+    sa.PrimaryKeyConstraint("request_id", "attempt"),
+    sa.Index("usage_record_by_organization", "organization_id", "admitted_at_ms"),
+    sa.Index("usage_record_by_project", "project_id", "admitted_at_ms"),
+    sa.Index("usage_record_by_root_key", "root_key_id", "admitted_at_ms"),
+)
+
+usage_hour = sa.Table(
+    "usage_hour",
+    metadata,
+    *(_integer(name) if name == "hour_ms" else _text(name) for name in HOUR_KEY_COLUMNS),
+    *(_integer(name) for name in MEASURE_COLUMNS),
+    sa.PrimaryKeyConstraint(*HOUR_KEY_COLUMNS),
+    sa.Index("usage_hour_by_project", "project_id", "hour_ms"),
+    sa.Index("usage_hour_by_root_key", "root_key_id", "hour_ms"),
+    sa.Index("usage_hour_by_hour", "hour_ms"),
+)
+
+adjustment = sa.Table(
+    "adjustment",
+    metadata,
+    _text("id"),
+    _text("organization_id"),
+    _text("project_id"),
+    _text("root_key_id", is_nullable=True),
+    _integer("period_start_ms"),
+    _integer("nanos"),
+    _integer("tokens"),
+    _text("reason"),
+    _integer("created_at_ms"),
+    sa.PrimaryKeyConstraint("id"),
+    sa.Index("adjustment_by_organization", "organization_id", "period_start_ms"),
+    sa.Index("adjustment_by_project", "project_id", "period_start_ms"),
+    sa.Index("adjustment_by_root_key", "root_key_id", "period_start_ms"),
+)
+
+meta = sa.Table(
+    "meta",
+    metadata,
+    _text("name"),
+    _text("value"),
+    sa.PrimaryKeyConstraint("name"),
+)

@@ -1,0 +1,252 @@
+"""Composition: builds every part of one process, wires them, and runs what goes on beside the requests.
+
+``open_gateway`` stops things in the order that loses nothing: the loops, shipping, the journal, the stores. Only the
+entry points import this.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from meterhouse.admin.guard import AdminLimiter
+from meterhouse.admin.router import AdminParts
+from meterhouse.errors import StoreDown, StreamCut, UpstreamError
+from meterhouse.http.account import AccountParts
+from meterhouse.http.attempts import Attempts
+from meterhouse.http.body import BodyEditor
+from meterhouse.http.call import Pace, Pacer
+from meterhouse.http.exchange import Observer
+from meterhouse.http.health import HealthParts
+from meterhouse.http.inference import InferenceParts
+from meterhouse.http.tasks import Tasks
+from meterhouse.http.tokens import TokenCounter
+from meterhouse.ids import public_request_id
+from meterhouse.keys.keyring import Keyring
+from meterhouse.ledger.checkpointer import Checkpointer
+from meterhouse.ledger.files import FileLayer, OsFiles
+from meterhouse.ledger.settler import Settler
+from meterhouse.limits.memory import MemoryMeter
+from meterhouse.providers.breaker import Breakers, RetryBudget
+from meterhouse.providers.probe import Probe
+from meterhouse.providers.simulator import Simulator
+from meterhouse.providers.upstream import Upstream
+from meterhouse.records import Records, open_records
+from meterhouse.request import Attempt
+from meterhouse.settings import Environment, Settings
+from meterhouse.stores import Stores, open_stores
+from meterhouse.supply import Supply
+from meterhouse.telemetry.logs import Event, Format, RequestLog, configure, get_logger
+from meterhouse.telemetry.metrics import Metrics, Watched
+from meterhouse.telemetry.traces import Tracing
+
+SWEEP_SECONDS = 30.0
+LAST_USED_SECONDS = 60.0
+LAG_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """An open gateway: what the application is assembled from, and what its entry point controls."""
+
+    settings: Settings
+    stores: Stores
+    supply: Supply
+    records: Records
+    inference: InferenceParts
+    observer: Observer
+    tracing: Tracing
+    admin_limiter: AdminLimiter
+    health: HealthParts
+    account: AccountParts
+    admin: AdminParts
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keyring of this process."""
+        return self.stores.keyring
+
+    def cut_streams(self) -> None:
+        """End what still runs, because the server stops; each such request has an exact record."""
+        for call in self.inference.pacer.calls:
+            reason = StreamCut(
+                "The server is shutting down and ended this answer. Send the request again.", code="server_shutdown"
+            )
+            self.inference.pacer.cut(call, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an entry point decides for its gateway."""
+
+    has_simulator: bool = False
+    files: FileLayer | None = None
+    """The journal's file layer; None: the operating system's."""
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings, environment: Environment, log_stream: BinaryIO, options: Options
+) -> AsyncIterator[Gateway]:
+    """Open every part of a process and close it again.
+
+    Raises:
+        SettingsError: Something in the environment cannot work.
+        StoreDown: The database cannot be opened.
+        JournalDown: The journal cannot be written.
+    """
+    async with AsyncExitStack() as stack:
+        log_format: Format = _log_format(settings, log_stream)
+        configure(format=log_format, level=settings.log_level, stream=log_stream)
+        loop = asyncio.get_running_loop()
+        request_log = RequestLog(
+            format=log_format, level=settings.log_level, stream=log_stream, call_later=loop.call_later
+        )
+        stack.callback(request_log.close)
+        tracing = Tracing(endpoint=settings.otlp_endpoint, ratio=settings.trace_ratio)
+        stack.callback(tracing.close)
+        metrics = Metrics()
+        stores = await stack.enter_async_context(open_stores(settings))
+        supply = Supply(environment, settings, stores.catalog.prices, stores.clock, has_simulator=options.has_simulator)
+        await supply.open()
+        upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
+        records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
+        tasks = Tasks()
+        stack.push_async_callback(tasks.close)
+        inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics))
+        stack.callback(inference.counter.close)
+        _watch(metrics, inference, request_log)
+        _start_loops(inference, settings, stores)
+        tasks.start(supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
+        yield Gateway(
+            settings=settings,
+            stores=stores,
+            supply=supply,
+            records=records,
+            inference=inference,
+            observer=Observer(request_log, metrics, tracing),
+            tracing=tracing,
+            admin_limiter=AdminLimiter(settings.admin_rate, settings.admin_failure_rate),
+            health=HealthParts(supply.routes, lambda: supply.statuses, records.list_troubles, metrics),
+            account=AccountParts(
+                routes=supply.routes,
+                meter=inference.meter,
+                ledger=stores.ledger,
+                checkpointer=inference.checkpointer,
+                unshipped_age_ms=records.unshipped_age_ms,
+                clock=stores.clock,
+            ),
+            admin=AdminParts(stores.service, stores.catalog, supply.set_price),
+        )
+
+
+def _build_inference(
+    settings: Settings,
+    stores: Stores,
+    supply: Supply,
+    records: Records,
+    shared: tuple[Upstream, Tasks, Metrics],
+) -> InferenceParts:
+    upstream, tasks, metrics = shared
+    meter = MemoryMeter(stores.clock, records.balance.sums, lease_ms=int(settings.lease_seconds * 1000))
+    tenant_secret = hmac.new(stores.pepper, b"tenant separation", hashlib.sha256).digest()
+    attempts = Attempts(
+        upstream, Breakers(), RetryBudget(), records.journal, BodyEditor(tenant_secret), _log_failed_attempt
+    )
+    pace = Pace(
+        tick=min(0.2, settings.head_seconds / 2, settings.keep_alive_seconds / 2),
+        head=settings.head_seconds,
+        keep_alive=settings.keep_alive_seconds,
+        tail=settings.tail_seconds,
+        write_stall=settings.write_stall_seconds,
+        drain=settings.drain_seconds,
+        most_drains=settings.drain_most,
+    )
+    return InferenceParts(
+        keyring=stores.keyring,
+        routes=supply.routes,
+        meter=meter,
+        attempts=attempts,
+        settler=Settler(records.journal, meter),
+        journal=records.journal,
+        checkpointer=Checkpointer(records.journal),
+        counter=TokenCounter(),
+        pacer=Pacer(pace, tasks),
+        tasks=tasks,
+        metrics=metrics,
+        clock=stores.clock,
+    )
+
+
+def _log_format(settings: Settings, stream: BinaryIO) -> Format:
+    if settings.log_format != "auto":
+        return settings.log_format
+    return "console" if stream.isatty() else "json"
+
+
+def _log_failed_attempt(request_id: str, attempt: Attempt, error: UpstreamError) -> None:
+    get_logger().warning(
+        Event.ATTEMPT_FAILED,
+        request_id=public_request_id(request_id),
+        attempt=attempt.number,
+        deployment=attempt.deployment,
+        status=error.status,
+        code=error.code,
+        detail=error.detail,
+    )
+
+
+def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog) -> None:
+    metrics.watch(Watched.OPEN_REQUESTS, lambda: len(inference.checkpointer.live))
+    metrics.watch(Watched.DROPPED_LOG_LINES, lambda: request_log.dropped_lines)
+
+
+def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) -> None:
+    """Start what goes on beside the requests. Each loop ends with the gateway."""
+    start = inference.tasks.start
+    start(inference.pacer.run())
+    start(_repeat(settings.checkpoint_seconds, inference.checkpointer.checkpoint))
+    start(_repeat_async(settings.renew_seconds, lambda: inference.meter.renew(inference.checkpointer.collect_uses())))
+    start(_repeat_async(settings.key_check_seconds, lambda: _cut_dead_keys(inference)))
+    start(_repeat_async(LAST_USED_SECONDS, stores.keyring.flush_last_used))
+    start(_watch_loop(inference.metrics))
+
+
+async def _cut_dead_keys(inference: InferenceParts) -> None:
+    """End the running answers of keys that were revoked or have expired since."""
+    calls = inference.pacer.calls
+    for key_id in {call.tally.principal.key_id for call in calls}:
+        if await inference.keyring.find_live(key_id):
+            continue
+        for call in calls:
+            if call.tally.principal.key_id == key_id:
+                reason = StreamCut("The key of this request is no longer good.", code="key_revoked")
+                inference.pacer.cut(call, reason)
+
+
+async def _watch_loop(metrics: Metrics) -> None:
+    """Measure how late the event loop runs."""
+    while True:
+        asked = time.monotonic()
+        await asyncio.sleep(LAG_SECONDS)
+        metrics.observe_loop_lag(max(0.0, time.monotonic() - asked - LAG_SECONDS))
+
+
+async def _repeat(every_seconds: float, work: Callable[[], object]) -> None:
+    while True:
+        await asyncio.sleep(every_seconds)
+        work()
+
+
+async def _repeat_async(every_seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+    """Do something over and over; a store that is down is tried again the next time."""
+    while True:
+        await asyncio.sleep(every_seconds)
+        try:
+            await work()
+        except StoreDown as error:
+            get_logger().warning(Event.STORE_FAILED, detail=error.detail)

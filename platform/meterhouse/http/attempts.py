@@ -1,0 +1,226 @@
+"""Opens a provider's answer: one attempt at a time, over to the next deployment until the first data event.
+
+Each attempt leaves an INTENT in the journal before its connection, and an outcome in the tally. What the caller is to
+blame for is never retried; extra attempts come out of a retry budget.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamRefused
+from meterhouse.http.body import BodyEditor
+from meterhouse.http.call import Call
+from meterhouse.http.chunk import decode_chunk, is_set
+from meterhouse.http.sse import DONE
+from meterhouse.http.wire import EVENT_STREAM_TYPES, Reader, decode_whole, encode_body, open_reader
+from meterhouse.ledger.record import Intent, encode
+from meterhouse.ledger.settler import AppendsToJournal
+from meterhouse.money import Price
+from meterhouse.providers.answer import Answer
+from meterhouse.providers.breaker import Breakers, RetryBudget
+from meterhouse.providers.provider import Deployment
+from meterhouse.providers.refusal import error_in_stream, to_error
+from meterhouse.providers.upstream import Upstream
+from meterhouse.request import Attempt
+from meterhouse.usage import Outcome
+
+MAX_ANSWER_BYTES = 64 * 1_048_576
+_ERROR_BYTES = 65_536
+_ERROR_SECONDS = 5.0
+_OK = 200
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class OpenAnswer:
+    """An answer whose first data event is here: the reader goes on where ``payloads`` end."""
+
+    answer: Answer
+    reader: Reader
+    payloads: list[bytes]
+    deployment: Deployment
+
+
+class Attempts:
+    """Makes attempts for calls."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        breakers: Breakers,
+        budget: RetryBudget,
+        journal: AppendsToJournal,
+        editor: BodyEditor,
+        on_failed: Callable[[str, Attempt, UpstreamError], None],
+    ) -> None:
+        self._upstream = upstream
+        self._breakers = breakers
+        self._budget = budget
+        self._journal = journal
+        self._editor = editor
+        self._on_failed = on_failed
+        self._encoded_prices: dict[str, msgspec.Raw] = {}
+
+    async def open_stream(self, call: Call) -> OpenAnswer:
+        """Open a streamed answer up to its first data event.
+
+        Raises:
+            UpstreamError: Every deployment failed, or the provider refused the request.
+            JournalDown: The attempt could not be recorded; nothing was sent.
+        """
+        return await self._try_each(call, self._first_events)
+
+    async def fetch_whole(self, call: Call) -> bytes:
+        """Fetch an answer that is not streamed, as an OpenAI chat completion; raises as ``open_stream``."""
+        return await self._try_each(call, self._whole)
+
+    async def _try_each(self, call: Call, fetch: Callable[[Call, Deployment, Answer], Awaitable[Result]]) -> Result:
+        self._budget.record_request()
+        failure: UpstreamError | None = None
+        for deployment in self._breakers.order(call.route.deployments):
+            body = self._encode(call, deployment)
+            if failure is not None and not self._budget.try_spend():
+                break
+            permit = self._breakers.of(deployment.id).try_acquire()
+            if permit is None:
+                continue
+            try:
+                attempt = self._begin(call, deployment)
+                result = await self._connect(call, deployment, body, fetch)
+            except UpstreamError as error:
+                permit.record(error)
+                self._fail(call, attempt, error)
+                failure = error
+                if isinstance(error, UpstreamRefused):
+                    break
+            except BaseException as error:
+                permit.record(error)
+                raise
+            else:
+                permit.record(None)
+                return result
+        raise failure or UpstreamDown(
+            f"Every provider of '{call.route.model}' is out of order at the moment. Try again in a few seconds.",
+            detail="breakers open",
+            code="upstream_unavailable",
+            retry_after_seconds=5,
+        )
+
+    def _begin(self, call: Call, deployment: Deployment) -> Attempt:
+        """Note an attempt in the tally and leave its INTENT in the journal."""
+        tally = call.tally
+        principal = tally.principal
+        attempt = Attempt(
+            number=len(tally.attempts) + 1,
+            provider=deployment.provider.name,
+            deployment=deployment.id,
+            upstream_model=deployment.upstream_model,
+            price=deployment.price,
+            started_ns=time.monotonic_ns(),
+        )
+        intent = Intent(
+            request_id=tally.request_id,
+            attempt=attempt.number,
+            organization_id=principal.organization_id,
+            project_id=principal.project_id,
+            key_id=principal.key_id,
+            root_key_id=principal.root_key_id,
+            model=tally.model,
+            provider=attempt.provider,
+            deployment=attempt.deployment,
+            upstream_model=attempt.upstream_model,
+            operation=tally.operation,
+            is_streamed=tally.is_streamed,
+            input_tokens_estimate=tally.input_tokens_estimate,
+            price=self._encode_price(deployment.price),
+            admitted_at_ms=tally.reservation.admitted_at_ms,
+            trace_id=tally.trace_id,
+        )
+        self._journal.append(encode(intent), is_admission=True)
+        tally.attempts.append(attempt)
+        tally.checkpointed_tokens = 0
+        call.deployment = deployment
+        call.timeouts = deployment.provider.timeouts
+        call.event_at_ns = attempt.started_ns
+        return attempt
+
+    def _encode(self, call: Call, deployment: Deployment) -> bytes:
+        tally = call.tally
+        allowance = tally.reservation.allowance_tokens
+        body = self._editor.edit(call.parsed, deployment, tally.principal.organization_id, allowance)
+        return encode_body(body, deployment, is_streamed=tally.is_streamed)
+
+    async def _connect(
+        self,
+        call: Call,
+        deployment: Deployment,
+        body: bytes,
+        fetch: Callable[[Call, Deployment, Answer], Awaitable[Result]],
+    ) -> Result:
+        path = deployment.provider.chat_path
+        is_streamed = call.tally.is_streamed
+        answer = await call.guard.wait(self._upstream.open(deployment, path, body, is_streamed=is_streamed))
+        try:
+            if answer.status != _OK:
+                text = await call.guard.wait(answer.read_all(_ERROR_BYTES, timeout_seconds=_ERROR_SECONDS))
+                raise to_error(answer.status, text, deployment, answer.retry_after_seconds)
+            return await fetch(call, deployment, answer)
+        except BaseException:
+            answer.abort()
+            raise
+
+    async def _first_events(self, call: Call, deployment: Deployment, answer: Answer) -> OpenAnswer:
+        if answer.content_type != EVENT_STREAM_TYPES[deployment.provider.wire]:
+            raise _protocol_error(f"content type {answer.content_type!r} for a stream")
+        reader = open_reader(deployment)
+        payloads: list[bytes] = []
+        while not payloads:
+            data = await call.guard.wait(answer.read())
+            payloads = reader.feed(data) if data else reader.close()
+            if not data and not payloads:
+                raise _protocol_error("the stream ended before its first event")
+        if payloads[0].startswith(DONE):
+            raise _protocol_error("the stream ended before its first event")
+        first = decode_chunk(payloads[0])
+        if is_set(first.error):
+            raise error_in_stream(payloads[0], deployment)
+        call.tally.attempt.first_event_ns = call.event_at_ns = time.monotonic_ns()
+        return OpenAnswer(answer, reader, payloads, deployment)
+
+    async def _whole(self, call: Call, deployment: Deployment, answer: Answer) -> bytes:
+        body = decode_whole(await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES)), deployment)
+        chunk = decode_chunk(body)
+        if is_set(chunk.error):
+            raise error_in_stream(body, deployment)
+        if not chunk.choices:
+            raise _protocol_error("an answer without choices")
+        call.tally.attempt.first_event_ns = time.monotonic_ns()
+        answer.release()
+        return body
+
+    def _fail(self, call: Call, attempt: Attempt, error: UpstreamError) -> None:
+        attempt.outcome = Outcome.REFUSED if isinstance(error, UpstreamRefused) else Outcome.UPSTREAM_FAILED
+        attempt.error = error
+        attempt.ended_ns = time.monotonic_ns()
+        self._on_failed(call.tally.request_id, attempt, error)
+
+    def _encode_price(self, price: Price | None) -> msgspec.Raw | None:
+        """Encode a price once: it goes into every INTENT, so that an adopter needs no database to charge."""
+        if price is None:
+            return None
+        encoded = self._encoded_prices.get(price.id)
+        if encoded is None:
+            encoded = self._encoded_prices[price.id] = msgspec.Raw(msgspec.msgpack.encode(price))
+        return encoded
+
+
+def _protocol_error(detail: str) -> UpstreamDown:
+    return UpstreamDown(
+        "The provider sent something that is not an answer.", detail=detail, code="upstream_protocol_error"
+    )

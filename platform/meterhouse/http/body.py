@@ -1,0 +1,220 @@
+"""The request's body: read within a bound, checked, and edited for one deployment.
+
+A body is decoded one level deep with raw values and re-encoded, so a megabyte of messages is never rebuilt. What names
+an object stored upstream is refused, because all tenants share the operator's account there (design.md 8).
+"""
+
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import Raw
+from starlette.types import Receive
+
+from meterhouse.errors import Malformed
+from meterhouse.http.guard import ClientGone
+from meterhouse.providers.provider import Deployment, Provider
+from meterhouse.request import ChatRequest
+
+_request_decoder = msgspec.json.Decoder(ChatRequest)
+_fields_decoder = msgspec.json.Decoder(dict[str, Raw])
+_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
+_CONTENT_ROLES = frozenset({"developer", "system", "user", "tool"})
+_TENANT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
+_MAX_TENANT_VALUE = 64
+
+
+async def read_body(receive: Receive) -> bytes:
+    """Read the whole body; its length is bounded by the middleware.
+
+    Raises:
+        ClientGone: The client left while it sent.
+    """
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    first: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        return first
+    pieces = [first]
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        pieces.append(message.get("body", b""))
+    return b"".join(pieces)
+
+
+@dataclass(slots=True)
+class ParsedBody:
+    """A checked request and the raw fields that it came in."""
+
+    request: ChatRequest
+    fields: dict[str, Raw]
+
+    def let_go(self, kept_bytes: int) -> None:
+        """Drop the raw body, which nobody needs once an answer has begun, and a prompt that is longer than stated."""
+        if "messages" in self.fields and len(self.fields["messages"]) > kept_bytes:
+            self.request.messages = []
+        self.fields = {}
+
+
+def parse_chat(body: bytes) -> ParsedBody:
+    """Check a chat completion request (wire.md 1.2).
+
+    Raises:
+        Malformed: With ``param`` and a code as OpenAI names them.
+    """
+    try:
+        fields = _fields_decoder.decode(body)
+        request = _request_decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise Malformed("The request body is nested too deeply.", code="invalid_json") from None
+    _check_messages(request)
+    _check_options(request)
+    return ParsedBody(request, fields)
+
+
+def _invalid(text: str) -> Malformed:
+    missing = _MISSING.search(text)
+    place = _PATH.search(text)
+    path = place["path"] if place else ""
+    if missing is not None:
+        param = f"{path}.{missing['name']}" if path else missing["name"]
+        return Malformed(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    what = text[: place.start()] if place else text
+    if not path:
+        return Malformed(f"The request body must be a JSON object. {what}.", code="invalid_type")
+    code = "invalid_type" if ", got `" in what else "invalid_value"
+    return Malformed(f"Invalid value for '{path}': {what[0].lower()}{what[1:]}.", param=path, code=code)
+
+
+def _check_messages(request: ChatRequest) -> None:
+    messages = request.messages
+    if not messages:
+        raise Malformed("Invalid request: 'messages' is empty. Send at least one message.", param="messages")
+    last = messages[-1]
+    is_prefix = last.prefix or last.partial or request.continue_final_message
+    if last.role == "assistant" and not is_prefix:
+        raise Malformed(
+            "Invalid request: the last message is from the assistant. End with a user or tool message, "
+            'or declare it a prefix with "prefix": true.',
+            param="messages",
+        )
+    for index, message in enumerate(messages):
+        if message.content is None and message.role in _CONTENT_ROLES:
+            param = f"messages[{index}].content"
+            raise Malformed(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+        if message.role == "tool" and not message.tool_call_id:
+            param = f"messages[{index}].tool_call_id"
+            raise Malformed(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+        if message.audio is not None and message.audio.id:
+            raise _stored(f"messages[{index}].audio.id")
+        if isinstance(message.content, list):
+            for number, part in enumerate(message.content):
+                if part.file is not None and part.file.file_id:
+                    raise _stored(f"messages[{index}].content[{number}].file.file_id")
+
+
+def _check_options(request: ChatRequest) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise Malformed("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise Malformed("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
+    if isinstance(request.tool_choice, str) and request.tool_choice not in {"none", "auto", "required"}:
+        raise Malformed("'tool_choice' must be 'none', 'auto', 'required' or an object.", param="tool_choice")
+    for index, tool in enumerate(request.tools or ()):
+        if tool.type == "function" and tool.function is None:
+            param = f"tools[{index}].function"
+            raise Malformed(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+
+
+def _stored(param: str) -> Malformed:
+    return Malformed(
+        f"'{param}' names an object that is stored at a provider, which is not supported: send the content itself.",
+        param=param,
+        code="unsupported_parameter",
+    )
+
+
+class BodyEditor:
+    """Makes the body that goes to a deployment; ``secret`` keys the digest that separates tenants upstream."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._encoder = msgspec.json.Encoder()
+
+    def edit(
+        self, parsed: ParsedBody, deployment: Deployment, organization_id: str, allowance_tokens: int | None
+    ) -> bytes:
+        """Return the upstream body: model, bound, usage and quirks of the provider's row.
+
+        Raises:
+            Malformed: The provider's row refuses a parameter.
+        """
+        provider = deployment.provider
+        request = parsed.request
+        fields: dict[str, object] = dict(parsed.fields)
+        for name in provider.denied_parameters & fields.keys():
+            raise Malformed(
+                f"'{name}' is not supported by '{request.model}'.", param=name, code="unsupported_parameter"
+            )
+        for name in provider.dropped_parameters & fields.keys():
+            del fields[name]
+        defaults = (
+            provider.body_defaults
+            if request.stream
+            else {**provider.body_defaults, **provider.unstreamed_body_defaults}
+        )
+        for name, value in defaults.items():
+            fields.setdefault(name, value)
+        fields["model"] = deployment.upstream_model
+        self._bound(fields, request, provider, allowance_tokens)
+        self._separate_tenants(fields, request, organization_id)
+        if request.store is not None and "store" in fields:
+            fields["store"] = False
+        if request.stream and provider.sends_include_usage:
+            options = msgspec.json.decode(parsed.fields["stream_options"]) if request.stream_options else {}
+            options["include_usage"] = True
+            if provider.sends_continuous_usage:
+                options["continuous_usage_stats"] = True
+            fields["stream_options"] = options
+        else:
+            fields.pop("stream_options", None)
+        for old, new in provider.renames.items():
+            if old in fields:
+                fields[new] = fields.pop(old)
+        return self._encoder.encode(fields)
+
+    def _bound(
+        self, fields: dict[str, object], request: ChatRequest, provider: Provider, allowance_tokens: int | None
+    ) -> None:
+        """Put the answer's bound, clamped to the allowance, under the name that the provider reads."""
+        bound = request.asked_output_tokens or provider.default_max_tokens
+        if allowance_tokens is not None:
+            bound = min(bound or allowance_tokens, allowance_tokens)
+        for name in ("max_completion_tokens", "max_tokens"):
+            fields.pop(name, None)
+        if bound is not None:
+            fields[provider.max_tokens_field] = bound
+
+    def _separate_tenants(self, fields: dict[str, object], request: ChatRequest, organization_id: str) -> None:
+        """Prefix what a provider may group by, so that no tenant can meet another's cache or abuse record."""
+        given = {name: getattr(request, name) for name in _TENANT_FIELDS if getattr(request, name)}
+        if not given:
+            return
+        digest = hmac.new(self._secret, organization_id.encode(), hashlib.sha256).hexdigest()[:16]
+        for name, value in given.items():
+            if name not in fields:
+                continue
+            text = f"mh-{digest}-{value}"
+            if len(text) > _MAX_TENANT_VALUE:
+                text = f"mh-{digest}-{hashlib.sha256(value.encode()).hexdigest()[:32]}"
+            fields[name] = text

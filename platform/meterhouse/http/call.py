@@ -1,0 +1,166 @@
+"""One inference request on its way: what the steps of the path share, and its clock-driven side.
+
+``Call`` is made once the request is admitted. ``Pacer`` looks at all calls a few times a second, so that no request
+pays for timers: first-token, idle, total and write-stall limits, keep-alive comments, and the watch for a client that
+leaves.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from starlette.types import Receive
+
+from meterhouse.errors import GatewayError, UpstreamTimeout
+from meterhouse.http.body import ParsedBody
+from meterhouse.http.guard import ClientGone, Guard
+from meterhouse.http.outlet import Outlet
+from meterhouse.http.tasks import Tasks
+from meterhouse.providers.provider import Deployment, Route, Timeouts
+from meterhouse.request import Tally
+
+NANOS_PER_SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long things may take, in seconds; providers' own timeouts come from their rows."""
+
+    tick: float = 0.2
+    head: float = 10.0
+    keep_alive: float = 15.0
+    tail: float = 5.0
+    write_stall: float = 30.0
+    drain: float = 60.0
+    most_drains: int = 64
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """An admitted request. Times are monotonic nanoseconds."""
+
+    parsed: ParsedBody
+    route: Route
+    tally: Tally
+    outlet: Outlet
+    guard: Guard
+    receive: Receive
+    deployment: Deployment | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    event_at_ns: int = 0
+    """The last data event, or the start of the attempt."""
+    tail_since_ns: int | None = None
+    gone_since_ns: int | None = None
+    is_ending: bool = False
+    """The end of the answer is being released: nothing interrupts it but a client that does not read."""
+    watch: "asyncio.Task[None] | None" = None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the client is gone and the provider's answer is read on for its usage."""
+        return self.gone_since_ns is not None
+
+
+class Pacer:
+    """Watches the clock for every call of this process."""
+
+    def __init__(self, pace: Pace, tasks: Tasks) -> None:
+        self._pace = pace
+        self._tasks = tasks
+        self._calls: set[Call] = set()
+        self._drains = 0
+
+    @property
+    def pace(self) -> Pace:
+        """The settings in force."""
+        return self._pace
+
+    @property
+    def calls(self) -> frozenset[Call]:
+        """The calls under way."""
+        return frozenset(self._calls)
+
+    def watch(self, call: Call) -> None:
+        """Look after a call until ``forget``."""
+        self._calls.add(call)
+
+    def forget(self, call: Call) -> None:
+        """Stop looking after a call."""
+        self._calls.discard(call)
+        if call.is_draining:
+            self._drains -= 1
+        if call.watch is not None:
+            call.watch.cancel()
+
+    async def run(self) -> None:
+        """Look at every call, over and over."""
+        while True:
+            await asyncio.sleep(self._pace.tick)
+            now_ns = time.monotonic_ns()
+            for call in tuple(self._calls):
+                self._look_at(call, now_ns)
+
+    def cut(self, call: Call, reason: GatewayError) -> None:
+        """End a running call from outside: its key was revoked, or the server stops."""
+        if not call.is_ending and call.tail_since_ns is None:
+            call.guard.interrupt(reason)
+
+    def _look_at(self, call: Call, now_ns: int) -> None:
+        if call.watch is None:
+            call.watch = self._tasks.start(self._wait_for_leaving(call))
+        outlet = call.outlet
+        stalled_ns = outlet.sending_since_ns
+        if stalled_ns is not None and now_ns - stalled_ns > self._pace.write_stall * NANOS_PER_SECOND:
+            call.guard.interrupt(ClientGone("the client does not read"))
+            return
+        if call.is_ending:
+            return
+        reason = self._overdue(call, now_ns)
+        if reason is not None:
+            call.guard.interrupt(reason)
+        elif call.tally.is_streamed and not outlet.is_gone:
+            self._keep_alive(call, now_ns)
+
+    def _overdue(self, call: Call, now_ns: int) -> Exception | None:
+        """Return the reason to interrupt a call whose time is up."""
+        if call.tail_since_ns is not None:
+            return TimeoutError() if now_ns - call.tail_since_ns > self._pace.tail * NANOS_PER_SECOND else None
+        if call.gone_since_ns is not None and now_ns - call.gone_since_ns > self._pace.drain * NANOS_PER_SECOND:
+            return ClientGone("drained for as long as allowed")
+        if not call.tally.attempts:
+            return None
+        timeouts = call.timeouts
+        if now_ns - call.tally.admitted_ns > timeouts.total_seconds * NANOS_PER_SECOND:
+            return UpstreamTimeout("The answer took too long and was ended.", detail="total timeout")
+        quiet_ns = now_ns - call.event_at_ns
+        if call.tally.attempt.first_event_ns is not None:
+            if quiet_ns > timeouts.idle_seconds * NANOS_PER_SECOND:
+                return UpstreamTimeout("The provider stopped sending.", detail="idle timeout")
+        elif call.tally.is_streamed and quiet_ns > timeouts.first_token_seconds * NANOS_PER_SECOND:
+            return UpstreamTimeout("The provider did not begin to answer in time.", detail="first-token timeout")
+        return None
+
+    def _keep_alive(self, call: Call, now_ns: int) -> None:
+        """Send the head early where the provider is slow, and a comment where it is quiet."""
+        outlet = call.outlet
+        since_ns = outlet.wrote_at_ns if outlet.is_started else call.tally.started_ns
+        patience = self._pace.keep_alive if outlet.is_started else self._pace.head
+        if outlet.sending_since_ns is None and now_ns - since_ns > patience * NANOS_PER_SECOND:
+            self._tasks.start(outlet.keep_alive())
+
+    async def _wait_for_leaving(self, call: Call) -> None:
+        while (await call.receive())["type"] != "http.disconnect":
+            pass
+        self._leave(call)
+
+    def _leave(self, call: Call) -> None:
+        """Act on a client that left: nothing at the end, else read on or hang up, as the provider's row says."""
+        call.outlet.is_gone = True
+        if call.is_ending or call.tail_since_ns is not None or call.is_draining:
+            return
+        drains = call.deployment is not None and call.deployment.provider.on_client_gone == "drain"
+        if drains and self._drains < self._pace.most_drains:
+            self._drains += 1
+            call.gone_since_ns = time.monotonic_ns()
+        else:
+            call.guard.interrupt(ClientGone("the client left"))

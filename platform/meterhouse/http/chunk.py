@@ -1,0 +1,219 @@
+"""What the relay reads of a provider's chunk or body: text sizes, finish reasons, usage, errors.
+
+Decoding is shallow and typed; a payload whose fields have unexpected types is read leniently rather than refused,
+because its original bytes are forwarded either way. Usage is looked for in every place that a provider puts it
+(wire.md 7, rule 4).
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from meterhouse.errors import UpstreamDown
+from meterhouse.usage import SUSPECT_TOKENS, Usage
+
+_NOTHING = (b"", b"null", b"{}", b'""', b"false")
+
+
+class FunctionDelta(msgspec.Struct):
+    """A piece of a function call."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolDelta(msgspec.Struct):
+    """A piece of a tool call."""
+
+    function: FunctionDelta | None = None
+
+
+class Delta(msgspec.Struct):
+    """A piece of a message, or a whole message."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolDelta] | None = None
+    function_call: FunctionDelta | None = None
+    audio: Raw = Raw(b"")
+
+
+class Choice(msgspec.Struct):
+    """One choice of a chunk (``delta``) or of a body (``message``)."""
+
+    index: int = 0
+    delta: Delta | None = None
+    message: Delta | None = None
+    finish_reason: str | None = None
+    usage: Raw = Raw(b"")
+
+
+class Groq(msgspec.Struct):
+    """Groq's extension."""
+
+    usage: Raw = Raw(b"")
+
+
+class Chunk(msgspec.Struct):
+    """The fields of a chunk or body that are looked at."""
+
+    id: str | None = None
+    created: int | None = None
+    model: str | None = None
+    service_tier: str | None = None
+    choices: list[Choice] | None = None
+    usage: Raw = Raw(b"")
+    error: Raw = Raw(b"")
+    x_groq: Groq | None = None
+
+
+_chunk_decoder = msgspec.json.Decoder(Chunk)
+_any_decoder = msgspec.json.Decoder()
+
+
+def decode_chunk(payload: bytes) -> Chunk:
+    """Read a payload.
+
+    Raises:
+        UpstreamDown: It is not a JSON object.
+    """
+    try:
+        return _chunk_decoder.decode(payload)
+    except msgspec.ValidationError:
+        return _lenient(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _garbage(str(error)) from None
+
+
+def is_set(raw: Raw) -> bool:
+    """Whether a raw field holds something."""
+    return bytes(raw) not in _NOTHING
+
+
+def text_of(delta: Delta) -> str:
+    """All text of a delta or message that a model wrote: content, reasoning, refusal, tool calls."""
+    if (
+        delta.tool_calls is None
+        and delta.reasoning is None
+        and delta.reasoning_content is None
+        and delta.refusal is None
+        and delta.function_call is None
+    ):
+        return delta.content or ""
+    pieces = [delta.content, delta.reasoning_content, delta.refusal]
+    if delta.reasoning != delta.reasoning_content:
+        pieces.append(delta.reasoning)
+    for call in [*(tool.function for tool in delta.tool_calls or ()), delta.function_call]:
+        if call is not None:
+            pieces += [call.name, call.arguments]
+    return "".join(piece for piece in pieces if piece)
+
+
+class ReadUsage(msgspec.Struct):
+    """A usage object as read: ``usage`` if it is whole and can be true, else the parts that are."""
+
+    usage: Usage | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    is_suspect: bool = False
+
+
+def read_usage(chunk: Chunk) -> ReadUsage | None:
+    """Find the usage of a chunk or body; None if it carries none."""
+    raw = chunk.usage
+    if not is_set(raw):
+        raw = next((c.usage for c in chunk.choices or () if is_set(c.usage)), Raw(b""))
+    if not is_set(raw) and chunk.x_groq is not None:
+        raw = chunk.x_groq.usage
+    if not is_set(raw):
+        return None
+    wire = _any_decoder.decode(raw)
+    return _usage_of(wire) if isinstance(wire, dict) else None
+
+
+def _usage_of(wire: dict[str, Any]) -> ReadUsage:
+    prompt_details = _mapping(wire.get("prompt_tokens_details"))
+    output_details = _mapping(wire.get("completion_tokens_details"))
+    input_tokens = wire.get("prompt_tokens")
+    output_tokens = wire.get("completion_tokens")
+    if input_tokens is None and output_tokens is None:
+        return ReadUsage()
+    known = [value for value in (input_tokens, output_tokens) if value is not None]
+    if not all(_is_believable(value) for value in known):
+        return ReadUsage(is_suspect=True)
+    if input_tokens is None or output_tokens is None:
+        return ReadUsage(input_tokens=input_tokens, output_tokens=output_tokens)
+    cached = _part(prompt_details.get("cached_tokens"), wire.get("prompt_cache_hit_tokens"), wire.get("cached_tokens"))
+    cached = min(cached, input_tokens)
+    cache_write = min(_part(prompt_details.get("cache_write_tokens")), input_tokens - cached)
+    input_audio = min(_part(prompt_details.get("audio_tokens")), input_tokens - cached - cache_write)
+    usage = Usage(
+        input_tokens=input_tokens,
+        cached_input_tokens=cached,
+        cache_write_tokens=cache_write,
+        output_tokens=output_tokens,
+        reasoning_tokens=min(
+            _part(output_details.get("reasoning_tokens"), wire.get("reasoning_tokens")), output_tokens
+        ),
+        input_audio_tokens=input_audio,
+        output_audio_tokens=min(_part(output_details.get("audio_tokens")), output_tokens),
+    )
+    return ReadUsage(usage=usage, input_tokens=input_tokens, output_tokens=output_tokens)
+
+
+def _is_believable(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= SUSPECT_TOKENS
+
+
+def _part(*values: object) -> int:
+    """Return the first count that is one; an explicit 0 counts."""
+    for value in values:
+        if _is_believable(value):
+            assert isinstance(value, int)
+            return value
+    return 0
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _lenient(payload: bytes) -> Chunk:
+    """Read a payload whose known fields have other types than usual, taking what fits."""
+    try:
+        fields = msgspec.json.decode(payload, type=dict[str, Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _garbage(str(error)) from None
+    chunk = Chunk(usage=fields.get("usage", Raw(b"")), error=fields.get("error", Raw(b"")))
+    for name in ("id", "model", "service_tier"):
+        value = _any_decoder.decode(fields[name]) if name in fields else None
+        if isinstance(value, str):
+            setattr(chunk, name, value)
+    choices = _any_decoder.decode(fields["choices"]) if "choices" in fields else None
+    if isinstance(choices, list):
+        chunk.choices = [_lenient_choice(choice) for choice in choices if isinstance(choice, dict)]
+    return chunk
+
+
+def _lenient_choice(choice: dict[str, Any]) -> Choice:
+    index = choice.get("index")
+    finish = choice.get("finish_reason")
+    body = choice.get("delta") or choice.get("message")
+    text = msgspec.json.encode(body).decode() if body else None
+    delta = Delta(content=text)
+    return Choice(
+        index=index if isinstance(index, int) else 0,
+        delta=delta if choice.get("delta") else None,
+        message=delta if choice.get("message") else None,
+        finish_reason=finish if isinstance(finish, str) else None,
+        usage=Raw(msgspec.json.encode(choice["usage"])) if isinstance(choice.get("usage"), dict) else Raw(b""),
+    )
+
+
+def _garbage(detail: str) -> UpstreamDown:
+    return UpstreamDown(
+        "The provider sent something that is not valid JSON.", detail=detail, code="upstream_protocol_error"
+    )

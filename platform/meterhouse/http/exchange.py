@@ -1,0 +1,173 @@
+"""One HTTP request as the edge sees it, and what is said about it when it is over.
+
+``Exchange`` travels in the ASGI scope. ``Observer`` turns it into the one log line, the metrics and the spans; no
+prompt, no answer and no secret can get there, because none is in it.
+"""
+
+import time
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from meterhouse.errors import GatewayError
+from meterhouse.identity import Principal
+from meterhouse.ids import public_request_id
+from meterhouse.request import Attempt, Tally
+from meterhouse.telemetry.logs import RequestLog
+from meterhouse.telemetry.metrics import Metrics
+from meterhouse.telemetry.traces import AttemptSpan, Interval, RequestSpans, TraceContext, Tracing
+from meterhouse.usage import Outcome, UsageRecord
+
+SCOPE_NAME = "meterhouse.exchange"
+UNKNOWN_ROUTE = "other"
+CLIENT_CLOSED_STATUS = 499
+"""nginx's status for a client that left before it was answered; only in logs and metrics."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is known of an HTTP request at its edge. ``started_ns`` is monotonic, ``began_ns`` wall time."""
+
+    request_id: str
+    trace: TraceContext
+    method: str
+    address: str | None
+    started_ns: int
+    began_ns: int
+    route: str = UNKNOWN_ROUTE
+    status: int = 0
+    principal: Principal | None = None
+    tally: Tally | None = None
+    error: GatewayError | None = None
+    model: str = ""
+
+    @property
+    def records(self) -> tuple[UsageRecord, ...]:
+        """The ledger records of the request; empty where nothing was admitted."""
+        return self.tally.records if self.tally is not None else ()
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the exchange of a request."""
+    exchange: Exchange = scope[SCOPE_NAME]
+    return exchange
+
+
+class Observer:
+    """Says once, at the end, how a request went."""
+
+    def __init__(self, request_log: RequestLog, metrics: Metrics, tracing: Tracing) -> None:
+        self._request_log = request_log
+        self._metrics = metrics
+        self._tracing = tracing
+
+    def finish(self, exchange: Exchange) -> None:
+        """Write the log line, count the metrics, make the spans if the request is sampled or failed."""
+        duration_ms = (time.monotonic_ns() - exchange.started_ns) // 1_000_000
+        error = exchange.error
+        self._metrics.observe_request(
+            route=exchange.route,
+            status=exchange.status,
+            owner=error.owner if error else "",
+            code=(error.code or "") if error else "",
+            duration_ms=duration_ms,
+            records=exchange.records,
+        )
+        self._request_log.write(_log_fields(exchange, duration_ms))
+        is_failed = exchange.status >= 500 or _has_failed_attempt(exchange)  # noqa: PLR2004 - server errors
+        if self._tracing.wants(exchange.trace, is_failed=is_failed):
+            self._tracing.finish(exchange.trace, _spans(exchange))
+
+
+def _has_failed_attempt(exchange: Exchange) -> bool:
+    return exchange.error is not None and any(r.outcome is Outcome.UPSTREAM_FAILED for r in exchange.records)
+
+
+def _log_fields(exchange: Exchange, duration_ms: int) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "request_id": public_request_id(exchange.request_id),
+        "method": exchange.method,
+        "route": exchange.route,
+        "status": exchange.status,
+        "duration_ms": duration_ms,
+    }
+    if exchange.trace.is_sampled:
+        fields["trace_id"] = exchange.trace.trace_id
+    principal = exchange.principal
+    if principal is not None:
+        fields["organization_id"] = principal.organization_id
+        fields["project_id"] = principal.project_id
+        fields["key_id"] = principal.key_id
+    if exchange.model:
+        fields["model"] = exchange.model
+    if exchange.records:
+        fields.update(_record_fields(exchange.records))
+    if exchange.error is not None:
+        fields["error_code"] = exchange.error.code
+        fields["error_owner"] = exchange.error.owner
+        if exchange.error.detail:
+            fields["error_detail"] = exchange.error.detail
+    return fields
+
+
+def _record_fields(records: tuple[UsageRecord, ...]) -> dict[str, object]:
+    last = records[-1]
+    return {
+        "provider": last.provider,
+        "attempts": last.attempt,
+        "outcome": last.outcome.value,
+        "exactness": last.exactness.value,
+        "input_tokens": sum(record.usage.input_tokens for record in records),
+        "output_tokens": sum(record.usage.output_tokens for record in records),
+        "charge_nanos": sum(record.charge_nanos for record in records),
+        "time_to_first_token_ms": last.time_to_first_token_ms,
+    }
+
+
+def _spans(exchange: Exchange) -> RequestSpans:
+    offset_ns = exchange.began_ns - exchange.started_ns
+    end_ns = time.monotonic_ns()
+    tally = exchange.tally
+    principal = exchange.principal
+    reserve = settle = None
+    attempts: tuple[AttemptSpan, ...] = ()
+    if tally is not None:
+        reserve = Interval(start_ns=tally.asked_ns + offset_ns, end_ns=tally.admitted_ns + offset_ns)
+        if tally.settled_ns is not None:
+            settle = Interval(start_ns=tally.settled_ns + offset_ns, end_ns=end_ns + offset_ns)
+        attempts = tuple(
+            _attempt_span(tally, attempt, record, offset_ns, end_ns)
+            for attempt, record in zip(tally.attempts, exchange.records, strict=False)
+        )
+    return RequestSpans(
+        request_id=public_request_id(exchange.request_id),
+        method=exchange.method,
+        route=exchange.route,
+        status=exchange.status,
+        interval=Interval(start_ns=exchange.began_ns, end_ns=end_ns + offset_ns),
+        organization_id=principal.organization_id if principal else "",
+        project_id=principal.project_id if principal else "",
+        key_id=principal.key_id if principal else "",
+        error_type=exchange.error.code if exchange.error else None,
+        reserve=reserve,
+        attempts=attempts,
+        settle=settle,
+    )
+
+
+def _attempt_span(tally: Tally, attempt: Attempt, record: UsageRecord, offset_ns: int, end_ns: int) -> AttemptSpan:
+    first_ns = attempt.first_event_ns
+    return AttemptSpan(
+        provider=attempt.provider,
+        deployment=attempt.deployment,
+        upstream_model=attempt.upstream_model,
+        served_model=attempt.served_model or None,
+        interval=Interval(start_ns=attempt.started_ns + offset_ns, end_ns=(attempt.ended_ns or end_ns) + offset_ns),
+        outcome=record.outcome,
+        usage=record.usage,
+        finish_reasons=tuple(attempt.finish_reasons),
+        error_type=attempt.error.code if attempt.error else None,
+        first_token_ns=None if first_ns is None else first_ns + offset_ns,
+        operation=tally.operation,
+        is_streamed=tally.is_streamed,
+    )

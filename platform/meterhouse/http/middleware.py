@@ -1,0 +1,140 @@
+"""What every request passes: its context, and the bound of its body. Pure ASGI classes, so that streams stay streams.
+
+``RequestContext`` is the request edge: the one place where an unexpected exception becomes a 500.
+"""
+
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from meterhouse.errors import BodyTooLarge, GatewayError, UnsupportedMedia
+from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_ROUTE, Exchange, Observer
+from meterhouse.http.guard import ClientGone
+from meterhouse.http.respond import send_error
+from meterhouse.ids import new_request_id, public_request_id
+from meterhouse.telemetry.logs import Event, get_logger
+from meterhouse.telemetry.traces import Tracing
+
+OPENAI_VERSION = (b"openai-version", b"2020-10-01")
+
+
+class RequestContext:
+    """Gives each request its id and trace, its headers, its error rendering and its one line in the log."""
+
+    def __init__(self, app: ASGIApp, observer: Observer, tracing: Tracing) -> None:
+        self._app = app
+        self._observer = observer
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request; see the class."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = self._open(scope)
+
+        async def reply(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _complete_head(exchange, message)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, reply)
+        except ClientGone:
+            exchange.status = exchange.status or CLIENT_CLOSED_STATUS
+        except GatewayError as error:
+            exchange.error = error
+            if not exchange.status:
+                await send_error(reply, error, [])
+        except Exception as error:  # noqa: BLE001 - the request edge: anything unforeseen is a 500 and a page
+            exchange.error = GatewayError("The server had an error. Try again; if it stays, tell the operator.")
+            get_logger().error(Event.REQUEST_FAILED, request_id=public_request_id(exchange.request_id), exc_info=error)
+            if not exchange.status:
+                await send_error(reply, exchange.error, [])
+        finally:
+            if exchange.route == UNKNOWN_ROUTE:
+                exchange.route = route_of(scope)
+            self._observer.finish(exchange)
+
+    def _open(self, scope: Scope) -> Exchange:
+        traceparent = header(scope, b"traceparent")
+        client = scope.get("client")
+        exchange = Exchange(
+            request_id=new_request_id(),
+            trace=self._tracing.new_trace(traceparent),
+            method=scope["method"],
+            address=client[0] if client else None,
+            started_ns=time.monotonic_ns(),
+            began_ns=time.time_ns(),
+        )
+        scope[SCOPE_NAME] = exchange
+        return exchange
+
+
+class BodyLimit:
+    """Counts the bytes of every body as they come; a Content-Length is not trusted."""
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request.
+
+        Raises:
+            BodyTooLarge: The body is, or says it is, longer than the limit.
+            UnsupportedMedia: The body is compressed.
+        """
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = header(scope, b"content-length")
+        if declared is not None and declared.isdecimal() and int(declared) > self._limit_bytes:
+            raise self._too_large()
+        if header(scope, b"content-encoding") not in (None, "identity"):
+            raise UnsupportedMedia("Compressed request bodies are not read. Send the body without Content-Encoding.")
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._limit_bytes:
+                    raise self._too_large()
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"The request body is larger than {self._limit_bytes} bytes. Send less, or ask the operator for more."
+        )
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return a request header's value, or None; the first one counts."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+def _complete_head(exchange: Exchange, message: Message) -> None:
+    exchange.status = message["status"]
+    elapsed_ms = (time.monotonic_ns() - exchange.started_ns) // 1_000_000
+    headers = [
+        *message.get("headers", ()),
+        (b"x-request-id", public_request_id(exchange.request_id).encode()),
+        (b"openai-processing-ms", str(elapsed_ms).encode()),
+        OPENAI_VERSION,
+    ]
+    if exchange.principal is not None:
+        headers.append((b"openai-organization", exchange.principal.organization_id.encode()))
+    message["headers"] = headers
+
+
+def route_of(scope: Scope) -> str:
+    """Return the template of the address that was matched, for labels that must stay few."""
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) else UNKNOWN_ROUTE

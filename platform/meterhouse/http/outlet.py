@@ -1,0 +1,63 @@
+"""The client's side of one streamed answer: head, data, keep-alive comments, errors in the stream.
+
+Once the client is gone every write is a no-op. A comment is only written between writes of the relay, so no event can
+be torn by one.
+"""
+
+import time
+from collections.abc import Callable
+
+from starlette.types import Message, Send
+
+from meterhouse.errors import GatewayError
+from meterhouse.http.respond import Headers, render_event
+from meterhouse.http.sse import KEEP_ALIVE_FRAME
+
+STREAM_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Outlet:
+    """Writes an event stream to one client. ``head`` gives the headers at the moment that the head is sent."""
+
+    __slots__ = ("_head", "_send", "is_gone", "is_started", "sending_since_ns", "wrote_at_ns")
+
+    def __init__(self, send: Send, head: Callable[[], Headers]) -> None:
+        self._send = send
+        self._head = head
+        self.is_started = False
+        self.is_gone = False
+        self.sending_since_ns: int | None = None
+        self.wrote_at_ns = 0
+
+    async def write(self, data: bytes, *, is_last: bool = False) -> None:
+        """Send bytes, and the head before the first of them."""
+        if self.is_gone:
+            return
+        self.wrote_at_ns = self.sending_since_ns = time.monotonic_ns()
+        try:
+            await self._start()
+            await self._send(_body(data, is_last=is_last))
+        finally:
+            self.sending_since_ns = None
+
+    async def keep_alive(self) -> None:
+        """Send a comment, unless a write is under way."""
+        if self.sending_since_ns is None:
+            await self.write(KEEP_ALIVE_FRAME)
+
+    async def fail(self, error: GatewayError) -> None:
+        """End a started stream with one error event and no ``[DONE]`` (design.md 3)."""
+        await self.write(render_event(error), is_last=True)
+
+    async def _start(self) -> None:
+        if not self.is_started:
+            self.is_started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._head() + STREAM_HEADERS})
+
+
+def _body(data: bytes, *, is_last: bool) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": not is_last}

@@ -1,0 +1,319 @@
+"""Passes a streamed answer on, byte for byte, and holds back its end.
+
+The relay reads each data event once: it counts text, notes usage and finish reasons, and forwards the original bytes.
+From the last choice's ``finish_reason`` on, everything is kept for the caller, who releases it when the record is
+durable. Against a budget it never forwards more than is held: it asks for the next slice when half of one is used, and
+ends the answer with ``length`` where the meter says no (design.md 6).
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+
+from meterhouse.errors import MeterDown, UpstreamDown, UpstreamError
+from meterhouse.http.attempts import OpenAnswer
+from meterhouse.http.call import Call
+from meterhouse.http.chunk import Choice, Chunk, decode_chunk, is_set, read_usage, text_of
+from meterhouse.http.guard import ClientGone
+from meterhouse.http.rename import rename_model
+from meterhouse.http.sse import DONE, DONE_FRAME, frame
+from meterhouse.http.tasks import Tasks
+from meterhouse.http.wire import new_completion_id
+from meterhouse.ledger.checkpointer import Checkpointer
+from meterhouse.metering import Demand, Meter
+from meterhouse.providers.refusal import error_in_stream
+from meterhouse.usage import Outcome, Usage
+
+EXTENSION_SECONDS = 1.0
+_PIECES = 64
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a stream is."""
+
+    completion_id: str = ""
+    created: int = 0
+    seen: set[int] = field(default_factory=set)
+    finished: set[int] = field(default_factory=set)
+    end: list[bytes] = field(default_factory=list)
+    """Frames since every choice that was seen had finished; released after the barrier."""
+    usage_frame: bytes = b""
+    has_ended: bool = False
+    is_done: bool = False
+    used_tokens: int = 0
+    """Output so far, counted so that it can't be too low: a token per byte, or the provider's own count."""
+    extension: "asyncio.Task[bool] | None" = None
+    is_refused: bool = False
+    """The last extension was refused; it is asked for again only when it is needed at once."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every choice that was seen has its finish reason."""
+        return bool(self.finished) and len(self.finished) == len(self.seen)
+
+
+class StreamRelay:
+    """Relays one answer."""
+
+    def __init__(self, call: Call, opened: OpenAnswer, meter: Meter, checkpointer: Checkpointer, tasks: Tasks) -> None:
+        self._call = call
+        self._opened = opened
+        self._meter = meter
+        self._checkpointer = checkpointer
+        self._tasks = tasks
+        self._attempt = call.tally.attempt
+        self._progress = Progress()
+        request = call.parsed.request
+        self._choices = request.choices
+        self._wants_usage = request.wants_usage
+        self._model = request.model
+
+    async def run(self) -> None:
+        """Forward the answer up to its end, and settle in the tally how it went.
+
+        Raises:
+            UpstreamError: The provider failed in mid-stream.
+            ClientGone: The client left, and the provider stops billing when we hang up.
+            StreamCut: We ended the stream from outside.
+        """
+        try:
+            if await self._relay():
+                await self._read_tail()
+                self._attempt.outcome = Outcome.COMPLETED
+            else:
+                self._attempt.outcome = Outcome.CUT
+        finally:
+            self._attempt.ended_ns = time.monotonic_ns()
+            self._opened.answer.release()
+            if self._progress.extension is not None:
+                self._progress.extension.cancel()
+
+    def end(self, usage: Usage) -> bytes:
+        """Return what is sent after the barrier: the finish, the usage if it was asked for, ``[DONE]``."""
+        progress = self._progress
+        is_cut = self._attempt.outcome is Outcome.CUT
+        frames = [frame(self._closing_chunk())] if is_cut else list(progress.end)
+        if self._wants_usage:
+            is_usable = progress.usage_frame and not is_cut
+            frames.append(progress.usage_frame if is_usable else frame(self._usage_chunk(usage)))
+        return b"".join([*frames, DONE_FRAME])
+
+    async def _relay(self) -> bool:
+        """Forward until the end begins; False if the hold is used up and no more is to be had."""
+        call, progress = self._call, self._progress
+        payloads = self._opened.payloads
+        while True:
+            frames = self._take(payloads)
+            if not await self._is_held():
+                return False
+            if progress.has_ended:
+                call.tail_since_ns = time.monotonic_ns()
+                call.guard.clear()
+            if frames:
+                await call.guard.wait(call.outlet.write(b"".join(frames)))
+                self._checkpointer.note(call.tally)
+            if progress.has_ended:
+                return True
+            payloads = await self._read()
+
+    async def _read(self) -> list[bytes]:
+        """Read on to the next data events; an end of the bytes here is a failure, whatever came before."""
+        while True:
+            data = await self._call.guard.wait(self._opened.answer.read())
+            payloads = self._opened.reader.feed(data) if data else self._opened.reader.close()
+            if payloads:
+                self._call.event_at_ns = time.monotonic_ns()
+                return payloads
+            if not data:
+                return [DONE]
+
+    async def _read_tail(self) -> None:
+        """Read what comes after the finish (usage, ``[DONE]``), for a few seconds at most."""
+        call, progress = self._call, self._progress
+        try:
+            while not progress.is_done:
+                data = await call.guard.wait(self._opened.answer.read())
+                self._take_tail(self._opened.reader.feed(data) if data else self._opened.reader.close())
+                if not data:
+                    break
+        except (TimeoutError, UpstreamError, ClientGone):
+            # The answer itself is whole; only its usage may be missing, and is counted then.
+            self._opened.answer.abort()
+        call.guard.clear()
+
+    def _take(self, payloads: list[bytes]) -> list[bytes]:
+        """Read payloads and return the frames to forward now; the end is kept in ``progress.end``."""
+        progress = self._progress
+        frames: list[bytes] = []
+        for index, payload in enumerate(payloads):
+            if payload.startswith(DONE):
+                if not progress.is_finished:
+                    raise _ended_early()
+                progress.has_ended = progress.is_done = True
+                break
+            chunk = decode_chunk(payload)
+            self._note(chunk, payload)
+            framed = frame(rename_model(payload, chunk.model, self._model))
+            if not chunk.choices and is_set(chunk.usage):
+                progress.usage_frame = framed
+            elif progress.is_finished:
+                progress.end.append(framed)
+            else:
+                # Another choice began after all that were seen had finished: what was kept was not the end.
+                frames += progress.end
+                frames.append(framed)
+                progress.end = []
+            if progress.is_finished and len(progress.finished) >= self._choices:
+                progress.has_ended = True
+                self._take_tail(payloads[index + 1 :])
+                break
+        return frames
+
+    def _take_tail(self, payloads: list[bytes]) -> None:
+        progress = self._progress
+        for payload in payloads:
+            if payload.startswith(DONE):
+                progress.is_done = True
+                return
+            chunk = decode_chunk(payload)
+            self._note(chunk, payload)
+            framed = frame(rename_model(payload, chunk.model, self._model))
+            if not chunk.choices and is_set(chunk.usage):
+                progress.usage_frame = framed
+            elif chunk.choices:
+                progress.end.append(framed)
+
+    def _note(self, chunk: Chunk, payload: bytes) -> None:
+        """Take from a chunk what the ledger and the end need."""
+        if is_set(chunk.error):
+            raise error_in_stream(payload, self._opened.deployment)
+        progress, attempt = self._progress, self._attempt
+        if not progress.completion_id and chunk.id:
+            progress.completion_id = chunk.id
+            progress.created = chunk.created or 0
+            attempt.served_model = chunk.model or ""
+        if chunk.service_tier:
+            attempt.service_tier = chunk.service_tier
+        for choice in chunk.choices or ():
+            self._note_choice(choice)
+        self._note_usage(chunk)
+
+    def _note_choice(self, choice: Choice) -> None:
+        progress, attempt = self._progress, self._attempt
+        progress.seen.add(choice.index)
+        delta = choice.delta
+        if delta is not None:
+            text = text_of(delta)
+            if text:
+                length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+                attempt.output_events += 1
+                attempt.output_bytes += length
+                progress.used_tokens += length
+                if attempt.reported is None:
+                    attempt.text.append(text)
+                    if len(attempt.text) > _PIECES:
+                        attempt.text = ["".join(attempt.text)]
+            if is_set(delta.audio):
+                attempt.is_countable = False
+        if choice.finish_reason is not None:
+            progress.finished.add(choice.index)
+            attempt.finish_reasons.append(choice.finish_reason)
+
+    def _note_usage(self, chunk: Chunk) -> None:
+        read = read_usage(chunk)
+        if read is None:
+            return
+        attempt = self._attempt
+        attempt.is_suspect = read.is_suspect
+        if read.usage is None:
+            attempt.known_input_tokens = read.input_tokens
+            attempt.known_output_tokens = read.output_tokens
+            return
+        # A copy of zeros after real counts is a known quirk, not a correction (wire.md 7, rule 4).
+        if read.usage == Usage() and attempt.reported is not None:
+            return
+        attempt.reported = read.usage
+        attempt.text.clear()
+        self._progress.used_tokens = read.usage.output_tokens
+
+    async def _is_held(self) -> bool:
+        """Whether what came so far is covered by the hold; asks for more where it is not yet."""
+        reservation, progress = self._call.tally.reservation, self._progress
+        held = reservation.held_output_tokens
+        whole = (reservation.allowance_tokens or 0) * self._choices
+        if held is None or held >= whole:
+            return True
+        if progress.used_tokens * 2 >= held and progress.extension is None and not progress.is_refused:
+            progress.extension = self._tasks.start(self._extend(whole))
+        while progress.used_tokens > (reservation.held_output_tokens or 0) < whole:
+            if not await self._is_extended(whole):
+                return False
+        return True
+
+    async def _is_extended(self, whole: int) -> bool:
+        """Wait at most a second for an extension that is needed now."""
+        task = self._progress.extension or self._tasks.start(self._extend(whole))
+        self._progress.extension = task
+        done, _ = await self._call.guard.wait(asyncio.wait({task}, timeout=EXTENSION_SECONDS))
+        return bool(done) and task.result()
+
+    async def _extend(self, whole: int) -> bool:
+        reservation, progress = self._call.tally.reservation, self._progress
+        more = min(Demand.SLICE_TOKENS * self._choices, whole - (reservation.held_output_tokens or 0))
+        try:
+            is_granted = await self._meter.extend(reservation, more)
+        except MeterDown:
+            is_granted = False
+        progress.is_refused = not is_granted
+        progress.extension = None
+        return is_granted
+
+    def _closing_chunk(self) -> bytes:
+        progress = self._progress
+        indexes = sorted(progress.seen | set(range(self._choices)))
+        choices: list[dict[str, object]] = [
+            {"index": index, "delta": {}, "logprobs": None, "finish_reason": "length"}
+            for index in indexes
+            if index not in progress.finished
+        ]
+        return msgspec.json.encode(self._chunk_head() | {"choices": choices})
+
+    def _usage_chunk(self, usage: Usage) -> bytes:
+        return msgspec.json.encode(self._chunk_head() | {"choices": [], "usage": usage_on_wire(usage)})
+
+    def _chunk_head(self) -> dict[str, object]:
+        progress = self._progress
+        return {
+            "id": progress.completion_id or new_completion_id(),
+            "object": "chat.completion.chunk",
+            "created": progress.created or int(time.time()),
+            "model": self._model,
+        }
+
+
+def usage_on_wire(usage: Usage) -> dict[str, object]:
+    """Write a usage as OpenAI does (wire.md 1.3)."""
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_input_tokens,
+            "audio_tokens": usage.input_audio_tokens,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "audio_tokens": usage.output_audio_tokens,
+        },
+    }
+
+
+def _ended_early() -> UpstreamDown:
+    return UpstreamDown(
+        "The provider's stream ended before the answer was finished.",
+        detail="no finish_reason",
+        code="upstream_stream_ended",
+    )

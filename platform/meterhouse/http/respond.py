@@ -1,0 +1,160 @@
+"""From results and errors to bytes and headers, in OpenAI's envelope (wire.md 1.5, 1.6).
+
+One ``render`` for an error as a response, one ``render_event`` for an error inside a stream. Only here do errors
+become statuses on a wire.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+from starlette.types import Send
+
+from meterhouse.errors import BudgetExhausted, GatewayError, LimitError, RateLimited
+from meterhouse.limits.limit import format_limit
+from meterhouse.metering import Kind, LimitState, Nature, Refusal, RefusalKind
+
+Headers = list[tuple[bytes, bytes]]
+
+JSON_TYPE = (b"content-type", b"application/json")
+MAX_RETRY_WAIT_SECONDS = 60
+"""Node's SDK waits at most this long; a longer wait is left to the caller (wire.md 1.1)."""
+
+
+def error_body(error: GatewayError) -> bytes:
+    """Return ``{"error": {...}}`` with all four keys."""
+    return msgspec.json.encode(
+        {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    )
+
+
+def render(error: GatewayError) -> tuple[int, Headers, bytes]:
+    """Turn an error into status, headers and body."""
+    body = error_body(error)
+    headers: Headers = [JSON_TYPE, (b"content-length", str(len(body)).encode())]
+    if error.retry_after_seconds is not None:
+        headers.append((b"retry-after", str(math.ceil(error.retry_after_seconds)).encode()))
+        headers.append((b"retry-after-ms", str(math.ceil(error.retry_after_seconds * 1000)).encode()))
+    if error.should_retry is not None:
+        headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
+    if error.status == 401:  # noqa: PLR2004 - the one status that names its scheme
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, RefusedByLimit):
+        headers += rate_limit_headers(error.states, error.now_ms)
+    return error.status, headers, body
+
+
+def render_event(error: GatewayError) -> bytes:
+    """Turn an error into the one event that ends a stream."""
+    return b"data: " + error_body(error) + b"\n\n"
+
+
+async def send_json(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """Send a whole JSON answer."""
+    head = [*headers, JSON_TYPE, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: GatewayError, headers: Headers) -> None:
+    """Send an error as a whole answer."""
+    status, error_headers, body = render(error)
+    await send({"type": "http.response.start", "status": status, "headers": headers + error_headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class RefusedByLimit(LimitError):
+    """A refusal of the meter, with the states that its headers show."""
+
+    states: Sequence[LimitState] = ()
+    now_ms: int = 0
+
+
+class RefusedByRate(RefusedByLimit, RateLimited):
+    """A refusal that waiting heals."""
+
+
+class RefusedByBudget(RefusedByLimit, BudgetExhausted):
+    """A refusal that waiting does not heal."""
+
+
+def refused(refusal: Refusal, model: str, now_ms: int) -> GatewayError:
+    """Turn a refusal of the meter into the error that the caller sees (design.md 6, "Refusals")."""
+    limit = refusal.limit
+    name = format_limit(limit)
+    wait = refusal.retry_after_seconds
+    numbers = f"Limit {limit.amount}, Used {refusal.used}, Requested {refusal.demanded}"
+    where = f"the limit '{name}' of this {limit.scope.value}"
+    error: RefusedByLimit
+    if refusal.kind is RefusalKind.SPENT:
+        error = RefusedByBudget(
+            f"You exceeded {where}: what is spent leaves no room for this request. {numbers}. "
+            "Wait for the next period, or ask the operator for more.",
+        )
+    elif refusal.kind is RefusalKind.TOO_LARGE:
+        error = RefusedByRate(
+            f"Request too large for {model} under {where}. {numbers}. Shorten the input or lower max_tokens.",
+            should_retry=False,
+        )
+    elif refusal.kind is RefusalKind.RESERVED:
+        error = RefusedByRate(
+            f"Rate limit reached for {model}: requests that are still running hold what is left of {where}. "
+            f"{numbers}. Please try again in 1s.",
+            retry_after_seconds=1,
+        )
+    else:
+        seconds = wait or 0.001
+        error = RefusedByRate(
+            f"Rate limit reached for {model} under {where}. {numbers}. "
+            f"Please try again in {go_duration(math.ceil(seconds * 1000))}.",
+            retry_after_seconds=seconds,
+            should_retry=False if seconds > MAX_RETRY_WAIT_SECONDS else None,
+        )
+    if isinstance(error, RefusedByRate):
+        error.type = "tokens" if limit.kind is Kind.TOKENS else "requests"
+    error.states = refusal.states
+    error.now_ms = now_ms
+    return error
+
+
+def rate_limit_headers(states: Sequence[LimitState], now_ms: int) -> Headers:
+    """Return the ``x-ratelimit-*`` headers of the tightest limit of requests and of tokens (wire.md 1.6)."""
+    headers: Headers = []
+    for kind, name in ((Kind.REQUESTS, b"requests"), (Kind.TOKENS, b"tokens")):
+        state = _tightest(states, kind)
+        if state is None:
+            continue
+        reset_ms = max(0, (state.resets_at_ms or now_ms) - now_ms)
+        headers.append((b"x-ratelimit-limit-" + name, str(state.limit.amount).encode()))
+        headers.append((b"x-ratelimit-remaining-" + name, str(state.free).encode()))
+        headers.append((b"x-ratelimit-reset-" + name, go_duration(reset_ms).encode()))
+    return headers
+
+
+def go_duration(milliseconds: int) -> str:
+    """Write a duration as Go does: ``12ms``, ``1s``, ``6m0s``, ``1h2m3.5s``."""
+    if milliseconds < 1000:  # noqa: PLR2004 - a second
+        return f"{milliseconds}ms"
+    seconds, rest_ms = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    fraction = f".{rest_ms:03d}".rstrip("0") if rest_ms else ""
+    text = f"{seconds}{fraction}s"
+    if hours or minutes:
+        text = f"{minutes}m{text}"
+    return f"{hours}h{text}" if hours else text
+
+
+def _tightest(states: Sequence[LimitState], kind: Kind) -> LimitState | None:
+    best: LimitState | None = None
+    for state in states:
+        if state.limit.kind is not kind:
+            continue
+        if best is None or _tightness(state) < _tightness(best):
+            best = state
+    return best
+
+
+def _tightness(state: LimitState) -> tuple[int, int]:
+    """Rates come before quotas, because clients pace themselves by these headers; then the least room."""
+    return int(state.limit.nature is not Nature.RATE), state.free

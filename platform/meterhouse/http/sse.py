@@ -1,0 +1,130 @@
+"""Server-sent events: splitting a provider's bytes into data payloads, and framing payloads for the client.
+
+The parser follows the event-stream rules that the SDKs apply (wire.md 1.1): lines end with LF, CR or CRLF, several
+``data`` lines are joined by LF, an event needs an empty line. ``event``, ``id``, ``retry`` and comments are dropped, so
+nothing a provider sends can add a field or an event to what our client reads.
+"""
+
+from meterhouse.errors import UpstreamDown
+
+MAX_EVENT_BYTES = 1_048_576
+DONE = b"[DONE]"
+DONE_FRAME = b"data: [DONE]\n\n"
+KEEP_ALIVE_FRAME = b": keep-alive\n\n"
+
+_DATA_PREFIX = b"data: "
+
+
+def frame(payload: bytes) -> bytes:
+    """Wrap one payload as a data event; line breaks inside it (JSON white space) become blanks."""
+    if b"\n" in payload or b"\r" in payload:
+        payload = payload.replace(b"\r", b" ").replace(b"\n", b" ")
+    return b"data: " + payload + b"\n\n"
+
+
+class SseReader:
+    """Feeds on bytes as they come and gives the payloads of complete data events."""
+
+    __slots__ = ("_data", "_is_plain", "_line", "_rest", "_skip_line_feed")
+
+    def __init__(self) -> None:
+        self._is_plain = True
+        self._rest = bytearray()
+        self._line = bytearray()
+        self._data: list[bytes] = []
+        self._skip_line_feed = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes; returns the payloads that they complete.
+
+        Raises:
+            UpstreamDown: An event is longer than 1 MB.
+        """
+        if not self._is_plain:
+            return self._feed_lines(data)
+        if b"\r" in data:
+            self._is_plain = False
+            waiting = bytes(self._rest)
+            self._rest.clear()
+            return self._feed_lines(waiting + data)
+        return self._feed_plain(data)
+
+    def close(self) -> list[bytes]:
+        """Say that the bytes have ended; an event without its empty line is not delivered."""
+        return []
+
+    def _feed_plain(self, data: bytes) -> list[bytes]:
+        """Split at empty lines, which is all there is to do while no line ends with CR."""
+        rest = self._rest
+        if rest:
+            # The separator may straddle the border, so one byte of the rest is looked at again.
+            border = max(0, len(rest) - 1)
+            rest += data
+            end = rest.rfind(b"\n\n", border)
+            if end < 0:
+                _check_length(len(rest))
+                return []
+            complete = bytes(rest[:end])
+            del rest[: end + 2]
+        else:
+            end = data.rfind(b"\n\n")
+            if end < 0:
+                rest += data
+                _check_length(len(rest))
+                return []
+            complete = data[:end]
+            rest += data[end + 2 :]
+        _check_length(len(rest))
+        payloads: list[bytes] = []
+        for event in complete.split(b"\n\n"):
+            if event.startswith(_DATA_PREFIX) and b"\n" not in event:
+                _check_length(len(event))
+                payloads.append(event[6:])
+            else:
+                payloads.extend(_payload_of_lines(event.split(b"\n")))
+        return payloads
+
+    def _feed_lines(self, data: bytes) -> list[bytes]:
+        """Follow the rules line by line, for streams with CR or CRLF."""
+        payloads: list[bytes] = []
+        if self._skip_line_feed and data.startswith(b"\n"):
+            data = data[1:]
+        self._skip_line_feed = data.endswith(b"\r") if data else self._skip_line_feed
+        lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for index, piece in enumerate(lines):
+            self._line += piece
+            if index == len(lines) - 1:
+                _check_length(len(self._line))
+                break
+            line = bytes(self._line)
+            self._line.clear()
+            if line:
+                self._data.append(line)
+                _check_length(sum(map(len, self._data)))
+                continue
+            payloads.extend(_payload_of_lines(self._data))
+            self._data = []
+        return payloads
+
+
+def _payload_of_lines(lines: list[bytes]) -> list[bytes]:
+    values = [_value(line) for line in lines if line.startswith(b"data:") or line == b"data"]
+    if not values:
+        return []
+    payload = b"\n".join(values)
+    _check_length(len(payload))
+    return [payload]
+
+
+def _value(line: bytes) -> bytes:
+    value = line[5:]
+    return value[1:] if value.startswith(b" ") else value
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_EVENT_BYTES:
+        raise UpstreamDown(
+            "The provider sent an event that is too long.",
+            detail=f"event over {MAX_EVENT_BYTES} bytes",
+            code="upstream_protocol_error",
+        )

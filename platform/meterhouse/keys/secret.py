@@ -1,0 +1,131 @@
+"""The text of a key: how it is made, read and hashed.
+
+``sk-mh-<env>-<key id>-<secret><crc>``: 12 characters of id, 32 of secret (190 bits), and a CRC32 of everything
+before it in 6 characters, all base62. A typo or a fake is told from a key without any look-up. The secret is
+stored nowhere: only its HMAC-SHA256 under a pepper that is not in the database. Not here: I/O.
+"""
+
+import hmac
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from meterhouse.ids import BASE62, random_base62
+
+ADMIN_ENVIRONMENT = "admin"
+"""The environment of operators' keys; no tenant's key may have it."""
+MAX_LENGTH = 256
+
+_PREFIX = "sk-mh-"
+_ID_PREFIX = "key_"
+_ID_LENGTH = 12
+_SECRET_LENGTH = 32
+_CRC_LENGTH = 6
+_PAIRS = tuple(first + second for first in BASE62 for second in BASE62)
+"""The two characters of each number below 62 x 62."""
+_KEY = re.compile(r"sk-mh-([a-z][a-z0-9]{0,11})-([0-9A-Za-z]{12})-[0-9A-Za-z]{32}([0-9A-Za-z]{6})")
+_ENVIRONMENT = re.compile(r"[a-z][a-z0-9]{0,11}")
+_MIN_PEPPER_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class NewSecret:
+    """A key just made: the one moment at which its text is known."""
+
+    value: str = field(repr=False)
+    key_id: str
+    redacted: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedSecret:
+    """A text that has the form of a key; whether it opens anything is another question."""
+
+    value: str = field(repr=False)
+    environment: str
+    key_id: str
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it is an operator's key."""
+        return self.environment == ADMIN_ENVIRONMENT
+
+
+def make(environment: str) -> NewSecret:
+    """Make a new key, for tenants (any environment but ``admin``) or for operators (``admin``).
+
+    Raises:
+        ValueError: the environment is not a lower-case word of at most 12 letters and digits.
+    """
+    if not _ENVIRONMENT.fullmatch(environment):
+        raise ValueError(f"not a key environment: {environment!r} (a lower-case letter, then at most 11 of a-z0-9)")
+    bare_id = random_base62(_ID_LENGTH)
+    head = f"{_PREFIX}{environment}-{bare_id}-"
+    body = head + random_base62(_SECRET_LENGTH)
+    return NewSecret(value=body + _checksum(body), key_id=_ID_PREFIX + bare_id, redacted=f"{head}...")
+
+
+def parse(text: str) -> ParsedSecret | None:
+    """Read a key; None when the text is no key of ours or has a typo. Does no I/O; takes 2 us."""
+    if len(text) > MAX_LENGTH:
+        return None
+    match = _KEY.fullmatch(text)
+    if match is None:
+        return None
+    environment, bare_id, checksum = match.groups()
+    if _checksum(text[:-_CRC_LENGTH]) != checksum:
+        return None
+    return ParsedSecret(value=text, environment=environment, key_id=_ID_PREFIX + bare_id)
+
+
+def looks_like_ours(text: str) -> bool:
+    """Say whether a text holds something like a key of ours, whole or not: it is never a provider's credential."""
+    return _PREFIX in text
+
+
+class Peppers:
+    """The secrets that keys are hashed with, by version; the newest hashes new keys.
+
+    A pepper stays as long as keys hashed with it are in use.
+    """
+
+    def __init__(self, by_version: Mapping[int, bytes]) -> None:
+        """Take peppers by version.
+
+        Raises:
+            ValueError: there is none, or one is shorter than 32 bytes.
+        """
+        if not by_version:
+            raise ValueError("at least one pepper is needed")
+        if any(len(pepper) < _MIN_PEPPER_BYTES for pepper in by_version.values()):
+            raise ValueError(f"a pepper needs at least {_MIN_PEPPER_BYTES} bytes")
+        self._by_version = dict(by_version)
+        self._newest = max(by_version)
+        self._dummy = "0" * 64
+
+    def hash(self, value: str) -> tuple[int, str]:
+        """Hash a whole key with the newest pepper; returns the pepper's version and 64 hexadecimal characters."""
+        return self._newest, self._hmac(self._by_version[self._newest], value)
+
+    def verify(self, value: str, version: int, expected: str) -> bool:
+        """Compare a whole key with a stored hash, in constant time; False when the pepper is not known any more."""
+        pepper = self._by_version.get(version)
+        if pepper is None:
+            return self.verify_nothing(value)
+        return hmac.compare_digest(self._hmac(pepper, value), expected)
+
+    def verify_nothing(self, value: str) -> bool:
+        """Do the work of ``verify`` for a key that is not there, so that time does not tell; always False."""
+        hmac.compare_digest(self._hmac(self._by_version[self._newest], value), self._dummy)
+        return False
+
+    @staticmethod
+    def _hmac(pepper: bytes, value: str) -> str:
+        return hmac.digest(pepper, value.encode(), "sha256").hex()
+
+
+def _checksum(text: str) -> str:
+    rest, last = divmod(zlib.crc32(text.encode()), len(_PAIRS))
+    first, middle = divmod(rest, len(_PAIRS))
+    return _PAIRS[first] + _PAIRS[middle] + _PAIRS[last]

@@ -1,0 +1,105 @@
+"""Keeps what running requests have used so far where a crash cannot reach it.
+
+Once a second, all streams whose use moved are written as one CHECKPOINT; a stream that moves by 256 tokens before
+that is written at once. Every quarter of a lease, the reservations are renewed with the same figures. Counts only.
+"""
+
+from typing import Protocol
+
+from meterhouse.errors import JournalDown
+from meterhouse.ledger.record import Checkpoint, CheckpointEntry, encode
+from meterhouse.ledger.settler import AppendsToJournal
+from meterhouse.metering import Use
+from meterhouse.money import charge
+from meterhouse.request import Attempt, Tally
+from meterhouse.usage import Usage
+
+TOKENS_PER_CHECKPOINT = 256
+
+
+class RenewsLeases(Protocol):
+    """What renewal needs of the meter."""
+
+    async def renew(self, uses: dict[str, Use]) -> None:
+        """Renew leases by request id."""
+        ...
+
+
+class Checkpointer:
+    """The live tallies of this process, and how far each is on disk."""
+
+    def __init__(self, journal: AppendsToJournal) -> None:
+        self._journal = journal
+        self._live: dict[str, Tally] = {}
+
+    @property
+    def live(self) -> dict[str, Tally]:
+        """Requests that were admitted and are not settled, by request id."""
+        return self._live
+
+    def watch(self, tally: Tally) -> None:
+        """Follow a request until it is settled."""
+        self._live[tally.request_id] = tally
+
+    def forget(self, tally: Tally) -> None:
+        """Stop following a request."""
+        self._live.pop(tally.request_id, None)
+
+    def note(self, tally: Tally) -> None:
+        """Write a checkpoint at once if a stream is 256 tokens past its last one."""
+        if _output_tokens(tally.attempt) - tally.checkpointed_tokens >= TOKENS_PER_CHECKPOINT:
+            self._write([tally])
+
+    def checkpoint(self) -> None:
+        """Write one record for all streams that moved since their last checkpoint."""
+        moved = [
+            tally
+            for tally in self._live.values()
+            if tally.attempts and _output_tokens(tally.attempt) != tally.checkpointed_tokens
+        ]
+        if moved:
+            self._write(moved)
+
+    def collect_uses(self) -> dict[str, Use]:
+        """Say what each live request has used so far, for the renewal of its lease."""
+        return {tally.request_id: _use(tally) for tally in self._live.values()}
+
+    def _write(self, tallies: list[Tally]) -> None:
+        entries = tuple(
+            CheckpointEntry(t.request_id, t.attempt.number, _usage(t, t.attempt), t.attempt.reported is not None)
+            for t in tallies
+        )
+        try:
+            self._journal.append(encode(Checkpoint(entries)))
+        except JournalDown:
+            return  # the stream goes on; its TERMINAL decides whether its end is released
+        for tally in tallies:
+            tally.checkpointed_tokens = _output_tokens(tally.attempt)
+
+
+def _output_tokens(attempt: Attempt) -> int:
+    return attempt.reported.output_tokens if attempt.reported is not None else attempt.output_tokens_estimate
+
+
+def _usage(tally: Tally, attempt: Attempt) -> Usage:
+    if attempt.reported is not None:
+        return attempt.reported
+    return Usage(input_tokens=tally.input_tokens_estimate, output_tokens=attempt.output_tokens_estimate)
+
+
+def _use(tally: Tally) -> Use:
+    if not tally.attempts:
+        return Use(is_sent=False, total_tokens=0, charge_nanos=0)
+    attempt = tally.attempt
+    if attempt.first_event_ns is None and attempt.reported is None:
+        return Use(is_sent=True, total_tokens=0, charge_nanos=0)
+    usage = _usage(tally, attempt)
+    nanos = 0
+    if attempt.price is not None:
+        nanos = charge(
+            attempt.price,
+            usage,
+            admitted_at_ms=tally.reservation.admitted_at_ms,
+            service_tier=attempt.service_tier or None,
+        ).nanos
+    return Use(is_sent=True, total_tokens=usage.total_tokens, charge_nanos=nanos)

@@ -1,0 +1,380 @@
+"""The journal of one process: records that survive it, written by the event loop, made durable by one other thread.
+
+A position counts the records of this journal. ``append`` is one write and no wait; ``barrier`` waits until everything
+up to a position is durable, together with everybody else who waits (group commit).
+
+When a sync fails, nothing that it covered is believed: all that is not acknowledged yet is written again into a new
+segment and that is synced. When this fails too, the journal is down: whoever waits is told, nothing is admitted, and
+once a second it tries again with everything that it still owes.
+
+Invariant: an acknowledged record can be read back; a record of a request that runs is not lost while the process
+lives. Never fork after ``open``. Not here: what a record says (``record``), which bytes go where (``chain``), reading
+(``reader``), making files (``supply``).
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from meterhouse.errors import JournalDown
+from meterhouse.ids import new_request_id
+from meterhouse.ledger.chain import SegmentChain
+from meterhouse.ledger.files import FileLayer
+from meterhouse.ledger.folder import JournalPolicy, SegmentFolder
+from meterhouse.ledger.reader import Damage, JournalReader
+from meterhouse.ledger.segment import FRAME_BYTES, HEADER_BYTES, SegmentFile, SegmentWriter
+from meterhouse.ledger.supply import SegmentSupply
+from meterhouse.ledger.syncer import Syncer
+from meterhouse.metering import Clock
+from meterhouse.telemetry.logs import Event, Log
+
+_CLOSE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFigures:
+    """What the metrics say of a journal."""
+
+    records: int
+    appended_bytes: int
+    barriers: int
+    failed_barriers: int
+    syncs: int
+    sync_failures: int
+    spool_bytes: int
+    """What segments take that SQL may not have, of all journals of the folder."""
+
+
+class Journal:
+    """One process's journal. All methods are called on the event loop that opened it."""
+
+    def __init__(self, folder: Path, files: FileLayer, clock: Clock, policy: JournalPolicy, log: Log) -> None:
+        self.journal_id = new_request_id()  # a UUIDv7: a folder lists journals by age
+        self.folder = folder
+        self._files = files
+        self._policy = policy
+        self._log = log
+        self._has_sync = policy.durability == "fsync"
+        self._supply = SegmentSupply(SegmentFolder(folder, files, policy), self.journal_id)
+        self._chain = SegmentChain(files, clock, self._supply, has_sync=self._has_sync)
+        self._syncer = Syncer(files)
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._syncing: tuple[int, list[SegmentWriter]] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._shipped = 0
+        self._is_open = False
+        self._is_admitting = False
+        self._is_down = False
+        self._is_replacing = False
+        """Everything that is not acknowledged is about to be written again; waits for a segment or a sync."""
+        self._has_alarm = False
+        self._failed_in_a_row = 0
+        self._barriers = 0
+        self._failed_barriers = 0
+        self._syncs = 0
+        self._sync_failures = 0
+
+    # --- what it says of itself
+
+    @property
+    def position(self) -> int:
+        """How many records were appended: the position of the last one."""
+        return self._chain.position
+
+    @property
+    def durable_position(self) -> int:
+        """Everything up to here is acknowledged."""
+        return self._chain.durable
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether a new request may be admitted."""
+        return self._is_admitting
+
+    @property
+    def has_alarm(self) -> bool:
+        """Whether what is not in SQL takes half of the room that it may take, or more."""
+        return self._has_alarm
+
+    @property
+    def figures(self) -> JournalFigures:
+        """What the metrics say."""
+        return JournalFigures(
+            records=self._chain.position,
+            appended_bytes=self._chain.appended_bytes,
+            barriers=self._barriers,
+            failed_barriers=self._failed_barriers,
+            syncs=self._syncs,
+            sync_failures=self._sync_failures,
+            spool_bytes=self._supply.spool_bytes,
+        )
+
+    # --- opening and closing
+
+    async def open(self) -> None:
+        """Make the first segment and start the sync thread.
+
+        Raises:
+            JournalDown: The folder cannot keep a journal; the message says why and names it.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            self._chain.begin(await self._supply.open(self._on_supply))
+        except OSError as error:
+            message = f"The journal folder {self.folder} cannot be written: {error.strerror or error}."
+            raise JournalDown(message, detail=repr(error)) from error
+        self._syncer.start(loop, self._on_synced)
+        self._is_open = True
+        self._update()
+        self._log.info(Event.JOURNAL_OPENED, journal_id=self.journal_id, folder=str(self.folder))
+
+    async def close(self) -> None:
+        """Make everything durable if the disk allows it, and let go of all files.
+
+        Segments that SQL has are marked as shipped; the others are adopted by whoever starts next.
+        """
+        if not self._is_open:
+            return
+        self._is_admitting = False
+        with suppress(JournalDown, TimeoutError):
+            await asyncio.wait_for(self.barrier(self._chain.position), _CLOSE_SECONDS)
+        self._is_open = False
+        if self._retry is not None:
+            self._retry.cancel()
+        self._fail_waiters("closed")
+        has_stopped = await asyncio.get_running_loop().run_in_executor(None, self._syncer.stop)
+        if not has_stopped:
+            return  # the disk hangs: the files stay open and locked, with the thread that is stuck in them
+        files = self._chain.list_files()
+        if self._chain.position == 0:
+            await self._supply.close(discarded=files)
+        elif self._shipped >= self._chain.position:
+            await self._supply.close(shipped=files)
+        else:
+            await self._supply.close(released=files)
+
+    # --- writing
+
+    def append(self, payload: bytes, *, is_admission: bool = False) -> int:
+        """Write one record; returns its position, for ``barrier``.
+
+        Args:
+            payload: not empty, and smaller than a segment.
+            is_admission: the record begins something new (an INTENT): refused while the journal is down, full, or
+                down to its last segment. Records of what runs already are then kept in memory, and a barrier fails.
+
+        Raises:
+            JournalDown: The record is not in the journal and will not be.
+        """
+        if not self._is_admitting and (is_admission or not self._is_open):
+            raise _down("not writable")
+        if not self._write(payload):
+            self._append_slowly(payload, is_admission=is_admission)
+        return self._chain.position
+
+    async def barrier(self, position: int) -> None:
+        """Wait until everything up to a position is durable (written, with durability ``write``).
+
+        Raises:
+            JournalDown: It is not durable, and cannot be made so now.
+        """
+        if position <= self._chain.durable:
+            return
+        self._barriers += 1
+        if self._is_down or not self._is_open:
+            self._failed_barriers += 1
+            raise _down("down")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((position, future))
+        self._dispatch()
+        await future
+
+    # --- shipping
+
+    def open_reader(self, on_damage: Callable[[Damage], None]) -> JournalReader:
+        """Return a reader of this journal, from its first record on."""
+        return JournalReader(self._files, self.list_segments, on_damage)
+
+    def list_segments(self) -> list[SegmentFile]:
+        """Return the segments that hold records and are not given up, by number."""
+        return self._chain.list_files()
+
+    def mark_shipped(self, position: int) -> None:
+        """Say that SQL has everything up to a position, and that nothing up to it will be needed again."""
+        self._shipped = max(self._shipped, position)
+        done = self._chain.take_shipped(self._shipped, self._syncing[1] if self._syncing else [])
+        if done or self._has_alarm:  # with the alarm on, others of the folder may have made room
+            self._supply.put_away(done)
+
+    # --- the slow path
+
+    def _write(self, payload: bytes) -> bool:
+        try:
+            return self._chain.write(payload)
+        except OSError as error:
+            self._log.error(Event.JOURNAL_WRITE_FAILED, journal_id=self.journal_id, error=str(error))
+            return False
+
+    def _append_slowly(self, payload: bytes, *, is_admission: bool) -> None:
+        """Append a record that does not simply fit: the segment is full, or the disk takes nothing."""
+        chain = self._chain
+        if len(payload) + FRAME_BYTES + HEADER_BYTES > self._policy.segment_bytes:
+            raise _down(f"a record of {len(payload)} bytes is larger than a segment")
+        if chain.pending_bytes + len(payload) > self._policy.max_pending_bytes:
+            raise _down("too much waits for the disk")
+        is_first = chain.written == chain.position
+        chain.hold(payload)
+        if is_first:  # otherwise others wait already, until there is a segment
+            self._flush()
+        if is_admission and chain.written < chain.position:
+            chain.take_back()
+            raise _down("no segment to write to")
+        self._update()
+
+    def _flush(self) -> None:
+        try:
+            self._chain.flush()
+        except OSError as error:
+            self._go_down(error)
+
+    # --- durability
+
+    def _dispatch(self) -> None:
+        """Give the sync thread its next job, if somebody waits for it and it has none."""
+        if self._waiting and self._syncing is None and not self._is_replacing:
+            self._sync()
+
+    def _sync(self) -> None:
+        chain = self._chain
+        if self._has_sync and chain.written > chain.durable:
+            segments = chain.list_unsynced()
+            self._syncing = chain.written, segments
+            self._syncs += 1
+            self._syncer.sync([segment.file.descriptor for segment in segments])
+
+    def _on_synced(self, failure: OSError | None) -> None:
+        if self._syncing is None:
+            return
+        target = self._syncing[0]
+        self._syncing = None
+        if failure is None:
+            self._failed_in_a_row = 0
+            self._chain.acknowledge(target)
+            self._wake_waiters()
+        else:
+            self._note_sync_failure(failure)
+        if not self._is_open:
+            return
+        if self._failed_in_a_row > 1:
+            self._go_down(failure)
+        elif self._is_replacing or failure is not None:
+            self._replace()
+        self._settle_down()
+        self._dispatch()
+
+    def _wake_waiters(self) -> None:
+        durable = self._chain.durable
+        waiting, self._waiting = self._waiting, []
+        for position, future in waiting:
+            if position > durable:
+                self._waiting.append((position, future))
+            elif not future.done():
+                future.set_result(None)
+
+    def _fail_waiters(self, reason: str) -> None:
+        waiting, self._waiting = self._waiting, []
+        for _, future in waiting:
+            if not future.done():
+                self._failed_barriers += 1
+                future.set_exception(_down(reason))
+
+    # --- when the disk fails
+
+    def _note_sync_failure(self, failure: OSError) -> None:
+        self._sync_failures += 1
+        self._failed_in_a_row += 1
+        records = self._chain.position - self._chain.durable
+        self._log.error(
+            Event.JOURNAL_SYNC_FAILED, journal_id=self.journal_id, error=str(failure), unacknowledged_records=records
+        )
+
+    def _replace(self) -> None:
+        """Write everything that is not acknowledged into a new segment, and sync that one alone."""
+        self._is_replacing = True
+        if self._syncing is not None:
+            return  # goes on when that job is done
+        file = self._supply.take()
+        if file is None:
+            return  # goes on when there is a reserve
+        self._is_replacing = False
+        try:
+            self._chain.rewrite(file)
+        except OSError as error:
+            self._go_down(error)
+            return
+        self._sync()
+
+    def _go_down(self, reason: OSError | None) -> None:
+        self._is_down = True
+        self._is_replacing = False
+        self._log.error(Event.JOURNAL_WRITE_FAILED, journal_id=self.journal_id, error=str(reason), is_down=True)
+        self._fail_waiters(str(reason))
+        self._update()
+        self._retry_later()
+
+    def _settle_down(self) -> None:
+        """Come back up once nothing is owed any more."""
+        is_owing = self._chain.written < self._chain.position or self._failed_in_a_row > 0
+        if self._is_down and not is_owing and not self._is_replacing and self._syncing is None:
+            self._is_down = False
+            self._log.warning(Event.JOURNAL_OPENED, journal_id=self.journal_id, is_recovered=True)
+        self._update()
+
+    def _retry_later(self) -> None:
+        if self._retry is None:
+            loop = asyncio.get_running_loop()
+            self._retry = loop.call_later(self._policy.retry_seconds, self._on_retry)
+
+    def _on_retry(self) -> None:
+        self._retry = None
+        if self._is_down:
+            self._replace()
+            self._settle_down()
+        else:
+            self._supply.prepare()
+
+    def _on_supply(self) -> None:
+        """Go on after a reserve came, could not be made, or the spool's size changed."""
+        if not self._is_open:
+            return
+        failure = self._supply.failure
+        is_owing = self._is_replacing or self._chain.written < self._chain.position
+        if failure is not None:
+            self._retry_later()
+            if self._is_replacing or (is_owing and not self._is_down):
+                self._go_down(failure)
+        elif self._is_replacing:
+            self._replace()
+        elif is_owing and not self._is_down:
+            self._flush()
+            self._wake_waiters()
+            self._dispatch()
+        self._settle_down()
+
+    def _update(self) -> None:
+        """Decide whether anything is admitted, and whether the alarm is on."""
+        spool_bytes, max_bytes = self._supply.spool_bytes, self._policy.max_bytes
+        has_alarm = spool_bytes * 2 >= max_bytes
+        if has_alarm and not self._has_alarm:
+            self._log.warning(Event.JOURNAL_FILLED, spool_bytes=spool_bytes, max_bytes=max_bytes)
+        self._has_alarm = has_alarm
+        is_blocked = self._is_down or self._supply.failure is not None or spool_bytes >= max_bytes
+        self._is_admitting = self._is_open and not is_blocked and self._chain.written == self._chain.position
+
+
+def _down(detail: str) -> JournalDown:
+    return JournalDown(
+        "Usage cannot be recorded at the moment. Try again in a few seconds.", detail=f"journal: {detail}"
+    )

@@ -1,0 +1,167 @@
+"""The one settle: turns a tally into ledger records, makes them part of the journal, and resolves the reservation.
+
+``settle`` is synchronous, so nothing can cancel it, and it is called in one place. Who pays is decided here
+(design.md 7, "Who pays"). It does not wait for durability: the caller awaits the journal's barrier with the position
+that settle returns.
+"""
+
+import time
+from typing import Protocol
+
+from meterhouse.errors import GatewayError
+from meterhouse.ledger.record import Terminal, encode
+from meterhouse.metering import Meter, Settlement
+from meterhouse.money import Charge, charge
+from meterhouse.request import Attempt, Tally
+from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
+
+_FREE_WITHOUT_EVENTS = frozenset({Outcome.UPSTREAM_FAILED})
+_FREE_UNLESS_REPORTED = frozenset({Outcome.NOT_SENT, Outcome.REFUSED})
+
+
+class AppendsToJournal(Protocol):
+    """What settle needs of the journal."""
+
+    def append(self, payload: bytes, *, is_admission: bool = False) -> int:
+        """Write a record; returns its position."""
+        ...
+
+
+class Settler:
+    """Settles tallies. The records of a settled request stay in its tally, for the log and the metrics."""
+
+    def __init__(self, journal: AppendsToJournal, meter: Meter) -> None:
+        self._journal = journal
+        self._meter = meter
+
+    def settle(self, tally: Tally) -> int:
+        """Write the TERMINAL of a request and resolve its reservation; returns the journal position to wait for.
+
+        Raises:
+            JournalDown: The record could not be written; the reservation is resolved nevertheless.
+        """
+        now_ns = time.monotonic_ns()
+        tally.settled_ns = now_ns
+        tally.records = records = build_records(tally, now_ns)
+        try:
+            return self._journal.append(encode(Terminal(records)))
+        finally:
+            self._meter.settle(
+                tally.reservation,
+                Settlement(
+                    requests=sum(record.requests for record in records),
+                    total_tokens=sum(record.usage.total_tokens for record in records),
+                    charge_nanos=sum(record.charge_nanos for record in records),
+                    exactness=records[-1].exactness,
+                ),
+            )
+
+
+def build_records(tally: Tally, now_ns: int) -> tuple[UsageRecord, ...]:
+    """Make one record for each attempt, or the one of a request that reached no provider (attempt 0)."""
+    if not tally.attempts:
+        return (_record(tally, _unsent(tally), now_ns, is_last=True, spent_nanos=0),)
+    records: list[UsageRecord] = []
+    spent_nanos = 0
+    for attempt in tally.attempts:
+        record = _record(tally, attempt, now_ns, is_last=attempt is tally.attempts[-1], spent_nanos=spent_nanos)
+        spent_nanos += record.charge_nanos
+        records.append(record)
+    return tuple(records)
+
+
+def charged_usage(tally: Tally, attempt: Attempt) -> tuple[Usage, Exactness]:
+    """Decide what an attempt's usage is: reported, else counted where the provider may bill us, else nothing."""
+    if attempt.reported is not None:
+        return attempt.reported, Exactness.REPORTED
+    outcome = attempt.outcome
+    is_free = outcome in _FREE_UNLESS_REPORTED or (outcome in _FREE_WITHOUT_EVENTS and attempt.first_event_ns is None)
+    if is_free:
+        return Usage(), Exactness.COUNTED
+    held = tally.reservation.held_output_tokens
+    if not (tally.is_input_countable and attempt.is_countable):
+        return _assumed_usage(tally, attempt), Exactness.ASSUMED
+    usage = attempt.counted or Usage(
+        input_tokens=tally.input_tokens_estimate, output_tokens=attempt.output_tokens_estimate
+    )
+    if outcome is Outcome.CUT and held is not None and usage.output_tokens > held:
+        usage = Usage(input_tokens=usage.input_tokens, output_tokens=held)
+    return usage, Exactness.COUNTED
+
+
+def _assumed_usage(tally: Tally, attempt: Attempt) -> Usage:
+    """Charge what was held, for images and audio whose tokens nobody told."""
+    held = tally.reservation.held_output_tokens
+    is_output_known = attempt.is_countable or held is None
+    return Usage(
+        input_tokens=tally.input_tokens_estimate if tally.is_input_countable else tally.held_input_tokens,
+        output_tokens=attempt.output_tokens_estimate if is_output_known or held is None else held,
+    )
+
+
+def _unsent(tally: Tally) -> Attempt:
+    return Attempt(
+        number=0,
+        provider="",
+        deployment="",
+        upstream_model="",
+        price=None,
+        started_ns=tally.admitted_ns,
+        outcome=Outcome.NOT_SENT,
+    )
+
+
+def _record(tally: Tally, attempt: Attempt, now_ns: int, *, is_last: bool, spent_nanos: int) -> UsageRecord:
+    outcome = attempt.outcome or Outcome.CUT
+    attempt.outcome = outcome
+    usage, exactness = charged_usage(tally, attempt)
+    admitted_at_ms = tally.reservation.admitted_at_ms
+    charged = _charge(attempt, usage, admitted_at_ms)
+    held_nanos = tally.reservation.held_nanos
+    overrun = max(0, spent_nanos + charged.nanos - max(held_nanos, spent_nanos)) if held_nanos else 0
+    principal = tally.principal
+    return UsageRecord(
+        request_id=tally.request_id,
+        attempt=attempt.number,
+        requests=int(is_last and attempt.number > 0 and outcome is not Outcome.NOT_SENT),
+        organization_id=principal.organization_id,
+        project_id=principal.project_id,
+        key_id=principal.key_id,
+        root_key_id=principal.root_key_id,
+        model=tally.model,
+        served_model=attempt.served_model,
+        provider=attempt.provider,
+        deployment=attempt.deployment,
+        upstream_model=attempt.upstream_model,
+        operation=tally.operation,
+        service_tier=attempt.service_tier,
+        outcome=outcome,
+        exactness=exactness,
+        error_owner=_owner(attempt.error),
+        error_code=(attempt.error.code or "") if attempt.error else "",
+        is_streamed=tally.is_streamed,
+        is_suspect=attempt.is_suspect,
+        usage=usage,
+        price_id=attempt.price.id if attempt.price else None,
+        charge_nanos=charged.nanos,
+        charges=charged.by_component,
+        overrun_nanos=overrun,
+        admitted_at_ms=admitted_at_ms,
+        time_to_first_token_ms=_milliseconds(attempt.started_ns, attempt.first_event_ns),
+        duration_ms=_milliseconds(attempt.started_ns, attempt.ended_ns or now_ns) or 0,
+        trace_id=tally.trace_id,
+    )
+
+
+def _charge(attempt: Attempt, usage: Usage, admitted_at_ms: int) -> Charge:
+    if attempt.price is None or usage == Usage():
+        return Charge()
+    return charge(attempt.price, usage, admitted_at_ms=admitted_at_ms, service_tier=attempt.service_tier or None)
+
+
+def _owner(error: GatewayError | None) -> str:
+    return error.owner if error is not None else ""
+
+
+def _milliseconds(start_ns: int, end_ns: int | None) -> int | None:
+    return None if end_ns is None else (end_ns - start_ns) // 1_000_000

@@ -1,0 +1,287 @@
+"""Ships the journal of this process to SQL, by reading its files like everybody else who reads a journal.
+
+Invariant: records reach SQL in their order; the place is kept until SQL has acknowledged; while somebody holds a pause
+at a position, nothing beyond it is in SQL. A batch is bounded, a store that is down is tried again for ever. Not here:
+the journals of dead processes (``adopter``).
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+from weakref import WeakSet
+
+from meterhouse.errors import StoreDown
+from meterhouse.ledger.journal import Journal
+from meterhouse.ledger.reader import Damage, Entry, JournalReader
+from meterhouse.ledger.record import Intent, Payload, Terminal, decode
+from meterhouse.ledger.store import InsertsRecords
+from meterhouse.metering import Clock
+from meterhouse.telemetry.logs import Event, Log
+from meterhouse.usage import UsageRecord
+
+MAX_DELAY_MS = 5_000
+
+_SLICE_RECORDS = 64
+"""How many records are decoded before others get their turn on the event loop."""
+_OUTAGE_SLICES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far SQL is behind the journal."""
+
+    unshipped_records: int
+    """Records of the journal, whatever they say."""
+    oldest_age_ms: int
+    """How long ago the oldest request ended that SQL is known not to have."""
+    unshipped_nanos: int
+    """Charges that were read and are not in SQL; while SQL answers, what is not read yet is one interval old."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What was read and not yet acknowledged by SQL."""
+
+    position: int
+    entries: int = 0
+    records: list[UsageRecord] = field(default_factory=list)
+    settled: list[str] = field(default_factory=list)
+    nanos: int = 0
+
+
+class Pause:
+    """A point at which shipping stands still; an asynchronous context manager, to be entered once.
+
+    It counts from the moment it is made, so that nothing appended later can pass it before it is entered. One that is
+    never entered ends with its last reference.
+    """
+
+    __slots__ = ("__weakref__", "_enter", "_leave", "position")
+
+    def __init__(
+        self,
+        position: int,
+        enter: Callable[["Pause"], Coroutine[Any, Any, None]],
+        leave: Callable[["Pause"], None],
+    ) -> None:
+        self.position = position
+        self._enter = enter
+        self._leave = leave
+
+    async def __aenter__(self) -> None:
+        await self._enter(self)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave(self)
+
+
+class Shipper:
+    """Ships one journal."""
+
+    def __init__(
+        self,
+        store: InsertsRecords,
+        journal: Journal,
+        clock: Clock,
+        log: Log,
+        *,
+        interval_ms: int = 200,
+        batch_records: int = 1_000,
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._clock = clock
+        self._log = log
+        self._interval_ms = interval_ms
+        self._delay_ms = interval_ms
+        self._batch_records = batch_records
+        self._reader = journal.open_reader(self._report_damage)
+        self._ahead: JournalReader | None = None
+        self._batch = _Batch(0)
+        self._open: dict[str, int] = {}
+        """The position of the first INTENT of each request whose TERMINAL is not in SQL, in the order of positions."""
+        self._turn = asyncio.Lock()
+        self._pauses: WeakSet[Pause] = WeakSet()
+        self._shipped = 0
+        self._seen = 0
+        self._seen_nanos = 0
+        self._shipped_nanos = 0
+        self._is_store_down = False
+        self._damages = 0
+
+    @property
+    def shipped_position(self) -> int:
+        """SQL has everything up to here."""
+        return self._shipped
+
+    @property
+    def damages(self) -> int:
+        """How many places of this journal could not be read back; 0 unless the disk lies."""
+        return self._damages
+
+    @property
+    def lag(self) -> Lag:
+        """How far SQL is behind."""
+        records = self._batch.records
+        age_ms = 0
+        if records:
+            age_ms = self._clock.now_ms() - records[0].admitted_at_ms - records[0].duration_ms
+        return Lag(self._journal.position - self._shipped, max(0, age_ms), self._seen_nanos - self._shipped_nanos)
+
+    async def run(self) -> None:
+        """Ship for ever, at every interval what there is; slower while the store is down."""
+        while True:
+            await asyncio.sleep(self._delay_ms / 1000)
+            await self.ship_available()
+
+    async def ship_available(self) -> bool:
+        """Ship what was appended before this call; False when the store (or a pause) stopped it."""
+        position = self._journal.position
+        while await self._step_in_turn(position):
+            pass
+        return self._shipped >= position
+
+    async def ship_until(self, position: int) -> None:
+        """Return when SQL has everything up to a position, however long the store takes."""
+        while self._shipped < position:
+            if not await self._step_in_turn(position):
+                await asyncio.sleep(self._delay_ms / 1000)
+
+    async def drain(self, timeout_seconds: float) -> bool:
+        """Ship everything at shutdown; False when time ran out, and then the next start adopts the rest."""
+        try:
+            await asyncio.wait_for(self.ship_until(self._journal.position), timeout_seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def paused_at(self, position: int) -> Pause:
+        """Stand still at a position: inside, SQL has every record up to it and none beyond.
+
+        Raises:
+            ValueError: SQL has more already. A position just taken from the journal never is too early.
+        """
+        if position < self._shipped:
+            raise ValueError(f"position {position} is shipped already: SQL has everything up to {self._shipped}")
+        pause = Pause(position, self._enter, self._leave)
+        self._pauses.add(pause)
+        return pause
+
+    async def _enter(self, pause: Pause) -> None:
+        try:
+            await self._take_turn(pause)
+        except BaseException:
+            self._pauses.discard(pause)
+            raise
+        try:
+            while self._shipped < pause.position:
+                if not await self._step(pause.position):
+                    await asyncio.sleep(self._delay_ms / 1000)
+        except BaseException:
+            self._leave(pause)
+            raise
+
+    async def _take_turn(self, pause: Pause) -> None:
+        """Wait for the turn, and let an earlier pause that was made and is not entered yet go first."""
+        await self._turn.acquire()
+        while any(other.position < pause.position for other in self._pauses):
+            self._turn.release()
+            await asyncio.sleep(0.001)
+            await self._turn.acquire()
+
+    def _leave(self, pause: Pause) -> None:
+        self._pauses.discard(pause)
+        self._turn.release()
+
+    async def _step_in_turn(self, position: int) -> bool:
+        async with self._turn:
+            return await self._step(min([position, *(pause.position for pause in self._pauses)]))
+
+    async def _step(self, until: int) -> bool:
+        """Ship one batch; False when there was nothing, or the store is down (then the next try comes later)."""
+        before = self._shipped
+        try:
+            await self._ship_batch(until)
+        except (StoreDown, OSError) as error:
+            if not self._is_store_down:
+                self._log.warning(Event.SHIPPER_RETRYING, error=str(getattr(error, "detail", "") or error))
+            self._is_store_down = True
+            self._delay_ms = min(self._delay_ms * 2, max(MAX_DELAY_MS, self._interval_ms))
+            await self._look_ahead()
+            return False
+        if self._is_store_down:
+            self._log.warning(Event.SHIPPER_RECOVERED, unshipped_records=self._journal.position - self._shipped)
+        self._is_store_down = False
+        self._delay_ms = self._interval_ms
+        return self._shipped > before
+
+    async def _ship_batch(self, until: int) -> None:
+        batch = self._batch
+        while len(batch.records) < self._batch_records and batch.entries < 4 * self._batch_records:
+            entries = self._reader.read(until=until, max_records=_SLICE_RECORDS)
+            batch.position = self._reader.position or 0
+            if not entries:
+                break
+            self._add(batch, entries)
+            await asyncio.sleep(0)
+        if batch.records:
+            await self._store.insert(batch.records)
+        if batch.position > self._shipped:
+            self._finish(batch)
+
+    def _add(self, batch: _Batch, entries: list[Entry]) -> None:
+        batch.entries += len(entries)
+        for position, data in entries:
+            payload = decode(data, origin=self._reader.path)
+            self._see(position, payload)
+            if isinstance(payload, Terminal):
+                batch.records.extend(payload.records)
+                batch.settled.extend(record.request_id for record in payload.records[:1])
+                batch.nanos += _nanos(payload)
+            elif isinstance(payload, Intent):
+                self._open.setdefault(payload.request_id, position)
+
+    def _finish(self, batch: _Batch) -> None:
+        self._shipped = batch.position
+        self._shipped_nanos += batch.nanos
+        self._batch = _Batch(batch.position)
+        for request_id in batch.settled:
+            self._open.pop(request_id, None)
+        # Whoever adopts this journal needs the INTENTs of running requests and everything after them.
+        first_open = next(iter(self._open.values()), None)
+        self._journal.mark_shipped(self._shipped if first_open is None else min(self._shipped, first_open - 1))
+
+    def _see(self, position: int, payload: Payload) -> None:
+        if position > self._seen:
+            self._seen = position
+            self._seen_nanos += _nanos(payload)
+
+    async def _look_ahead(self) -> None:
+        """Sum up, while the store is down, what waits for it: a bounded part at each try."""
+        reader = self._ahead
+        if reader is None or (reader.position or 0) < (self._reader.position or 0):
+            reader = self._ahead = self._reader.fork(lambda _: None)
+        for _ in range(_OUTAGE_SLICES):
+            entries = reader.read(until=self._journal.position, max_records=_SLICE_RECORDS)
+            if not entries:
+                return
+            for position, data in entries:
+                self._see(position, decode(data, origin=reader.path))
+            await asyncio.sleep(0)
+
+    def _report_damage(self, damage: Damage) -> None:
+        self._damages += 1
+        self._log.error(
+            Event.JOURNAL_CORRUPTED,
+            file=str(damage.path),
+            offset_bytes=damage.offset_bytes,
+            lost_records=damage.lost_records,
+        )
+
+
+def _nanos(payload: Payload) -> int:
+    return sum(record.charge_nanos for record in payload.records) if isinstance(payload, Terminal) else 0

@@ -1,0 +1,99 @@
+"""From a request to what it must hold (design.md 6, "What a request holds").
+
+Pure arithmetic on sizes; it knows neither prices' origin nor counters. A rate window is debited with an estimate, a
+budget or quota holds what cannot be exceeded.
+"""
+
+from dataclasses import dataclass
+
+from meterhouse.errors import NotPriced
+from meterhouse.identity import Principal
+from meterhouse.metering import Demand
+from meterhouse.money import (
+    Meterable,
+    Price,
+    dearest_input_nanos_per_million,
+    dearest_nanos_per_million,
+    dearest_output_nanos_per_million,
+    hold_nanos,
+)
+from meterhouse.request import ChatRequest, InputSize
+
+BYTES_PER_TOKEN = 3
+TOKENS_PER_MESSAGE = 16
+UNASKED_RATE_TOKENS = 4_096
+"""What a rate window is debited at first for an answer whose length the caller did not bound; the settlement
+corrects it. Debiting a model's maximum (up to 384,000) would refuse such requests for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBounds:
+    """What the model's row says about the size of its answers and inputs; None: no bound is known."""
+
+    max_output_tokens: int
+    image_tokens: int | None
+    thinks_hidden: bool
+
+
+def build_demand(
+    request_id: str,
+    principal: Principal,
+    request: ChatRequest,
+    size: InputSize,
+    prices: tuple[Price | None, ...],
+    bounds: ModelBounds,
+) -> Demand:
+    """Estimate what a request will use over any deployment that may serve it (``prices``: one for each).
+
+    Raises:
+        NotPriced: The principal has a budget, and something asked for has no price or no bound.
+    """
+    known = [price for price in prices if price is not None]
+    if principal.has_budget:
+        _check_priced(request, size, bounds, is_priced=len(known) == len(prices))
+    asked = request.asked_output_tokens
+    output_tokens = asked or bounds.max_output_tokens
+    media = size.images * (bounds.image_tokens or 0)
+    return Demand(
+        request_id=request_id,
+        organization_id=principal.organization_id,
+        project_id=principal.project_id,
+        root_key_id=principal.root_key_id,
+        model=request.model,
+        limits=principal.limits,
+        rate_input_tokens=estimate_input_tokens(size),
+        held_input_tokens=size.text_bytes + TOKENS_PER_MESSAGE * size.messages + media,
+        output_tokens=output_tokens,
+        rate_output_tokens=output_tokens if asked else min(output_tokens, UNASKED_RATE_TOKENS),
+        choices=request.choices,
+        is_streamed=bool(request.stream),
+        holds_whole_allowance=bounds.thinks_hidden,
+        input_nanos_per_million=max((dearest_input_nanos_per_million(p) for p in known), default=0),
+        output_nanos_per_million=max((dearest_output_nanos_per_million(p) for p in known), default=0),
+        request_nanos=max((hold_nanos(1, dearest_nanos_per_million(p, Meterable.REQUEST)) for p in known), default=0),
+    )
+
+
+def estimate_input_tokens(size: InputSize) -> int:
+    """Text bytes / 3, rounded up."""
+    return -(-size.text_bytes // BYTES_PER_TOKEN)
+
+
+def _check_priced(request: ChatRequest, size: InputSize, bounds: ModelBounds, *, is_priced: bool) -> None:
+    if not is_priced:
+        raise NotPriced(
+            f"The model '{request.model}' has no price, and this key has a budget. "
+            "Ask the operator to set a price for it, or use a priced model.",
+            param="model",
+        )
+    if size.unbounded_parts or (size.images and bounds.image_tokens is None):
+        raise NotPriced(
+            f"The cost of an audio, file or image part cannot be bounded for '{request.model}', "
+            "and this key has a budget. Remove the part, or use a key without a budget.",
+            param="messages",
+        )
+    if request.web_search_options is not None:
+        raise NotPriced(
+            "Web search has no price here, and this key has a budget. Remove web_search_options.",
+            param="web_search_options",
+        )

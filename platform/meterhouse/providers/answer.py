@@ -1,0 +1,78 @@
+"""The seam between the hot path and whatever answers it: a provider over the network, or the simulator.
+
+Invariant: an answer is ended exactly once, by ``release`` or ``abort``; both are synchronous, so that nothing can
+cancel them, and harmless when repeated.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from meterhouse.providers.provider import Endpoint
+
+
+class Answer(Protocol):
+    """The head of an upstream's answer, and its body as it comes."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
+
+    @property
+    def content_type(self) -> str:
+        """The media type in lower case, without parameters; empty when there is none."""
+        ...
+
+    @property
+    def retry_after_seconds(self) -> float | None:
+        """How long the upstream asks to wait; None when it does not."""
+        ...
+
+    async def read(self) -> bytes:
+        """Return the next bytes as they come, ``b""`` at the end.
+
+        It has no timeout of its own. It may be cancelled and called again without losing a byte.
+
+        Raises:
+            UpstreamDown: the connection broke, the body ended early, or ``abort`` was called.
+        """
+        ...
+
+    async def read_all(self, limit_bytes: int, *, timeout_seconds: float | None = None) -> bytes:
+        """Return the rest of the body.
+
+        Raises:
+            UpstreamDown: as ``read``, or the body is longer than the limit.
+            UpstreamTimeout: it took longer than the timeout; the answer is aborted.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Close the connection at once; a reader that waits is woken with UpstreamDown."""
+        ...
+
+    def release(self) -> None:
+        """Give the connection back when the body was read to its end, else close it."""
+        ...
+
+
+class Opener(Protocol):
+    """What sends a body to an endpoint and returns the answer's head."""
+
+    async def open(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: bytes,
+        *,
+        is_streamed: bool,
+        headers: Mapping[str, str] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Answer:
+        """Send a POST and return when the answer's head is there, whatever its status.
+
+        Raises:
+            UpstreamDown: not reached, or what came is no usable HTTP.
+            UpstreamTimeout: no connection, or no head, in time.
+        """
+        ...

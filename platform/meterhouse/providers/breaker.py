@@ -1,0 +1,220 @@
+"""How deployments fare: a breaker each, and a budget for extra attempts. Per process; nothing here is shared.
+
+Invariant: an open breaker lets one probe through at a time; a request that the provider refused, or that was
+cancelled, says nothing about the deployment. Not here: the order of a route as configured (``routes``).
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from meterhouse.errors import UpstreamBusy, UpstreamError, UpstreamRefused
+from meterhouse.providers.provider import Deployment
+
+CONSECUTIVE_FAILURES = 5
+WINDOW_SECONDS = 30
+MIN_ATTEMPTS = 20
+FIRST_PAUSE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 60.0
+PROBE_LEASE_SECONDS = 60.0
+"""A probe that never reported (its request was lost) is given up after this long."""
+MAX_BREAKERS = 4_096
+"""Callers can name any model of a provider, so the least recently used breakers are forgotten."""
+
+_NEVER = -(1 << 40)
+
+Monotonic = Callable[[], float]
+
+
+class Permit:
+    """The leave to try a deployment, and the way to say how it went. One record per permit."""
+
+    __slots__ = ("_breaker", "_generation")
+
+    def __init__(self, breaker: "Breaker", generation: int) -> None:
+        self._breaker = breaker
+        self._generation = generation
+
+    def record(self, error: BaseException | None) -> None:
+        """Say how the attempt went: None is a success.
+
+        UpstreamBusy puts the deployment last for its Retry-After; UpstreamRefused, and whatever is no
+        UpstreamError (a cancellation), counts for nothing; any other UpstreamError is a failure.
+        """
+        self._breaker.record(self._generation, error)
+
+
+class Breaker:
+    """Opens after 5 failures in a row, or when more than half of at least 20 attempts in 30 s failed."""
+
+    def __init__(self, monotonic: Monotonic) -> None:
+        self._monotonic = monotonic
+        self._generation = 0
+        self._permit = Permit(self, 0)
+        self._window = SlidingCounts(WINDOW_SECONDS)
+        self._consecutive = 0
+        self._opened_at: float | None = None
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._probe_since: float | None = None
+        self._busy_until = float("-inf")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it refuses: True until a probe succeeded, also while one is under way."""
+        return self._opened_at is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the provider asked for patience."""
+        return self._monotonic() < self._busy_until
+
+    def try_acquire(self) -> Permit | None:
+        """Return the leave to try, or None while open; after the pause one probe at a time may pass."""
+        if self._opened_at is None:
+            return self._permit
+        now = self._monotonic()
+        if now - self._opened_at < self._pause_seconds:
+            return None
+        if self._probe_since is not None and now - self._probe_since < PROBE_LEASE_SECONDS:
+            return None
+        self._probe_since = now
+        return self._next_generation()
+
+    def record(self, generation: int, error: BaseException | None) -> None:
+        """Count how an attempt went; one from before the last change of state is ignored."""
+        if isinstance(error, UpstreamBusy):
+            wait = error.retry_after_seconds or FIRST_PAUSE_SECONDS
+            self._busy_until = self._monotonic() + min(wait, LONGEST_PAUSE_SECONDS)
+        if generation != self._generation:
+            return
+        if error is None:
+            self._succeeded()
+        elif isinstance(error, UpstreamError) and not isinstance(error, UpstreamRefused | UpstreamBusy):
+            self._failed()
+        else:
+            self._probe_since = None
+
+    def _succeeded(self) -> None:
+        self._consecutive = 0
+        if self._opened_at is None:
+            self._window.add(self._monotonic(), failures=0)
+            return
+        self._opened_at = None
+        self._probe_since = None
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._window.clear()
+        self._permit = self._next_generation()
+
+    def _failed(self) -> None:
+        now = self._monotonic()
+        if self._opened_at is not None:
+            self._pause_seconds = min(self._pause_seconds * 2, LONGEST_PAUSE_SECONDS)
+            self._open(now)
+            return
+        self._consecutive += 1
+        self._window.add(now, failures=1)
+        attempts, failures = self._window.sums(now)
+        if self._consecutive >= CONSECUTIVE_FAILURES or (attempts >= MIN_ATTEMPTS and failures * 2 > attempts):
+            self._open(now)
+
+    def _open(self, now: float) -> None:
+        self._opened_at = now
+        self._probe_since = None
+        self._consecutive = 0
+        self._next_generation()
+
+    def _next_generation(self) -> Permit:
+        self._generation += 1
+        return Permit(self, self._generation)
+
+
+class Breakers:
+    """The breakers of all deployments, by id; they outlive a swap of the routes."""
+
+    def __init__(self, monotonic: Monotonic = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._breakers: OrderedDict[str, Breaker] = OrderedDict()
+
+    def of(self, deployment_id: str) -> Breaker:
+        """Return a deployment's breaker, made when first asked for."""
+        breaker = self._breakers.get(deployment_id)
+        if breaker is None:
+            breaker = self._breakers[deployment_id] = Breaker(self._monotonic)
+            if len(self._breakers) > MAX_BREAKERS:
+                self._breakers.popitem(last=False)
+        else:
+            self._breakers.move_to_end(deployment_id)
+        return breaker
+
+    def order(self, deployments: Iterable[Deployment]) -> list[Deployment]:
+        """Return the deployments in their order, those that are busy behind the others, those that are open last."""
+        return sorted(deployments, key=self._rank)
+
+    def _rank(self, deployment: Deployment) -> int:
+        breaker = self._breakers.get(deployment.id)
+        if breaker is None:
+            return 0
+        return 2 if breaker.is_open else int(breaker.is_busy)
+
+
+class RetryBudget:
+    """Bounds extra attempts: a tenth of the requests of the last 10 s, and never fewer than 3 in that time.
+
+    Without it, retries multiply the load of a provider that is already failing.
+    """
+
+    WINDOW_SECONDS = 10
+    PERCENT = 10
+    FLOOR = 3
+
+    def __init__(self, monotonic: Monotonic = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._requests = SlidingCounts(self.WINDOW_SECONDS)
+        self._extra = SlidingCounts(self.WINDOW_SECONDS)
+
+    def record_request(self) -> None:
+        """Count a request; once for each, however many attempts it has."""
+        self._requests.add(self._monotonic())
+
+    def try_spend(self) -> bool:
+        """Take one extra attempt out of the budget; False: it is used up, so the error is the answer."""
+        now = self._monotonic()
+        requests, _ = self._requests.sums(now)
+        extra, _ = self._extra.sums(now)
+        if extra >= max(self.FLOOR, requests * self.PERCENT // 100):
+            return False
+        self._extra.add(now)
+        return True
+
+
+class SlidingCounts:
+    """Counts of the last seconds, in a ring of one bucket per second: constant memory at any rate."""
+
+    __slots__ = ("_attempts", "_failures", "_seconds", "_size")
+
+    def __init__(self, window_seconds: int) -> None:
+        self._size = window_seconds
+        self._seconds = [_NEVER] * window_seconds
+        self._attempts = [0] * window_seconds
+        self._failures = [0] * window_seconds
+
+    def add(self, now: float, failures: int = 0) -> None:
+        """Count one, at a moment of the monotonic clock."""
+        second = int(now)
+        slot = second % self._size
+        if self._seconds[slot] != second:
+            self._seconds[slot] = second
+            self._attempts[slot] = 0
+            self._failures[slot] = 0
+        self._attempts[slot] += 1
+        self._failures[slot] += failures
+
+    def sums(self, now: float) -> tuple[int, int]:
+        """Return (counted, failed) of the window."""
+        oldest = int(now) - self._size
+        fresh = [slot for slot in range(self._size) if self._seconds[slot] > oldest]
+        return sum(self._attempts[slot] for slot in fresh), sum(self._failures[slot] for slot in fresh)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._seconds = [_NEVER] * self._size

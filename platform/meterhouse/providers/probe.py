@@ -1,0 +1,94 @@
+"""Asks a provider whether it is there and what it serves. Off the hot path; no answer is an answer too.
+
+Invariant: a probe never raises for a provider's fault, ends within its timeout, and believes only names that are fit
+to be routed and logged. Not here: what is done with the answer (a new snapshot, ``/health``).
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from meterhouse.errors import UpstreamError
+from meterhouse.metering import Clock
+from meterhouse.providers.provider import ActiveProvider, ProviderStatus
+from meterhouse.providers.refusal import redact
+from meterhouse.providers.routes import is_model_name
+from meterhouse.providers.upstream import Upstream
+
+TIMEOUT_SECONDS = 2.0
+MAX_BODY_BYTES = 4_194_304
+MAX_MODELS = 2_000
+
+OK = 200
+SERVER_ERRORS = 500
+
+
+class _Named(msgspec.Struct):
+    """A model in either shape: OpenAI's ``id``, Ollama's ``model`` or ``name``."""
+
+    id: str = ""
+    model: str = ""
+    name: str = ""
+
+
+class _Listing(msgspec.Struct):
+    data: list[_Named] = []
+    models: list[_Named] = []
+
+
+_LISTINGS = msgspec.json.Decoder(_Listing | list[_Named])
+
+
+class Probe:
+    """Probes providers through the same client as everything else."""
+
+    def __init__(self, upstream: Upstream, clock: Clock, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._upstream = upstream
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+
+    async def check(self, active: ActiveProvider) -> ProviderStatus:
+        """Ask one provider; its list of models is asked for only where the row says that it can be believed."""
+        row = active.provider
+        if row.wire == "simulator":
+            return self._status(active, is_reachable=True)
+        path = row.models_path if row.discovers_models else row.health_path
+        try:
+            status, body = await self._upstream.fetch(
+                active, path, timeout_seconds=self._timeout_seconds, limit_bytes=MAX_BODY_BYTES
+            )
+        except UpstreamError as error:
+            return self._status(active, is_reachable=False, detail=f"{error.message} {error.detail}")
+        if status in {401, 403}:
+            return self._status(active, is_reachable=False, detail=f"status {status}: it refuses the credential")
+        if status >= SERVER_ERRORS:
+            return self._status(active, is_reachable=False, detail=f"status {status}")
+        models = read_models(body) if status == OK and row.discovers_models else ()
+        return self._status(active, is_reachable=True, models=models)
+
+    async def check_all(self, providers: Sequence[ActiveProvider]) -> list[ProviderStatus]:
+        """Ask all at the same time, in their order; takes as long as the slowest, at most the timeout."""
+        return list(await asyncio.gather(*(self.check(active) for active in providers)))
+
+    def _status(
+        self, active: ActiveProvider, *, is_reachable: bool, models: tuple[str, ...] = (), detail: str = ""
+    ) -> ProviderStatus:
+        return ProviderStatus(
+            name=active.name,
+            is_reachable=is_reachable,
+            checked_at_ms=self._clock.now_ms(),
+            models=models,
+            detail=redact(detail, active),
+        )
+
+
+def read_models(body: bytes) -> tuple[str, ...]:
+    """Return the names in a list of models, OpenAI's or Ollama's; () when it is neither."""
+    try:
+        listing = _LISTINGS.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ()
+    lines = listing if isinstance(listing, list) else listing.data or listing.models
+    names = (line.id or line.model or line.name for line in lines[:MAX_MODELS])
+    return tuple(dict.fromkeys(name for name in names if is_model_name(name)))

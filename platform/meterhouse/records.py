@@ -1,0 +1,96 @@
+"""The ledger's side of one process: adopts what dead processes left, then journals and ships.
+
+Opening adopts before anything is admitted, so that a budget spent before a crash is spent after it. Closing ships what
+there is for a few seconds; what remains is adopted at the next start.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from meterhouse.http.tasks import Tasks
+from meterhouse.ledger.adopter import Adopter, AdoptionReport
+from meterhouse.ledger.balance import Balance
+from meterhouse.ledger.files import FileLayer
+from meterhouse.ledger.folder import JournalPolicy
+from meterhouse.ledger.journal import Journal
+from meterhouse.ledger.shipper import Shipper
+from meterhouse.settings import Settings
+from meterhouse.stores import Stores
+from meterhouse.telemetry.logs import get_logger
+from meterhouse.telemetry.metrics import Metrics, Watched
+
+DRAIN_SECONDS = 5.0
+JOURNALS = "journals"
+LATE_MS = 60_000
+"""Shipping is degraded when a record is this late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """An open journal, what ships it, and what was adopted at the start."""
+
+    journal: Journal
+    shipper: Shipper
+    balance: Balance
+    adopted: AdoptionReport
+
+    def list_troubles(self) -> list[str]:
+        """Say why new requests are refused; empty when they are not."""
+        return [] if self.journal.is_writable else ["the journal cannot be written"]
+
+    def unshipped_age_ms(self) -> int:
+        """Return how long ago the oldest request ended that the database does not have yet."""
+        return self.shipper.lag.oldest_age_ms
+
+    async def ship_all(self) -> None:
+        """Ship what was recorded before this call."""
+        await self.shipper.ship_until(self.journal.position)
+
+
+@asynccontextmanager
+async def open_records(
+    settings: Settings, stores: Stores, files: FileLayer, metrics: Metrics
+) -> AsyncIterator[Records]:
+    """Adopt, open the journal, ship until closed.
+
+    Raises:
+        StoreDown: What a dead process left cannot be taken over now.
+        JournalDown: The journal cannot be written.
+    """
+    folder = settings.data / JOURNALS
+    log = get_logger()
+    adopted = await Adopter(stores.ledger, files, log).adopt(folder)
+    policy = JournalPolicy(
+        durability=settings.journal_durability,
+        segment_bytes=settings.journal_segment_bytes,
+        keep_bytes=settings.journal_keep_bytes,
+        keep_seconds=settings.journal_keep_seconds,
+        max_bytes=settings.journal_max_bytes,
+    )
+    journal = Journal(folder, files, stores.clock, policy, log)
+    await journal.open()
+    shipper = Shipper(stores.ledger, journal, stores.clock, log, interval_ms=int(settings.ship_seconds * 1000))
+    records = Records(journal, shipper, Balance(journal, shipper, stores.ledger), adopted)
+    _watch(metrics, records)
+    shipping = Tasks()
+    shipping.start(shipper.run())
+    try:
+        yield records
+    finally:
+        await shipper.drain(DRAIN_SECONDS)
+        await shipping.close()
+        await journal.close()
+
+
+def _watch(metrics: Metrics, records: Records) -> None:
+    journal, shipper = records.journal, records.shipper
+    metrics.watch(Watched.JOURNAL_BYTES, lambda: journal.figures.spool_bytes)
+    metrics.watch(Watched.BARRIER_FAILURES, lambda: journal.figures.failed_barriers)
+    metrics.watch(Watched.UNSHIPPED_RECORDS, lambda: shipper.lag.unshipped_records)
+    metrics.watch(Watched.UNSHIPPED_NANOS, lambda: shipper.lag.unshipped_nanos)
+    metrics.watch(Watched.SHIPPING_LAG_SECONDS, lambda: shipper.lag.oldest_age_ms / 1000)
+    metrics.watch(Watched.ADOPTED_RECORDS, lambda: records.adopted.records)
+    metrics.watch(Watched.WORKER_LOST_RECORDS, lambda: records.adopted.worker_lost)
+    metrics.watch(Watched.DEGRADED, lambda: int(not journal.is_writable), label="journal")
+    metrics.watch(Watched.DEGRADED, lambda: int(shipper.lag.oldest_age_ms > LATE_MS), label="shipping")

@@ -1,0 +1,334 @@
+"""A chat completion request as it is checked, and what is known of a running request so far.
+
+``ChatRequest`` checks types and the ranges that OpenAI defines (wire.md 1.2); unknown fields pass because the body
+is forwarded from its own raw fields, never rebuilt from this struct. ``Tally`` is the one mutable object of a
+request: attempts, usage, outcome. Nothing here does I/O.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Raw
+
+from meterhouse.errors import GatewayError
+from meterhouse.identity import Principal
+from meterhouse.metering import Reservation
+from meterhouse.money import Price
+from meterhouse.usage import Outcome, Usage, UsageRecord
+
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+TokenCount = Annotated[int, Meta(ge=1, le=2**31)]
+Name64 = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_-]+$")]
+MetadataValue = Annotated[str, Meta(max_length=512)]
+
+
+class ImageUrl(msgspec.Struct):
+    """Where an image is: an address or a ``data:`` URI."""
+
+    url: str
+    detail: str | None = None
+
+
+class InputAudio(msgspec.Struct):
+    """Base64 audio."""
+
+    data: str
+    format: str
+
+
+class FileReference(msgspec.Struct):
+    """A file inside the request, or the id of one that is stored upstream (refused)."""
+
+    filename: str | None = None
+    file_data: str | None = None
+    file_id: str | None = None
+
+
+class Part(msgspec.Struct):
+    """One part of a message's content."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+    image_url: ImageUrl | None = None
+    input_audio: InputAudio | None = None
+    file: FileReference | None = None
+
+
+class FunctionCall(msgspec.Struct):
+    """A call of a function, as the assistant wrote it."""
+
+    name: str = ""
+    arguments: str = ""
+
+
+class CustomCall(msgspec.Struct):
+    """A call of a custom tool."""
+
+    name: str = ""
+    input: str = ""
+
+
+class ToolCall(msgspec.Struct):
+    """A tool call in the history."""
+
+    id: str | None = None
+    type: str | None = None
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
+
+
+class AudioReference(msgspec.Struct):
+    """A spoken answer that is stored upstream (refused)."""
+
+    id: str | None = None
+
+
+class Message(msgspec.Struct):
+    """One message of the conversation."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    audio: AudioReference | None = None
+    prefix: bool | None = None
+    partial: bool | None = None
+
+
+class StreamOptions(msgspec.Struct):
+    """What a streamed answer carries besides its chunks."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class JsonSchema(msgspec.Struct):
+    """A named schema that the answer must satisfy."""
+
+    name: Name64
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    """The shape of the answer."""
+
+    type: str
+    json_schema: JsonSchema | None = None
+
+
+class FunctionTool(msgspec.Struct):
+    """A function that the model may call."""
+
+    name: Name64
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    """A tool that the model may call."""
+
+    type: str
+    function: FunctionTool | None = None
+    custom: dict[str, Any] | None = None
+
+
+class ChatRequest(msgspec.Struct, kw_only=True):
+    """The body of ``POST /v1/chat/completions``."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    messages: list[Message]
+    audio: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    frequency_penalty: Penalty | None = None
+    function_call: str | dict[str, Any] | None = None
+    functions: Annotated[list[dict[str, Any]], Meta(max_length=128)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logprobs: bool | None = None
+    max_completion_tokens: TokenCount | None = None
+    max_tokens: TokenCount | None = None
+    metadata: Annotated[dict[Annotated[str, Meta(max_length=64)], MetadataValue], Meta(max_length=16)] | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    moderation: dict[str, Any] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: dict[str, Any] | None = None
+    presence_penalty: Penalty | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    reasoning_effort: str | None = None
+    response_format: ResponseFormat | None = None
+    safety_identifier: Annotated[str, Meta(max_length=64)] | None = None
+    seed: int | None = None
+    service_tier: Annotated[str, Meta(max_length=32)] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    user: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    web_search_options: dict[str, Any] | None = None
+
+    @property
+    def asked_output_tokens(self) -> int | None:
+        """The bound of the answer that the client asked for, per choice."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return self.n or 1
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a streamed answer's usage chunk was asked for."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
+
+_TEXT_FIELDS = frozenset({"audio", "function_call", "functions", "prediction"}) | frozenset(
+    {"response_format", "tool_choice", "tools", "web_search_options"}
+)
+"""Known fields besides the messages whose text becomes a part of the prompt; unknown ones are counted as if it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputSize:
+    """How large a request's input is, before any tokenizer has seen it."""
+
+    text_bytes: int
+    messages: int
+    images: int
+    unbounded_parts: int
+    """Audio and file parts: nothing bounds their tokens."""
+
+
+def measure(request: ChatRequest, fields: dict[str, Raw]) -> InputSize:
+    """Count the UTF-8 bytes of all text that can reach the prompt: messages, tools, schemas, unknown fields."""
+    text_bytes = 0
+    for name, raw in fields.items():
+        if name in _TEXT_FIELDS or name not in KNOWN_FIELDS:
+            text_bytes += len(raw)
+    images = 0
+    unbounded = 0
+    for message in request.messages:
+        content = message.content
+        if isinstance(content, str):
+            text_bytes += utf8_length(content)
+        elif content is not None:
+            for part in content:
+                text_bytes += _length(part.text) + _length(part.refusal)
+                images += part.image_url is not None
+                unbounded += part.input_audio is not None or part.file is not None
+        text_bytes += _side_text_bytes(message)
+    return InputSize(text_bytes, len(request.messages), images, unbounded)
+
+
+def utf8_length(text: str) -> int:
+    """Return the length of a text in UTF-8 bytes."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _length(text: str | None) -> int:
+    return utf8_length(text) if text else 0
+
+
+def _side_text_bytes(message: Message) -> int:
+    total = _length(message.name) + _length(message.refusal) + _length(message.tool_call_id)
+    total += _length(message.reasoning_content) + _length(message.reasoning)
+    if message.function_call is not None:
+        total += _length(message.function_call.name) + _length(message.function_call.arguments)
+    for call in message.tool_calls or ():
+        total += _length(call.id)
+        if call.function is not None:
+            total += _length(call.function.name) + _length(call.function.arguments)
+        if call.custom is not None:
+            total += _length(call.custom.name) + _length(call.custom.input)
+    return total
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at one deployment. Times are monotonic nanoseconds."""
+
+    number: int
+    provider: str
+    deployment: str
+    upstream_model: str
+    price: Price | None
+    started_ns: int
+    first_event_ns: int | None = None
+    ended_ns: int | None = None
+    outcome: Outcome | None = None
+    error: GatewayError | None = None
+    served_model: str = ""
+    finish_reasons: list[str] = field(default_factory=list)
+    service_tier: str = ""
+    reported: Usage | None = None
+    """The last usage that the provider sent and that can be believed."""
+    is_suspect: bool = False
+    known_input_tokens: int | None = None
+    known_output_tokens: int | None = None
+    """A part that the provider did report where the other is missing (Ollama leaves counts of zero out)."""
+    counted: Usage | None = None
+    """What we counted, where the provider reported nothing or not all."""
+    is_countable: bool = True
+    """False once audio was sent: it can be neither counted nor seen."""
+    output_events: int = 0
+    output_bytes: int = 0
+    text: list[str] = field(default_factory=list)
+    """What came, for counting; dropped as soon as the provider reports."""
+
+    @property
+    def output_tokens_estimate(self) -> int:
+        """Output tokens so far without a tokenizer: one per data event or four bytes, whichever is more."""
+        return max(self.output_events, -(-self.output_bytes // 4))
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is known so far of one request; ``ledger.settler`` turns it into records exactly once."""
+
+    request_id: str
+    principal: Principal
+    model: str
+    operation: str
+    is_streamed: bool
+    reservation: Reservation
+    input_tokens_estimate: int
+    """Text bytes / 3: charged as the input where nobody reports or counts it."""
+    held_input_tokens: int
+    """What the input cannot exceed: charged where it can be neither reported nor counted."""
+    is_input_countable: bool
+    """False with images, audio or files in the request."""
+    trace_id: str
+    started_ns: int
+    asked_ns: int
+    """When the meter was asked; ``admitted_ns`` is when it had answered."""
+    admitted_ns: int
+    attempts: list[Attempt] = field(default_factory=list)
+    checkpointed_tokens: int = 0
+    settled_ns: int | None = None
+    records: tuple[UsageRecord, ...] = ()
+    """What the ledger was told; empty until the request is settled."""
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt that is running, or ran last."""
+        return self.attempts[-1]

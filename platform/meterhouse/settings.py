@@ -1,0 +1,165 @@
+"""How this process runs: the environment and an optional ``.env`` file, read once into one frozen object.
+
+No other module reads the environment (a test greps). What is sold and to whom is not here: that is the database.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from dotenv.main import DotEnv
+from dotenv.parser import parse_stream
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "METERHOUSE_"
+_PROVIDER_NAME = re.compile(r"^METERHOUSE_PROVIDER_(?P<name>[A-Z0-9_]+)_BASE_URL$")
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class SettingsError(Exception):
+    """The environment or the ``.env`` file cannot be used; the text says what to change."""
+
+
+class Settings(BaseSettings):
+    """Every setting, with its default. The variable is the name in capitals behind ``METERHOUSE_``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    data: Path = Field(Path(".meterhouse"), description="Folder of the embedded database, the journals and the keys")
+    key_pepper: SecretStr | None = Field(
+        None,
+        description="`version:secret[,version:secret]`: what key hashes are made with; the highest version is used",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least level that is logged"
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="`auto` is `console` on a terminal and `json` elsewhere"
+    )
+    otlp_endpoint: str | None = Field(None, description="OTLP/HTTP address for traces; unset: no traces")
+    trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="Part of the requests that are traced")
+    max_body_bytes: Count = Field(20 * 1_048_576, description="Longest request body")
+    journal_durability: Literal["fsync", "write"] = Field(
+        "fsync", description="`write` survives a killed process, but not a loss of power"
+    )
+    journal_segment_bytes: Annotated[int, Field(ge=65_536)] = Field(
+        16 * 1_048_576, description="Size of a journal segment"
+    )
+    journal_keep_bytes: Count = Field(8 * 1_073_741_824, description="Most bytes of shipped segments that are kept")
+    journal_keep_seconds: Seconds = Field(48 * 3600, description="How long shipped segments are kept")
+    journal_max_bytes: Count = Field(
+        16 * 1_073_741_824, description="Most bytes that wait to be shipped; beyond it requests are refused with 503"
+    )
+    ship_seconds: Seconds = Field(0.2, description="How often the journal is shipped to the database")
+    checkpoint_seconds: Seconds = Field(1.0, description="How often running streams are checkpointed")
+    lease_seconds: Seconds = Field(60, description="How long a reservation stands without renewal")
+    renew_seconds: Seconds = Field(15, description="How often leases are renewed")
+    key_check_seconds: Seconds = Field(5, description="How often the keys of running requests are looked at again")
+    key_fresh_seconds: Seconds = Field(10, description="How long a cached key is used without looking it up again")
+    probe_seconds: Seconds = Field(30, description="How often providers are asked whether they are there")
+    head_seconds: Seconds = Field(10, description="How long the 200 of a stream waits for the first data event")
+    keep_alive_seconds: Seconds = Field(15, description="A comment is sent into a stream that is quiet for so long")
+    tail_seconds: Seconds = Field(5, description="How long usage is waited for after the end of an answer")
+    write_stall_seconds: Seconds = Field(30, description="A client that reads nothing for so long is dropped")
+    drain_seconds: Seconds = Field(60, description="How long an answer is read on after its client left")
+    drain_most: Count = Field(64, description="Most answers that are read on at a time after their clients left")
+    shutdown_seconds: Seconds = Field(5, description="How long running streams may go on when the server stops")
+    connect_timeout_seconds: Seconds | None = Field(None, description="Overrides every provider's connect timeout")
+    first_token_timeout_seconds: Seconds | None = Field(None, description="Overrides the first-token timeout")
+    idle_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout between two data events")
+    total_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout of a whole answer")
+    admin_rate: str = Field("300/minute", description="Administration requests per address")
+    admin_failure_rate: str = Field("20/minute", description="Failed sign-ins to the administration per address")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values only from what ``Environment`` has read, so that a value has one source."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+
+class ProviderValues:
+    """What the environment says about one provider; the credential never shows in a repr."""
+
+    __slots__ = ("base_url", "credential", "models", "name")
+
+    def __init__(self, name: str, base_url: str | None, credential: str | None, models: tuple[str, ...]) -> None:
+        self.name = name
+        self.base_url = base_url
+        self.credential = credential
+        self.models = models
+
+
+class Environment:
+    """The environment as it was at start, over an optional ``.env`` file (the environment wins)."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = dict(values)
+
+    @classmethod
+    def read(cls, env_file: Path | None = Path(".env")) -> Self:
+        """Read the environment and the file.
+
+        Raises:
+            SettingsError: A line of the file is not ``NAME=value``, or the file cannot be read.
+        """
+        values: dict[str, str] = {}
+        if env_file is not None and env_file.exists():
+            values = _read_file(env_file)
+        return cls({**values, **os.environ})
+
+    def settings(self, **overrides: object) -> Settings:
+        """Return the settings; ``overrides`` (from the command line) win.
+
+        Raises:
+            SettingsError: A value cannot be used.
+        """
+        given = {
+            name: self._values[variable]
+            for name in Settings.model_fields
+            if (variable := PREFIX + name.upper()) in self._values and self._values[variable] != ""
+        }
+        try:
+            return Settings(**{**given, **overrides})  # type: ignore[arg-type]  # validated right here
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+            raise SettingsError(f"{name}: {first['msg']}.") from None
+
+    def provider(self, name: str, credential_names: Sequence[str]) -> ProviderValues:
+        """Return what is set for a provider: ``METERHOUSE_PROVIDER_<NAME>_...`` before its usual variables."""
+        stem = f"{PREFIX}PROVIDER_{name.upper()}_"
+        names = [f"{stem}API_KEY", *credential_names]
+        credential = next((self._values[n] for n in names if self._values.get(n)), None)
+        models = tuple(m.strip() for m in self._values.get(f"{stem}MODELS", "").split(",") if m.strip())
+        return ProviderValues(name, self._values.get(f"{stem}BASE_URL") or None, credential, models)
+
+    def named_providers(self) -> list[str]:
+        """Return the names, in lower case, of all providers that have a base URL set."""
+        found = (_PROVIDER_NAME.match(name) for name, value in self._values.items() if value)
+        return sorted(match["name"].lower() for match in found if match)
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}.") from None
+    for binding in parse_stream(StringIO(text)):
+        if binding.error:
+            raise SettingsError(f"{path}, line {binding.original.line}: expected NAME=value.")
+    found = DotEnv(dotenv_path=None, stream=StringIO(text), interpolate=False).dict()
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,289 @@
+"""The counters, histograms and gauges behind the promises, in a registry of their own.
+
+Every label has a bounded set of values: models, keys and organizations are never labels, and a family that has met
+``MAX_CHILDREN`` combinations counts the rest as ``other``. Counting a request takes a few microseconds and cannot
+fail. What is not here: where gauges get their values (composition hands in functions with ``watch``), and summing
+over processes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+from meterhouse.metering import Refusal
+from meterhouse.usage import Outcome, Usage, UsageRecord
+
+MAX_CHILDREN = 256
+OTHER = "other"
+DURATION_BUCKETS_SECONDS = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0,
+)  # fmt: skip
+FIRST_TOKEN_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0)
+LAG_BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+_LOST_OUTCOMES = frozenset({Outcome.UPSTREAM_FAILED, Outcome.WORKER_LOST})
+_MS_PER_SECOND = 1000
+_STATUS_CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
+
+
+class Watched(Enum):
+    """What is read from elsewhere at each scrape: name, kind, help, and the one label it may have."""
+
+    OPEN_REQUESTS = ("meterhouse_open_requests", "gauge", "Requests that are being answered now", None)
+    JOURNAL_BYTES = ("meterhouse_journal_bytes", "gauge", "Size of this process's journals on disk", None)
+    UNSHIPPED_RECORDS = ("meterhouse_unshipped_records", "gauge", "Records that SQL does not have yet", None)
+    UNSHIPPED_NANOS = ("meterhouse_unshipped_nanos", "gauge", "Charges that SQL does not have yet, nanos of USD", None)
+    SHIPPING_LAG_SECONDS = ("meterhouse_shipping_lag_seconds", "gauge", "Age of the oldest unshipped record", None)
+    BARRIER_FAILURES = ("meterhouse_barrier_failures", "counter", "Barriers that could not be made durable", None)
+    ADOPTED_RECORDS = ("meterhouse_adopted_records", "counter", "Records taken over from dead processes", None)
+    WORKER_LOST_RECORDS = ("meterhouse_worker_lost_records", "counter", "Attempts that died with their process", None)
+    KEYRING_HITS = ("meterhouse_keyring_hits", "counter", "Keys verified from the process's cache", None)
+    KEYRING_MISSES = ("meterhouse_keyring_misses", "counter", "Keys that had to be looked up", None)
+    DEGRADED = ("meterhouse_degraded", "gauge", "1 while a part works in its degraded mode", "part")
+    DROPPED_LOG_LINES = ("meterhouse_dropped_log_lines", "counter", "Log lines that were never written", None)
+
+
+class _Provider(NamedTuple):
+    """The children of one provider, looked up once."""
+
+    tokens: dict[str, Counter]
+    charge: Counter
+    overrun: Counter
+    unbilled: Counter
+    unpriced: Counter
+    first_token: Histogram
+
+
+class Metrics:
+    """Everything that this process counts; one instance, made by composition."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        self._requests = Counter(
+            "meterhouse_requests_total",
+            "Finished requests",
+            ("route", "status_class", "owner", "code"),
+            registry=registry,
+        )
+        self._attempts = Counter(
+            "meterhouse_attempts_total", "Attempts at providers", ("provider", "outcome"), registry=registry
+        )
+        self._tokens = Counter(
+            "meterhouse_tokens_total", "Tokens of the ledger's records", ("provider", "kind"), registry=registry
+        )
+        self._charge = Counter(
+            "meterhouse_charge_nanos_total", "Charges, nanos of USD", ("provider",), registry=registry
+        )
+        self._overrun = Counter(
+            "meterhouse_overrun_nanos_total",
+            "Charged beyond what was held, nanos of USD",
+            ("provider",),
+            registry=registry,
+        )
+        self._unbilled = Counter(
+            "meterhouse_unbilled_attempts_total", "Attempts charged 0: our loss", ("provider",), registry=registry
+        )
+        self._unpriced = Counter(
+            "meterhouse_unpriced_attempts_total", "Attempts without a price", ("provider",), registry=registry
+        )
+        self._refusals = Counter(
+            "meterhouse_refusals_total", "Requests refused by a limit", ("kind", "refusal"), registry=registry
+        )
+        self._first_token = Histogram(
+            "meterhouse_time_to_first_token_seconds",
+            "From the request to its first data event",
+            ("provider",),
+            buckets=FIRST_TOKEN_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "meterhouse_request_duration_seconds",
+            "From the request's head to the end of its answer",
+            ("route",),
+            buckets=DURATION_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self._loop_lag = Histogram(
+            "meterhouse_event_loop_lag_seconds",
+            "How late the event loop ran a timer",
+            buckets=LAG_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self._watches = _Watches()
+        registry.register(self._watches)
+        ProcessCollector(namespace="meterhouse", registry=registry)
+        GCCollector(registry=registry)
+        self._request_children: dict[tuple[str, int, str, str], Counter] = {}
+        self._duration_children: dict[str, Histogram] = {}
+        self._attempt_children: dict[tuple[str, Outcome], Counter] = {}
+        self._refusal_children: dict[tuple[str, str], Counter] = {}
+        self._providers: dict[str, _Provider] = {}
+
+    def observe_request(
+        self, *, route: str, status: int, owner: str, code: str, duration_ms: int, records: Sequence[UsageRecord]
+    ) -> None:
+        """Count a finished request and its ledger records.
+
+        Args:
+            route: the template of the address; ``other`` for one that does not exist.
+            status: the HTTP status that was sent; 0 when the client left before one was.
+            owner: whose failure it was, by ``errors.Owner``; empty when there was none.
+            code: the error's code; empty when there was none.
+            duration_ms: from the request's head to the end of its answer.
+            records: one per attempt, as ``settle`` wrote them; empty when nothing was admitted.
+        """
+        key = (route, status // 100, owner, code)
+        child = self._request_children.get(key)
+        if child is None:
+            child = self._request_child(key)
+        child.inc()
+        duration = self._duration_children.get(route)
+        if duration is None:
+            duration = self._duration_child(route)
+        duration.observe(duration_ms / _MS_PER_SECOND)
+        for record in records:
+            self.observe_record(record)
+
+    def observe_record(self, record: UsageRecord) -> None:
+        """Count one record; ``observe_request`` does it for those of a request, an adopter for those it found."""
+        if record.outcome is Outcome.NOT_SENT:
+            return
+        attempt = self._attempt_children.get((record.provider, record.outcome))
+        if attempt is None:
+            attempt = self._attempt_child(record.provider, record.outcome)
+        attempt.inc()
+        provider = self._providers.get(record.provider)
+        if provider is None:
+            provider = self._provider(record.provider)
+        _observe_usage(provider, record)
+
+    def observe_refusal(self, refusal: Refusal) -> None:
+        """Count a refusal by the kind of the limit that refused and how it did."""
+        key = (refusal.limit.kind.value, refusal.kind.value)
+        child = self._refusal_children.get(key)
+        if child is None:
+            child = self._refusals.labels(*key)
+            self._refusal_children[key] = child
+        child.inc()
+
+    def observe_loop_lag(self, seconds: float) -> None:
+        """Count how late a timer ran."""
+        self._loop_lag.observe(seconds)
+
+    def watch(self, watched: Watched, read: Callable[[], float], *, label: str = "") -> None:
+        """Read a value at each scrape. ``read`` must not raise or wait; ``label`` only where ``watched`` has one."""
+        self._watches.add(watched, read, label)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the text of a scrape and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+
+    def _request_child(self, key: tuple[str, int, str, str]) -> Counter:
+        route, status_class, owner, code = key
+        if len(self._request_children) >= MAX_CHILDREN:
+            # Not remembered under its own key: the memory of the cache is what is bounded here.
+            return self._requests.labels(OTHER, _status_class(status_class), owner, OTHER)
+        child = self._requests.labels(route, _status_class(status_class), owner, code)
+        self._request_children[key] = child
+        return child
+
+    def _duration_child(self, route: str) -> Histogram:
+        if len(self._duration_children) >= MAX_CHILDREN:
+            return self._duration.labels(OTHER)
+        child = self._duration.labels(route)
+        self._duration_children[route] = child
+        return child
+
+    def _attempt_child(self, provider: str, outcome: Outcome) -> Counter:
+        if len(self._attempt_children) >= MAX_CHILDREN:
+            return self._attempts.labels(OTHER, outcome.value)
+        child = self._attempts.labels(provider, outcome.value)
+        self._attempt_children[provider, outcome] = child
+        return child
+
+    def _provider(self, name: str) -> _Provider:
+        is_full = len(self._providers) >= MAX_CHILDREN
+        label = OTHER if is_full else name
+        children = _Provider(
+            tokens={kind: self._tokens.labels(label, kind) for kind, _ in _token_counts(Usage())},
+            charge=self._charge.labels(label),
+            overrun=self._overrun.labels(label),
+            unbilled=self._unbilled.labels(label),
+            unpriced=self._unpriced.labels(label),
+            first_token=self._first_token.labels(label),
+        )
+        if not is_full:
+            self._providers[name] = children
+        return children
+
+
+class _Watches(Collector):
+    """Turns the functions handed to ``watch`` into families at each scrape."""
+
+    def __init__(self) -> None:
+        self._reads: dict[Watched, dict[str, Callable[[], float]]] = {}
+
+    def add(self, watched: Watched, read: Callable[[], float], label: str) -> None:
+        if (watched.value[3] is None) != (label == ""):
+            raise ValueError(f"{watched.name} takes {'no label' if watched.value[3] is None else 'a label'}")
+        self._reads.setdefault(watched, {})[label] = read
+
+    def collect(self) -> Iterable[Metric]:
+        return list(self._families())
+
+    def _families(self) -> Iterator[Metric]:
+        for watched, reads in self._reads.items():
+            name, kind, text, label = watched.value
+            labels = () if label is None else (label,)
+            make = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+            family = make(name, text, labels=labels)
+            for value, read in reads.items():
+                family.add_metric([value] if label else [], read())
+            yield family
+
+
+def _observe_usage(provider: _Provider, record: UsageRecord) -> None:
+    for kind, count in _token_counts(record.usage):
+        if count:
+            provider.tokens[kind].inc(count)
+    if record.charge_nanos:
+        provider.charge.inc(record.charge_nanos)
+    elif record.outcome in _LOST_OUTCOMES:
+        provider.unbilled.inc()
+    if record.overrun_nanos:
+        provider.overrun.inc(record.overrun_nanos)
+    if record.price_id is None:
+        provider.unpriced.inc()
+    if record.time_to_first_token_ms is not None:
+        provider.first_token.observe(record.time_to_first_token_ms / _MS_PER_SECOND)
+
+
+def _status_class(hundreds: int) -> str:
+    return _STATUS_CLASSES[hundreds] if 0 < hundreds < len(_STATUS_CLASSES) else _STATUS_CLASSES[0]
+
+
+def _token_counts(usage: Usage) -> tuple[tuple[str, int], ...]:
+    return (
+        ("input", usage.input_tokens),
+        ("cached_input", usage.cached_input_tokens),
+        ("cache_write", usage.cache_write_tokens),
+        ("output", usage.output_tokens),
+        ("reasoning", usage.reasoning_tokens),
+        ("input_audio", usage.input_audio_tokens),
+        ("output_audio", usage.output_audio_tokens),
+    )

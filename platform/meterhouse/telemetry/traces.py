@@ -1,0 +1,179 @@
+"""Traces: which requests have one, and what is known of a request when its spans are made.
+
+Spans are made after the request, from timestamps, and only of a sampled or failed request, so that every other
+request pays for a random number (speed.md). Without an endpoint nothing is made, but a trace id is still given, for
+the log and the ledger. No field here can hold a prompt. What is not here: the spans themselves (``spans``), which are
+imported only when there is somewhere to send them.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from meterhouse.usage import Outcome, Usage
+
+MAX_FAILED_PER_SECOND = 100
+"""How many failed requests that were not sampled are kept in a second; more of them would say nothing new."""
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_FIRST_VERSION = "00"
+_FORBIDDEN_VERSION = "ff"
+_NO_TRACE = "0" * 32
+_NO_SPAN = "0" * 16
+_SAMPLED_FLAG = 0x01
+_SERVER_ERROR = 500
+_FAILED_OUTCOMES = frozenset({Outcome.UPSTREAM_FAILED, Outcome.WORKER_LOST})
+_NANOSECONDS_PER_SECOND = 1_000_000_000
+
+
+class TraceContext(msgspec.Struct, frozen=True):
+    """The trace that a request belongs to; hexadecimal ids of W3C Trace Context."""
+
+    trace_id: str
+    parent_span_id: str | None
+    is_sampled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """From when to when, in nanoseconds of the Unix epoch."""
+
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptSpan:
+    """One attempt: the GenAI client span."""
+
+    provider: str
+    deployment: str
+    upstream_model: str
+    served_model: str | None
+    interval: Interval
+    outcome: Outcome
+    usage: Usage | None = None
+    finish_reasons: tuple[str, ...] = ()
+    error_type: str | None = None
+    first_token_ns: int | None = None
+    """When the first data event came, in nanoseconds of the Unix epoch."""
+    operation: str = "chat"
+    is_streamed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSpans:
+    """Everything that the spans of one request say."""
+
+    request_id: str
+    method: str
+    route: str
+    """The template of the address, not what the caller typed."""
+    status: int
+    interval: Interval
+    organization_id: str = ""
+    project_id: str = ""
+    key_id: str = ""
+    error_type: str | None = None
+    reserve: Interval | None = None
+    attempts: tuple[AttemptSpan, ...] = ()
+    settle: Interval | None = None
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the trace is kept although it was not sampled."""
+        return self.status >= _SERVER_ERROR or any(attempt.outcome in _FAILED_OUTCOMES for attempt in self.attempts)
+
+
+class SpanWriter(Protocol):
+    """Makes the spans of a request and sends them, without waiting and without raising."""
+
+    def write(self, context: TraceContext, request: RequestSpans) -> None:
+        """Make and queue the spans."""
+        ...
+
+    def close(self, timeout_seconds: float) -> None:
+        """Send what is queued, for at most this long."""
+        ...
+
+
+class Tracing:
+    """Decides what is traced. Bounded: the exporter's queue drops, and failed requests are kept up to a rate.
+
+    Args:
+        endpoint: the full OTLP/HTTP address of traces, for example ``http://collector:4318/v1/traces``; None: off.
+        ratio: the part of requests to sample, from 0 to 1, when the caller has not decided.
+        headers: sent with each export, for a collector that wants a credential.
+        service_name: the resource's ``service.name``.
+    """
+
+    CLOSE_SECONDS = 3.0
+
+    def __init__(
+        self,
+        *,
+        endpoint: str | None,
+        ratio: float,
+        headers: Mapping[str, str] | None = None,
+        service_name: str = "meterhouse",
+    ) -> None:
+        self._writer = None if endpoint is None else _make_writer(endpoint, headers or {}, service_name)
+        self._is_on = self._writer is not None
+        # Compared with the lower half of the trace id, as OpenTelemetry's own TraceIdRatioBased sampler does.
+        self._bound = int(ratio * (1 << 64))
+        self._failed_second = 0
+        self._failed_kept = 0
+
+    def new_trace(self, traceparent: str | None) -> TraceContext:
+        """Continue the caller's trace and its decision, or begin one and decide by its random id."""
+        if traceparent is not None:
+            context = self._continue(traceparent)
+            if context is not None:
+                return context
+        trace_id = os.urandom(16).hex()
+        return TraceContext(trace_id, None, self._is_on and int(trace_id[16:], 16) < self._bound)
+
+    def wants(self, context: TraceContext, *, is_failed: bool) -> bool:
+        """Say whether ``finish`` could keep this request, so that its facts are only gathered when it could."""
+        return self._is_on and (context.is_sampled or is_failed)
+
+    def finish(self, context: TraceContext, request: RequestSpans) -> None:
+        """Make the spans of a finished request if it was sampled or failed. Never waits."""
+        if self._writer is None:
+            return
+        if context.is_sampled or (request.is_failed and self._keeps_failed(request.interval.end_ns)):
+            self._writer.write(context, request)
+
+    def close(self) -> None:
+        """Send what is queued; a collector that does not answer is waited for ``CLOSE_SECONDS`` at most."""
+        if self._writer is not None:
+            self._writer.close(self.CLOSE_SECONDS)
+
+    def _continue(self, traceparent: str) -> TraceContext | None:
+        """Read a W3C ``traceparent``; None when it is not one (then a new trace begins, as the standard says)."""
+        match = _TRACEPARENT.fullmatch(traceparent)
+        if match is None:
+            return None
+        version, trace_id, span_id, flags, rest = match.groups()
+        is_known = version != _FORBIDDEN_VERSION and not (version == _FIRST_VERSION and rest)
+        if not is_known or trace_id == _NO_TRACE or span_id == _NO_SPAN:
+            return None
+        return TraceContext(trace_id, span_id, self._is_on and bool(int(flags, 16) & _SAMPLED_FLAG))
+
+    def _keeps_failed(self, end_ns: int) -> bool:
+        second = end_ns // _NANOSECONDS_PER_SECOND
+        if second != self._failed_second:
+            self._failed_second = second
+            self._failed_kept = 0
+        self._failed_kept += 1
+        return self._failed_kept <= MAX_FAILED_PER_SECOND
+
+
+def _make_writer(endpoint: str, headers: Mapping[str, str], service_name: str) -> SpanWriter:
+    from meterhouse.telemetry.spans import OtlpSpanWriter  # noqa: PLC0415 - 0.3 s of imports that most starts do not need
+
+    return OtlpSpanWriter(endpoint=endpoint, headers=headers, service_name=service_name)

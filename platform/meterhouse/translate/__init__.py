@@ -1,0 +1,1 @@
+"""Translation between wires, one file per pair; pure functions and incremental parsers, no input or output."""

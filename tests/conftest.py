@@ -1,0 +1,3 @@
+"""What every test has."""
+
+pytest_plugins = ["plugins.timing"]

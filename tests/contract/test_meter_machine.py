@@ -1,0 +1,400 @@
+"""Any order of what workers do to a meter, against an exact model of what it must say.
+
+The model keeps every request for ever and adds up with fractions; the meter forgets, caches and reaps. After each
+step, every limit that the meter has met must stand where the model says, and no decision may differ from the model's.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fakes.meter_oracle import FakeClock, Oracle, Record, build_demand, is_in_period, is_in_scope
+from meterhouse.limits.limit import parse_limits
+from meterhouse.limits.memory import MemoryMeter
+from meterhouse.limits.window import period_of
+from meterhouse.metering import (
+    Demand,
+    Kind,
+    Limit,
+    LimitState,
+    Nature,
+    Period,
+    Refusal,
+    RefusalKind,
+    Reservation,
+    Scope,
+    Settlement,
+    Use,
+    Window,
+)
+from meterhouse.usage import Exactness
+
+LEASE_MS = 60_000
+HOUR_MS = 3_600_000
+LATEST_LATE_MS = 40 * HOUR_MS
+KEY_TEXT = "8/minute; tokens 30000/minute; 3 per 3 seconds; concurrent 4; requests 12/day; spend 0.00004 USD/month"
+MODEL_TEXT = "tokens 40000/day for small; requests 20 total for small; concurrent 2 for small; 5/second for small"
+SHARED_TEXT = "tokens 90000 total; spend 0.0003 USD/day; concurrent 6; tokens 60000/hour"
+
+
+@dataclass(eq=False)
+class Request:
+    """Everything that ever happened to one request."""
+
+    demand: Demand
+    reservation: Reservation
+    expires_at_ms: int
+    use: Use | None = None
+    reaped_at_ms: int | None = None
+    settlement: Settlement | None = None
+    rate_windows: dict[Limit, tuple[int, int]] = field(default_factory=dict)
+    """By rate: the window's number and what it was debited there."""
+
+    @property
+    def is_live(self) -> bool:
+        return self.reaped_at_ms is None and self.settlement is None
+
+    @property
+    def held_output_tokens(self) -> int:
+        held = self.reservation.held_output_tokens
+        return self.demand.output_tokens * self.demand.choices if held is None else held
+
+    @property
+    def applied(self) -> Settlement:
+        """What quotas and budgets were moved to so far."""
+        if self.settlement is not None:
+            return self.settlement
+        if self.reaped_at_ms is not None and self.use is not None and self.use.is_sent:
+            return Settlement(1, self.use.total_tokens, self.use.charge_nanos, Exactness.COUNTED)
+        return Settlement(0, 0, 0, Exactness.COUNTED)
+
+
+def amount_of(limit: Limit, settlement: Settlement) -> int:
+    return {
+        Kind.REQUESTS: settlement.requests,
+        Kind.TOKENS: settlement.total_tokens,
+        Kind.SPEND: settlement.charge_nanos,
+    }[limit.kind]
+
+
+def hold_of(limit: Limit, demand: Demand, output_tokens: int) -> int:
+    if limit.kind is Kind.TOKENS:
+        return demand.held_input_tokens + output_tokens
+    if limit.kind is Kind.SPEND:
+        return (
+            ceil(demand.held_input_tokens * Fraction(demand.input_nanos_per_million, 10**6))
+            + ceil(output_tokens * Fraction(demand.output_nanos_per_million, 10**6))
+            + demand.request_nanos
+        )
+    return 1
+
+
+@settings(max_examples=100, stateful_step_count=40, deadline=None, database=None)
+class MeterMachine(RuleBasedStateMachine):
+    """Two keys of one project, two models, limits of every kind and scope."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.clock = FakeClock()
+        self.oracle = Oracle()
+        self.requests: list[Request] = []
+        self.met: set[Limit] = set()
+        self.overruns: dict[tuple[Limit, int | None], int] = {}
+        self.rates: dict[Limit, dict[int, int]] = {}
+        self.meter = MemoryMeter(self.clock, self.oracle.seed, lease_ms=LEASE_MS, seed_wait_seconds=30)
+        shared = parse_limits(SHARED_TEXT, Scope.ORGANIZATION, "org_1")
+        shared += parse_limits(MODEL_TEXT, Scope.PROJECT, "proj_1")
+        self.limits = {key: parse_limits(KEY_TEXT, Scope.KEY, key) + shared for key in ("key_1", "key_2")}
+        self.partial = {key: limits[1::2] for key, limits in self.limits.items()}
+
+    def teardown(self) -> None:
+        self.runner.run(self.meter.close())
+        self.runner.close()
+
+    @initialize(hours=st.integers(0, 31 * 24))
+    def begin_somewhere_in_the_month(self, hours: int) -> None:
+        self.clock.move(hours=hours)
+
+    # --- what workers do
+
+    @rule(
+        key=st.sampled_from(["key_1", "key_2"]),
+        model=st.sampled_from(["small", "large"]),
+        output_tokens=st.integers(0, 9_000),
+        held_input_tokens=st.integers(0, 3_000),
+        choices=st.integers(1, 2),
+        is_streamed=st.booleans(),
+        is_hidden=st.booleans(),
+        knows_all_limits=st.booleans() | st.just(value=True),
+    )
+    def reserve(self, key: str, model: str, knows_all_limits: bool, is_hidden: bool, **sizes: int) -> None:
+        demand = build_demand(
+            (self.limits if knows_all_limits else self.partial)[key],
+            root_key_id=key,
+            model=model,
+            rate_input_tokens=sizes["held_input_tokens"] // 3,
+            rate_output_tokens=min(sizes["output_tokens"], 4_096),
+            holds_whole_allowance=is_hidden,
+            input_nanos_per_million=0 if model == "small" else 1_234_567,
+            output_nanos_per_million=333_333 if model == "small" else 2_500_001,
+            request_nanos=3,
+            **sizes,
+        )
+        self.reap_expired()
+        self.met |= set(demand.limits)
+        before = {limit: self.expect(limit) for limit in demand.limits if limit.model in {None, model}}
+        decision = self.runner.run(self.meter.reserve(demand))
+        if isinstance(decision, Refusal):
+            self.check_refusal(demand, decision, before)
+        else:
+            self.check_admission(demand, decision, before)
+
+    @precondition(lambda self: any(request.is_live for request in self.requests))
+    @rule(data=st.data(), output_tokens=st.integers(0, 5_000))
+    def extend(self, data: st.DataObject, output_tokens: int) -> None:
+        request = data.draw(st.sampled_from([request for request in self.requests if request.is_live]))
+        held = request.reservation.held_output_tokens
+        has_room = True
+        if held is not None:
+            for limit in self.limits_held_in_full(request.demand):
+                more = hold_of(limit, request.demand, held + output_tokens) - hold_of(limit, request.demand, held)
+                state = self.expect(limit, period_of(limit, request.reservation.admitted_at_ms))
+                has_room &= output_tokens == 0 or state.spent + state.reserved + more <= limit.amount
+        assert self.runner.run(self.meter.extend(request.reservation, output_tokens)) is has_room
+        if held is None or not has_room:
+            assert request.reservation.held_output_tokens == held
+            return
+        assert request.reservation.held_output_tokens == held + output_tokens
+        for limit in self.unlisted(request.demand):
+            more = hold_of(limit, request.demand, held + output_tokens) - hold_of(limit, request.demand, held)
+            self.add_overrun(limit, request, more)
+
+    @precondition(lambda self: any(self.can_settle(request) for request in self.requests))
+    @rule(
+        data=st.data(),
+        share=st.integers(0, 130),
+        exactness=st.sampled_from(Exactness),
+        is_sent=st.booleans() | st.just(value=True),
+    )
+    def settle(self, data: st.DataObject, share: int, exactness: Exactness, is_sent: bool) -> None:
+        request = data.draw(st.sampled_from([request for request in self.requests if self.can_settle(request)]))
+        demand = request.demand
+        tokens = (demand.held_input_tokens + request.held_output_tokens) * share // 100
+        settlement = Settlement(1, tokens, tokens * 7 // 3, exactness) if is_sent else Settlement(0, 0, 0, exactness)
+        self.resolve(request, settlement, is_reaping=False)
+        self.oracle.records.append(Record(demand, request.reservation.admitted_at_ms, settlement))
+        self.meter.settle(request.reservation, settlement)
+
+    @precondition(lambda self: any(request.settlement for request in self.requests))
+    @rule(data=st.data(), tokens=st.integers(0, 9_000))
+    def settle_again(self, data: st.DataObject, tokens: int) -> None:
+        request = data.draw(st.sampled_from([request for request in self.requests if request.settlement]))
+        self.meter.settle(request.reservation, Settlement(1, tokens, tokens, Exactness.REPORTED))
+
+    @precondition(lambda self: any(request.is_live for request in self.requests))
+    @rule(data=st.data())
+    def reserve_again(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from([request for request in self.requests if request.is_live]))
+        assert self.runner.run(self.meter.reserve(request.demand)) is request.reservation
+
+    @precondition(lambda self: bool(self.requests))
+    @rule(data=st.data(), tokens=st.integers(0, 5_000), is_sent=st.booleans())
+    def renew(self, data: st.DataObject, tokens: int, is_sent: bool) -> None:
+        chosen = data.draw(st.lists(st.sampled_from(self.requests), max_size=4))
+        use = Use(is_sent=is_sent, total_tokens=tokens, charge_nanos=tokens * 2)
+        self.runner.run(self.meter.renew({request.demand.request_id: use for request in chosen}))
+        for request in chosen:
+            if request.is_live:
+                request.use = use
+                request.expires_at_ms = self.clock.now_ms() + LEASE_MS
+
+    @rule()
+    def sweep(self) -> None:
+        assert self.meter.sweep() == self.reap_expired()
+
+    @rule(ms=st.sampled_from([1, 400, 999, 1_000, 7_300, 30_000, 59_999, 60_000, 61_001, HOUR_MS, 9 * HOUR_MS]))
+    def wait(self, ms: int) -> None:
+        self.clock.move(ms=ms)
+
+    @rule()
+    def wait_for_the_month_to_end(self) -> None:
+        month = period_of(Limit(Scope.KEY, "", Kind.SPEND, Window.MONTH, 1), self.clock.now_ms())
+        self.clock.move(ms=month.end_ms - self.clock.now_ms() - 1)
+
+    @rule()
+    def look_at_all_limits(self) -> None:
+        self.met |= {*self.limits["key_1"], *self.limits["key_2"]}
+
+    @rule(share=st.integers(0, 100))
+    def crash_and_restart(self, share: int) -> None:
+        """The journal's adopter writes what was lost; a new meter knows what the ledger knows."""
+        self.runner.run(self.meter.close())
+        for request in self.requests:
+            if request.settlement is None:
+                tokens = request.held_output_tokens * share // 100
+                request.settlement = Settlement(1, tokens, tokens, Exactness.COUNTED)
+                self.count_overrun(request, request.settlement, held=request.reaped_at_ms is None)
+                at_ms = request.reservation.admitted_at_ms
+                self.oracle.records.append(Record(request.demand, at_ms, request.settlement))
+        self.rates.clear()
+        self.meter = MemoryMeter(self.clock, self.oracle.seed, lease_ms=LEASE_MS, seed_wait_seconds=30)
+
+    # --- what must hold
+
+    @invariant()
+    def every_limit_stands_where_the_model_says(self) -> None:
+        limits = sorted(self.met, key=repr)
+        for limit, state in zip(limits, self.runner.run(self.meter.list_states(limits)), strict=True):
+            expected = self.expect(limit)
+            assert (state.spent, state.reserved) == (expected.spent, expected.reserved), limit
+            if limit.nature in {Nature.QUOTA, Nature.BUDGET}:
+                period = period_of(limit, self.clock.now_ms())
+                overrun = self.overruns.get((limit, period.start_ms), 0)
+                assert state.spent + state.reserved <= limit.amount + overrun, limit
+            if not any(request.is_live for request in self.requests):
+                assert state.reserved == 0
+
+    def check_admission(self, demand: Demand, reservation: Reservation, before: dict[Limit, LimitState]) -> None:
+        now_ms = self.clock.now_ms()
+        assert reservation.admitted_at_ms == now_ms
+        allowance, output = reservation.allowance_tokens, reservation.held_output_tokens
+        request = Request(demand, reservation, now_ms + LEASE_MS)
+        assert (output is not None) == any(limit.is_held_in_full for limit in before)
+        if output is not None:
+            assert allowance is not None
+            assert min(demand.output_tokens, 1_024) <= allowance <= demand.output_tokens
+            is_sliced = demand.is_streamed and not demand.holds_whole_allowance
+            assert output == (min(allowance, 2_048) if is_sliced else allowance) * demand.choices
+        for limit, state in before.items():
+            if limit.nature is Nature.RATE:
+                amount = self.rate_demand(limit, demand, allowance)
+                index = now_ms // limit.window_ms
+                window = self.rates.setdefault(limit, {})
+                window[index] = window.get(index, 0) + amount
+                request.rate_windows[limit] = (index, amount)
+            elif limit.nature is Nature.GAUGE:
+                amount = 1
+            else:
+                amount = hold_of(limit, demand, request.held_output_tokens)
+            assert state.spent + state.reserved + amount <= limit.amount, limit
+        for limit in self.unlisted(demand):
+            self.add_overrun(limit, request, hold_of(limit, demand, request.held_output_tokens))
+        self.requests.append(request)
+
+    def check_refusal(self, demand: Demand, refusal: Refusal, before: dict[Limit, LimitState]) -> None:
+        state = before[refusal.limit]
+        limit, amount = refusal.limit, refusal.limit.amount
+        floor_tokens = min(demand.output_tokens, 1_024) * demand.choices
+        smallest = 1 if limit.nature in {Nature.GAUGE, Nature.RATE} else hold_of(limit, demand, floor_tokens)
+        if refusal.kind is RefusalKind.TOO_LARGE:
+            assert refusal.demanded > amount
+            assert limit.nature is Nature.RATE or refusal.demanded == smallest
+        elif refusal.kind is RefusalKind.SPENT:
+            assert smallest <= amount < state.spent + smallest
+        elif refusal.kind is RefusalKind.RESERVED:
+            assert state.spent + smallest <= amount < state.spent + state.reserved + smallest
+        else:
+            assert state.spent + refusal.demanded > amount >= refusal.demanded
+            assert refusal.retry_after_seconds is not None
+            wait_ms = round(refusal.retry_after_seconds * 1000)
+            assert self.rate_used(limit, self.clock.now_ms() + wait_ms) + refusal.demanded <= amount
+            assert self.rate_used(limit, self.clock.now_ms() + wait_ms - 1) + refusal.demanded > amount
+        assert (refusal.retry_after_seconds is None) == (refusal.kind in {RefusalKind.TOO_LARGE, RefusalKind.SPENT})
+
+    # --- the model
+
+    def expect(self, limit: Limit, period: Period | None = None) -> LimitState:
+        now_ms = self.clock.now_ms()
+        if limit.nature is Nature.RATE:
+            return LimitState(limit, self.rate_used(limit, now_ms), 0, None)
+        mine = [request for request in self.requests if is_in_scope(limit, request.demand)]
+        if limit.nature is Nature.GAUGE:
+            return LimitState(limit, 0, sum(request.is_live for request in mine), None)
+        period = period or period_of(limit, now_ms)
+        mine = [request for request in mine if is_in_period(period, request.reservation.admitted_at_ms)]
+        spent = sum(amount_of(limit, request.applied) for request in mine)
+        reserved = sum(
+            hold_of(limit, request.demand, request.held_output_tokens) for request in mine if request.is_live
+        )
+        return LimitState(limit, spent, reserved, None)
+
+    def rate_used(self, limit: Limit, now_ms: int) -> int:
+        windows = self.rates.get(limit, {})
+        index, elapsed_ms = divmod(now_ms, limit.window_ms)
+        share = 1 - Fraction(elapsed_ms, limit.window_ms)
+        return windows.get(index, 0) + ceil(windows.get(index - 1, 0) * share)
+
+    def rate_demand(self, limit: Limit, demand: Demand, allowance: int | None) -> int:
+        if limit.kind is Kind.REQUESTS:
+            return 1
+        output = demand.rate_output_tokens if allowance is None else min(allowance, demand.rate_output_tokens)
+        return demand.rate_input_tokens + output * demand.choices
+
+    def limits_held_in_full(self, demand: Demand) -> list[Limit]:
+        """The limits that judge an extension: those of the admission."""
+        return [limit for limit in demand.limits if limit.is_held_in_full and limit.model in {None, demand.model}]
+
+    def can_settle(self, request: Request) -> bool:
+        is_forgotten = request.reaped_at_ms is not None and (
+            self.clock.now_ms() - request.reaped_at_ms > LATEST_LATE_MS
+        )
+        return request.settlement is None and not is_forgotten
+
+    def reap_expired(self) -> int:
+        expired = [
+            request for request in self.requests if request.is_live and request.expires_at_ms <= self.clock.now_ms()
+        ]
+        for request in expired:
+            use = request.use
+            is_sent = use is not None and use.is_sent
+            settlement = (
+                Settlement(1, use.total_tokens, use.charge_nanos, Exactness.COUNTED) if use and is_sent else None
+            )
+            self.resolve(request, settlement or Settlement(0, 0, 0, Exactness.COUNTED), is_reaping=True)
+        return len(expired)
+
+    def resolve(self, request: Request, settlement: Settlement, *, is_reaping: bool) -> None:
+        self.count_overrun(request, settlement, held=request.is_live)
+        now_ms = self.clock.now_ms()
+        for limit, (index, debited) in request.rate_windows.items():
+            difference = amount_of(limit, settlement) - debited
+            if difference < 0 and settlement.exactness is not Exactness.REPORTED:
+                continue
+            now_index = now_ms // limit.window_ms
+            counts = index >= now_index - 1
+            if counts or difference > 0:
+                window = self.rates.setdefault(limit, {})
+                target = index if counts else now_index
+                window[target] = window.get(target, 0) + difference
+            request.rate_windows[limit] = (index, debited + difference)
+        if is_reaping:
+            request.reaped_at_ms = now_ms
+        else:
+            request.settlement = settlement
+
+    def count_overrun(self, request: Request, settlement: Settlement, *, held: bool) -> None:
+        for limit in {*self.limits["key_1"], *self.limits["key_2"]}:
+            if is_in_scope(limit, request.demand) and limit.nature in {Nature.QUOTA, Nature.BUDGET}:
+                hold = hold_of(limit, request.demand, request.held_output_tokens) if held else 0
+                known = 0 if held else amount_of(limit, request.applied)
+                self.add_overrun(limit, request, amount_of(limit, settlement) - max(hold, known))
+
+    def unlisted(self, demand: Demand) -> list[Limit]:
+        """Quotas and budgets in scope that the principal did not list: nothing holds the request back."""
+        others = {*self.limits["key_1"], *self.limits["key_2"]} - set(demand.limits)
+        natures = {Nature.QUOTA, Nature.BUDGET}
+        return [limit for limit in others if limit.nature in natures and is_in_scope(limit, demand)]
+
+    def add_overrun(self, limit: Limit, request: Request, amount: int) -> None:
+        period = period_of(limit, request.reservation.admitted_at_ms)
+        key = (limit, period.start_ms)
+        self.overruns[key] = self.overruns.get(key, 0) + max(0, amount)
+
+
+TestMeterMachine = MeterMachine.TestCase

@@ -1,0 +1,356 @@
+"""The upstream client against a real server over a socket: every failure is ours, and no connection is left behind."""
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import pytest
+
+from fakes.small_server import (
+    OK,
+    SECRET,
+    SSE,
+    Server,
+    chunk,
+    garbage_in_the_body,
+    never,
+    one_event_then_wait,
+    reply,
+    reply_and_close,
+    reset_in_the_body,
+    serving,
+    sized,
+)
+from meterhouse.errors import UpstreamDown, UpstreamTimeout
+from meterhouse.providers.catalog import PROVIDERS
+from meterhouse.providers.provider import ActiveProvider, Timeouts
+from meterhouse.providers.simulator import Simulator
+from meterhouse.providers.upstream import Upstream, parse_retry_after
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with Upstream(simulator=Simulator()) as opened:
+        yield opened
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    for _ in range(100_000):
+        if is_true():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to be")
+
+
+async def ask(upstream: Upstream, server: Server, *, is_streamed: bool = False, body: bytes = b"{}", **options: object):
+    return await upstream.open(server.endpoint, "/chat/completions", body, is_streamed=is_streamed, **options)
+
+
+async def test_a_whole_answer_and_what_was_sent(upstream):
+    async with serving(reply(sized(b'{"a":1}'))) as server:
+        answer = await ask(
+            upstream,
+            server,
+            body=b'{"q":1}',
+            headers={"traceparent": "00-a-b-01", "cookie": "c=1", "authorization": "Bearer caller"},
+        )
+        assert (answer.status, answer.content_type, answer.retry_after_seconds) == (200, "application/json", None)
+        assert await answer.read_all(100) == b'{"a":1}'
+        line, *lines = server.heads[0].strip().split("\r\n")
+        sent = {name.lower(): value for name, value in (text.split(": ", 1) for text in lines)}
+        assert line == "POST /v1/chat/completions HTTP/1.1"
+        assert sent.pop("host") == server.endpoint.base_url.removeprefix("http://").removesuffix("/v1")
+        assert sent.pop("user-agent").startswith("meterhouse/")
+        assert sent == {
+            "authorization": f"Bearer {SECRET}",
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "content-type": "application/json",
+            "content-length": "7",
+            "traceparent": "00-a-b-01",
+        }
+        assert server.bodies == [b'{"q":1}']
+        assert upstream.open_connections == 0
+
+
+@pytest.mark.parametrize("value", ["a\r\nx-injected: 1", "\u00e9", "a\x00b"])
+async def test_a_trace_context_that_no_header_can_carry_is_left_out(upstream, value):
+    async with serving(reply(sized(b"{}"))) as server:
+        await (await ask(upstream, server, headers={"traceparent": value})).read_all(100)
+        assert "traceparent" not in server.heads[0].lower()
+
+
+async def test_a_stream_is_read_as_it_comes_and_its_connection_used_again(upstream):
+    async with serving(one_event_then_wait) as server:
+        answer = await ask(upstream, server, is_streamed=True)
+        assert answer.content_type == "text/event-stream"
+        assert await answer.read() == b"data: 1\n\n"
+        server.go_on.set()
+        assert await answer.read() == b"data: 2\n\n"
+        assert await answer.read() == b""
+        answer.release()
+        answer.release()
+        again = await ask(upstream, server, is_streamed=True)
+        assert await again.read_all(1_000) == b"data: 1\n\ndata: 2\n\n"
+        assert server.connections == 1
+        assert upstream.open_connections == 0
+
+
+async def test_a_release_before_the_end_closes_the_connection(upstream):
+    async with serving(one_event_then_wait) as server:
+        answer = await ask(upstream, server, is_streamed=True)
+        await answer.read()
+        answer.release()
+        assert upstream.open_connections == 0
+        server.go_on.set()
+        await (await ask(upstream, server, is_streamed=True)).read_all(1_000)
+        assert server.connections == 2
+
+
+async def test_a_megabyte_is_sent_whole_and_without_a_warning(upstream):
+    body = b"x" * 3_000_000
+    async with serving(reply(sized(b"{}"))) as server:
+        await (await ask(upstream, server, body=body)).read_all(100)
+        assert server.bodies == [body]
+
+
+async def test_a_refused_port_is_down(upstream):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        endpoint = ActiveProvider(
+            provider=PROVIDERS["openai"], base_url=f"http://127.0.0.1:{taken.getsockname()[1]}", credential=SECRET
+        )
+        with pytest.raises(UpstreamDown, match="could not be connected to") as caught:
+            await upstream.open(endpoint, "/x", b"{}", is_streamed=False)
+    assert "127.0.0.1" not in caught.value.message
+    assert SECRET not in caught.value.message + caught.value.detail
+    assert upstream.open_connections == 0
+
+
+async def test_a_name_that_does_not_exist_is_down(upstream):
+    endpoint = ActiveProvider(provider=PROVIDERS["openai"], base_url="http://nowhere.invalid")
+    with pytest.raises(UpstreamDown, match="could not be found"):
+        await upstream.open(endpoint, "/x", b"{}", is_streamed=False)
+
+
+async def test_a_server_without_tls_is_down_over_https(upstream):
+    def plain(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(plain, "127.0.0.1", 0) as listener:
+        address = f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        endpoint = ActiveProvider(provider=PROVIDERS["openai"], base_url=address)
+        with pytest.raises(UpstreamDown, match="securely"):
+            await upstream.open(endpoint, "/x", b"{}", is_streamed=False)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        reset_in_the_body,
+        reply_and_close(SSE + chunk(b"data: 1\n\n") + b"ff\r\nhalf"),
+        reply_and_close(OK + b"content-length: 100\r\n\r\n{"),
+        garbage_in_the_body,
+    ],
+)
+async def test_a_body_that_breaks_is_down_for_the_reader(upstream, script):
+    async with serving(script) as server:
+        answer = await ask(upstream, server, is_streamed=True)
+        server.go_on.set()
+        with pytest.raises(UpstreamDown):
+            await answer.read_all(1_000)
+        with pytest.raises(UpstreamDown):
+            await answer.read()
+    assert upstream.open_connections == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "closed the connection"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "did not speak HTTP"),
+        (OK + b"x-big: " + b"a" * 100_000 + b"\r\n\r\n", "did not speak HTTP"),
+        (OK + b"".join(b"x-%d: a\r\n" % number for number in range(500)) + b"\r\n", "did not speak HTTP"),
+        (sized(b"\x1f\x8b", OK + b"content-encoding: gzip\r\n"), "encoded"),
+        (sized(b"", b"HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\n"), "redirects"),
+    ],
+)
+async def test_what_is_no_usable_answer_is_down(upstream, data, text):
+    async with serving(reply_and_close(data)) as server:
+        with pytest.raises(UpstreamDown, match=text):
+            await ask(upstream, server)
+        assert server.connections == 1
+    assert upstream.open_connections == 0
+
+
+async def test_no_head_in_time_is_a_timeout(upstream):
+    async with serving(never, first_token_seconds=0.05) as server:
+        with pytest.raises(UpstreamTimeout, match="did not answer in time"):
+            await ask(upstream, server, is_streamed=True)
+        with pytest.raises(UpstreamTimeout):
+            await ask(upstream, server, timeout_seconds=0.05)
+    assert upstream.open_connections == 0
+
+
+async def test_no_connection_in_time_is_a_timeout(upstream):
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(address)
+            row = replace(PROVIDERS["openai"], timeouts=Timeouts(connect_seconds=0.05))
+            endpoint = ActiveProvider(provider=row, base_url=f"http://127.0.0.1:{address[1]}")
+            with pytest.raises(UpstreamTimeout, match="connected to in time"):
+                await upstream.open(endpoint, "/x", b"{}", is_streamed=False)
+    assert upstream.open_connections == 0
+
+
+async def test_a_body_that_does_not_end_in_time_is_a_timeout(upstream):
+    async with serving(one_event_then_wait) as server:
+        answer = await ask(upstream, server)
+        with pytest.raises(UpstreamTimeout):
+            await answer.read_all(1_000, timeout_seconds=0.05)
+        assert upstream.open_connections == 0
+
+
+async def test_a_body_longer_than_the_limit_is_refused(upstream):
+    async with serving(reply(sized(b"x" * 1_000))) as server:
+        assert len(await (await ask(upstream, server)).read_all(1_000)) == 1_000
+        with pytest.raises(UpstreamDown, match="more than 999 bytes"):
+            await (await ask(upstream, server)).read_all(999)
+
+
+async def test_an_abort_wakes_the_reader_and_closes_the_connection_at_once(upstream):
+    async with serving(one_event_then_wait) as server:
+        answer = await ask(upstream, server, is_streamed=True)
+        await answer.read()
+        reader = asyncio.create_task(answer.read())
+        await asyncio.sleep(0)
+        answer.abort()
+        assert upstream.open_connections == 0
+        with pytest.raises(UpstreamDown, match="closed by us"):
+            await reader
+        answer.abort()
+        answer.release()
+        with pytest.raises(UpstreamDown):
+            await answer.read()
+
+
+async def test_a_read_that_was_cancelled_loses_no_byte(upstream):
+    async with serving(one_event_then_wait) as server:
+        answer = await ask(upstream, server, is_streamed=True)
+        await answer.read()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await answer.read()
+        server.go_on.set()
+        assert await answer.read_all(100) == b"data: 2\n\n"
+
+
+@pytest.mark.parametrize("script", [reset_in_the_body, garbage_in_the_body])
+async def test_what_came_before_the_break_is_read_first(upstream, script):
+    async with serving(script) as server:
+        answer = await ask(upstream, server, is_streamed=True)
+        server.go_on.set()
+        await until(lambda: answer._response.content.exception() is not None)
+        assert await answer.read() == b"data: 1\n\n"
+        with pytest.raises(UpstreamDown):
+            await answer.read()
+
+
+async def test_any_status_is_an_answer_with_its_patience(upstream):
+    head = b"HTTP/1.1 429 Too Many\r\nretry-after: 7\r\ncontent-type: text/html\r\n"
+    async with serving(reply(sized(b"slow down", head))) as server:
+        answer = await ask(upstream, server)
+        assert (answer.status, answer.retry_after_seconds, answer.content_type) == (429, 7.0, "text/html")
+        assert await answer.read_all(100) == b"slow down"
+
+
+async def test_no_cookie_is_kept(upstream):
+    async with serving(reply(sized(b"{}", OK + b"set-cookie: a=1; path=/\r\n"))) as server:
+        for _ in range(2):
+            await (await ask(upstream, server)).read_all(100)
+        assert "cookie" not in server.heads[1].lower()
+
+
+async def test_a_storm_of_cancellations_leaves_no_connection_behind(upstream):
+    moments = random.Random(7)
+
+    async def script(_server: Server, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE)
+        for _ in range(3):
+            writer.write(chunk(b"data: 1\n\n"))
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.write(b"0\r\n\r\n")
+
+    async def request(server: Server) -> None:
+        answer = await ask(upstream, server, is_streamed=True)
+        try:
+            while await answer.read():
+                pass
+        finally:
+            answer.release()
+
+    async def cancelled_request(server: Server) -> None:
+        task = asyncio.create_task(request(server))
+        for _ in range(moments.randrange(60)):
+            await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    async with serving(script) as server:
+        storm = [cancelled_request(server) for _ in range(500)]
+        results = await asyncio.gather(*storm, return_exceptions=True)
+        assert {type(result) for result in results} == {asyncio.CancelledError, type(None)}
+        assert sum(isinstance(result, asyncio.CancelledError) for result in results) > 100
+        assert upstream.open_connections == 0
+        await request(server)
+    assert upstream.open_connections == 0
+
+
+async def test_a_closed_client_refuses_and_its_readers_are_woken():
+    async with serving(one_event_then_wait) as server:
+        async with Upstream() as upstream:
+            answer = await ask(upstream, server, is_streamed=True)
+            await answer.read()
+        with pytest.raises(UpstreamDown):
+            await answer.read()
+        with pytest.raises(UpstreamDown, match="stopping"):
+            await ask(upstream, server)
+
+
+async def test_the_simulator_answers_through_the_same_door(upstream):
+    endpoint = ActiveProvider(provider=PROVIDERS["simulator"], base_url="simulator:")
+    body = b'{"model":"simulator-instant","messages":[{"role":"user","content":"hi"}]}'
+    answer = await upstream.open(endpoint, "/chat/completions", body, is_streamed=True)
+    assert (await answer.read_all(100_000)).endswith(b"data: [DONE]\n\n")
+    async with Upstream() as without:
+        with pytest.raises(UpstreamDown, match="switched off"):
+            await without.open(endpoint, "/chat/completions", body, is_streamed=True)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "value", "seconds"),
+    [
+        (None, None, None),
+        ("1500", "2", 1.5),
+        (None, "2", 2.0),
+        (None, "0.25", 0.25),
+        (None, "-1", None),
+        (None, "nan", None),
+        (None, "soon", None),
+        (None, "Thu, 01 Jan 1970 00:01:40 GMT", 90.0),
+        (None, "Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+    ],
+)
+def test_retry_after_is_read_in_every_form(milliseconds, value, seconds):
+    assert parse_retry_after(milliseconds, value, now_seconds=10.0) == seconds

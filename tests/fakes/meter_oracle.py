@@ -1,0 +1,124 @@
+"""What the contract suites of a meter need: a clock that is moved, and a ledger that is right by definition."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from meterhouse.errors import GatewayError
+from meterhouse.limits.limit import parse_limits
+from meterhouse.metering import Demand, Limit, Period, Reservation, Scope, Settlement, Sums
+from meterhouse.usage import Exactness
+
+ORGANIZATION, PROJECT, KEY = "org_1", "proj_1", "key_1"
+MODEL = "gpt-4o"
+START_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
+
+
+class FakeClock:
+    """Wall time that stands still until it is moved."""
+
+    def __init__(self, now_ms: int = START_MS) -> None:
+        self._now_ms = now_ms
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+    def move(self, *, ms: int = 0, seconds: int = 0, hours: int = 0, days: int = 0) -> None:
+        self._now_ms += ms + 1_000 * (seconds + 3_600 * (hours + 24 * days))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One settled request, as the ledger has it."""
+
+    demand: Demand
+    admitted_at_ms: int
+    settlement: Settlement
+
+
+@dataclass
+class Oracle:
+    """A ledger: ``seed`` answers with what was settled before the call; ``gate`` and ``failure`` let it wait, fail."""
+
+    records: list[Record] = field(default_factory=list)
+    calls: int = 0
+    gate: asyncio.Event | None = None
+    failure: GatewayError | None = None
+
+    async def seed(self, periods: Sequence[Period]) -> list[Sums]:
+        self.calls += 1
+        answer = [self.sums(period) for period in periods]
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        return answer
+
+    def sums(self, period: Period) -> Sums:
+        found = [
+            record.settlement
+            for record in self.records
+            if is_in_scope(period.limit, record.demand) and is_in_period(period, record.admitted_at_ms)
+        ]
+        return Sums(
+            sum(settlement.requests for settlement in found),
+            sum(settlement.total_tokens for settlement in found),
+            sum(settlement.charge_nanos for settlement in found),
+        )
+
+
+def is_in_scope(limit: Limit, demand: Demand) -> bool:
+    owner = {
+        Scope.ORGANIZATION: demand.organization_id,
+        Scope.PROJECT: demand.project_id,
+        Scope.KEY: demand.root_key_id,
+    }[limit.scope]
+    return owner == limit.scope_id and limit.model in {None, demand.model}
+
+
+def is_in_period(period: Period, at_ms: int) -> bool:
+    return (period.start_ms is None or period.start_ms <= at_ms) and (period.end_ms is None or at_ms < period.end_ms)
+
+
+def key_limits(text: str, key_id: str = KEY) -> tuple[Limit, ...]:
+    return parse_limits(text, Scope.KEY, key_id)
+
+
+_ids = count(1)
+
+
+def build_demand(limits: tuple[Limit, ...] | str = (), **changes: object) -> Demand:
+    """A demand of 10 input and 100 output tokens at 1 nano each; not streamed."""
+    values: dict[str, object] = {
+        "request_id": f"{next(_ids):032x}",
+        "organization_id": ORGANIZATION,
+        "project_id": PROJECT,
+        "root_key_id": KEY,
+        "model": MODEL,
+        "limits": key_limits(limits) if isinstance(limits, str) else limits,
+        "rate_input_tokens": 10,
+        "held_input_tokens": 10,
+        "output_tokens": 100,
+        "rate_output_tokens": 100,
+        "choices": 1,
+        "is_streamed": False,
+        "holds_whole_allowance": False,
+        "input_nanos_per_million": 1_000_000,
+        "output_nanos_per_million": 1_000_000,
+        "request_nanos": 0,
+    }
+    return Demand(**(values | changes))  # type: ignore[arg-type]
+
+
+def settlement_of(
+    tokens: int = 0, nanos: int | None = None, *, requests: int = 1, exactness: Exactness = Exactness.REPORTED
+) -> Settlement:
+    """The truth about a request at 1 nano a token."""
+    return Settlement(requests, tokens, tokens if nanos is None else nanos, exactness)
+
+
+def admitted(decision: object) -> Reservation:
+    """Return a decision that must be an admission."""
+    assert isinstance(decision, Reservation), decision
+    return decision

@@ -1,0 +1,56 @@
+"""What tests of the database share: a migrated SQLite file, ways to take it away, and a clock that moves by hand."""
+
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from meterhouse.db.engine import close, open_engine, upgrade
+
+MIGRATIONS = Path(__file__).parents[2] / "alembic"
+
+
+def url_of(path: Path) -> str:
+    return f"sqlite+aiosqlite:///{path}"
+
+
+@asynccontextmanager
+async def opened_store(path: Path):
+    """Give an engine on a migrated file."""
+    await upgrade(url_of(path), MIGRATIONS)
+    engine = open_engine(url_of(path), busy_timeout_ms=20)
+    try:
+        yield engine
+    finally:
+        await close(engine)
+
+
+@asynccontextmanager
+async def taken_away(engine, path: Path):
+    """Make the database unreachable: its connections are gone, and a folder stands where its file was."""
+    await close(engine)
+    with _folder_in_place_of(path):
+        yield
+
+
+@contextmanager
+def _folder_in_place_of(path: Path):
+    aside = path.with_suffix(".aside")
+    path.rename(aside)
+    path.mkdir()
+    try:
+        yield
+    finally:
+        path.rmdir()
+        aside.rename(path)
+
+
+class MovingClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, now_ms: int = 1_800_000_000_000) -> None:
+        self._now_ms = now_ms
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+    def move(self, by_ms: int) -> None:
+        self._now_ms += by_ms

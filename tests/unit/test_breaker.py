@@ -1,0 +1,202 @@
+"""A breaker opens, probes and closes on an injected clock; a retry budget bounds extra attempts."""
+
+import asyncio
+
+import pytest
+
+from meterhouse.errors import UpstreamBusy, UpstreamDown, UpstreamRefused, UpstreamTimeout
+from meterhouse.providers.breaker import MAX_BREAKERS, Breaker, Breakers, Permit, RetryBudget
+from meterhouse.providers.prices import PriceBook
+from meterhouse.providers.provider import ProviderSetting
+from meterhouse.providers.routes import build_snapshot
+
+DOWN = UpstreamDown("down")
+REFUSED = UpstreamRefused("no", status=400, code=None, param=None)
+
+
+class Ticks:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def ticks() -> Ticks:
+    return Ticks()
+
+
+@pytest.fixture
+def breaker(ticks: Ticks) -> Breaker:
+    return Breaker(ticks)
+
+
+def attempt(breaker: Breaker, error: BaseException | None) -> bool:
+    permit = breaker.try_acquire()
+    if permit is None:
+        return False
+    permit.record(error)
+    return True
+
+
+def trip(breaker: Breaker) -> None:
+    for _ in range(5):
+        assert attempt(breaker, DOWN)
+    assert breaker.is_open
+
+
+@pytest.mark.parametrize("error", [DOWN, UpstreamTimeout("late")])
+def test_five_failures_in_a_row_open_it(breaker, error):
+    for _ in range(4):
+        attempt(breaker, error)
+    assert not breaker.is_open
+    attempt(breaker, error)
+    assert breaker.is_open
+    assert breaker.try_acquire() is None
+
+
+def test_a_success_between_failures_starts_the_row_again(breaker):
+    for error in (DOWN, DOWN, DOWN, DOWN, None, DOWN, DOWN, DOWN, DOWN):
+        attempt(breaker, error)
+    assert not breaker.is_open
+
+
+def test_more_than_half_of_twenty_within_the_window_open_it(breaker, ticks):
+    outcomes = [None, DOWN] * 9 + [None, None]
+    for outcome in outcomes:
+        attempt(breaker, outcome)
+    assert not breaker.is_open
+    ticks.now = 10
+    for outcome in (DOWN, DOWN, DOWN):
+        attempt(breaker, outcome)
+    assert breaker.is_open
+
+
+def test_what_is_older_than_the_window_does_not_count(breaker, ticks):
+    for outcome in [DOWN, None] * 9:
+        attempt(breaker, outcome)
+    ticks.now = 31
+    for outcome in (DOWN, DOWN, DOWN, None, DOWN):
+        attempt(breaker, outcome)
+    assert not breaker.is_open
+
+
+@pytest.mark.parametrize("neutral", [REFUSED, asyncio.CancelledError(), UpstreamBusy("busy")])
+def test_refusals_cancellations_and_rate_limits_never_open_it(breaker, neutral):
+    for _ in range(100):
+        assert attempt(breaker, neutral)
+    assert not breaker.is_open
+
+
+def test_after_the_pause_one_probe_at_a_time_passes(breaker, ticks):
+    trip(breaker)
+    ticks.now = 4.9
+    assert breaker.try_acquire() is None
+    ticks.now = 5.0
+    probe = breaker.try_acquire()
+    assert isinstance(probe, Permit)
+    assert breaker.try_acquire() is None
+    probe.record(None)
+    assert not breaker.is_open
+    assert breaker.try_acquire() is not None
+
+
+def test_a_failed_probe_doubles_the_pause_up_to_a_minute(breaker, ticks):
+    trip(breaker)
+    for pause in (5, 10, 20, 40, 60, 60):
+        ticks.now += pause - 0.1
+        assert breaker.try_acquire() is None
+        ticks.now += 0.1
+        assert attempt(breaker, DOWN)
+    ticks.now += 60
+    assert attempt(breaker, None)
+    trip(breaker)
+    ticks.now += 5
+    assert attempt(breaker, None)
+
+
+def test_a_probe_that_says_nothing_makes_room_for_the_next(breaker, ticks):
+    trip(breaker)
+    ticks.now = 5
+    assert attempt(breaker, REFUSED)
+    assert breaker.is_open
+    assert breaker.try_acquire() is not None
+    assert breaker.try_acquire() is None
+    ticks.now = 65
+    assert breaker.try_acquire() is not None
+
+
+def test_the_result_of_an_attempt_from_before_the_opening_changes_nothing(breaker, ticks):
+    late = breaker.try_acquire()
+    trip(breaker)
+    late.record(None)
+    assert breaker.is_open
+    ticks.now = 5
+    probe = breaker.try_acquire()
+    late.record(DOWN)
+    late.record(REFUSED)
+    assert breaker.try_acquire() is None
+    probe.record(None)
+    assert not breaker.is_open
+
+
+def test_after_closing_it_starts_with_a_clean_record(breaker, ticks):
+    for outcome in [None, DOWN] * 10 + [DOWN]:
+        attempt(breaker, outcome)
+    assert breaker.is_open
+    ticks.now = 5
+    attempt(breaker, None)
+    for outcome in (DOWN, DOWN, DOWN, DOWN):
+        attempt(breaker, outcome)
+    assert not breaker.is_open
+
+
+def test_busy_and_open_deployments_come_last_and_recover(ticks):
+    names = ("first", "second", "third")
+    settings = [ProviderSetting(name=name, base_url="http://x", models=("m",)) for name in names]
+    snapshot = build_snapshot(settings, is_simulator_on=False, prices=PriceBook([]), built_at_ms=0)
+    deployments = snapshot.resolve("m", 0).deployments
+    breakers = Breakers(ticks)
+
+    def order() -> list[str]:
+        return [deployment.provider.name for deployment in breakers.order(deployments)]
+
+    assert order() == ["first", "second", "third"]
+    trip(breakers.of("first/m"))
+    assert order() == ["second", "third", "first"]
+    attempt(breakers.of("second/m"), UpstreamBusy("busy", retry_after_seconds=20))
+    assert order() == ["third", "second", "first"]
+    ticks.now = 19.9
+    assert order() == ["third", "second", "first"]
+    ticks.now = 20
+    assert order() == ["second", "third", "first"]
+    attempt(breakers.of("first/m"), None)
+    assert order() == ["first", "second", "third"]
+
+
+def test_patience_is_bounded_whatever_the_provider_asks(breaker, ticks):
+    attempt(breaker, UpstreamBusy("busy", retry_after_seconds=86_400))
+    ticks.now = 59
+    assert breaker.is_busy
+    ticks.now = 60
+    assert not breaker.is_busy
+
+
+def test_names_made_up_by_callers_do_not_grow_without_bound(ticks):
+    breakers = Breakers(ticks)
+    kept = breakers.of("openai/kept")
+    for number in range(MAX_BREAKERS + 10):
+        breakers.of(f"openai/{number}")
+        assert breakers.of("openai/kept") is kept
+    assert len(breakers._breakers) == MAX_BREAKERS
+
+
+def test_extra_attempts_are_a_tenth_with_a_small_floor(ticks):
+    budget = RetryBudget(ticks)
+    assert [budget.try_spend() for _ in range(5)] == [True, True, True, False, False]
+    for _ in range(100):
+        budget.record_request()
+    assert [budget.try_spend() for _ in range(9)] == [True] * 7 + [False] * 2
+    ticks.now = 11
+    assert [budget.try_spend() for _ in range(4)] == [True, True, True, False]
