@@ -21,7 +21,7 @@ from meterhouse.http.account import build_account_router
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import ChatCompletions
-from meterhouse.http.middleware import BodyLimit, RequestContext, route_of
+from meterhouse.http.middleware import BodyLimit, RequestContext
 from meterhouse.http.respond import render
 from meterhouse.request import ChatRequest
 
@@ -52,7 +52,6 @@ def build_app(gateway: Gateway) -> FastAPI:
     app.include_router(build_admin_router(gateway.admin))
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(GatewayError, _on_gateway_error)
     app.openapi = _OpenApi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
     return app
 
@@ -85,15 +84,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     return _respond(request, Malformed(f"Invalid value for '{param}': {first['msg']}.", param=param))
 
 
-async def _on_gateway_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, GatewayError)
-    return _respond(request, error)
-
-
 def _respond(request: Request, error: GatewayError) -> Response:
     exchange = exchange_of(request.scope)
     exchange.error = error
-    exchange.route = route_of(request.scope)
     status, headers, body = render(error)
     response = Response(body, status_code=status)
     response.raw_headers = headers

@@ -150,17 +150,17 @@ async def test_a_rate_gives_back_in_the_window_where_it_was_debited(bench: Bench
     assert await bench.counts("tokens 1000/minute") == (30, 0)
 
 
-async def test_a_rate_gives_nothing_back_after_two_windows(bench: Bench) -> None:
+@pytest.mark.parametrize(("tokens", "expected"), [(40, 0), (150, 40)])
+async def test_after_two_windows_nothing_is_given_back_and_more_is_debited_now(
+    bench: Bench, tokens: int, expected: int
+) -> None:
     reservation = await bench.admit("tokens 1000/minute")
-    await bench.meter.renew({reservation.request_id: Use(is_sent=True, total_tokens=0, charge_nanos=0)})
-    bench.clock.move(seconds=59)
-    await bench.meter.renew({reservation.request_id: Use(is_sent=True, total_tokens=0, charge_nanos=0)})
-    bench.clock.move(seconds=59)
-    await bench.meter.renew({reservation.request_id: Use(is_sent=True, total_tokens=0, charge_nanos=0)})
-    bench.clock.move(seconds=3)
-    await bench.admit("tokens 1000/minute")
-    bench.settle(reservation, settlement_of(40))
-    assert await bench.counts("tokens 1000/minute") == (110, 0)
+    for _ in range(3):
+        bench.clock.move(seconds=59)
+        await bench.meter.renew({reservation.request_id: Use(is_sent=True, total_tokens=0, charge_nanos=0)})
+        assert bench.meter.sweep() == 0
+    bench.settle(reservation, settlement_of(tokens))
+    assert await bench.counts("tokens 1000/minute") == (expected, 0)
 
 
 async def test_a_multiplied_window_is_one_window(bench: Bench) -> None:

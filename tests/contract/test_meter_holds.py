@@ -163,14 +163,15 @@ async def test_an_expired_lease_is_reaped_at_its_last_renewed_use(bench: Bench) 
 
 
 async def test_a_settlement_after_the_reaping_applies_the_difference_once(bench: Bench) -> None:
-    budget = "spend 0.000001 USD total; requests 5/day"
-    reservation = await bench.admit(budget)
+    reservation = await bench.admit("spend 0.000001 USD total; requests 5 total; concurrent 5")
     await bench.meter.renew({reservation.request_id: Use(is_sent=True, total_tokens=25, charge_nanos=70)})
     bench.clock.move(hours=47)
     bench.meter.sweep()
     bench.settle(reservation, settlement_of(25, 95))
     bench.meter.settle(reservation, settlement_of(25, 95))
     assert await bench.counts("spend 0.000001 USD total") == (95, 0)
+    assert await bench.counts("requests 5 total") == (1, 0)
+    assert await bench.counts("concurrent 5") == (0, 0)
 
 
 async def test_a_settlement_long_after_the_reaping_changes_nothing(bench: Bench) -> None:
@@ -181,6 +182,16 @@ async def test_a_settlement_long_after_the_reaping_changes_nothing(bench: Bench)
     bench.meter.sweep()
     bench.meter.settle(reservation, settlement_of(95))
     assert await bench.counts("spend 0.000001 USD total") == (0, 0)
+
+
+async def test_a_renewed_lease_outlives_younger_ones(bench: Bench) -> None:
+    old, young = await bench.admit("concurrent 9"), await bench.admit("concurrent 9")
+    bench.clock.move(seconds=30)
+    await bench.meter.renew({old.request_id: Use(is_sent=True, total_tokens=1, charge_nanos=1)})
+    bench.clock.move(seconds=30)
+    assert bench.meter.sweep() == 1
+    assert not await bench.meter.extend(young, 1)
+    assert await bench.meter.extend(old, 1)
 
 
 async def test_reserve_reaps_fifty_expired_leases_of_its_organization_first(bench: Bench) -> None:

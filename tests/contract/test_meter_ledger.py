@@ -41,8 +41,8 @@ async def test_a_budget_begins_anew_with_its_period(bench: Bench) -> None:
     budget = "spend 0.00000011 USD/month"
     bench.settle(await bench.admit(budget), settlement_of(110))
     bench.clock.move(days=31, ms=-1)
-    assert (await bench.refuse(budget)).kind is RefusalKind.SPENT
-    assert (await bench.state(budget)).resets_at_ms == START_MS + 31 * DAY_MS
+    refusal = await bench.refuse(budget)
+    assert (refusal.kind, refusal.states[0].resets_at_ms) == (RefusalKind.SPENT, START_MS + 31 * DAY_MS)
     bench.clock.move(ms=1)
     await bench.admit(budget)
 
@@ -82,6 +82,7 @@ async def test_a_new_limit_counts_what_was_reaped_and_not_settled(bench: Bench) 
     bench.clock.move(ms=LEASE_MS)
     bench.meter.sweep()
     assert await bench.counts("spend 1 USD/month") == (70, 0)
+    assert await bench.counts("concurrent 5") == (0, 0)
     bench.settle(reservation, settlement_of(25, 90))
     assert await bench.counts("spend 1 USD/month") == (90, 0)
 

@@ -5,7 +5,6 @@ step, every limit that the meter has met must stand where the model says, and no
 """
 
 import asyncio
-from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 
@@ -13,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from fakes.meter_model import Request, amount_of, hold_of
 from fakes.meter_oracle import FakeClock, Oracle, Record, build_demand, is_in_period, is_in_scope
 from meterhouse.limits.limit import parse_limits
 from meterhouse.limits.memory import MemoryMeter
@@ -42,59 +42,22 @@ MODEL_TEXT = "tokens 40000/day for small; requests 20 total for small; concurren
 SHARED_TEXT = "tokens 90000 total; spend 0.0003 USD/day; concurrent 6; tokens 60000/hour"
 
 
-@dataclass(eq=False)
-class Request:
-    """Everything that ever happened to one request."""
-
-    demand: Demand
-    reservation: Reservation
-    expires_at_ms: int
-    use: Use | None = None
-    reaped_at_ms: int | None = None
-    settlement: Settlement | None = None
-    rate_windows: dict[Limit, tuple[int, int]] = field(default_factory=dict)
-    """By rate: the window's number and what it was debited there."""
-
-    @property
-    def is_live(self) -> bool:
-        return self.reaped_at_ms is None and self.settlement is None
-
-    @property
-    def held_output_tokens(self) -> int:
-        held = self.reservation.held_output_tokens
-        return self.demand.output_tokens * self.demand.choices if held is None else held
-
-    @property
-    def applied(self) -> Settlement:
-        """What quotas and budgets were moved to so far."""
-        if self.settlement is not None:
-            return self.settlement
-        if self.reaped_at_ms is not None and self.use is not None and self.use.is_sent:
-            return Settlement(1, self.use.total_tokens, self.use.charge_nanos, Exactness.COUNTED)
-        return Settlement(0, 0, 0, Exactness.COUNTED)
+ASKED = st.fixed_dictionaries(
+    {
+        "key": st.sampled_from(["key_1", "key_2"]),
+        "model": st.sampled_from(["small", "large"]),
+        "output_tokens": st.integers(0, 9_000),
+        "held_input_tokens": st.integers(0, 3_000) | st.integers(0, 60_000),
+        "choices": st.integers(1, 2),
+        "is_streamed": st.booleans(),
+        "is_hidden": st.booleans(),
+        "knows_all_limits": st.sampled_from([True, True, True, False]),
+    }
+)
+"""What a client may ask for; one in four comes with a principal that lists only half of the limits."""
 
 
-def amount_of(limit: Limit, settlement: Settlement) -> int:
-    return {
-        Kind.REQUESTS: settlement.requests,
-        Kind.TOKENS: settlement.total_tokens,
-        Kind.SPEND: settlement.charge_nanos,
-    }[limit.kind]
-
-
-def hold_of(limit: Limit, demand: Demand, output_tokens: int) -> int:
-    if limit.kind is Kind.TOKENS:
-        return demand.held_input_tokens + output_tokens
-    if limit.kind is Kind.SPEND:
-        return (
-            ceil(demand.held_input_tokens * Fraction(demand.input_nanos_per_million, 10**6))
-            + ceil(output_tokens * Fraction(demand.output_nanos_per_million, 10**6))
-            + demand.request_nanos
-        )
-    return 1
-
-
-@settings(max_examples=100, stateful_step_count=40, deadline=None, database=None)
+@settings(max_examples=60, stateful_step_count=40, deadline=None, database=None)
 class MeterMachine(RuleBasedStateMachine):
     """Two keys of one project, two models, limits of every kind and scope."""
 
@@ -123,17 +86,18 @@ class MeterMachine(RuleBasedStateMachine):
 
     # --- what workers do
 
-    @rule(
-        key=st.sampled_from(["key_1", "key_2"]),
-        model=st.sampled_from(["small", "large"]),
-        output_tokens=st.integers(0, 9_000),
-        held_input_tokens=st.integers(0, 3_000),
-        choices=st.integers(1, 2),
-        is_streamed=st.booleans(),
-        is_hidden=st.booleans(),
-        knows_all_limits=st.booleans() | st.just(value=True),
-    )
-    def reserve(self, key: str, model: str, knows_all_limits: bool, is_hidden: bool, **sizes: int) -> None:
+    @rule(asked=st.lists(ASKED, min_size=1, max_size=5))
+    def reserve(self, asked: list[dict[str, int]]) -> None:
+        for sizes in asked:
+            self.reserve_one(**sizes)
+
+    @rule(asked=st.lists(ASKED, min_size=3, max_size=8), ms=st.integers(0, 20_000))
+    def reserve_in_a_burst(self, asked: list[dict[str, int]], ms: int) -> None:
+        for sizes in asked:
+            self.clock.move(ms=ms)
+            self.reserve_one(**sizes)
+
+    def reserve_one(self, *, key: str, model: str, knows_all_limits: bool, is_hidden: bool, **sizes: int) -> None:
         demand = build_demand(
             (self.limits if knows_all_limits else self.partial)[key],
             root_key_id=key,
@@ -178,12 +142,17 @@ class MeterMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(self.can_settle(request) for request in self.requests))
     @rule(
         data=st.data(),
-        share=st.integers(0, 130),
+        shares=st.lists(st.integers(0, 130), min_size=1, max_size=5),
         exactness=st.sampled_from(Exactness),
-        is_sent=st.booleans() | st.just(value=True),
+        is_sent=st.sampled_from([True, True, True, False]),
     )
-    def settle(self, data: st.DataObject, share: int, exactness: Exactness, is_sent: bool) -> None:
-        request = data.draw(st.sampled_from([request for request in self.requests if self.can_settle(request)]))
+    def settle(self, data: st.DataObject, shares: list[int], exactness: Exactness, is_sent: bool) -> None:
+        for share in shares:
+            open_requests = [request for request in self.requests if self.can_settle(request)]
+            if open_requests:
+                self.settle_one(data.draw(st.sampled_from(open_requests)), share, exactness, is_sent=is_sent)
+
+    def settle_one(self, request: Request, share: int, exactness: Exactness, *, is_sent: bool) -> None:
         demand = request.demand
         tokens = (demand.held_input_tokens + request.held_output_tokens) * share // 100
         settlement = Settlement(1, tokens, tokens * 7 // 3, exactness) if is_sent else Settlement(0, 0, 0, exactness)
@@ -191,17 +160,14 @@ class MeterMachine(RuleBasedStateMachine):
         self.oracle.records.append(Record(demand, request.reservation.admitted_at_ms, settlement))
         self.meter.settle(request.reservation, settlement)
 
-    @precondition(lambda self: any(request.settlement for request in self.requests))
+    @precondition(lambda self: bool(self.requests))
     @rule(data=st.data(), tokens=st.integers(0, 9_000))
-    def settle_again(self, data: st.DataObject, tokens: int) -> None:
-        request = data.draw(st.sampled_from([request for request in self.requests if request.settlement]))
-        self.meter.settle(request.reservation, Settlement(1, tokens, tokens, Exactness.REPORTED))
-
-    @precondition(lambda self: any(request.is_live for request in self.requests))
-    @rule(data=st.data())
-    def reserve_again(self, data: st.DataObject) -> None:
-        request = data.draw(st.sampled_from([request for request in self.requests if request.is_live]))
-        assert self.runner.run(self.meter.reserve(request.demand)) is request.reservation
+    def come_again(self, data: st.DataObject, tokens: int) -> None:
+        request = data.draw(st.sampled_from(self.requests))
+        if request.is_live:
+            assert self.runner.run(self.meter.reserve(request.demand)) is request.reservation
+        elif request.settlement is not None:
+            self.meter.settle(request.reservation, Settlement(1, tokens, tokens, Exactness.REPORTED))
 
     @precondition(lambda self: bool(self.requests))
     @rule(data=st.data(), tokens=st.integers(0, 5_000), is_sent=st.booleans())
@@ -214,26 +180,25 @@ class MeterMachine(RuleBasedStateMachine):
                 request.use = use
                 request.expires_at_ms = self.clock.now_ms() + LEASE_MS
 
-    @rule()
-    def sweep(self) -> None:
+    @rule(looks_at_all_limits=st.booleans())
+    def sweep(self, looks_at_all_limits: bool) -> None:
         assert self.meter.sweep() == self.reap_expired()
+        if looks_at_all_limits:
+            self.met |= {*self.limits["key_1"], *self.limits["key_2"]}
 
-    @rule(ms=st.sampled_from([1, 400, 999, 1_000, 7_300, 30_000, 59_999, 60_000, 61_001, HOUR_MS, 9 * HOUR_MS]))
-    def wait(self, ms: int) -> None:
+    @rule(ms=st.sampled_from([1, 400, 999, 1_000, 7_300, 30_000, 59_999, 60_000, 61_001, 3 * HOUR_MS, None]))
+    def wait(self, ms: int | None) -> None:
+        if ms is None:
+            month = period_of(Limit(Scope.KEY, "", Kind.SPEND, Window.MONTH, 1), self.clock.now_ms())
+            assert month.end_ms is not None
+            ms = month.end_ms - self.clock.now_ms() - 1
         self.clock.move(ms=ms)
 
-    @rule()
-    def wait_for_the_month_to_end(self) -> None:
-        month = period_of(Limit(Scope.KEY, "", Kind.SPEND, Window.MONTH, 1), self.clock.now_ms())
-        self.clock.move(ms=month.end_ms - self.clock.now_ms() - 1)
-
-    @rule()
-    def look_at_all_limits(self) -> None:
-        self.met |= {*self.limits["key_1"], *self.limits["key_2"]}
-
-    @rule(share=st.integers(0, 100))
-    def crash_and_restart(self, share: int) -> None:
+    @rule(share=st.integers(0, 100), happens=st.sampled_from([False, False, False, True]))
+    def crash_and_restart(self, share: int, happens: bool) -> None:
         """The journal's adopter writes what was lost; a new meter knows what the ledger knows."""
+        if not happens:
+            return
         self.runner.run(self.meter.close())
         for request in self.requests:
             if request.settlement is None:

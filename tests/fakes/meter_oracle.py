@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 
 from meterhouse.errors import GatewayError
@@ -81,7 +82,9 @@ def is_in_period(period: Period, at_ms: int) -> bool:
     return (period.start_ms is None or period.start_ms <= at_ms) and (period.end_ms is None or at_ms < period.end_ms)
 
 
+@cache
 def key_limits(text: str, key_id: str = KEY) -> tuple[Limit, ...]:
+    """The same text gives the same tuple, as a principal's limits stay the same tuple from request to request."""
     return parse_limits(text, Scope.KEY, key_id)
 
 

@@ -78,8 +78,12 @@ class FileLayer(Protocol):
         """Return the length of an open file."""
         ...
 
-    def age_seconds(self, path: Path) -> float:
-        """Return how long ago a file was last written, by the clock that stamps files."""
+    def modified_at_seconds(self, path: Path) -> float:
+        """Return when a file was last written, in Unix seconds."""
+        ...
+
+    def now_seconds(self) -> float:
+        """Return what the clock that stamps files says."""
         ...
 
     def find_filesystem(self, folder: Path) -> str | None:
@@ -163,9 +167,13 @@ class OsFiles:
         """Return the length of an open file."""
         return os.fstat(descriptor).st_size
 
-    def age_seconds(self, path: Path) -> float:
-        """Return how long ago a file was last written, by the clock that stamps files."""
-        return time.time() - path.stat().st_mtime
+    def modified_at_seconds(self, path: Path) -> float:
+        """Return when a file was last written, in Unix seconds."""
+        return path.stat().st_mtime
+
+    def now_seconds(self) -> float:
+        """Return what the clock that stamps files says."""
+        return time.time()
 
     def find_filesystem(self, folder: Path) -> str | None:
         """Return the type of the file system that a folder is on; None where the system does not say."""

@@ -190,9 +190,9 @@ class SegmentFolder:
         """Remove shipped segments that are too old or too many, and what a crash left half made."""
         kept = self._list_shipped()
         count = len(kept)
-        for age_seconds, name in kept:
+        for modified_at_seconds, name in kept:
             is_too_many = count * self._policy.segment_bytes > self._policy.keep_bytes
-            if not is_too_many and age_seconds <= self._policy.keep_seconds:
+            if not is_too_many and not self._is_old(modified_at_seconds, self._policy.keep_seconds):
                 break
             count -= 1
             with suppress(FileNotFoundError):
@@ -200,7 +200,7 @@ class SegmentFolder:
         for name in self.list_segments("tmp"):
             with suppress(FileNotFoundError, BlockingIOError):
                 # Somebody may be making it right now; nobody takes this long, and whoever makes it has its lock.
-                if self._files.age_seconds(self.path / str(name)) > _STALE_SECONDS:
+                if self._is_old(self._files.modified_at_seconds(self.path / str(name)), _STALE_SECONDS):
                     file = self.lock(name)
                     if file is not None:
                         self.discard(file)
@@ -210,9 +210,9 @@ class SegmentFolder:
         kept = self._list_shipped()
         if not kept:
             return None
-        age_seconds, name = kept[0]
+        modified_at_seconds, name = kept[0]
         is_full = (len(kept) + 1) * self._policy.segment_bytes > self._policy.keep_bytes
-        if not is_full and age_seconds <= self._policy.keep_seconds:
+        if not is_full and not self._is_old(modified_at_seconds, self._policy.keep_seconds):
             return None
         try:
             file = self.lock(name)
@@ -228,12 +228,15 @@ class SegmentFolder:
         return file.descriptor
 
     def _list_shipped(self) -> list[tuple[float, SegmentName]]:
-        """Return the shipped segments and how long ago they were written, the oldest first."""
+        """Return the shipped segments and when they were last written, the oldest first."""
         found: list[tuple[float, SegmentName]] = []
         for name in self.list_segments("shipped"):
             with suppress(FileNotFoundError):
-                found.append((self._files.age_seconds(self.path / str(name)), name))
-        return sorted(found, key=lambda aged: (-aged[0], aged[1]))
+                found.append((self._files.modified_at_seconds(self.path / str(name)), name))
+        return sorted(found)
+
+    def _is_old(self, modified_at_seconds: float, limit_seconds: float) -> bool:
+        return self._files.now_seconds() - modified_at_seconds > limit_seconds
 
     def _probe_locks(self) -> bool:
         """Whether a lock keeps a second opening of the same file out."""

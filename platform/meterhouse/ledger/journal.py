@@ -65,6 +65,7 @@ class Journal:
         self._retry: asyncio.TimerHandle | None = None
         self._shipped = 0
         self._is_open = False
+        self._is_closing = False
         self._is_admitting = False
         self._is_down = False
         self._is_replacing = False
@@ -135,9 +136,10 @@ class Journal:
 
         Segments that SQL has are marked as shipped; the others are adopted by whoever starts next.
         """
-        if not self._is_open:
+        if not self._is_open or self._is_closing:
             return
-        self._is_admitting = False
+        self._is_closing = True
+        self._update()
         with suppress(JournalDown, TimeoutError):
             await asyncio.wait_for(self.barrier(self._chain.position), _CLOSE_SECONDS)
         self._is_open = False
@@ -370,7 +372,7 @@ class Journal:
         if has_alarm and not self._has_alarm:
             self._log.warning(Event.JOURNAL_FILLED, spool_bytes=spool_bytes, max_bytes=max_bytes)
         self._has_alarm = has_alarm
-        is_blocked = self._is_down or self._supply.failure is not None or spool_bytes >= max_bytes
+        is_blocked = self._is_closing or self._is_down or self._supply.failure is not None or spool_bytes >= max_bytes
         self._is_admitting = self._is_open and not is_blocked and self._chain.written == self._chain.position
 
 

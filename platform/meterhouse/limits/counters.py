@@ -134,20 +134,21 @@ class Counters:
         self._flights.clear()
 
     def forget(self, now_ms: int) -> None:
-        """Drop counters that cannot matter again: past periods, idle rates, empty gauges, none of them held."""
-        attached = [counter for counters in self._attached.values() for counter in counters.values()]
-        gone = [counter for counter in attached if _is_over(counter, now_ms)]
-        rates = [(identity, rate) for identity, rate in self._rates.items() if rate.is_idle(now_ms)]
-        if not (gone or rates):
-            return
-        in_use = {id(debit.counter) for hold in self._holds for debit in hold.debits}
-        for counter in gone:
-            if id(counter) not in in_use:
+        """Drop what cannot matter again: periods that are over, gauges nobody is in, rates idle for two windows.
+
+        A debit may still point at a period or gauge that was dropped; nobody asks for that one again. Not so a rate:
+        what a long answer used beyond its estimate must reach the counter that the next request meets.
+        """
+        for counter in [counter for counters in self._attached.values() for counter in counters.values()]:
+            if _is_over(counter, now_ms):
                 self._remove(counter)
-        for identity, rate in rates:
-            if id(rate) not in in_use:
-                del self._rates[identity]
-        self._plans.clear()
+        idle = [(identity, rate) for identity, rate in self._rates.items() if rate.is_idle(now_ms)]
+        if idle:
+            in_use = {id(debit.counter) for hold in self._holds for debit in hold.debits}
+            for identity, rate in idle:
+                if id(rate) not in in_use:
+                    del self._rates[identity]
+            self._plans.clear()
 
     # --- binding
 

@@ -1,0 +1,151 @@
+"""The memory meter keeps nothing for ever: what it drops, when, and that dropping changes no answer."""
+
+import asyncio
+import gc
+
+import pytest
+
+from fakes.meter_oracle import FakeClock, Oracle, admitted, build_demand, key_limits, settlement_of
+from meterhouse.errors import MeterDown, StoreDown
+from meterhouse.limits import holds
+from meterhouse.limits.counter import GaugeCounter, PeriodCounter
+from meterhouse.limits.holds import Hold
+from meterhouse.limits.memory import MemoryMeter
+from meterhouse.limits.window import RateCounter
+from meterhouse.metering import Reservation
+
+LIMITS = "5/minute; tokens 9000/hour; concurrent 5; tokens 9000/day; spend 1 USD/month"
+
+
+def count(kind: type[object]) -> int:
+    gc.collect()
+    return sum(isinstance(thing, kind) for thing in gc.get_objects())
+
+
+async def serve(meter: MemoryMeter, key_id: str) -> None:
+    demand = build_demand(key_limits(LIMITS, key_id), root_key_id=key_id, organization_id=f"org_{key_id}")
+    meter.settle(admitted(await meter.reserve(demand)), settlement_of(30))
+
+
+async def test_nothing_of_settled_requests_stays_but_their_ids() -> None:
+    meter = MemoryMeter(FakeClock(), Oracle().seed)
+    before = count(Hold), count(Reservation)
+    for _ in range(20):
+        await serve(meter, "key_1")
+    assert (count(Hold), count(Reservation)) == before
+
+
+async def test_counters_of_past_periods_idle_rates_and_empty_gauges_are_dropped() -> None:
+    clock = FakeClock()
+    meter = MemoryMeter(clock, Oracle().seed)
+    kinds = (RateCounter, GaugeCounter, PeriodCounter)
+    before = [count(kind) for kind in kinds]
+    for number in range(10):
+        await serve(meter, f"key_{number}")
+    assert [count(kind) - start for kind, start in zip(kinds, before, strict=True)] == [20, 10, 20]
+    meter.sweep()
+    assert [count(kind) - start for kind, start in zip(kinds, before, strict=True)] == [20, 0, 20]
+    clock.move(hours=2)
+    meter.sweep()
+    assert [count(kind) - start for kind, start in zip(kinds, before, strict=True)] == [0, 0, 20]
+    clock.move(days=1)
+    meter.sweep()
+    assert [count(kind) - start for kind, start in zip(kinds, before, strict=True)] == [0, 0, 10]
+    clock.move(days=31)
+    meter.sweep()
+    assert [count(kind) - start for kind, start in zip(kinds, before, strict=True)] == [0, 0, 0]
+
+
+async def test_a_past_period_stays_while_something_is_held_in_it() -> None:
+    clock = FakeClock()
+    meter = MemoryMeter(clock, Oracle().seed, lease_ms=10**12)
+    before = count(PeriodCounter)
+    reservation = admitted(await meter.reserve(build_demand("tokens 9000/day")))
+    clock.move(days=2)
+    meter.sweep()
+    assert count(PeriodCounter) == before + 1
+    meter.settle(reservation, settlement_of(30))
+    meter.sweep()
+    assert count(PeriodCounter) == before
+
+
+async def test_a_settled_id_is_remembered_for_ten_minutes_and_not_for_ever() -> None:
+    clock = FakeClock()
+    meter = MemoryMeter(clock, Oracle().seed)
+    demand = build_demand()
+    meter.settle(admitted(await meter.reserve(demand)), settlement_of(30))
+    clock.move(ms=holds.SETTLED_MS - 1)
+    meter.sweep()
+    assert admitted(await meter.reserve(demand)).allowance_tokens == 0
+    for _ in range(2):
+        clock.move(ms=holds.SETTLED_MS)
+        meter.sweep()
+    assert admitted(await meter.reserve(demand)).allowance_tokens is None
+
+
+async def test_settled_ids_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holds, "MOST_SETTLED", 3)
+    meter = MemoryMeter(FakeClock(), Oracle().seed)
+    demands = [build_demand() for _ in range(8)]
+    for demand in demands:
+        meter.settle(admitted(await meter.reserve(demand)), settlement_of(30))
+    known = [admitted(await meter.reserve(demand)).allowance_tokens == 0 for demand in demands]
+    assert known == [False] * 3 + [True] * 5
+
+
+async def test_reaped_holds_are_bounded_in_time_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holds, "MOST_REAPED", 4)
+    clock = FakeClock()
+    meter = MemoryMeter(clock, Oracle().seed)
+    before = count(Hold)
+    for _ in range(6):
+        await meter.reserve(build_demand())
+    clock.move(ms=60_000)
+    assert meter.sweep() == 6
+    assert count(Hold) == before + 4
+    clock.move(ms=holds.REAPED_MS)
+    meter.sweep()
+    assert count(Hold) == before
+
+
+async def test_a_ledger_that_keeps_failing_leaves_nothing_behind() -> None:
+    oracle = Oracle(failure=StoreDown("The database is away."))
+    meter = MemoryMeter(FakeClock(), oracle.seed)
+    await meter.reserve(build_demand())
+    before = count(PeriodCounter)
+    for _ in range(5):
+        with pytest.raises(MeterDown):
+            await meter.reserve(build_demand("tokens 9000 total"))
+    assert count(PeriodCounter) == before
+
+
+async def test_more_plans_than_are_kept_only_cost_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterhouse.limits.counters.MOST_PLANS", 2)
+    meter = MemoryMeter(FakeClock(), Oracle().seed)
+    for _ in range(2):
+        for number in range(4):
+            await serve(meter, f"key_{number}")
+    for number in range(4):
+        states = await meter.list_states(key_limits(LIMITS, f"key_{number}"))
+        assert [state.spent for state in states] == [2, 60, 0, 60, 60]
+
+
+async def test_a_meter_that_closes_gives_up_what_it_asked() -> None:
+    oracle = Oracle(gate=asyncio.Event())
+    meter = MemoryMeter(FakeClock(), oracle.seed)
+    asking = asyncio.create_task(meter.reserve(build_demand("tokens 9000 total")))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await meter.close()
+    with pytest.raises(MeterDown):
+        await asking
+
+
+async def test_a_ledger_that_never_answers_is_given_up() -> None:
+    oracle = Oracle(gate=asyncio.Event())
+    meter = MemoryMeter(FakeClock(), oracle.seed, seed_seconds=0.01)
+    with pytest.raises(MeterDown) as caught:
+        await meter.reserve(build_demand("tokens 9000 total"))
+    assert "did not answer in time" in caught.value.detail
+    oracle.gate = None
+    assert admitted(await meter.reserve(build_demand("tokens 9000 total"))).held_output_tokens == 100
