@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
 
 from meterhouse import __version__
 from meterhouse.errors import GatewayError
@@ -79,13 +76,10 @@ def dev(
 @app.command()
 def check(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
     """Print the settings in force, secrets masked."""
+    from meterhouse.tables import print_settings  # noqa: PLC0415 - as in dev
+
     settings, _ = _settings(data, env_file)
-    table = Table("Variable", "Value", "Meaning", box=None)
-    for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        shown = "********" if isinstance(value, SecretStr) else "" if value is None else str(value)
-        table.add_row(f"METERHOUSE_{name.upper()}", shown, field.description or "")
-    Console().print(table)
+    print_settings(settings)
 
 
 @app.command()

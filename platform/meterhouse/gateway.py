@@ -117,10 +117,13 @@ async def open_gateway(
         records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
-        inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics))
+        meter = MemoryMeter(stores.clock, records.balance.sums, lease_ms=int(settings.lease_seconds * 1000))
+        stack.push_async_callback(meter.close)
+        inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics, meter))
         stack.callback(inference.counter.close)
         _watch(metrics, inference, request_log)
         _start_loops(inference, settings, stores)
+        tasks.start(_repeat(SWEEP_SECONDS, meter.sweep))
         tasks.start(supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
         yield Gateway(
             settings=settings,
@@ -149,10 +152,9 @@ def _build_inference(
     stores: Stores,
     supply: Supply,
     records: Records,
-    shared: tuple[Upstream, Tasks, Metrics],
+    shared: tuple[Upstream, Tasks, Metrics, MemoryMeter],
 ) -> InferenceParts:
-    upstream, tasks, metrics = shared
-    meter = MemoryMeter(stores.clock, records.balance.sums, lease_ms=int(settings.lease_seconds * 1000))
+    upstream, tasks, metrics, meter = shared
     tenant_secret = hmac.new(stores.pepper, b"tenant separation", hashlib.sha256).digest()
     attempts = Attempts(
         upstream, Breakers(), RetryBudget(), records.journal, BodyEditor(tenant_secret), _log_failed_attempt
@@ -202,6 +204,8 @@ def _log_failed_attempt(request_id: str, attempt: Attempt, error: UpstreamError)
 
 def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog) -> None:
     metrics.watch(Watched.OPEN_REQUESTS, lambda: len(inference.checkpointer.live))
+    metrics.watch(Watched.KEYRING_HITS, lambda: inference.keyring.hits)
+    metrics.watch(Watched.KEYRING_MISSES, lambda: inference.keyring.misses)
     metrics.watch(Watched.DROPPED_LOG_LINES, lambda: request_log.dropped_lines)
 
 

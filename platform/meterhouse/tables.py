@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from time import time_ns
 from typing import cast, get_args
 
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +13,7 @@ from meterhouse.db.ledger import GroupBy, LedgerStore, UsageQuery
 from meterhouse.limits.limit import format_limit
 from meterhouse.metering import Scope
 from meterhouse.money import format_usd
-from meterhouse.settings import SettingsError
+from meterhouse.settings import PREFIX, Settings, SettingsError
 from meterhouse.stores import Stores
 
 _TIMES = {"day": "%Y-%m-%d", "hour": "%Y-%m-%d %H:00"}
@@ -67,6 +68,16 @@ async def print_prices(stores: Stores) -> None:
         lines = ", ".join(f"{line.kind} {format_usd(line.nanos_per_million)}" for line in price.components)
         start = _moment(price.effective_from_ms) if price.effective_from_ms else "always"
         table.add_row(price.provider, price.model, start, lines, price.source)
+    _print(table)
+
+
+def print_settings(settings: Settings) -> None:
+    """Print every setting that is in force, secrets masked."""
+    table = Table("variable", "value", "meaning", box=None)
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        shown = "********" if isinstance(value, SecretStr) else "" if value is None else str(value)
+        table.add_row(f"{PREFIX}{name.upper()}", shown, field.description or "")
     _print(table)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fakes.meter_bench import IMPLEMENTATIONS, LEASE_MS, Bench, open_bench
 from fakes.meter_oracle import MODEL, START_MS, admitted, build_demand, key_limits, settlement_of
-from meterhouse.errors import MeterDown, StoreDown
+from meterhouse.errors import MeterDown
 from meterhouse.metering import Refusal, RefusalKind, Reservation, Use
 
 DAY_MS = 86_400_000
@@ -131,14 +131,14 @@ async def test_the_same_id_that_waits_twice_is_held_once(bench: Bench) -> None:
 
 async def test_a_ledger_that_fails_is_no_zero_and_no_429(bench: Bench) -> None:
     running = await bench.admit()
-    bench.oracle.failure = StoreDown("The database is away.")
+    bench.oracle.is_down = True
     with pytest.raises(MeterDown) as caught:
         await bench.reserve("tokens 1000 total")
     assert caught.value.retry_after_seconds == 1
     with pytest.raises(MeterDown):
         await bench.state("tokens 1000 total")
     bench.settle(running, settlement_of(40))
-    bench.oracle.failure = None
+    bench.oracle.is_down = False
     assert await bench.counts("tokens 1000 total") == (40, 0)
 
 
@@ -172,7 +172,7 @@ async def test_an_extension_while_the_ledger_is_asked_counts_on_the_new_limit_an
 
 
 async def test_a_rate_needs_no_ledger(bench: Bench) -> None:
-    bench.oracle.failure = StoreDown("The database is away.")
+    bench.oracle.is_down = True
     await bench.admit("5/minute; tokens 1000/minute; concurrent 4")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
 
-from meterhouse.errors import GatewayError
+from meterhouse.errors import StoreDown
 from meterhouse.limits.limit import parse_limits
 from meterhouse.metering import Demand, Limit, Period, Reservation, Scope, Settlement, Sums
 from meterhouse.usage import Exactness
@@ -40,20 +40,20 @@ class Record:
 
 @dataclass
 class Oracle:
-    """A ledger: ``seed`` answers with what was settled before the call; ``gate`` and ``failure`` let it wait, fail."""
+    """A ledger: ``seed`` answers with what was settled before the call; ``gate`` lets it wait, ``is_down`` fail."""
 
     records: list[Record] = field(default_factory=list)
     calls: int = 0
     gate: asyncio.Event | None = None
-    failure: GatewayError | None = None
+    is_down: bool = False
 
     async def seed(self, periods: Sequence[Period]) -> list[Sums]:
         self.calls += 1
         answer = [self.sums(period) for period in periods]
         if self.gate is not None:
             await self.gate.wait()
-        if self.failure is not None:
-            raise self.failure
+        if self.is_down:
+            raise StoreDown("The database is away.")
         return answer
 
     def sums(self, period: Period) -> Sums:

@@ -1,6 +1,6 @@
 """What a tenant's own key can look at: its models, its limits, and the receipts of its requests."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from meterhouse.db.ledger import LedgerStore
 from meterhouse.errors import NotFound, UnknownModel
 from meterhouse.http.exchange import exchange_of
-from meterhouse.identity import Principal
+from meterhouse.identity import KeyScope, Principal
 from meterhouse.ids import parse_request_id, public_request_id, request_id_time_ms
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
@@ -24,15 +24,21 @@ RECEIPT_GRACE_MS = 2_000
 """How long a request may be over and its records still be on their way to the database."""
 
 
-async def sign_in(request: Request) -> Principal:
-    """Resolve the key of a request (a FastAPI dependency)."""
-    exchange = exchange_of(request.scope)
-    keyring: Keyring = request.app.state.keyring
-    exchange.principal = await keyring.verify(request.headers.get("authorization"), exchange.address)
-    return exchange.principal
+def sign_in(scope: KeyScope) -> Callable[[Request], Awaitable[Principal]]:
+    """Return the FastAPI dependency that resolves the key of a request and checks its scope."""
+
+    async def verify(request: Request) -> Principal:
+        exchange = exchange_of(request.scope)
+        keyring: Keyring = request.app.state.keyring
+        authorization = request.headers.get("authorization")
+        exchange.principal = await keyring.verify(authorization, exchange.address, scope)
+        return exchange.principal
+
+    return verify
 
 
-SignedIn = Annotated[Principal, Depends(sign_in)]
+SignedIn = Annotated[Principal, Depends(sign_in(KeyScope.INFERENCE))]
+MayReadUsage = Annotated[Principal, Depends(sign_in(KeyScope.USAGE))]
 
 
 class ModelObject(BaseModel):
@@ -156,12 +162,12 @@ def build_account_router(parts: AccountParts) -> APIRouter:
         return _model(listed)
 
     @router.get("/limits", summary="What binds this key, and where it stands")
-    async def list_limits(principal: SignedIn) -> LimitList:
+    async def list_limits(principal: MayReadUsage) -> LimitList:
         states = await parts.meter.list_states(principal.limits)
         return LimitList(data=[_limit(state) for state in states])
 
     @router.get("/receipts/{request_id}", summary="What one request used and cost")
-    async def get_receipt(request_id: str, principal: SignedIn) -> Receipt:
+    async def get_receipt(request_id: str, principal: MayReadUsage) -> Receipt:
         bare = parse_request_id(request_id)
         records = await parts.ledger.find_records(bare) if bare else []
         if bare is None or not records:

@@ -23,7 +23,7 @@ from meterhouse.http.respond import Headers, rate_limit_headers, refused, send_j
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.whole import WholeAnswer
-from meterhouse.identity import KeyScope, Principal
+from meterhouse.identity import Principal
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.journal import Journal
@@ -143,10 +143,8 @@ def _permit(principal: Principal, model: str) -> None:
     """Refuse what the key may not do.
 
     Raises:
-        NotPermitted: The key has no inference scope, or its list of models lacks this one.
+        NotPermitted: Its list of models lacks this one.
     """
-    if KeyScope.INFERENCE not in principal.scopes:
-        raise NotPermitted("This key may not call models: it lacks the scope 'inference'. Ask the operator.")
     if principal.models is not None and model not in principal.models:
         raise NotPermitted(
             f"This key may not use the model '{model}'. GET /v1/models lists what it may use.",

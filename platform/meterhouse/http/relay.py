@@ -155,10 +155,10 @@ class StreamRelay:
                 progress.has_ended = progress.is_done = True
                 break
             chunk = decode_chunk(payload)
-            self._note(chunk, payload)
+            is_charged = self._note(chunk, payload)
             framed = frame(rename_model(payload, chunk.model, self._model))
             if not chunk.choices and is_set(chunk.usage):
-                progress.usage_frame = framed
+                progress.usage_frame = framed if is_charged else progress.usage_frame
             elif progress.is_finished:
                 progress.end.append(framed)
             else:
@@ -179,15 +179,15 @@ class StreamRelay:
                 progress.is_done = True
                 return
             chunk = decode_chunk(payload)
-            self._note(chunk, payload)
+            is_charged = self._note(chunk, payload)
             framed = frame(rename_model(payload, chunk.model, self._model))
             if not chunk.choices and is_set(chunk.usage):
-                progress.usage_frame = framed
+                progress.usage_frame = framed if is_charged else progress.usage_frame
             elif chunk.choices:
                 progress.end.append(framed)
 
-    def _note(self, chunk: Chunk, payload: bytes) -> None:
-        """Take from a chunk what the ledger and the end need."""
+    def _note(self, chunk: Chunk, payload: bytes) -> bool:
+        """Take from a chunk what the ledger and the end need; says whether its usage is what will be charged."""
         if is_set(chunk.error):
             raise error_in_stream(payload, self._opened.deployment)
         progress, attempt = self._progress, self._attempt
@@ -199,7 +199,7 @@ class StreamRelay:
             attempt.service_tier = chunk.service_tier
         for choice in chunk.choices or ():
             self._note_choice(choice)
-        self._note_usage(chunk)
+        return self._note_usage(chunk)
 
     def _note_choice(self, choice: Choice) -> None:
         progress, attempt = self._progress, self._attempt
@@ -222,22 +222,23 @@ class StreamRelay:
             progress.finished.add(choice.index)
             attempt.finish_reasons.append(choice.finish_reason)
 
-    def _note_usage(self, chunk: Chunk) -> None:
+    def _note_usage(self, chunk: Chunk) -> bool:
         read = read_usage(chunk)
         if read is None:
-            return
+            return False
         attempt = self._attempt
         attempt.is_suspect = read.is_suspect
         if read.usage is None:
             attempt.known_input_tokens = read.input_tokens
             attempt.known_output_tokens = read.output_tokens
-            return
+            return False
         # A copy of zeros after real counts is a known quirk, not a correction (wire.md 7, rule 4).
         if read.usage == Usage() and attempt.reported is not None:
-            return
+            return False
         attempt.reported = read.usage
         attempt.text.clear()
         self._progress.used_tokens = read.usage.output_tokens
+        return True
 
     async def _is_held(self) -> bool:
         """Whether what came so far is covered by the hold; asks for more where it is not yet."""

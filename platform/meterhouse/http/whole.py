@@ -28,7 +28,8 @@ class WholeAnswer:
                 if is_set(choice.message.audio):
                     attempt.is_countable = False
         read = read_usage(chunk)
-        self._has_usage = is_set(chunk.usage)
+        # A usage that cannot be true is not charged, so it is not shown either.
+        self._has_usage = is_set(chunk.usage) and read is not None and read.usage is not None
         if read is not None:
             attempt.is_suspect = read.is_suspect
             attempt.reported = read.usage

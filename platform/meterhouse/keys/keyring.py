@@ -77,6 +77,10 @@ class Keyring:
         self._away_until_ms = 0
         self._used: dict[str, int] = {}
         self._admin_used: dict[str, int] = {}
+        self.hits = 0
+        """Verifications that the cache answered."""
+        self.misses = 0
+        """Reads of the database."""
 
     async def verify(
         self, authorization: str | None, address: str | None, scope: KeyScope = KeyScope.INFERENCE
@@ -182,6 +186,7 @@ class Keyring:
         entry = self._entries.get(key_id)
         if entry is not None and 0 <= now_ms - entry.read_at_ms < self._fresh_ms:
             self._entries.move_to_end(key_id)
+            self.hits += 1
             return entry
         if entry is None and now_ms < self._unknown_until_ms.get(key_id, 0):
             return None
@@ -200,6 +205,7 @@ class Keyring:
         if task is None:
             if now_ms < self._away_until_ms:
                 raise StoreDown(_AWAY, detail="it was away a moment ago")
+            self.misses += 1
             task = asyncio.create_task(self._load(key_id))
             self._reads[key_id] = task
             self._running.add(task)
