@@ -5,6 +5,7 @@ starts use them again.
 """
 
 import asyncio
+import errno
 import fcntl
 import gc
 import socket
@@ -111,7 +112,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise SettingsError(f"Cannot listen on {host} port {port}: {error.strerror}. Try --port {port + 1}.") from None
+        hint = f" Try --port {port + 1}." if error.errno == errno.EADDRINUSE else ""
+        raise SettingsError(f"Cannot listen on {host} port {port}: {error.strerror}.{hint}") from None
     except OverflowError:
         listener.close()
         raise SettingsError(f"Port {port} is not between 0 and 65535.") from None

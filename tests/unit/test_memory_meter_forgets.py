@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections import Counter
 
 import pytest
 
@@ -17,9 +18,14 @@ from meterhouse.metering import Reservation
 LIMITS = "50/minute; tokens 9000/hour; concurrent 5; tokens 9000/day; spend 1 USD/month"
 
 
-def count(kind: type[object]) -> int:
+def counts(*kinds: type[object]) -> list[int]:
     gc.collect()
-    return sum(isinstance(thing, kind) for thing in gc.get_objects())
+    types = Counter(type(thing) for thing in gc.get_objects())
+    return [types[kind] for kind in kinds]
+
+
+def count(kind: type[object]) -> int:
+    return counts(kind)[0]
 
 
 async def serve(meter: MemoryMeter, key_id: str) -> None:
@@ -29,31 +35,31 @@ async def serve(meter: MemoryMeter, key_id: str) -> None:
 
 async def test_nothing_of_settled_requests_stays_but_their_ids() -> None:
     meter = MemoryMeter(FakeClock(), Oracle().seed)
-    before = count(Hold), count(Reservation)
+    before = counts(Hold, Reservation)
     for _ in range(20):
         await serve(meter, "key_1")
-    assert (count(Hold), count(Reservation)) == before
+    assert counts(Hold, Reservation) == before
 
 
 async def test_counters_of_past_periods_idle_rates_and_empty_gauges_are_dropped() -> None:
     clock = FakeClock()
     meter = MemoryMeter(clock, Oracle().seed)
     kinds = (RateCounter, GaugeCounter, PeriodCounter)
-    before = [count(kind) for kind in kinds]
+    before = counts(*kinds)
     for number in range(10):
         await serve(meter, f"key_{number}")
-    assert [count(kind) - start for kind, start in zip(kinds, before, strict=True)] == [20, 10, 20]
+    assert [now - start for now, start in zip(counts(*kinds), before, strict=True)] == [20, 10, 20]
     meter.sweep()
-    assert [count(kind) - start for kind, start in zip(kinds, before, strict=True)] == [20, 0, 20]
+    assert [now - start for now, start in zip(counts(*kinds), before, strict=True)] == [20, 0, 20]
     clock.move(hours=2)
     meter.sweep()
-    assert [count(kind) - start for kind, start in zip(kinds, before, strict=True)] == [0, 0, 20]
+    assert [now - start for now, start in zip(counts(*kinds), before, strict=True)] == [0, 0, 20]
     clock.move(days=1)
     meter.sweep()
-    assert [count(kind) - start for kind, start in zip(kinds, before, strict=True)] == [0, 0, 10]
+    assert [now - start for now, start in zip(counts(*kinds), before, strict=True)] == [0, 0, 10]
     clock.move(days=31)
     meter.sweep()
-    assert [count(kind) - start for kind, start in zip(kinds, before, strict=True)] == [0, 0, 0]
+    assert [now - start for now, start in zip(counts(*kinds), before, strict=True)] == [0, 0, 0]
 
 
 async def test_a_past_period_stays_while_something_is_held_in_it() -> None:

@@ -20,7 +20,7 @@ from meterhouse.request import ChatRequest
 
 _request_decoder = msgspec.json.Decoder(ChatRequest)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
-_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
 _CONTENT_ROLES = frozenset({"developer", "system", "user", "tool"})
 _TENANT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")

@@ -19,7 +19,7 @@ from meterhouse.http.guard import ClientGone, Guard
 from meterhouse.http.middleware import header
 from meterhouse.http.outlet import Outlet
 from meterhouse.http.relay import StreamRelay
-from meterhouse.http.respond import Headers, rate_limit_headers, refused, send_json
+from meterhouse.http.respond import Headers, rate_limit_headers, refused
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.whole import WholeAnswer
@@ -90,7 +90,7 @@ class ChatCompletions:
         parts.checkpointer.watch(tally)
         parts.pacer.watch(call)
         try:
-            await self._answer_and_settle(call, exchange, send, headers)
+            await self._answer_and_settle(call, exchange, headers)
         except GatewayError as error:
             exchange.error = error
             if not call.outlet.is_started:
@@ -99,7 +99,7 @@ class ChatCompletions:
         finally:
             parts.pacer.forget(call)
 
-    async def _answer_and_settle(self, call: Call, exchange: Exchange, send: Send, headers: Headers) -> None:
+    async def _answer_and_settle(self, call: Call, exchange: Exchange, headers: Headers) -> None:
         parts, tally = self._parts, call.tally
         try:
             answer = await self._answer(call)
@@ -121,8 +121,8 @@ class ChatCompletions:
             raise
         if isinstance(answer, StreamRelay):
             await call.guard.wait(call.outlet.write(answer.end(usage), is_last=True))
-        elif not call.outlet.is_gone:
-            await send_json(send, 200, headers, answer.body(usage))
+        else:
+            await call.guard.wait(call.outlet.write_whole(headers, answer.body(usage)))
         if call.outlet.is_gone and not exchange.status:
             raise ClientGone
 

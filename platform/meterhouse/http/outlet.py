@@ -10,9 +10,10 @@ from collections.abc import Callable
 from starlette.types import Message, Send
 
 from meterhouse.errors import GatewayError
-from meterhouse.http.respond import Headers, render_event
+from meterhouse.http.respond import Headers, render_event, send_json
 from meterhouse.http.sse import KEEP_ALIVE_FRAME
 
+OK = 200
 STREAM_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -41,6 +42,16 @@ class Outlet:
         try:
             await self._start()
             await self._send(_body(data, is_last=is_last))
+        finally:
+            self.sending_since_ns = None
+
+    async def write_whole(self, headers: Headers, body: bytes) -> None:
+        """Send an answer that is not streamed."""
+        if self.is_gone:
+            return
+        self.sending_since_ns = time.monotonic_ns()
+        try:
+            await send_json(self._send, OK, headers, body)
         finally:
             self.sending_since_ns = None
 

@@ -26,6 +26,7 @@ MAX_DELAY_MS = 5_000
 _SLICE_RECORDS = 64
 """How many records are decoded before others get their turn on the event loop."""
 _OUTAGE_SLICES = 64
+_TURN_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ class Shipper:
         await self._turn.acquire()
         while any(other.position < pause.position for other in self._pauses):
             self._turn.release()
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(_TURN_SECONDS)
             await self._turn.acquire()
 
     def _leave(self, pause: Pause) -> None:

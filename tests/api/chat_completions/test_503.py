@@ -1,0 +1,64 @@
+"""Busy for now, ours or a provider's: come back later."""
+
+from pathlib import Path
+
+import pytest
+
+from api.asking import error_of, marked
+from fakes.files import FaultyFiles
+from fakes.gateway import Gateway, provider_environment
+from fakes.upstream import FakeUpstream
+
+
+@pytest.mark.parametrize(("model", "seconds"), [("rate-limited", "1"), ("error-429?retry_after=7", "7")])
+def test_a_busy_provider_says_when_to_come_back(gateway: Gateway, model: str, seconds: str) -> None:
+    status, headers, body = gateway.chat(f"fake/{model}")
+    assert (status, error_of(body)["code"]) == (503, "upstream_busy")
+    assert headers["retry-after"] == seconds
+    assert headers["retry-after-ms"] == f"{seconds}000"
+
+
+def test_a_busy_provider_that_does_not_say_when_gets_a_default(gateway: Gateway) -> None:
+    _, headers, _ = gateway.chat("fake/error-429")
+    assert int(headers["retry-after"]) >= 1
+
+
+def test_a_deployment_that_keeps_failing_is_left_alone_for_a_while(gateway: Gateway, up: FakeUpstream) -> None:
+    marker, messages = marked()
+    model = "fake/error-500?pace_ms=77"
+    for _ in range(5):
+        assert gateway.chat(model, messages=messages)[0] == 502
+    status, headers, body = gateway.chat(model, messages=messages)
+    assert (status, error_of(body)["code"]) == (502, "upstream_unavailable")
+    assert headers["retry-after"] == "5"
+    assert len(up.truth.by_marker(marker)) == 5
+    assert gateway.chat("fake/normal", messages=messages)[0] == 200, "the others are not affected"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_journal_that_cannot_be_written_refuses_before_the_provider_is_asked(
+    up: FakeUpstream, tmp_path: Path, stream: bool
+) -> None:
+    files = FaultyFiles()
+    with Gateway(tmp_path / "data", provider_environment("fake", up.base_url), files=files) as gateway:
+        files.fail_writes()
+        gateway.chat("fake/normal")
+        marker, messages = marked()
+        status, headers, body = gateway.chat("fake/normal", messages=messages, stream=stream)
+        error = error_of(body)
+        assert (status, error["type"], error["code"]) == (503, "server_error", "ledger_unavailable")
+        assert int(headers["retry-after"]) >= 1
+        assert up.truth.by_marker(marker) == []
+
+
+def test_a_body_whose_record_cannot_be_made_durable_is_not_sent_and_not_to_be_retried(
+    up: FakeUpstream, tmp_path: Path
+) -> None:
+    files = FaultyFiles()
+    with Gateway(tmp_path / "data", provider_environment("fake", up.base_url), files=files) as gateway:
+        assert gateway.chat("fake/normal")[0] == 200
+        files.fail_syncs()
+        status, headers, body = gateway.chat("fake/normal")
+        assert (status, error_of(body)["code"]) == (503, "ledger_unavailable")
+        assert headers["x-should-retry"] == "false"
+        files.heal()
