@@ -65,7 +65,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:  # noqa: PLR2004 - the router's only other refusal is 405
         return _respond(request, NotFound(f"Invalid URL ({where}). GET /docs lists what there is.", code="unknown_url"))
     if error.status_code == 405:  # noqa: PLR2004 - see above
-        return _respond(request, MethodNotAllowed(f"Not allowed to {where}. GET /docs lists what is."))
+        response = _respond(request, MethodNotAllowed(f"Not allowed to {where}. GET /docs lists what is."))
+        response.headers.update(error.headers or {})
+        return response
     found = Malformed(str(error.detail), code="invalid_request")
     found.status = error.status_code
     return _respond(request, found)

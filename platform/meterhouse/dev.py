@@ -8,6 +8,7 @@ import asyncio
 import errno
 import fcntl
 import gc
+import signal
 import socket
 import sys
 from collections.abc import Awaitable, Iterator
@@ -49,6 +50,17 @@ class DevServer(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take signals for an order to stop in good order.
+
+        uvicorn raises them once more when it has served. A second SIGTERM would end the process there and then,
+        before the gateway is closed; a second SIGINT is a KeyboardInterrupt, which closes everything on its way.
+        """
+        with super().capture_signals():
+            yield
+            self._captured_signals = [number for number in self._captured_signals if number == signal.SIGINT]
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let streams go on for a while, then end them with an error event and an exact record."""
         patience = self._gateway.settings.shutdown_seconds
@@ -75,20 +87,9 @@ async def run_dev(
             bound_port = listener.getsockname()[1]
             base_url = f"http://{_reachable(host)}:{bound_port}"
             keys = await ensure_dev_keys(gateway.stores, settings.data, base_url)
-            config = uvicorn.Config(
-                build_app(gateway),
-                loop="none",
-                http="httptools",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=int(settings.shutdown_seconds) + 10,
-                backlog=2048,
-            )
             print_banner(gateway, base_url, keys, settings.data)
             calm_garbage_collector()
-            await DevServer(config, gateway).serve(sockets=[listener])
+            await DevServer(server_config(gateway), gateway).serve(sockets=[listener])
 
 
 def calm_garbage_collector() -> None:
@@ -96,6 +97,22 @@ def calm_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
+
+
+def server_config(gateway: Gateway) -> uvicorn.Config:
+    """Return how uvicorn serves a gateway. Nothing stands before it, so no header is believed about the address."""
+    return uvicorn.Config(
+        build_app(gateway),
+        loop="none",
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(gateway.settings.shutdown_seconds) + 10,
+        backlog=2048,
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:

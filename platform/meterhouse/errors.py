@@ -173,10 +173,11 @@ class UpstreamRefused(UpstreamError):
 
 
 class UpstreamBusy(UpstreamError):
-    """The provider's own rate limit (its 429)."""
+    """The provider's own rate limit (its 429). Where the provider does not say how long, the wait is a guess."""
 
     status = 503
     code = "upstream_busy"
+    retry_after_seconds = 5.0
 
 
 class UpstreamDown(UpstreamError):

@@ -282,6 +282,8 @@ class Attempt:
     service_tier: str = ""
     reported: Usage | None = None
     """The last usage that the provider sent and that can be believed."""
+    partial: Usage | None = None
+    """What was ``reported`` before more text came: a running count, on top of which the rest is counted."""
     is_suspect: bool = False
     known_input_tokens: int | None = None
     known_output_tokens: int | None = None
@@ -292,13 +294,15 @@ class Attempt:
     """False once audio was sent: it can be neither counted nor seen."""
     output_events: int = 0
     output_bytes: int = 0
+    """Both since the last usage that the provider reported."""
     text: list[str] = field(default_factory=list)
     """What came, for counting; dropped as soon as the provider reports."""
 
     @property
     def output_tokens_estimate(self) -> int:
         """Output tokens so far without a tokenizer: one per data event or four bytes, whichever is more."""
-        return max(self.output_events, -(-self.output_bytes // 4))
+        known_tokens = self.partial.output_tokens if self.partial is not None else 0
+        return known_tokens + max(self.output_events, -(-self.output_bytes // 4))
 
 
 @dataclass(slots=True)

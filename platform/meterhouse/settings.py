@@ -12,14 +12,25 @@ from typing import Annotated, Literal, Self
 
 from dotenv.main import DotEnv
 from dotenv.parser import parse_stream
-from pydantic import Field, SecretStr, ValidationError
+from limits import parse
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "METERHOUSE_"
 _PROVIDER_NAME = re.compile(r"^METERHOUSE_PROVIDER_(?P<name>[A-Z0-9_]+)_BASE_URL$")
 
-Seconds = Annotated[float, Field(gt=0)]
+
+def _check_rate(text: str) -> str:
+    try:
+        parse(text)
+    except ValueError:
+        raise ValueError("expected a rate, for example 300/minute") from None
+    return text
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+Rate = Annotated[str, AfterValidator(_check_rate)]
 
 
 class SettingsError(Exception):
@@ -74,8 +85,8 @@ class Settings(BaseSettings):
     first_token_timeout_seconds: Seconds | None = Field(None, description="Overrides the first-token timeout")
     idle_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout between two data events")
     total_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout of a whole answer")
-    admin_rate: str = Field("300/minute", description="Administration requests per address")
-    admin_failure_rate: str = Field("20/minute", description="Failed sign-ins to the administration per address")
+    admin_rate: Rate = Field("300/minute", description="Administration requests per address")
+    admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")
 
     @classmethod
     def settings_customise_sources(

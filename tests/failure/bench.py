@@ -60,13 +60,16 @@ class Bench:
 
         self.gateway.run(insert)
 
-    def send(self, model: str, marker: str = "m", *, key: str = "", receive_buffer_bytes: int = 0, **fields: Any) -> Client:
+    def send(
+        self, model: str, marker: str = "m", *, key: str = "", receive_buffer_bytes: int = 0, **fields: Any
+    ) -> Client:
         """Send a request for a stream, or for a body with ``stream=False``."""
         body = ask(model, marker, **fields)
         return Client(self.gateway.url, key or self.gateway.key, body, receive_buffer_bytes=receive_buffer_bytes)
 
     def records_of(self, client: Client) -> list[UsageRecord]:
         """Return a request's ledger rows by its header."""
+        self.gateway.run(self.gateway.parts.records.ship_all)
         return self.gateway.records(client.request_id)
 
     def records_by_model(self, model: str, count: int = 1) -> list[UsageRecord]:

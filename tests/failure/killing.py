@@ -178,9 +178,12 @@ class Crowd:
             is_gated = bool(self._gate) and number < GATED
             self._tasks.append(asyncio.create_task(self._talk_on(is_gated=is_gated, is_odd=bool(number % 2))))
 
-    async def end(self) -> None:
-        """Ask nothing more, wait until every answer has broken off, and read what came."""
+    def hush(self) -> None:
+        """Ask nothing more."""
         self._has_stopped = True
+
+    async def end(self) -> None:
+        """Wait until every answer has ended or broken off."""
         await asyncio.gather(*self._tasks)
 
     async def _talk_on(self, *, is_gated: bool, is_odd: bool) -> None:

@@ -41,6 +41,9 @@ class Client:
         )
         self.socket.sendall(head.encode() + data)
 
+    def __del__(self) -> None:
+        self.socket.close()
+
     # --- what the parser calls
 
     def on_header(self, name: bytes, value: bytes) -> None:

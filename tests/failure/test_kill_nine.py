@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ ANSWERING = 15
 """So many must be receiving an answer before a kill is thought of."""
 LEAST_AIMED = 10
 LEAST_IN_PHASE = 20
-RANDOM_SECONDS = 2.5
+RANDOM_SECONDS = 3.2
+KILLED_STARTS = 5
+"""Every so many starts are killed too, at a random moment, and tried again: adopting twice changes nothing."""
+LONGEST_START_SECONDS = 1.5
 LIMITS = "spend 1000 USD total; tokens 1000000000 total; requests 1000000 total; concurrent 200"
 METERHOUSE = str(Path(sys.executable).parent / "meterhouse")
 
@@ -56,6 +60,7 @@ class Killing:
         self._faulty = GatewayProcess(self._data, environment, launcher)
         self._gateway = self._sound
         self._key = ""
+        self._starts = 0
         self._tail = TruthTail(upstream.log_path)
         self._lock: sqlite3.Connection | None = None
         self.totals = Totals()
@@ -64,6 +69,9 @@ class Killing:
     async def start(self, aim: str) -> None:
         """Start for the next kill; that adopts what the last one left."""
         self._gateway = self._faulty if aim == "barrier" else self._sound
+        self._starts += 1
+        if self._starts % KILLED_STARTS == 0:
+            await self._start_in_vain()
         began = time.monotonic()
         await asyncio.to_thread(self._gateway.start)
         self.totals.restart_seconds.append(time.monotonic() - began)
@@ -89,6 +97,7 @@ class Killing:
         await asyncio.sleep(self._chooser.uniform(0, RANDOM_SECONDS / (2 if aim else 1)))
         if aim:
             await self._reach(aim, crowd)
+        crowd.hush()
         killed_at = time.time()
         await asyncio.to_thread(self._gateway.kill)
         await crowd.end()
@@ -116,7 +125,7 @@ class Killing:
 
     async def stop(self) -> None:
         """Stop in good order; then everything is in SQL, once, and the books agree."""
-        assert await asyncio.to_thread(self._gateway.stop) in {0, -15}
+        assert await asyncio.to_thread(self._gateway.stop) == 0
         left = [path.name for path in (self._data / "journals").glob("*.seg")]
         assert not left, f"not adopted: {left}"
         rows = read_ledger(self._data)
@@ -137,6 +146,16 @@ class Killing:
             self._lock.close()
         if self._gateway.process is not None and self._gateway.process.poll() is None:
             self._gateway.kill()
+
+    async def _start_in_vain(self) -> None:
+        """Kill a start, wherever it is; it may be over by then, too."""
+        before = self._gateway.process
+        starting = asyncio.create_task(asyncio.to_thread(self._gateway.start))
+        await self._until(lambda: self._gateway.process is not before)
+        await asyncio.sleep(self._chooser.uniform(0, LONGEST_START_SECONDS))
+        await asyncio.to_thread(self._gateway.kill)
+        with suppress(AssertionError):
+            await starting
 
     async def _reach(self, aim: str, crowd: Crowd) -> None:
         """Return when ten requests are where they shall be."""

@@ -22,11 +22,9 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 import msgspec
 import openai
-import uvicorn
 import uvloop
 
-from meterhouse.app import build_app
-from meterhouse.dev import DevServer, bind, ensure_dev_keys
+from meterhouse.dev import DevServer, bind, ensure_dev_keys, server_config
 from meterhouse.gateway import Gateway as Parts
 from meterhouse.gateway import Options, open_gateway
 from meterhouse.ids import parse_request_id
@@ -235,10 +233,7 @@ class Gateway:
                 self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
                 keys = await ensure_dev_keys(parts.stores, settings.data, self.url)
                 self.key, self.admin_key = keys.key, keys.admin_key
-                config = uvicorn.Config(
-                    build_app(parts), loop="none", http="httptools", lifespan="off", log_config=None, access_log=False
-                )
-                self._server = DevServer(config, parts)
+                self._server = DevServer(server_config(parts), parts)
                 self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
                 self._started.set()
                 await self._server.serve(sockets=[listener])

@@ -14,7 +14,7 @@ import msgspec
 from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamRefused
 from meterhouse.http.body import BodyEditor
 from meterhouse.http.call import Call
-from meterhouse.http.chunk import decode_chunk, is_set
+from meterhouse.http.chunk import decode_chunk, is_failure
 from meterhouse.http.sse import DONE
 from meterhouse.http.wire import EVENT_STREAM_TYPES, Reader, decode_whole, encode_body, open_reader
 from meterhouse.ledger.record import Intent, encode
@@ -188,7 +188,7 @@ class Attempts:
         if payloads[0].startswith(DONE):
             raise _protocol_error("the stream ended before its first event")
         first = decode_chunk(payloads[0])
-        if is_set(first.error):
+        if is_failure(first):
             raise error_in_stream(payloads[0], deployment)
         call.tally.attempt.first_event_ns = call.event_at_ns = time.monotonic_ns()
         return OpenAnswer(answer, reader, payloads, deployment)
@@ -196,10 +196,10 @@ class Attempts:
     async def _whole(self, call: Call, deployment: Deployment, answer: Answer) -> bytes:
         body = decode_whole(await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES)), deployment)
         chunk = decode_chunk(body)
-        if is_set(chunk.error):
+        if is_failure(chunk):
             raise error_in_stream(body, deployment)
-        if not chunk.choices:
-            raise _protocol_error("an answer without choices")
+        if not chunk.choices or any(choice.message is None for choice in chunk.choices):
+            raise _protocol_error("an answer without a message")
         call.tally.attempt.first_event_ns = time.monotonic_ns()
         answer.release()
         return body

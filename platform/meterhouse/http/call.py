@@ -52,7 +52,7 @@ class Call:
     tail_since_ns: int | None = None
     gone_since_ns: int | None = None
     is_ending: bool = False
-    """The end of the answer is being released: nothing interrupts it but a client that does not read."""
+    """The answer is over, its end on the way: nothing interrupts that but a client that does not read."""
     watch: "asyncio.Task[None] | None" = None
 
     @property

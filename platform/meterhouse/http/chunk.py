@@ -61,12 +61,15 @@ class Chunk(msgspec.Struct):
     """The fields of a chunk or body that are looked at."""
 
     id: str | None = None
+    object: str | None = None
     created: int | None = None
     model: str | None = None
     service_tier: str | None = None
     choices: list[Choice] | None = None
     usage: Raw = Raw(b"")
     error: Raw = Raw(b"")
+    message: Raw = Raw(b"")
+    """Of an error without an envelope."""
     x_groq: Groq | None = None
 
 
@@ -91,6 +94,11 @@ def decode_chunk(payload: bytes) -> Chunk:
 def is_set(raw: Raw) -> bool:
     """Whether a raw field holds something."""
     return bytes(raw) not in _NOTHING
+
+
+def is_failure(chunk: Chunk) -> bool:
+    """Whether it is an error, in an envelope or flat (Cerebras, Mistral and vLLM; wire.md 2)."""
+    return is_set(chunk.error) or chunk.object == "error" or (chunk.choices is None and is_set(chunk.message))
 
 
 def text_of(delta: Delta) -> str:
@@ -187,8 +195,11 @@ def _lenient(payload: bytes) -> Chunk:
         fields = msgspec.json.decode(payload, type=dict[str, Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _garbage(str(error)) from None
-    chunk = Chunk(usage=fields.get("usage", Raw(b"")), error=fields.get("error", Raw(b"")))
-    for name in ("id", "model", "service_tier"):
+    nothing = Raw(b"")
+    chunk = Chunk(
+        usage=fields.get("usage", nothing), error=fields.get("error", nothing), message=fields.get("message", nothing)
+    )
+    for name in ("id", "object", "model", "service_tier"):
         value = _any_decoder.decode(fields[name]) if name in fields else None
         if isinstance(value, str):
             setattr(chunk, name, value)

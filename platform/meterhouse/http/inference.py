@@ -95,7 +95,8 @@ class ChatCompletions:
             exchange.error = error
             if not call.outlet.is_started:
                 raise
-            await call.outlet.fail(error)
+            call.guard.clear()
+            await call.guard.wait(call.outlet.fail(error))
         finally:
             parts.pacer.forget(call)
 
@@ -103,15 +104,16 @@ class ChatCompletions:
         parts, tally = self._parts, call.tally
         try:
             answer = await self._answer(call)
+            call.is_ending = True
             await parts.counter.fill(tally, call.parsed.request.messages)
         except (GatewayError, ClientGone) as error:
+            call.is_ending = True
             _note_failure(tally, error)
             await parts.counter.fill(tally, call.parsed.request.messages)
             raise
         finally:
             position = parts.settler.settle(tally)
             parts.checkpointer.forget(tally)
-        call.is_ending = True
         usage, _ = charged_usage(tally, tally.attempt)
         try:
             await parts.journal.barrier(position)

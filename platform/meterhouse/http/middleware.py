@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from meterhouse.errors import BodyTooLarge, GatewayError, UnsupportedMedia
 from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_ROUTE, Exchange, Observer
 from meterhouse.http.guard import ClientGone
-from meterhouse.http.respond import send_error
+from meterhouse.http.respond import render_event, send_error
 from meterhouse.ids import new_request_id, public_request_id
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.traces import Tracing
@@ -32,10 +32,15 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         exchange = self._open(scope)
+        is_open_stream = False
 
         async def reply(message: Message) -> None:
+            nonlocal is_open_stream
             if message["type"] == "http.response.start":
                 _complete_head(exchange, message)
+                is_open_stream = _is_event_stream(message)
+            else:
+                is_open_stream = is_open_stream and message.get("more_body", False)
             await send(message)
 
         try:
@@ -51,6 +56,8 @@ class RequestContext:
             get_logger().error(Event.REQUEST_FAILED, request_id=public_request_id(exchange.request_id), exc_info=error)
             if not exchange.status:
                 await send_error(reply, exchange.error, [])
+            elif is_open_stream:
+                await reply({"type": "http.response.body", "body": render_event(exchange.error)})
         finally:
             if exchange.route == UNKNOWN_ROUTE:
                 exchange.route = route_of(scope)
@@ -91,7 +98,7 @@ class BodyLimit:
         declared = header(scope, b"content-length")
         if declared is not None and declared.isdecimal() and int(declared) > self._limit_bytes:
             raise self._too_large()
-        if header(scope, b"content-encoding") not in (None, "identity"):
+        if (header(scope, b"content-encoding") or "identity").lower() != "identity":
             raise UnsupportedMedia("Compressed request bodies are not read. Send the body without Content-Encoding.")
         received = 0
 
@@ -132,6 +139,10 @@ def _complete_head(exchange: Exchange, message: Message) -> None:
     if exchange.principal is not None:
         headers.append((b"openai-organization", exchange.principal.organization_id.encode()))
     message["headers"] = headers
+
+
+def _is_event_stream(head: Message) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in head["headers"])
 
 
 def route_of(scope: Scope) -> str:

@@ -8,6 +8,7 @@ ends the answer with ``length`` where the meter says no (design.md 6).
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from meterhouse.errors import MeterDown, UpstreamDown, UpstreamError
 from meterhouse.http.attempts import OpenAnswer
 from meterhouse.http.call import Call
-from meterhouse.http.chunk import Choice, Chunk, decode_chunk, is_set, read_usage, text_of
+from meterhouse.http.chunk import Choice, Chunk, decode_chunk, is_failure, is_set, read_usage, text_of
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.rename import rename_model
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
@@ -43,6 +44,8 @@ class Progress:
     usage_frame: bytes = b""
     has_ended: bool = False
     is_done: bool = False
+    failure: UpstreamError | None = None
+    """Raised once what came before it, in the same read, is forwarded."""
     used_tokens: int = 0
     """Output so far, counted so that it can't be too low: a token per byte, or the provider's own count."""
     extension: "asyncio.Task[bool] | None" = None
@@ -113,8 +116,11 @@ class StreamRelay:
                 call.tail_since_ns = time.monotonic_ns()
                 call.guard.clear()
             if frames:
-                await call.guard.wait(call.outlet.write(b"".join(frames)))
+                # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
                 self._checkpointer.note(call.tally)
+                await call.guard.wait(call.outlet.write(b"".join(frames)))
+            if progress.failure is not None:
+                raise progress.failure
             if progress.has_ended:
                 return True
             payloads = await self._read()
@@ -150,12 +156,15 @@ class StreamRelay:
         frames: list[bytes] = []
         for index, payload in enumerate(payloads):
             if payload.startswith(DONE):
-                if not progress.is_finished:
-                    raise _ended_early()
-                progress.has_ended = progress.is_done = True
+                progress.failure = None if progress.is_finished else _ended_early()
+                progress.has_ended = progress.is_done = progress.is_finished
                 break
-            chunk = decode_chunk(payload)
-            is_charged = self._note(chunk, payload)
+            try:
+                chunk = decode_chunk(payload)
+                is_charged = self._note(chunk, payload)
+            except UpstreamError as error:
+                progress.failure = error
+                break
             framed = frame(rename_model(payload, chunk.model, self._model))
             if not chunk.choices and is_set(chunk.usage):
                 progress.usage_frame = framed if is_charged else progress.usage_frame
@@ -168,7 +177,8 @@ class StreamRelay:
                 progress.end = []
             if progress.is_finished and len(progress.finished) >= self._choices:
                 progress.has_ended = True
-                self._take_tail(payloads[index + 1 :])
+                with suppress(UpstreamError):
+                    self._take_tail(payloads[index + 1 :])
                 break
         return frames
 
@@ -188,7 +198,7 @@ class StreamRelay:
 
     def _note(self, chunk: Chunk, payload: bytes) -> bool:
         """Take from a chunk what the ledger and the end need; says whether its usage is what will be charged."""
-        if is_set(chunk.error):
+        if is_failure(chunk):
             raise error_in_stream(payload, self._opened.deployment)
         progress, attempt = self._progress, self._attempt
         if not progress.completion_id and chunk.id:
@@ -212,10 +222,11 @@ class StreamRelay:
                 attempt.output_events += 1
                 attempt.output_bytes += length
                 progress.used_tokens += length
-                if attempt.reported is None:
-                    attempt.text.append(text)
-                    if len(attempt.text) > _PIECES:
-                        attempt.text = ["".join(attempt.text)]
+                if attempt.reported is not None:
+                    attempt.partial, attempt.reported = attempt.reported, None
+                attempt.text.append(text)
+                if len(attempt.text) > _PIECES:
+                    attempt.text = ["".join(attempt.text)]
             if is_set(delta.audio):
                 attempt.is_countable = False
         if choice.finish_reason is not None:
@@ -233,10 +244,11 @@ class StreamRelay:
             attempt.known_output_tokens = read.output_tokens
             return False
         # A copy of zeros after real counts is a known quirk, not a correction (wire.md 7, rule 4).
-        if read.usage == Usage() and attempt.reported is not None:
+        if read.usage == Usage() and (attempt.reported is not None or attempt.partial is not None):
             return False
-        attempt.reported = read.usage
+        attempt.reported, attempt.partial = read.usage, None
         attempt.text.clear()
+        attempt.output_events = attempt.output_bytes = 0
         self._progress.used_tokens = read.usage.output_tokens
         return True
 

@@ -25,13 +25,15 @@ def frame(payload: bytes) -> bytes:
 class SseReader:
     """Feeds on bytes as they come and gives the payloads of complete data events."""
 
-    __slots__ = ("_data", "_is_plain", "_line", "_rest", "_skip_line_feed")
+    __slots__ = ("_data", "_data_bytes", "_is_plain", "_line", "_rest", "_skip_line_feed")
 
     def __init__(self) -> None:
         self._is_plain = True
         self._rest = bytearray()
         self._line = bytearray()
         self._data: list[bytes] = []
+        # Kept as a sum: adding up the lines at each line would be quadratic.
+        self._data_bytes = 0
         self._skip_line_feed = False
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -87,9 +89,11 @@ class SseReader:
     def _feed_lines(self, data: bytes) -> list[bytes]:
         """Follow the rules line by line, for streams with CR or CRLF."""
         payloads: list[bytes] = []
+        if not data:
+            return payloads
         if self._skip_line_feed and data.startswith(b"\n"):
             data = data[1:]
-        self._skip_line_feed = data.endswith(b"\r") if data else self._skip_line_feed
+        self._skip_line_feed = data.endswith(b"\r")
         lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         for index, piece in enumerate(lines):
             self._line += piece
@@ -100,10 +104,12 @@ class SseReader:
             self._line.clear()
             if line:
                 self._data.append(line)
-                _check_length(sum(map(len, self._data)))
+                self._data_bytes += len(line)
+                _check_length(self._data_bytes)
                 continue
             payloads.extend(_payload_of_lines(self._data))
             self._data = []
+            self._data_bytes = 0
         return payloads
 
 

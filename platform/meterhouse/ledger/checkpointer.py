@@ -84,7 +84,11 @@ def _output_tokens(attempt: Attempt) -> int:
 def _usage(tally: Tally, attempt: Attempt) -> Usage:
     if attempt.reported is not None:
         return attempt.reported
-    return Usage(input_tokens=tally.input_tokens_estimate, output_tokens=attempt.output_tokens_estimate)
+    output_tokens, held_tokens = attempt.output_tokens_estimate, tally.reservation.held_output_tokens
+    if held_tokens is not None:
+        # A quarter of the bytes may be more than the provider was told to stop at, and a budget holds no more.
+        output_tokens = min(output_tokens, held_tokens)
+    return Usage(input_tokens=tally.input_tokens_estimate, output_tokens=output_tokens)
 
 
 def _use(tally: Tally) -> Use:

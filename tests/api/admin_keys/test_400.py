@@ -1,0 +1,69 @@
+"""Orders that make no sense are refused with the name of what is wrong."""
+
+import pytest
+
+from api.asking import Tenant, error_of
+from fakes.gateway import Gateway
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("name", {"name": ""}),
+        ("name", {"name": "   "}),
+        ("name", {"name": "n" * 201}),
+        ("name", {"name": 5}),
+        ("expires_in_seconds", {"expires_in_seconds": 0}),
+        ("expires_in_seconds", {"expires_in_seconds": -1}),
+        ("expires_in_seconds", {"expires_in_seconds": 10**12}),
+        ("models", {"models": []}),
+        ("models", {"models": "gpt-4o"}),
+        ("limits", {"limits": "requests many/minute"}),
+        ("limits", {"limits": "spend 5 USD/minute"}),
+        ("limits", {"limits": "requests 5/minute; requests 6/minute"}),
+        ("limits", {"limits": ["requests 5/minute"]}),
+        ("ip_ranges", {"ip_ranges": ["300.1.1.1"]}),
+        ("scopes", {"scopes": ["everything"]}),
+        ("scopes", {"scopes": []}),
+        ("colour", {"colour": "red"}),
+        ("hash", {"hash": "0" * 64}),
+    ],
+)
+def test_a_wrong_field_of_a_new_key_is_named(
+    gateway: Gateway, tenant: Tenant, param: str, fields: dict[str, object]
+) -> None:
+    body = {"name": "a key", "project_id": tenant.project_id, **fields}
+    status, _, answer = gateway.request("POST", "/admin/keys", body, key=gateway.admin_key)
+    error = error_of(answer)
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert error["param"] == param
+    assert error["code"]
+
+
+@pytest.mark.parametrize(("missing", "code"), [("name", "missing_required_parameter"), ("project_id", "missing_required_parameter")])
+def test_a_missing_field_is_named(gateway: Gateway, tenant: Tenant, missing: str, code: str) -> None:
+    body = {"name": "a key", "project_id": tenant.project_id}
+    del body[missing]
+    status, _, answer = gateway.request("POST", "/admin/keys", body, key=gateway.admin_key)
+    error = error_of(answer)
+    assert (status, error["param"], error["code"]) == (400, missing, code)
+
+
+@pytest.mark.parametrize("body", [b"{", b"", b"\xff", b"[1]", b'"text"'])
+def test_a_body_that_is_no_json_object_is_refused(gateway: Gateway, body: bytes) -> None:
+    status, _, answer = gateway.request("POST", "/admin/keys", body, key=gateway.admin_key)
+    assert (status, error_of(answer)["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize("seconds", [-1, 604_801, "long"])
+def test_an_overlap_out_of_range_is_refused(gateway: Gateway, tenant: Tenant, seconds: object) -> None:
+    path = f"/admin/keys/{tenant.key_id}/rotate"
+    status, _, answer = gateway.request("POST", path, {"overlap_seconds": seconds}, key=gateway.admin_key)
+    assert (status, error_of(answer)["param"]) == (400, "overlap_seconds")
+    assert gateway.chat("fake/normal", key=tenant.key)[0] == 200
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=many"])
+def test_a_page_size_out_of_range_is_refused(gateway: Gateway, query: str) -> None:
+    status, _, answer = gateway.request("GET", f"/admin/keys?{query}", key=gateway.admin_key)
+    assert (status, error_of(answer)["param"]) == (400, "limit")
