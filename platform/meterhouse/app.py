@@ -18,6 +18,7 @@ from meterhouse.admin.router import build_admin_router
 from meterhouse.errors import GatewayError, Malformed, MethodNotAllowed, NotFound
 from meterhouse.gateway import Gateway
 from meterhouse.http.account import build_account_router
+from meterhouse.http.described import ChatCompletion, ChatCompletionChunk, ErrorAnswer
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import ChatCompletions
@@ -110,9 +111,10 @@ class _OpenApi:
 
     def _build(self) -> dict[str, Any]:
         schema = self._make()
-        (reference,), definitions = msgspec.json.schema_components(
-            [ChatRequest], ref_template="#/components/schemas/{name}"
+        (request, whole, chunk, failure), definitions = msgspec.json.schema_components(
+            [ChatRequest, ChatCompletion, ChatCompletionChunk, ErrorAnswer], ref_template="#/components/schemas/{name}"
         )
+        error_content = {"application/json": {"schema": failure}}
         components = schema.setdefault("components", {})
         components.setdefault("schemas", {}).update(definitions)
         components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
@@ -122,14 +124,14 @@ class _OpenApi:
                 "tags": ["inference"],
                 "summary": "Create a chat completion, streamed or not",
                 "operationId": "create_chat_completion",
-                "requestBody": {"required": True, "content": {"application/json": {"schema": reference}}},
+                "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
                 "responses": {
                     "200": {
                         "description": "A chat completion, or with `stream` the events of one, ended by `[DONE]`",
-                        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+                        "content": {"application/json": {"schema": whole}, "text/event-stream": {"schema": chunk}},
                     },
-                    "4XX": {"description": "The request, the key or a limit", "content": _ERROR_CONTENT},
-                    "5XX": {"description": "A provider, or this server", "content": _ERROR_CONTENT},
+                    "4XX": {"description": "The request, the key or a limit", "content": error_content},
+                    "5XX": {"description": "A provider, or this server", "content": error_content},
                 },
             }
         }
@@ -137,23 +139,3 @@ class _OpenApi:
             for operation in path.values():
                 operation.get("responses", {}).pop("422", None)
         return schema
-
-
-_ERROR_CONTENT = {
-    "application/json": {
-        "schema": {
-            "type": "object",
-            "properties": {
-                "error": {
-                    "type": "object",
-                    "properties": {
-                        "message": {"type": "string"},
-                        "type": {"type": "string"},
-                        "param": {"type": ["string", "null"]},
-                        "code": {"type": ["string", "null"]},
-                    },
-                }
-            },
-        }
-    }
-}

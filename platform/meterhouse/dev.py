@@ -24,6 +24,7 @@ from meterhouse import __version__
 from meterhouse.app import build_app
 from meterhouse.errors import InvalidKey
 from meterhouse.gateway import Gateway, Options, open_gateway
+from meterhouse.http.connection import connection_type
 from meterhouse.keys.service import KeyOrder
 from meterhouse.ledger.files import FileLayer
 from meterhouse.settings import Environment, Settings, SettingsError
@@ -79,17 +80,17 @@ async def run_dev(
     Raises:
         SettingsError: Something outside the code has to change; the text says what.
     """
-    listener = bind(host, port)
-    make_folder(settings.data)
-    with lock_folder(settings.data):
-        options = Options(has_simulator=True, files=files)
-        async with open_gateway(settings, environment, sys.stderr.buffer, options) as gateway:
-            bound_port = listener.getsockname()[1]
-            base_url = f"http://{_reachable(host)}:{bound_port}"
-            keys = await ensure_dev_keys(gateway.stores, settings.data, base_url)
-            print_banner(gateway, base_url, keys, settings.data)
-            calm_garbage_collector()
-            await DevServer(server_config(gateway), gateway).serve(sockets=[listener])
+    with bind(host, port) as listener:
+        make_folder(settings.data)
+        with lock_folder(settings.data):
+            options = Options(has_simulator=True, files=files)
+            async with open_gateway(settings, environment, sys.stderr.buffer, options) as gateway:
+                bound_port = listener.getsockname()[1]
+                base_url = f"http://{_reachable(host)}:{bound_port}"
+                keys = await ensure_dev_keys(gateway.stores, settings.data, base_url)
+                print_banner(gateway, base_url, keys, settings.data)
+                calm_garbage_collector()
+                await DevServer(server_config(gateway), gateway).serve(sockets=[listener])
 
 
 def calm_garbage_collector() -> None:
@@ -104,7 +105,7 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
     return uvicorn.Config(
         build_app(gateway),
         loop="none",
-        http="httptools",
+        http=connection_type(gateway.settings.write_stall_seconds),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -164,7 +164,6 @@ def _build_inference(
         head=settings.head_seconds,
         keep_alive=settings.keep_alive_seconds,
         tail=settings.tail_seconds,
-        write_stall=settings.write_stall_seconds,
         drain=settings.drain_seconds,
         most_drains=settings.drain_most,
     )
@@ -213,6 +212,7 @@ def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) 
     """Start what goes on beside the requests. Each loop ends with the gateway."""
     start = inference.tasks.start
     start(inference.pacer.run())
+    start(inference.counter.warm())
     start(_repeat(settings.checkpoint_seconds, inference.checkpointer.checkpoint))
     start(_repeat_async(settings.renew_seconds, lambda: inference.meter.renew(inference.checkpointer.collect_uses())))
     start(_repeat_async(settings.key_check_seconds, lambda: _cut_dead_keys(inference)))

@@ -207,6 +207,13 @@ _TEXT_FIELDS = frozenset({"audio", "function_call", "functions", "prediction"}) 
 )
 """Known fields besides the messages whose text becomes a part of the prompt; unknown ones are counted as if it did."""
 
+_MEASURED_FIELDS = frozenset(Message.__struct_fields__) - {"audio"}
+"""Fields of a message that are measured one by one, or cannot hold text; all others are counted as they came."""
+
+_KNOWN_PARTS = frozenset({"text", "refusal", "image_url", "input_audio", "file"})
+
+_messages_decoder = msgspec.json.Decoder(list[dict[str, Raw]])
+
 
 @dataclass(frozen=True, slots=True)
 class InputSize:
@@ -216,7 +223,7 @@ class InputSize:
     messages: int
     images: int
     unbounded_parts: int
-    """Audio and file parts: nothing bounds their tokens."""
+    """Audio, file and unknown parts: nothing bounds their tokens."""
 
 
 def measure(request: ChatRequest, fields: dict[str, Raw]) -> InputSize:
@@ -225,6 +232,9 @@ def measure(request: ChatRequest, fields: dict[str, Raw]) -> InputSize:
     for name, raw in fields.items():
         if name in _TEXT_FIELDS or name not in KNOWN_FIELDS:
             text_bytes += len(raw)
+    for row in _messages_decoder.decode(fields["messages"]):
+        for name in row.keys() - _MEASURED_FIELDS:
+            text_bytes += len(row[name])
     images = 0
     unbounded = 0
     for message in request.messages:
@@ -235,7 +245,8 @@ def measure(request: ChatRequest, fields: dict[str, Raw]) -> InputSize:
             for part in content:
                 text_bytes += _length(part.text) + _length(part.refusal)
                 images += part.image_url is not None
-                unbounded += part.input_audio is not None or part.file is not None
+                is_unknown = part.type not in _KNOWN_PARTS
+                unbounded += is_unknown or part.input_audio is not None or part.file is not None
         text_bytes += _side_text_bytes(message)
     return InputSize(text_bytes, len(request.messages), images, unbounded)
 

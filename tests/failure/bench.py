@@ -4,14 +4,16 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from failure.raw_client import Client, ask
-from fakes.gateway import Gateway
+from fakes.gateway import Gateway, read_ledger
 from fakes.truth import Attempt
 from fakes.upstream import FakeUpstream
 from meterhouse.admin.schemas import PriceRequest
 from meterhouse.ids import public_request_id
+from meterhouse.providers.routes import Snapshot
 from meterhouse.supply import operator_price
 from meterhouse.usage import UsageRecord
 
@@ -72,19 +74,18 @@ class Bench:
         self.gateway.run(self.gateway.parts.records.ship_all)
         return self.gateway.records(client.request_id)
 
-    def records_by_model(self, model: str, count: int = 1) -> list[UsageRecord]:
-        """Return the ledger rows of a model name that only one test uses, once there are so many."""
+    def records_of_key(self, key_id: str, count: int = 1) -> list[UsageRecord]:
+        """Return the ledger rows of a key once there are so many; more fail."""
         ledger = self.gateway.parts.stores.ledger
 
-        def find() -> list[UsageRecord]:
-            rows = [row for row in self.gateway.all_records() if row["model"] == model]
-            assert len(rows) <= count, rows
-            ids = {row["request_id"] for row in rows}
-            found = [self.gateway.run(lambda i=i: ledger.find_records(i)) for i in sorted(ids)]
-            return [record for records in found for record in records] if len(rows) == count else []
+        def find() -> list[str]:
+            self.gateway.run(self.gateway.parts.records.ship_all)
+            ids = [row["request_id"] for row in read_ledger(self.gateway.data) if row["key_id"] == key_id]
+            assert len(ids) <= count, ids
+            return sorted(set(ids)) if len(ids) == count else []
 
-        records: list[UsageRecord] = wait_for(find)
-        return records
+        found = [self.gateway.run(lambda i=i: ledger.find_records(i)) for i in wait_for(find)]
+        return [record for records in found for record in records]
 
     def attempt_of(self, marker: str) -> Attempt:
         """Return the one attempt that reached the provider for a marker."""
@@ -118,6 +119,19 @@ class Bench:
     def finished_lines(self) -> list[dict[str, Any]]:
         """Return the lines of requests that are over."""
         return [line for line in self.gateway.log_lines() if line["event"] == "request.finished"]
+
+    def use_drain_row(self, provider: str) -> None:
+        """Let a provider's row say that it bills on after a hang-up. After it, no price may be set."""
+        supply = self.gateway.parts.supply
+        wait_for(lambda: supply.statuses.keys() >= {active.name for active in supply.routes.snapshot.providers})
+        snapshot = supply.routes.snapshot
+        rows = [
+            replace(active, provider=replace(active.provider, on_client_gone="drain"))
+            if active.name == provider
+            else active
+            for active in snapshot.providers
+        ]
+        self.gateway.call(lambda: supply.routes.replace(Snapshot(rows, snapshot._prices, {}, 0)))
 
     def check_rest(self) -> None:
         """Check what must hold when all is over: nothing open, nothing broken, one line for each request."""

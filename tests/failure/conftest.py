@@ -1,6 +1,6 @@
 """A provider and a gateway for each module; what must hold whenever everything is over is checked at the end of each.
 
-A module says its own settings in ``SETTINGS`` (a dictionary of variables).
+A module says its own settings in ``SETTINGS`` (a dictionary of variables), or in ``settings(up)`` which returns one.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from failure.bench import Bench
+from fakes.files import FaultyFiles
 from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
 
@@ -20,9 +21,18 @@ def up() -> Iterator[FakeUpstream]:
 
 
 @pytest.fixture(scope="module")
-def gateway(request: Any, up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    environment = provider_environment("fake", up.base_url, **getattr(request.module, "SETTINGS", {}))
-    with Gateway(tmp_path_factory.mktemp("failure") / "data", environment) as running:
+def files() -> FaultyFiles:
+    """The gateway's file layer; whoever breaks it heals it."""
+    return FaultyFiles()
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    request: Any, up: FakeUpstream, files: FaultyFiles, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
+    make = getattr(request.module, "settings", lambda _: getattr(request.module, "SETTINGS", {}))
+    environment = provider_environment("fake", up.base_url, **make(up))
+    with Gateway(tmp_path_factory.mktemp("failure") / "data", environment, files=files) as running:
         yield running
 
 

@@ -125,7 +125,8 @@ class Reading:
         self._has_done = False
 
     def run(self) -> None:
-        for self._at, data in self._conversation.arrivals:
+        for at, data in self._conversation.arrivals:
+            self._at = at
             self._parser.feed_data(data)
         self._conversation.text = "".join(self._pieces)
 

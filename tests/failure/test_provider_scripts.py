@@ -432,7 +432,7 @@ def peak_bytes(gateway: GatewayProcess) -> int:
 
 
 def test_an_end_that_takes_long_to_count_is_released_all_the_same(bench: Bench) -> None:
-    script, marker = "finish-then-hang?tokens=30000&batch=200", new_marker()
+    script, marker = "finish-then-hang?tokens=20000&batch=200", new_marker()
     bench.set_prices([script])
     client = bench.send(f"fake/{script}", marker).read_all()
     (record,) = bench.records_of(client)

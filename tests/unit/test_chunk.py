@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterhouse.errors import UpstreamDown
-from meterhouse.http.chunk import Chunk, ReadUsage, decode_chunk, is_set, read_usage, text_of
+from meterhouse.http.chunk import Chunk, ReadUsage, decode_chunk, is_failure, read_usage, text_of
 from meterhouse.usage import SUSPECT_TOKENS, Usage
 
 COUNTS = {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17}
@@ -224,11 +224,24 @@ def test_what_is_no_json_object_is_the_providers_failure(payload: bytes) -> None
 
 @pytest.mark.parametrize("error", [{"message": "no"}, "no", 5, ["no"], True])
 def test_an_error_in_a_chunk_is_seen_whatever_its_shape(error: object) -> None:
-    assert is_set(chunk_of(error=error).error)
-    assert is_set(chunk_of(error=error, choices="odd").error)
+    assert is_failure(chunk_of(error=error))
+    assert is_failure(chunk_of(error=error, choices="odd"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"object": "error", "message": "no", "type": "server_error", "code": 500},
+        {"object": "error", "created": "odd"},
+        {"message": "no", "type": "too_many_requests"},
+        {"message": {"detail": "no"}, "created": "odd"},
+    ],
+)
+def test_an_error_without_an_envelope_is_seen(fields: dict[str, Any]) -> None:
+    assert is_failure(chunk_of(**fields))
 
 
 @pytest.mark.parametrize("error", [None, {}, "", False])
 def test_an_empty_error_is_none(error: object) -> None:
-    assert not is_set(chunk_of(error=error).error)
-    assert not is_set(chunk_of(choices=[]).error)
+    assert not is_failure(chunk_of(error=error))
+    assert not is_failure(chunk_of(choices=[], message="a note beside an answer"))

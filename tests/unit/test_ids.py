@@ -57,8 +57,7 @@ def test_every_random_bit_is_used() -> None:
     assert ones & random_bits == zeros & random_bits == random_bits
 
 
-@given(st.integers(0, 2**32))
-def test_every_form_that_a_person_may_paste_is_read(_seed: int) -> None:
+def test_every_form_that_a_person_may_paste_is_read() -> None:
     bare = new_request_id()
     hyphened = str(uuid.UUID(bare))
     for form in (bare, public_request_id(bare), hyphened, hyphened.upper(), f"req_{hyphened}", bare.upper()):
@@ -72,7 +71,18 @@ def test_a_text_that_is_read_is_an_id(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "req_", "req_1", uuid.uuid4().hex, "g" * 32, "0" * 31, "0" * 33, "req_req_" + "7" * 32, "７" * 32]
+    "text",
+    [
+        "",
+        "req_",
+        "req_1",
+        "0123456789ab4def8123456789abcdef",
+        "g" * 32,
+        "0" * 31,
+        "0" * 33,
+        "req_req_" + "7" * 32,
+        "\uff17" * 32,
+    ],
 )
 def test_what_is_no_request_id_is_none(text: str) -> None:
     assert parse_request_id(text) is None

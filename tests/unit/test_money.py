@@ -67,9 +67,7 @@ def test_the_sum_is_rounded_once_and_not_each_part() -> None:
 
 def test_parts_of_the_input_and_output_are_not_charged_twice() -> None:
     price = price_with(input=1_000_000, cached_input=100_000, cache_write=2_000_000, output=3_000_000)
-    usage = Usage(
-        input_tokens=100, cached_input_tokens=50, cache_write_tokens=20, output_tokens=10, reasoning_tokens=9
-    )
+    usage = Usage(input_tokens=100, cached_input_tokens=50, cache_write_tokens=20, output_tokens=10, reasoning_tokens=9)
     found = charge(price, usage, admitted_at_ms=0, service_tier=None)
     assert dict(found.by_component) == {"input": 30, "cached_input": 5, "cache_write": 40, "output": 30}
     assert found.nanos == 105
@@ -230,10 +228,7 @@ def rate_of(price: Price, kind: str, usage: Usage, at_ms: int, tier: str | None)
 
 def exact(price: Price, usage: Usage, at_ms: int, tier: str | None) -> Fraction:
     amounts = {
-        "input": usage.input_tokens
-        - usage.cached_input_tokens
-        - usage.cache_write_tokens
-        - usage.input_audio_tokens,
+        "input": usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens - usage.input_audio_tokens,
         "cached_input": usage.cached_input_tokens,
         "cache_write": usage.cache_write_tokens,
         "input_audio": usage.input_audio_tokens,

@@ -1,5 +1,6 @@
 """Settings are read once, from the environment over a file, and what cannot work is said in one line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,6 @@ def settings_of(**values: str) -> Settings:
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    import os
-
     for name in [name for name in os.environ if name.startswith(("METERHOUSE_", "OPENAI_"))]:
         monkeypatch.delenv(name)
     return monkeypatch
@@ -104,7 +103,7 @@ def test_a_bad_value_on_the_command_line_is_named_as_well() -> None:
 def test_the_environment_wins_over_the_file(tmp_path: Path, clean: pytest.MonkeyPatch) -> None:
     file = tmp_path / ".env"
     file.write_text(
-        '# comment\n\nexport METERHOUSE_LOG_LEVEL=debug\nMETERHOUSE_DATA="/from file"\nOPENAI_API_KEY=\'sk-$x\'\nBARE\n'
+        "# comment\n\nexport METERHOUSE_LOG_LEVEL=debug\nMETERHOUSE_DATA=\"/from file\"\nOPENAI_API_KEY='sk-$x'\nBARE\n"
     )
     clean.setenv("METERHOUSE_LOG_LEVEL", "error")
     environment = Environment.read(file)
@@ -150,7 +149,7 @@ def test_our_own_variable_of_a_provider_comes_before_its_usual_ones() -> None:
         "MOONSHOT_API_KEY": "moonshot",
     }
     names = ["KIMI_API_KEY", "MOONSHOT_API_KEY"]
-    for name, expected in [(name, value) for name, value in values.items()]:
+    for name, expected in list(values.items()):
         assert Environment(values).provider("moonshot", names).credential == expected
         values = {key: value for key, value in values.items() if key != name}
     found = Environment(values).provider("moonshot", names)
@@ -175,7 +174,9 @@ def test_providers_are_named_by_their_base_urls_only() -> None:
 
 
 def test_openai_base_url_never_configures_a_provider() -> None:
-    assert Environment({"OPENAI_BASE_URL": "http://elsewhere/v1"}).provider("openai", ["OPENAI_API_KEY"]).base_url is None
+    assert (
+        Environment({"OPENAI_BASE_URL": "http://elsewhere/v1"}).provider("openai", ["OPENAI_API_KEY"]).base_url is None
+    )
 
 
 def test_a_credential_does_not_show_in_a_repr() -> None:

@@ -1,8 +1,7 @@
 """One inference request on its way: what the steps of the path share, and its clock-driven side.
 
 ``Call`` is made once the request is admitted. ``Pacer`` looks at all calls a few times a second, so that no request
-pays for timers: first-token, idle, total and write-stall limits, keep-alive comments, and the watch for a client that
-leaves.
+pays for timers: first-token, idle and total limits, keep-alive comments, and the watch for a client that leaves.
 """
 
 import asyncio
@@ -30,7 +29,6 @@ class Pace:
     head: float = 10.0
     keep_alive: float = 15.0
     tail: float = 5.0
-    write_stall: float = 30.0
     drain: float = 60.0
     most_drains: int = 64
 
@@ -52,7 +50,7 @@ class Call:
     tail_since_ns: int | None = None
     gone_since_ns: int | None = None
     is_ending: bool = False
-    """The answer is over, its end on the way: nothing interrupts that but a client that does not read."""
+    """The answer is over, its end on the way: nothing interrupts that."""
     watch: "asyncio.Task[None] | None" = None
 
     @property
@@ -108,17 +106,12 @@ class Pacer:
     def _look_at(self, call: Call, now_ns: int) -> None:
         if call.watch is None:
             call.watch = self._tasks.start(self._wait_for_leaving(call))
-        outlet = call.outlet
-        stalled_ns = outlet.sending_since_ns
-        if stalled_ns is not None and now_ns - stalled_ns > self._pace.write_stall * NANOS_PER_SECOND:
-            call.guard.interrupt(ClientGone("the client does not read"))
-            return
         if call.is_ending:
             return
         reason = self._overdue(call, now_ns)
         if reason is not None:
             call.guard.interrupt(reason)
-        elif call.tally.is_streamed and not outlet.is_gone:
+        elif call.tally.is_streamed and not call.outlet.is_gone:
             self._keep_alive(call, now_ns)
 
     def _overdue(self, call: Call, now_ns: int) -> Exception | None:
@@ -134,7 +127,8 @@ class Pacer:
             return UpstreamTimeout("The answer took too long and was ended.", detail="total timeout")
         quiet_ns = now_ns - call.event_at_ns
         if call.tally.attempt.first_event_ns is not None:
-            if quiet_ns > timeouts.idle_seconds * NANOS_PER_SECOND:
+            # While the client is slow to read, nobody reads from the provider.
+            if call.outlet.sending_since_ns is None and quiet_ns > timeouts.idle_seconds * NANOS_PER_SECOND:
                 return UpstreamTimeout("The provider stopped sending.", detail="idle timeout")
         elif call.tally.is_streamed and quiet_ns > timeouts.first_token_seconds * NANOS_PER_SECOND:
             return UpstreamTimeout("The provider did not begin to answer in time.", detail="first-token timeout")

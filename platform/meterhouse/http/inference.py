@@ -95,8 +95,7 @@ class ChatCompletions:
             exchange.error = error
             if not call.outlet.is_started:
                 raise
-            call.guard.clear()
-            await call.guard.wait(call.outlet.fail(error))
+            await call.outlet.fail(error)
         finally:
             parts.pacer.forget(call)
 
@@ -122,9 +121,9 @@ class ChatCompletions:
             error.should_retry = False
             raise
         if isinstance(answer, StreamRelay):
-            await call.guard.wait(call.outlet.write(answer.end(usage), is_last=True))
+            await call.outlet.write(answer.end(usage), is_last=True)
         else:
-            await call.guard.wait(call.outlet.write_whole(headers, answer.body(usage)))
+            await call.outlet.write_whole(headers, answer.body(usage))
         if call.outlet.is_gone and not exchange.status:
             raise ClientGone
 

@@ -49,15 +49,11 @@ class RequestContext:
             exchange.status = exchange.status or CLIENT_CLOSED_STATUS
         except GatewayError as error:
             exchange.error = error
-            if not exchange.status:
-                await send_error(reply, error, [])
+            await _fail(reply, exchange, error, is_open_stream=is_open_stream)
         except Exception as error:  # noqa: BLE001 - the request edge: anything unforeseen is a 500 and a page
             exchange.error = GatewayError("The server had an error. Try again; if it stays, tell the operator.")
             get_logger().error(Event.REQUEST_FAILED, request_id=public_request_id(exchange.request_id), exc_info=error)
-            if not exchange.status:
-                await send_error(reply, exchange.error, [])
-            elif is_open_stream:
-                await reply({"type": "http.response.body", "body": render_event(exchange.error)})
+            await _fail(reply, exchange, exchange.error, is_open_stream=is_open_stream)
         finally:
             if exchange.route == UNKNOWN_ROUTE:
                 exchange.route = route_of(scope)
@@ -139,6 +135,14 @@ def _complete_head(exchange: Exchange, message: Message) -> None:
     if exchange.principal is not None:
         headers.append((b"openai-organization", exchange.principal.organization_id.encode()))
     message["headers"] = headers
+
+
+async def _fail(send: Send, exchange: Exchange, error: GatewayError, *, is_open_stream: bool) -> None:
+    """Say what went wrong: as the answer, or as the last event of a stream that has begun (design.md 3)."""
+    if not exchange.status:
+        await send_error(send, error, [])
+    elif is_open_stream:
+        await send({"type": "http.response.body", "body": render_event(error)})
 
 
 def _is_event_stream(head: Message) -> bool:

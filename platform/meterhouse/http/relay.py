@@ -85,7 +85,7 @@ class StreamRelay:
         try:
             if await self._relay():
                 await self._read_tail()
-                self._attempt.outcome = Outcome.COMPLETED
+                self._attempt.outcome = Outcome.CLIENT_GONE if self._call.is_draining else Outcome.COMPLETED
             else:
                 self._attempt.outcome = Outcome.CUT
         finally:
@@ -119,6 +119,7 @@ class StreamRelay:
                 # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
                 self._checkpointer.note(call.tally)
                 await call.guard.wait(call.outlet.write(b"".join(frames)))
+                call.event_at_ns = time.monotonic_ns()
             if progress.failure is not None:
                 raise progress.failure
             if progress.has_ended:

@@ -94,13 +94,9 @@ class SseReader:
         if self._skip_line_feed and data.startswith(b"\n"):
             data = data[1:]
         self._skip_line_feed = data.endswith(b"\r")
-        lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        for index, piece in enumerate(lines):
-            self._line += piece
-            if index == len(lines) - 1:
-                _check_length(len(self._line))
-                break
-            line = bytes(self._line)
+        *pieces, unfinished = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for piece in pieces:
+            line = bytes(self._line + piece)
             self._line.clear()
             if line:
                 self._data.append(line)
@@ -110,6 +106,8 @@ class SseReader:
             payloads.extend(_payload_of_lines(self._data))
             self._data = []
             self._data_bytes = 0
+        self._line += unfinished
+        _check_length(len(self._line))
         return payloads
 
 

@@ -34,7 +34,7 @@ class WholeAnswer:
             attempt.is_suspect = read.is_suspect
             attempt.reported = read.usage
             attempt.known_input_tokens, attempt.known_output_tokens = read.input_tokens, read.output_tokens
-        attempt.outcome = Outcome.COMPLETED
+        attempt.outcome = Outcome.CLIENT_GONE if call.is_draining else Outcome.COMPLETED
         self._served = chunk.model
 
     def body(self, usage: Usage) -> bytes:

@@ -8,6 +8,8 @@ that settle returns.
 import time
 from typing import Protocol
 
+from msgspec import structs
+
 from meterhouse.errors import GatewayError
 from meterhouse.ledger.record import Terminal, encode
 from meterhouse.metering import Meter, Settlement
@@ -72,21 +74,34 @@ def build_records(tally: Tally, now_ns: int) -> tuple[UsageRecord, ...]:
 
 def charged_usage(tally: Tally, attempt: Attempt) -> tuple[Usage, Exactness]:
     """Decide what an attempt's usage is: reported, else counted where the provider may bill us, else nothing."""
-    if attempt.reported is not None:
-        return attempt.reported, Exactness.REPORTED
     outcome = attempt.outcome
+    held = tally.reservation.held_output_tokens
+    if attempt.reported is not None:
+        if outcome is Outcome.CUT and held is not None and attempt.reported.output_tokens > held:
+            # A running count that went past what is held is why it was cut; what came beyond was not forwarded.
+            return _at_most(attempt.reported, held), Exactness.COUNTED
+        return attempt.reported, Exactness.REPORTED
     is_free = outcome in _FREE_UNLESS_REPORTED or (outcome in _FREE_WITHOUT_EVENTS and attempt.first_event_ns is None)
     if is_free:
         return Usage(), Exactness.COUNTED
-    held = tally.reservation.held_output_tokens
     if not (tally.is_input_countable and attempt.is_countable):
         return _assumed_usage(tally, attempt), Exactness.ASSUMED
     usage = attempt.counted or Usage(
         input_tokens=tally.input_tokens_estimate, output_tokens=attempt.output_tokens_estimate
     )
-    if outcome is Outcome.CUT and held is not None and usage.output_tokens > held:
-        usage = Usage(input_tokens=usage.input_tokens, output_tokens=held)
+    if outcome is Outcome.CUT and held is not None:
+        usage = _at_most(usage, held)
     return usage, Exactness.COUNTED
+
+
+def _at_most(usage: Usage, output_tokens: int) -> Usage:
+    """Return a usage whose output is no more than stated."""
+    return structs.replace(
+        usage,
+        output_tokens=min(usage.output_tokens, output_tokens),
+        reasoning_tokens=min(usage.reasoning_tokens, output_tokens),
+        output_audio_tokens=min(usage.output_audio_tokens, output_tokens),
+    )
 
 
 def _assumed_usage(tally: Tally, attempt: Attempt) -> Usage:

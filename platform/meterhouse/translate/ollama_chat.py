@@ -37,15 +37,15 @@ class _SaidCall(msgspec.Struct):
 
 
 class _Said(msgspec.Struct):
-    content: str = ""
-    thinking: str = ""
+    content: str | None = None
+    thinking: str | None = None
     tool_calls: list[_SaidCall] | None = None
 
 
 class _Line(msgspec.Struct):
     message: _Said = msgspec.field(default_factory=_Said)
     done: bool = False
-    done_reason: str = ""
+    done_reason: str | None = None
     prompt_eval_count: int | None = None
     eval_count: int | None = None
     logprobs: list[msgspec.Raw] | None = None
@@ -74,7 +74,7 @@ def from_ollama_response(
     if line.error is not None or not line.done:
         raise UpstreamDown("The provider ollama did not complete its answer.", detail=(line.error or "")[:200])
     said = line.message
-    message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": said.content or "", "refusal": None}
     if said.thinking:
         message["reasoning_content"] = said.thinking
     if said.tool_calls:
@@ -120,25 +120,38 @@ class OllamaChatStream:
         self._calls = 0
         self._has_begun = False
         self._is_over = False
+        self._failure: UpstreamDown | None = None
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes as they come; returns the payloads that they complete.
 
         Raises:
-            UpstreamDown: a line is no JSON, or longer than 1 MB.
+            UpstreamDown: a line is no JSON, or longer than 1 MB; the payloads before it were returned.
         """
+        if self._failure is not None:
+            raise self._failure
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         if len(self._rest) > MAX_LINE_BYTES:
             raise UpstreamDown("The provider ollama answered with a line that is too long.")
-        return [payload for line in lines for payload in self._payloads(line)]
+        payloads: list[bytes] = []
+        try:
+            for line in lines:
+                payloads += self._payloads(line)
+        except UpstreamDown as failure:
+            if not payloads:
+                raise
+            self._failure = failure
+        return payloads
 
     def close(self) -> list[bytes]:
         """Say that the bytes have ended; a last line may lack its newline. An early end adds nothing.
 
         Raises:
-            UpstreamDown: the last line is no JSON.
+            UpstreamDown: the last line is no JSON, or one before it was none.
         """
+        if self._failure is not None:
+            raise self._failure
         rest, self._rest = self._rest, b""
         return list(self._payloads(rest))
 

@@ -49,9 +49,7 @@ def test_a_revoked_key_stops_at_once(gateway: Gateway, tenant: Tenant, admin) ->
     assert admin("DELETE", f"/admin/keys/{tenant.key_id}") == (200, revoked), "a second time changes nothing"
 
 
-def test_a_running_stream_of_a_revoked_key_is_cut(
-    gateway: Gateway, up: FakeUpstream, tenant: Tenant, admin
-) -> None:
+def test_a_running_stream_of_a_revoked_key_is_cut(gateway: Gateway, up: FakeUpstream, tenant: Tenant, admin) -> None:
     marker, messages = marked()
     answers: list[tuple[int, dict[str, str], bytes]] = []
 

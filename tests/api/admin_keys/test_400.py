@@ -40,13 +40,13 @@ def test_a_wrong_field_of_a_new_key_is_named(
     assert error["code"]
 
 
-@pytest.mark.parametrize(("missing", "code"), [("name", "missing_required_parameter"), ("project_id", "missing_required_parameter")])
-def test_a_missing_field_is_named(gateway: Gateway, tenant: Tenant, missing: str, code: str) -> None:
+@pytest.mark.parametrize("missing", ["name", "project_id"])
+def test_a_missing_field_is_named(gateway: Gateway, tenant: Tenant, missing: str) -> None:
     body = {"name": "a key", "project_id": tenant.project_id}
     del body[missing]
     status, _, answer = gateway.request("POST", "/admin/keys", body, key=gateway.admin_key)
     error = error_of(answer)
-    assert (status, error["param"], error["code"]) == (400, missing, code)
+    assert (status, error["param"], error["code"]) == (400, missing, "missing_required_parameter")
 
 
 @pytest.mark.parametrize("body", [b"{", b"", b"\xff", b"[1]", b'"text"'])

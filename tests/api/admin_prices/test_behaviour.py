@@ -34,12 +34,6 @@ def test_the_next_request_is_charged_by_the_new_price(gateway: Gateway) -> None:
     assert charges == [10 * 4_000, 10 * 8_000]
 
 
-def test_default_prices_say_where_they_come_from(admin) -> None:
-    _, listing = admin("GET", "/admin/prices?provider=openai&model=gpt-4o")
-    assert listing["data"]
-    assert all("genai-prices" in price["source"] for price in listing["data"])
-
-
 @pytest.mark.parametrize(
     ("param", "change"),
     [

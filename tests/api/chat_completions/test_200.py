@@ -165,7 +165,11 @@ def test_a_body_that_is_sent_in_chunks_is_read_whole(gateway: Gateway) -> None:
     import http.client  # noqa: PLC0415 - only here
 
     connection = http.client.HTTPConnection(gateway.url.removeprefix("http://"), timeout=10)
-    parts = [b'{"model": "simulator-instant", ', b'"messages": [{"role": "user", ', b'"content": "Hi"}], "stream": true}']
+    parts = [
+        b'{"model": "simulator-instant", ',
+        b'"messages": [{"role": "user", ',
+        b'"content": "Hi"}], "stream": true}',
+    ]
     headers = {"Authorization": f"Bearer {gateway.key}", "Content-Type": "application/json"}
     connection.request("POST", "/v1/chat/completions", iter(parts), headers, encode_chunked=True)
     answer = connection.getresponse()

@@ -118,7 +118,11 @@ def test_a_parameter_out_of_its_type_or_range_is_named(gateway: Gateway, name: s
         ("messages[0].content", {"messages": [{"role": "user"}]}, MISSING),
         ("messages[0].content", {"messages": [{"role": "system", "content": None}, USER]}, MISSING),
         ("messages[0].content[0].type", {"messages": [{"role": "user", "content": [{"text": "Hi"}]}]}, MISSING),
-        ("messages[0].content[0].text", {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, TYPE),
+        (
+            "messages[0].content[0].text",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
+            TYPE,
+        ),
         (
             "messages[0].content[0].image_url.url",
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},

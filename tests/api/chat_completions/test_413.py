@@ -47,5 +47,7 @@ def test_a_body_just_as_long_as_allowed_is_read(gateway: Gateway) -> None:
 
 
 def test_the_limit_holds_for_every_address(gateway: Gateway) -> None:
-    status, _, body = gateway.request("POST", "/admin/keys", b'{"name": "' + b"x" * LIMIT + b'"}', key=gateway.admin_key)
+    status, _, body = gateway.request(
+        "POST", "/admin/keys", b'{"name": "' + b"x" * LIMIT + b'"}', key=gateway.admin_key
+    )
     assert_too_large(status, body)

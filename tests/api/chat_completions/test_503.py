@@ -35,20 +35,6 @@ def test_a_deployment_that_keeps_failing_is_left_alone_for_a_while(gateway: Gate
     assert gateway.chat("fake/normal", messages=messages)[0] == 200, "the others are not affected"
 
 
-def test_a_journal_that_cannot_be_written_refuses_before_the_provider_is_asked(up: FakeUpstream, tmp_path: Path) -> None:
-    files = FaultyFiles()
-    with Gateway(tmp_path / "data", provider_environment("fake", up.base_url), files=files) as gateway:
-        files.fail_writes()
-        for stream in (False, True):
-            marker, messages = marked()
-            status, headers, body = gateway.chat("fake/normal", messages=messages, stream=stream)
-            error = error_of(body)
-            assert (status, error["type"], error["code"]) == (503, "server_error", "ledger_unavailable")
-            assert int(headers["retry-after"]) >= 1
-            assert up.truth.by_marker(marker) == []
-        files.heal()
-
-
 def test_a_body_whose_record_cannot_be_made_durable_is_not_sent_and_not_to_be_retried(
     up: FakeUpstream, tmp_path: Path
 ) -> None:

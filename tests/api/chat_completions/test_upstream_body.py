@@ -53,9 +53,7 @@ def test_store_is_not_sent_unasked(gateway: Gateway, capture: Capture) -> None:
 
 
 @pytest.mark.parametrize("name", ["user", "safety_identifier", "prompt_cache_key"])
-def test_what_a_provider_groups_by_is_kept_apart_by_organization(
-    gateway: Gateway, capture: Capture, name: str
-) -> None:
+def test_what_a_provider_groups_by_is_kept_apart_by_organization(gateway: Gateway, capture: Capture, name: str) -> None:
     first, second = Tenant(gateway), Tenant(gateway)
 
     def sent(key: str, value: str) -> str:

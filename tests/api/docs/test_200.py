@@ -85,9 +85,15 @@ def test_the_request_of_a_chat_completion_is_described_as_it_is_checked(schema: 
 
 
 def test_the_answer_of_a_chat_completion_is_described(schema: dict[str, Any]) -> None:
-    answer = schema["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-    resolved = schema["components"]["schemas"][answer["$ref"].rpartition("/")[2]] if "$ref" in answer else answer
-    assert {"id", "object", "created", "model", "choices", "usage"} <= set(resolved.get("properties", ()))
+    content = schema["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    for content_type in ("application/json", "text/event-stream"):
+        reference = content[content_type]["schema"]["$ref"]
+        described = schema["components"]["schemas"][reference.rpartition("/")[2]]
+        assert {"id", "object", "created", "model", "choices", "usage"} <= set(described["properties"])
+    failure = schema["paths"]["/v1/chat/completions"]["post"]["responses"]["4XX"]["content"]["application/json"]
+    envelope = schema["components"]["schemas"][failure["schema"]["$ref"].rpartition("/")[2]]
+    error = schema["components"]["schemas"][envelope["properties"]["error"]["$ref"].rpartition("/")[2]]
+    assert set(error["required"]) == {"message", "type", "param", "code"}
 
 
 def test_every_address_of_the_issue_is_described(schema: dict[str, Any]) -> None:

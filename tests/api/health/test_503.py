@@ -4,16 +4,26 @@ import json
 import time
 from pathlib import Path
 
+from api.asking import error_of, marked
 from fakes.files import FaultyFiles
-from fakes.gateway import Gateway
+from fakes.gateway import Gateway, provider_environment
+from fakes.upstream import FakeUpstream
 
 
-def test_a_journal_that_cannot_be_written_makes_the_process_unready_but_live(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_written_refuses_before_the_provider_is_asked_and_unreadies_the_process(
+    up: FakeUpstream, tmp_path: Path
+) -> None:
     files = FaultyFiles()
-    with Gateway(tmp_path / "data", files=files) as gateway:
+    with Gateway(tmp_path / "data", provider_environment("fake", up.base_url), files=files) as gateway:
         assert gateway.request("GET", "/health/ready", key="")[0] == 200
         files.fail_writes()
-        assert gateway.chat("simulator-instant")[0] == 503
+        for stream in (False, True):
+            marker, messages = marked()
+            status, headers, body = gateway.chat("fake/normal", messages=messages, stream=stream)
+            error = error_of(body)
+            assert (status, error["type"], error["code"]) == (503, "server_error", "ledger_unavailable")
+            assert int(headers["retry-after"]) >= 1
+            assert up.truth.by_marker(marker) == []
         status, _, body = gateway.request("GET", "/health/ready", key="")
         answer = json.loads(body)
         assert (status, answer["status"]) == (503, "unready")

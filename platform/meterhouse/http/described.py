@@ -1,0 +1,108 @@
+"""The shapes of answers and errors for the OpenAPI page (wire.md 1.3 to 1.5).
+
+Only described, never built: an answer is a provider's own bytes, and may carry more than is named here. What a request
+is checked against is ``meterhouse.request``.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+
+class DescribedCall(msgspec.Struct):
+    """A function and its arguments, which are JSON in a string."""
+
+    name: str
+    arguments: str
+
+
+class DescribedToolCall(msgspec.Struct):
+    """A call of a tool; ``index`` only in chunks, whose later pieces leave out all but the arguments."""
+
+    type: Literal["function", "custom"]
+    function: DescribedCall | None = None
+    id: str | None = None
+    index: int | None = None
+
+
+class DescribedMessage(msgspec.Struct):
+    """What a choice says; in a chunk, a piece of it."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[DescribedToolCall] | None = None
+    annotations: list[dict[str, Any]] | None = None
+    audio: dict[str, Any] | None = None
+
+
+class ChatCompletionChoice(msgspec.Struct):
+    """One of ``n`` answers."""
+
+    index: int
+    message: DescribedMessage
+    finish_reason: str | None
+    logprobs: dict[str, Any] | None = None
+
+
+class ChatCompletionChunkChoice(msgspec.Struct):
+    """A piece of one of ``n`` answers; ``finish_reason`` is null until its last."""
+
+    index: int
+    delta: DescribedMessage
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class CompletionUsage(msgspec.Struct):
+    """What was used, as it is charged."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, Any] | None = None
+    completion_tokens_details: dict[str, Any] | None = None
+
+
+class ChatCompletion(msgspec.Struct):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: Annotated[int, Meta(description="Unix seconds")]
+    model: Annotated[str, Meta(description="As it was asked for")]
+    choices: list[ChatCompletionChoice]
+    usage: CompletionUsage
+    service_tier: str | None = None
+    system_fingerprint: str | None = None
+
+
+class ChatCompletionChunk(msgspec.Struct):
+    """The data of one event of a streamed answer; the last event's data is ``[DONE]``."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatCompletionChunkChoice]
+    usage: Annotated[
+        CompletionUsage | None, Meta(description="On one more chunk without choices, if `include_usage` was asked")
+    ] = None
+    service_tier: str | None = None
+    system_fingerprint: str | None = None
+
+
+class ErrorObject(msgspec.Struct):
+    """What went wrong, and what to change."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(msgspec.Struct):
+    """Every answer that is not a success, and the last event of a stream that failed."""
+
+    error: ErrorObject
