@@ -1,8 +1,7 @@
-"""The command line as an operator runs it, in a folder of its own: in this process, or where it says so in another."""
+"""The command line as an operator runs it, in a folder of its own; its entry point runs in this process."""
 
 import io
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -49,21 +48,6 @@ def run(folder: Path, *arguments: str, environment: Mapping[str, str] | None = N
     return Finished(status or 0, _text(out), _text(err))
 
 
-def run_process(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
-    """Run ``meterhouse`` as a process."""
-    done = subprocess.run(
-        [METERHOUSE, *arguments],
-        cwd=folder,
-        env=environment_of(environment),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
-
-
 def good(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """Run a command that must succeed; returns what it printed."""
     done = run(folder, *arguments, environment=environment)
@@ -72,18 +56,14 @@ def good(folder: Path, *arguments: str, environment: Mapping[str, str] | None = 
     return done.out
 
 
-def complaint_of(done: Finished) -> str:
-    """Return the one clear line that a command refused with."""
+def complaint(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """Run a command that must refuse with one clear line; returns the line."""
+    done = run(folder, *arguments, environment=environment)
     assert done.status not in {0, 1}, done
     assert done.out == ""
     (line,) = done.err.splitlines()
     assert line.startswith("meterhouse: ")
     return line
-
-
-def complaint(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """Run a command that must refuse; returns the line."""
-    return complaint_of(run(folder, *arguments, environment=environment))
 
 
 def _text(stream: io.TextIOWrapper) -> str:

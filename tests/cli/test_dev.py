@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.command import METERHOUSE, complaint, complaint_of, environment_of, run_process
+from cli.command import METERHOUSE, complaint, environment_of
 from fakes.gateway import Gateway, http_request
 from meterhouse.keys.secret import make
 
@@ -216,4 +216,4 @@ def test_a_folder_that_another_process_has(first: Dev, tmp_path: Path) -> None:
 def test_a_database_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "ledger.db").write_bytes(b"this is not a database" * 1000)
-    complaint_of(run_process(tmp_path, "dev", "--port", "0", "--data", "data"))
+    complaint(tmp_path, "dev", "--port", "0", "--data", "data")

@@ -25,7 +25,7 @@ class Client:
         parts = urlsplit(url)
         self.status = 0
         self.headers: dict[str, str] = {}
-        self.body = b""
+        self._pieces: list[bytes] = []
         self.is_whole = False
         self.is_closed = False
         """Whether the server has closed or reset the connection."""
@@ -53,7 +53,7 @@ class Client:
         self.status = self._parser.get_status_code()
 
     def on_body(self, data: bytes) -> None:
-        self.body += data
+        self._pieces.append(data)
 
     def on_message_complete(self) -> None:
         self.is_whole = True
@@ -65,7 +65,8 @@ class Client:
         deadline = time.monotonic() + timeout_seconds
         while not is_enough(self):
             assert not self.is_closed, f"closed after {self.status} {self.body[-300:]!r}"
-            assert self._read_once(deadline - time.monotonic()), f"not within {timeout_seconds} s: {self.body[-300:]!r}"
+            is_alive = self._read_once(deadline - time.monotonic())
+            assert is_alive, f"not within {timeout_seconds} s: {self.body[-300:]!r}"
         return self
 
     def read_all(self, timeout_seconds: float = 10) -> Self:
@@ -107,6 +108,12 @@ class Client:
         return True
 
     # --- what was read
+
+    @property
+    def body(self) -> bytes:
+        if len(self._pieces) > 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0] if self._pieces else b""
 
     @property
     def request_id(self) -> str:

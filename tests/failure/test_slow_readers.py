@@ -12,13 +12,18 @@ from fakes import scripts
 from fakes.exchange import Exchange
 from fakes.truth import Attempt
 from fakes.upstream import FakeUpstream
+from fakes.wires import make_usage
 from fakes.words import word
 from meterhouse.usage import Exactness, Outcome
 
 CANCEL, DRAIN = "fake", "drain"
 STALL_SECONDS = 1.5
 WORDS_PER_EVENT = 2_000
-LONGEST_IN_PROCESS = 256 * 1024
+EVENTS = 1_300
+FLOOD = f"flood?tokens={EVENTS}"
+"""Some 15 MB: more than the kernel takes on its own."""
+MOST_BUFFERED_BYTES = 1_000_000
+"""Three reads of uvloop's 256 KB, and a little."""
 SMALL_BUFFER_BYTES = 4_096
 
 
@@ -33,10 +38,10 @@ def settings(up: FakeUpstream) -> dict[str, str]:
 async def flood(x: Exchange) -> None:
     """Stream as many events as the plan has tokens, each of 2,000 words, as fast as they are taken."""
     wire = scripts.open_wire(x)
+    text = "".join(word(wire.marker, index) for index in range(WORDS_PER_EVENT))
     await x.head(200, {"content-type": wire.content_type})
-    for number in range(x.plan.tokens):
+    for _ in range(x.plan.tokens):
         x.output_tokens += WORDS_PER_EVENT - 1
-        text = "".join(word(wire.marker, number + index) for index in range(WORDS_PER_EVENT))
         await x.token(wire.token(0, {"content": text}, None), "text")
     await scripts.finish(x, wire, "stop")
     await scripts.send_usage_alone(x, wire)
@@ -47,68 +52,109 @@ async def flood(x: Exchange) -> None:
 @pytest.fixture(scope="module")
 def house(bench: Bench) -> Iterator[Bench]:
     bench.up.script("flood", flood)
+    bench.up.script("bulk", bulk)
     for provider in (CANCEL, DRAIN):
-        bench.set_prices(["flood?tokens=3000", "flood?tokens=40", "normal"], provider)
+        bench.set_prices([FLOOD, "bulk", "normal"], provider)
     bench.use_drain_row(DRAIN)
     return bench
 
 
-def buffered_bytes(bench: Bench, client: Client) -> int:
-    """What this process holds for one stream: what came from the provider and what waits for the client."""
+async def bulk(x: Exchange) -> None:
+    """Answer with one body of 12 MB."""
+    message = {"role": "assistant", "content": "x" * 12_000_000}
+    body = scripts.open_wire(x).body([message], "stop", make_usage("true", 9, 7))
+    await x.whole(200, "application/json", body)
+
+
+def connection_of(bench: Bench, client: Client) -> Any:
+    """Return a client's connection as the HTTP server has it; None when it is gone."""
     port = client.socket.getsockname()[1]
+    server = bench.gateway._server
+    assert server is not None
+    return next((found for found in list(server.server_state.connections) if found.client[1] == port), None)
+
+
+def buffered_bytes(bench: Bench, client: Client) -> int:
+    """What this process holds of the one answer that runs: from the provider, and for the client."""
+    upstream = bench.gateway.parts.inference.attempts._upstream
 
     def look() -> int:
-        print([p.client for p in connections(bench)], port)
-        (protocol,) = [p for p in connections(bench) if p.client[1] == port]
-        answers = [task for task in bench.gateway.parts.inference.pacer.calls if task.tally.principal]
-        assert answers
-        received = sum(reader_bytes(p) for p in upstream_connections(bench))
-        return int(protocol.transport.get_write_buffer_size()) + received
+        waiting = connection_of(bench, client).transport.get_write_buffer_size()
+        received = sum(protocol._payload._size for protocol in upstream._session.connector._acquired)
+        return int(waiting + received)
 
     return bench.gateway.call(look)
 
 
-def connections(bench: Bench) -> list[Any]:
-    """The open connections of clients, as the HTTP server has them."""
-    server = bench.gateway._server
-    assert server is not None
-    return list(server.server_state.connections)
-
-
-def upstream_connections(bench: Bench) -> list[Any]:
-    connector = bench.gateway.parts.inference.attempts._upstream._session.connector
-    return list(connector._acquired)
-
-
-def reader_bytes(protocol: Any) -> int:
-    payload = protocol._payload
-    return payload._size if payload is not None else 0
+def wait_until_stalled(bench: Bench, client: Client) -> None:
+    """Wait until the gateway cannot write to a client any more."""
+    wait_for(lambda: bench.gateway.call(lambda: connection_of(bench, client).flow.write_paused))
 
 
 def wait_until_paused(bench: Bench, marker: str) -> Attempt:
-    """Wait until the provider cannot send more."""
-    last = [-1, time.monotonic()]
+    """Wait until the provider cannot send any more, because nobody reads."""
+    seen = (0, 0.0)
 
     def is_still() -> bool:
+        nonlocal seen
         tokens = sum(attempt.tokens for attempt in bench.up.truth.by_marker(marker))
-        if tokens != last[0]:
-            last[:] = [tokens, time.monotonic()]
-        return tokens > 0 and time.monotonic() - last[1] > 0.3
+        if tokens != seen[0]:
+            seen = (tokens, time.monotonic())
+        return tokens > 0 and time.monotonic() - seen[1] > 0.2
 
     wait_for(is_still)
     return bench.attempt_of(marker)
 
 
-def test_flood(house):
-    marker = new_marker()
-    key_id, key = house.gateway.new_key_of("concurrent 5")
-    t = time.monotonic()
-    client = house.send("fake/flood?tokens=3000", marker, key=key, receive_buffer_bytes=SMALL_BUFFER_BYTES)
+def test_the_provider_is_paused_and_then_hung_up_on_when_a_client_does_not_read(house: Bench) -> None:
+    marker, (key_id, key) = new_marker(), house.gateway.new_key_of("concurrent 5; tokens 100000000 total")
+    client = house.send(f"{CANCEL}/{FLOOD}", marker, key=key, receive_buffer_bytes=SMALL_BUFFER_BYTES)
     attempt = wait_until_paused(house, marker)
-    print(time.monotonic()-t, attempt.tokens, attempt.tokens*6, attempt.is_open, buffered_bytes(house, client))
-    house.up.wait_for(lambda _: not attempt.is_open)
-    print(time.monotonic()-t, attempt.ended_by)
+    assert attempt.is_open
+    assert attempt.tokens < WORDS_PER_EVENT * EVENTS
+    assert buffered_bytes(house, client) < MOST_BUFFERED_BYTES
+    assert house.send(f"{CANCEL}/normal").read_all().has_done
+    house.up.wait_for(lambda _: attempt.ended_by == "client_gone", STALL_SECONDS + 1)
     (record,) = house.records_of_key(key_id)
-    print(record)
-    time.sleep(1)
-    print(house.gateway.call(lambda: [(p.client, p.transport.get_write_buffer_size(), p.transport.is_closing()) for p in connections(house)]), client.socket.getsockname())
+    assert (record.outcome, record.exactness) == (Outcome.CLIENT_GONE, Exactness.COUNTED)
+    assert record.charge_nanos == charge_of(record.usage.input_tokens, record.usage.output_tokens)
+    assert connection_of(house, client) is None
+    client.read_all()
+    assert not client.is_whole
+    assert client.text.count(" ") <= record.usage.output_tokens <= attempt.tokens
+    house.check_nothing_reserved(key)
+
+
+def test_a_drain_row_is_read_on_when_a_client_does_not_read(house: Bench) -> None:
+    marker, (key_id, key) = new_marker(), house.gateway.new_key_of("concurrent 5")
+    client = house.send(f"{DRAIN}/{FLOOD}", marker, key=key, receive_buffer_bytes=SMALL_BUFFER_BYTES)
+    wait_until_stalled(house, client)
+    house.up.wait_for(lambda truth: any(a.ended_by == "end" for a in truth.by_marker(marker)))
+    (record,) = house.records_of_key(key_id)
+    assert (record.outcome, record.exactness) == (Outcome.CLIENT_GONE, Exactness.REPORTED)
+    assert record.usage.output_tokens == house.attempt_of(marker).tokens == WORDS_PER_EVENT * EVENTS
+    assert connection_of(house, client) is None
+    house.check_nothing_reserved(key)
+
+
+def test_a_client_that_was_slow_gets_the_whole_answer(house: Bench) -> None:
+    marker, (key_id, key) = new_marker(), house.gateway.new_key_of("concurrent 5")
+    client = house.send(f"{CANCEL}/{FLOOD}", marker, key=key, receive_buffer_bytes=64 * SMALL_BUFFER_BYTES)
+    wait_until_stalled(house, client)
+    client.read_all()
+    assert client.has_done
+    assert client.text.count(" ") == WORDS_PER_EVENT * EVENTS
+    (record,) = house.records_of_key(key_id)
+    assert (record.outcome, record.exactness) == (Outcome.COMPLETED, Exactness.REPORTED)
+
+
+def test_a_body_that_nobody_reads_is_dropped_too(house: Bench) -> None:
+    key_id, key = house.gateway.new_key_of("concurrent 5")
+    client = house.send(f"{CANCEL}/bulk", key=key, stream=False, receive_buffer_bytes=SMALL_BUFFER_BYTES)
+    wait_until_stalled(house, client)
+    wait_for(lambda: connection_of(house, client) is None)
+    (record,) = house.records_of_key(key_id)
+    assert (record.outcome, record.exactness) == (Outcome.COMPLETED, Exactness.REPORTED)
+    client.read_all()
+    assert not client.is_whole
+    house.check_nothing_reserved(key)

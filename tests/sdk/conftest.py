@@ -22,7 +22,8 @@ def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    """One for all: making one reads the system's certificates, which takes longer than most of these tests."""
     with gateway.client() as made:
         yield made

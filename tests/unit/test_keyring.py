@@ -1,5 +1,6 @@
 import asyncio
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -235,7 +236,7 @@ async def test_a_clock_that_was_set_back_does_not_keep_a_key_fresh(house):
 async def test_an_unknown_id_is_remembered_for_thirty_seconds_unless_it_is_issued_here(house):
     issued = await house.issue()
     key = await house.service.get(issued.key.id)
-    with sqlite3.connect(house.path) as file:
+    with closing(sqlite3.connect(house.path)) as file, file:
         file.execute("DELETE FROM key")
     assert "unknown" in await detail_of(house.verify(issued))
     await house.catalog.keys.insert_key(key)
@@ -248,7 +249,7 @@ async def test_an_unknown_id_is_remembered_for_thirty_seconds_unless_it_is_issue
 async def test_what_is_unknown_is_forgotten_on_invalidation(house):
     issued = await house.issue()
     key = await house.service.get(issued.key.id)
-    with sqlite3.connect(house.path) as file:
+    with closing(sqlite3.connect(house.path)) as file, file:
         file.execute("DELETE FROM key")
     assert not await house.keyring.find_live(issued.key.id)
     await house.catalog.keys.insert_key(key)

@@ -85,7 +85,7 @@ class Attempts:
         failure: UpstreamError | None = None
         for deployment in self._breakers.order(call.route.deployments):
             body = self._encode(call, deployment)
-            if failure is not None and not self._budget.try_spend():
+            if failure is not None and (call.is_overdue or not self._budget.try_spend()):
                 break
             permit = self._breakers.of(deployment.id).try_acquire()
             if permit is None:
@@ -97,6 +97,8 @@ class Attempts:
                 permit.record(error)
                 self._fail(call, attempt, error)
                 failure = error
+                if call.guard.reason is error:
+                    call.guard.clear()
                 if isinstance(error, UpstreamRefused):
                     break
             except BaseException as error:

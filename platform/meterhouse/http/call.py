@@ -58,6 +58,12 @@ class Call:
         """Whether the client is gone and the provider's answer is read on for its usage."""
         return self.gone_since_ns is not None
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the time for the whole answer is up, as the row of the running attempt has it."""
+        total_ns = self.timeouts.total_seconds * NANOS_PER_SECOND
+        return time.monotonic_ns() - self.tally.admitted_ns > total_ns
+
 
 class Pacer:
     """Watches the clock for every call of this process."""
@@ -123,7 +129,7 @@ class Pacer:
         if not call.tally.attempts:
             return None
         timeouts = call.timeouts
-        if now_ns - call.tally.admitted_ns > timeouts.total_seconds * NANOS_PER_SECOND:
+        if call.is_overdue:
             return UpstreamTimeout("The answer took too long and was ended.", detail="total timeout")
         quiet_ns = now_ns - call.event_at_ns
         if call.tally.attempt.first_event_ns is not None:

@@ -28,6 +28,8 @@ from meterhouse.providers.refusal import error_in_stream
 from meterhouse.usage import Outcome, Usage
 
 EXTENSION_SECONDS = 1.0
+KEPT_TEXT_BYTES = 131_072
+"""An answer without a usage is counted by so much of its text; the rest is extrapolated, so memory stays flat."""
 _PIECES = 64
 
 
@@ -98,7 +100,7 @@ class StreamRelay:
         """Return what is sent after the barrier: the finish, the usage if it was asked for, ``[DONE]``."""
         progress = self._progress
         is_cut = self._attempt.outcome is Outcome.CUT
-        frames = [frame(self._closing_chunk())] if is_cut else list(progress.end)
+        frames = [*progress.end, frame(self._closing_chunk())] if is_cut else list(progress.end)
         if self._wants_usage:
             is_usable = progress.usage_frame and not is_cut
             frames.append(progress.usage_frame if is_usable else frame(self._usage_chunk(usage)))
@@ -109,8 +111,11 @@ class StreamRelay:
         call, progress = self._call, self._progress
         payloads = self._opened.payloads
         while True:
+            told, kept = set(progress.finished), list(progress.end)
             frames = self._take(payloads)
             if not await self._is_held():
+                # Nothing of this read is forwarded, so a finish in it was not told either.
+                progress.finished, progress.end = told, kept
                 return False
             if progress.has_ended:
                 call.tail_since_ns = time.monotonic_ns()
@@ -225,7 +230,8 @@ class StreamRelay:
                 progress.used_tokens += length
                 if attempt.reported is not None:
                     attempt.partial, attempt.reported = attempt.reported, None
-                attempt.text.append(text)
+                if attempt.output_bytes - length < KEPT_TEXT_BYTES:
+                    attempt.text.append(text)
                 if len(attempt.text) > _PIECES:
                     attempt.text = ["".join(attempt.text)]
             if is_set(delta.audio):

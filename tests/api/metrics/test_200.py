@@ -31,17 +31,21 @@ def test_requests_tokens_and_refusals_are_counted(gateway: Gateway) -> None:
     assert gateway.chat("fake/normal?tokens=9", key=key)[0] == 200
     assert gateway.chat("fake/normal?tokens=9", key=key)[0] == 429
 
-    def grown(name: str) -> float:
-        wanted = f"meterhouse_{name}_total"
-        return sum(value - before.get(sample, 0) for sample, value in samples(gateway).items() if sample[0] == wanted)
+    def grown(name: str, **labels: str) -> float:
+        return sum(
+            value - before.get((found, given), 0)
+            for (found, given), value in samples(gateway).items()
+            if found == f"meterhouse_{name}_total" and labels.items() <= dict(given).items()
+        )
 
     # A request is counted just after its answer has left.
     deadline = time.monotonic() + 5
-    while grown("requests") < 2 + 2:
+    while grown("requests", route="/v1/chat/completions") < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    assert grown("requests", route="/v1/chat/completions", status_class="2xx") == 1
     assert grown("refusals") == 1
-    assert grown("tokens") >= 9
+    assert grown("tokens", provider="fake") >= 9
 
 
 def test_no_label_holds_a_secret_or_an_address_that_a_client_made_up(gateway: Gateway) -> None:
