@@ -31,7 +31,8 @@ def gateway(
     request: Any, up: FakeUpstream, files: FaultyFiles, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
     make = getattr(request.module, "settings", lambda _: getattr(request.module, "SETTINGS", {}))
-    environment = provider_environment("fake", up.base_url, **make(up))
+    settings = {"METERHOUSE_SHIP_SECONDS": "0.01", **make(up)}
+    environment = provider_environment("fake", up.base_url, **settings)
     with Gateway(tmp_path_factory.mktemp("failure") / "data", environment, files=files) as running:
         yield running
 

@@ -26,6 +26,7 @@ class Client:
         self.status = 0
         self.headers: dict[str, str] = {}
         self._pieces: list[bytes] = []
+        self._decoded: tuple[int, list[dict[str, Any]]] = (0, [])
         self.is_whole = False
         self.is_closed = False
         """Whether the server has closed or reset the connection."""
@@ -143,7 +144,9 @@ class Client:
     @property
     def chunks(self) -> list[dict[str, Any]]:
         """The decoded events without [DONE]."""
-        return [json.loads(event) for event in self.events if event != b"[DONE]"]
+        if self._decoded[0] != len(self.body):
+            self._decoded = (len(self.body), [json.loads(event) for event in self.events if event != b"[DONE]"])
+        return self._decoded[1]
 
     @property
     def finish_reasons(self) -> list[str]:

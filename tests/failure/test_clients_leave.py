@@ -23,12 +23,13 @@ MID = "normal?tokens=40&gate=20"
 AT_FINISH = "normal?gate=finish"
 SCRIPTS = ("gate", MID, AT_FINISH, "normal", "stall", "paced", "usage-running?tokens=40&gate=20", "never-begins")
 MOST_DRAINS = 3
-DRAIN_SECONDS = 1.5
+DRAIN_SECONDS = 1.2
 
 
 def settings(up: FakeUpstream) -> dict[str, str]:
     return {
         "METERHOUSE_PROVIDER_DRAIN_BASE_URL": up.base_url,
+        "METERHOUSE_KEEP_ALIVE_SECONDS": "0.1",
         "METERHOUSE_DRAIN_SECONDS": str(DRAIN_SECONDS),
         "METERHOUSE_DRAIN_MOST": str(MOST_DRAINS),
     }

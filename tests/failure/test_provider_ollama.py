@@ -18,8 +18,8 @@ from meterhouse.usage import Exactness, Outcome, UsageRecord
 def settings(up: FakeUpstream) -> dict[str, str]:
     return {
         "METERHOUSE_PROVIDER_OLLAMA_BASE_URL": up.ollama_url,
-        "METERHOUSE_FIRST_TOKEN_TIMEOUT_SECONDS": "1",
-        "METERHOUSE_IDLE_TIMEOUT_SECONDS": "1",
+        "METERHOUSE_FIRST_TOKEN_TIMEOUT_SECONDS": "0.7",
+        "METERHOUSE_IDLE_TIMEOUT_SECONDS": "0.7",
         "METERHOUSE_TOTAL_TIMEOUT_SECONDS": "2",
     }
 
@@ -152,9 +152,7 @@ def test_a_failure_before_the_answer_has_a_status_and_no_charge(
     assert (record.usage.total_tokens, record.charge_nanos) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    "script", ["error-mid", "eof-early", "reset", "garbage-not-json", "html-200"]
-)
+@pytest.mark.parametrize("script", ["error-mid", "eof-early", "reset", "garbage-not-json", "html-200"])
 def test_a_body_that_is_broken_is_never_passed_on(script: str, bench: Bench) -> None:
     client, record, _ = play(bench, script, stream=False)
     assert client.status == 502

@@ -1,5 +1,6 @@
 """Clients that read slowly or not at all: the provider is paused, memory stays flat, and who stalls is dropped."""
 
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from fakes.words import word
 from meterhouse.usage import Exactness, Outcome
 
 CANCEL, DRAIN = "fake", "drain"
-STALL_SECONDS = 1.5
+STALL_SECONDS = 0.9
 WORDS_PER_EVENT = 2_000
 EVENTS = 1_300
 FLOOD = f"flood?tokens={EVENTS}"
@@ -38,6 +39,7 @@ def settings(up: FakeUpstream) -> dict[str, str]:
 async def flood(x: Exchange) -> None:
     """Stream as many events as the plan has tokens, each of 2,000 words, as fast as they are taken."""
     wire = scripts.open_wire(x)
+    x._link.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * SMALL_BUFFER_BYTES)
     text = "".join(word(wire.marker, index) for index in range(WORDS_PER_EVENT))
     await x.head(200, {"content-type": wire.content_type})
     for _ in range(x.plan.tokens):

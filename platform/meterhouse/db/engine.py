@@ -28,6 +28,7 @@ POOL_SIZE = 5
 POOL_TIMEOUT_SECONDS = 2.0
 
 _WRITES = "meterhouse_writes"
+_DAMAGED = ("file is not a database", "disk image is malformed")
 _STATEMENT_AT_FAULT = (exc.IntegrityError, exc.DataError, exc.ProgrammingError, exc.NotSupportedError)
 
 
@@ -78,6 +79,8 @@ def store_errors() -> Iterator[None]:
         raise
     except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
         message = "The database cannot be reached just now. Try again in a moment."
+        if any(sign in str(error) for sign in _DAMAGED):
+            message = "The database file is damaged. Restore it from a backup."
         raise StoreDown(message, detail=f"{type(error).__name__}: {error}") from error
 
 

@@ -1,7 +1,7 @@
 """The client's side of one streamed answer: head, data, keep-alive comments, errors in the stream.
 
-Once the client is gone every write is a no-op. A comment is only written between writes of the relay, so no event can
-be torn by one.
+Once the client is gone, or the end is written, every write is a no-op. A comment is only written between writes of
+the relay, so no event can be torn by one.
 """
 
 import time
@@ -24,11 +24,12 @@ STREAM_HEADERS: Headers = [
 class Outlet:
     """Writes an event stream to one client. ``head`` gives the headers at the moment that the head is sent."""
 
-    __slots__ = ("_head", "_send", "is_gone", "is_started", "sending_since_ns", "wrote_at_ns")
+    __slots__ = ("_head", "_is_over", "_send", "is_gone", "is_started", "sending_since_ns", "wrote_at_ns")
 
     def __init__(self, send: Send, head: Callable[[], Headers]) -> None:
         self._send = send
         self._head = head
+        self._is_over = False
         self.is_started = False
         self.is_gone = False
         self.sending_since_ns: int | None = None
@@ -36,8 +37,9 @@ class Outlet:
 
     async def write(self, data: bytes, *, is_last: bool = False) -> None:
         """Send bytes, and the head before the first of them."""
-        if self.is_gone:
+        if self.is_gone or self._is_over:
             return
+        self._is_over = is_last
         self.wrote_at_ns = self.sending_since_ns = time.monotonic_ns()
         try:
             await self._start()

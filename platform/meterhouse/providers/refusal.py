@@ -70,7 +70,7 @@ def to_error(status: int, body: bytes, endpoint: Endpoint, retry_after_seconds: 
             return _operators_fault(endpoint, detail)
         if status == TOO_MANY:
             return _busy(endpoint, detail, retry_after_seconds)
-        return _refused(status, said, endpoint, detail)
+        return _refused(status, said, endpoint)
     if status in _OPERATORS_FAULT:
         return _operators_fault(endpoint, detail)
     return UpstreamDown(
@@ -94,7 +94,7 @@ def error_in_stream(raw: bytes, endpoint: Endpoint) -> UpstreamError:
     if status == TOO_MANY or any(word in words for word in _BUSY_WORDS):
         return _busy(endpoint, detail, None)
     if status in _CALLERS_FAULT or (status == 0 and any(word in words for word in _CALLER_WORDS)):
-        return _refused(status or BAD_REQUEST, said, endpoint, detail)
+        return _refused(status or BAD_REQUEST, said, endpoint)
     return UpstreamDown(f"The provider {endpoint.provider.name} reported an error while answering.", detail=detail)
 
 
@@ -111,14 +111,15 @@ def redact(text: str, endpoint: Endpoint) -> str:
     return clean if len(clean) <= MAX_MESSAGE_LENGTH else clean[: MAX_MESSAGE_LENGTH - 1] + "\u2026"
 
 
-def _refused(status: int, said: _Said, endpoint: Endpoint, detail: str) -> UpstreamRefused:
+def _refused(status: int, said: _Said, endpoint: Endpoint) -> UpstreamRefused:
     fallback = f"The provider {endpoint.provider.name} refused the request with status {status}."
     return UpstreamRefused(
         redact(said.message, endpoint) or fallback,
         status=status,
         code=_word(said.code, endpoint),
         param=_word(said.param, endpoint),
-        detail=detail,
+        # The caller is told in the provider's words, which may quote the prompt; the log must never have those.
+        detail=f"status {status}, code {_word(said.code, endpoint)}, type {_word(said.type, endpoint)}",
     )
 
 

@@ -54,13 +54,20 @@ _FAILURES: tuple[tuple[type[BaseException], type[UpstreamError], str], ...] = (
 )
 """The first row whose type fits decides. aiohttp raises RuntimeError when it reads from a connection that is gone."""
 _FAILURE_TYPES = tuple({row[0] for row in _FAILURES})
+_QUOTES_THE_ANSWER = (aiohttp.ClientPayloadError, aiohttp.ClientResponseError)
+"""Their texts show the bytes that were no HTTP, which may be a part of an answer; the log must never have those."""
 
 
 def translate_failure(failure: BaseException, provider: str) -> UpstreamError:
     """Turn a failure of the HTTP client into ours; the public text names the provider, never an address."""
     for kind, error, text in _FAILURES:
         if isinstance(failure, kind):
-            return error(f"The provider {provider} {text}.", detail=f"{type(failure).__name__}: {failure}")
+            detail = type(failure).__name__
+            if not isinstance(failure, _QUOTES_THE_ANSWER):
+                detail = f"{detail}: {failure}"
+            elif failure.__cause__ is not None:
+                detail = f"{detail} from {type(failure.__cause__).__name__}"
+            return error(f"The provider {provider} {text}.", detail=detail)
     raise TypeError(f"{type(failure).__name__} is no failure of the HTTP client") from failure
 
 

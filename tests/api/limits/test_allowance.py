@@ -1,7 +1,6 @@
 """How long an answer a budget allows, what is held for a long one, and how it ends where no more is to be had."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -301,7 +300,7 @@ def test_a_cut_stream_forwards_no_more_text_than_was_held(bench: Bench) -> None:
 
 
 @pytest.fixture(scope="module")
-def deaf(up: FakeUpstream) -> Iterator[str]:
+def deaf(up: FakeUpstream) -> str:
     """A provider that ignores max_tokens."""
 
     async def run(exchange: Exchange) -> None:
@@ -310,7 +309,7 @@ def deaf(up: FakeUpstream) -> Iterator[str]:
         await (scripts.stream if exchange.request.is_streamed else scripts.whole)(exchange, wire)
 
     up.script("deaf", run)
-    yield "deaf?tokens=50"
+    return "deaf?tokens=50"
 
 
 def overrun_counted(bench: Bench) -> float:

@@ -1,0 +1,49 @@
+"""A gateway that traces every request to a collector of the tests, and another that traces none that goes well."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.telemetry.collector import Collector
+from fakes.gateway import Gateway, provider_environment
+from fakes.upstream import FakeUpstream
+
+SETTINGS = {
+    "METERHOUSE_ADMIN_RATE": "100000/minute",
+    "METERHOUSE_ADMIN_FAILURE_RATE": "100000/minute",
+    "METERHOUSE_IDLE_TIMEOUT_SECONDS": "0.5",
+    "METERHOUSE_FIRST_TOKEN_TIMEOUT_SECONDS": "0.5",
+}
+
+
+@pytest.fixture(scope="package")
+def up() -> Iterator[FakeUpstream]:
+    with FakeUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="package")
+def collector() -> Iterator[Collector]:
+    with Collector() as running:
+        yield running
+
+
+def started(folder: Path, up: FakeUpstream, collector: Collector, ratio: str) -> Gateway:
+    settings = {"METERHOUSE_OTLP_ENDPOINT": collector.endpoint, "METERHOUSE_TRACE_RATIO": ratio, **SETTINGS}
+    return Gateway(folder / "data", provider_environment("fake", up.base_url, **settings))
+
+
+@pytest.fixture(scope="package")
+def gateway(up: FakeUpstream, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with started(tmp_path_factory.mktemp("traced"), up, collector, "1.0") as running:
+        collector.flush_with(running)
+        running.set_price("fake", "normal?tokens=5", "1", "4")
+        yield running
+
+
+@pytest.fixture(scope="package")
+def untraced(up: FakeUpstream, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with started(tmp_path_factory.mktemp("untraced"), up, collector, "0") as running:
+        collector.flush_with(running)
+        yield running
