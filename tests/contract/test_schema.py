@@ -104,10 +104,11 @@ async def test_a_database_of_a_newer_version_is_refused(path, engine):
 
 def test_a_database_that_cannot_be_opened_is_store_down_and_leaves_no_thread_behind(tmp_path):
     """A thread that outlives its event loop would print a traceback; pytest turns that into a failure."""
+    before = set(threading.enumerate())
     for _ in range(20):
         with pytest.raises(StoreDown, match="cannot be reached"):
             asyncio.run(upgrade(url_of(tmp_path / "missing" / "x.db"), MIGRATIONS))
-    workers = [thread for thread in threading.enumerate() if "connection_worker" in thread.name]
+    workers = [t for t in threading.enumerate() if t not in before and "connection_worker" in t.name]
     for worker in workers:
         worker.join(timeout=5)
     assert not [worker for worker in workers if worker.is_alive()]

@@ -64,7 +64,7 @@ class _Said:
 def to_error(status: int, body: bytes, endpoint: Endpoint, retry_after_seconds: float | None) -> UpstreamError:
     """Return our error for an upstream's answer with a status other than 200."""
     said = _parse(body)
-    detail = _detail(status, said, body, endpoint)
+    detail = _detail(status, said, endpoint)
     if status == TOO_MANY or status in _CALLERS_FAULT:
         if _is_out_of_credit(said):
             return _operators_fault(endpoint, detail)
@@ -87,7 +87,7 @@ def error_in_stream(raw: bytes, endpoint: Endpoint) -> UpstreamError:
     """
     said = _parse(raw)
     status = said.status or 0
-    detail = _detail(status, said, raw, endpoint)
+    detail = _detail(status, said, endpoint)
     words = f"{said.code or ''} {said.type or ''}".lower()
     if _is_out_of_credit(said) or status in _OPERATORS_FAULT:
         return _operators_fault(endpoint, detail)
@@ -118,8 +118,7 @@ def _refused(status: int, said: _Said, endpoint: Endpoint) -> UpstreamRefused:
         status=status,
         code=_word(said.code, endpoint),
         param=_word(said.param, endpoint),
-        # The caller is told in the provider's words, which may quote the prompt; the log must never have those.
-        detail=f"status {status}, code {_word(said.code, endpoint)}, type {_word(said.type, endpoint)}",
+        detail=_detail(status, said, endpoint),
     )
 
 
@@ -145,9 +144,9 @@ def _is_out_of_credit(said: _Said) -> bool:
     return any(word is not None and word.lower() in _OUT_OF_CREDIT for word in (said.code, said.type))
 
 
-def _detail(status: int, said: _Said, body: bytes, endpoint: Endpoint) -> str:
-    text = said.message or body[: 2 * MAX_MESSAGE_LENGTH].decode("utf-8", "replace")
-    return redact(f"status {status}, code {said.code}, type {said.type}: {text}", endpoint)
+def _detail(status: int, said: _Said, endpoint: Endpoint) -> str:
+    """Say for the log what it was. A provider's own words may quote the prompt, which a log must never have."""
+    return f"status {status}, code {_word(said.code, endpoint)}, type {_word(said.type, endpoint)}"
 
 
 def _word(text: str | None, endpoint: Endpoint) -> str | None:

@@ -72,7 +72,8 @@ def from_ollama_response(
     """
     line = _read_line(body)
     if line.error is not None or not line.done:
-        raise UpstreamDown("The provider ollama did not complete its answer.", detail=(line.error or "")[:200])
+        why = "an error" if line.error is not None else "not the end"
+        raise UpstreamDown("The provider ollama did not complete its answer.", detail=f"the answer is {why}")
     said = line.message
     message: dict[str, Any] = {"role": "assistant", "content": said.content or "", "refusal": None}
     if said.thinking:
