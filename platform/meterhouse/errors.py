@@ -59,6 +59,13 @@ class Malformed(RequestError):
     code = "invalid_value"
 
 
+class BodyTooSlow(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class BodyTooLarge(RequestError):
     """The body is longer than the server reads."""
 

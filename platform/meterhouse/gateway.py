@@ -117,14 +117,19 @@ async def open_gateway(
         records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
-        meter = MemoryMeter(stores.clock, records.balance.sums, lease_ms=int(settings.lease_seconds * 1000))
+        meter = MemoryMeter(
+            stores.clock,
+            records.balance.sums,
+            lease_ms=int(settings.lease_seconds * 1000),
+            lease_now_ms=lambda: time.monotonic_ns() // 1_000_000,
+        )
         stack.push_async_callback(meter.close)
         inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics, meter))
         stack.callback(inference.counter.close)
         _watch(metrics, inference, request_log)
         _start_loops(inference, settings, stores)
-        tasks.start(_repeat(SWEEP_SECONDS, meter.sweep))
-        tasks.start(supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
+        tasks.keep(lambda: _repeat(SWEEP_SECONDS, meter.sweep))
+        tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
         yield Gateway(
             settings=settings,
             stores=stores,
@@ -210,14 +215,15 @@ def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog)
 
 def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) -> None:
     """Start what goes on beside the requests. Each loop ends with the gateway."""
-    start = inference.tasks.start
-    start(inference.pacer.run())
-    start(inference.counter.warm())
-    start(_repeat(settings.checkpoint_seconds, inference.checkpointer.checkpoint))
-    start(_repeat_async(settings.renew_seconds, lambda: inference.meter.renew(inference.checkpointer.collect_uses())))
-    start(_repeat_async(settings.key_check_seconds, lambda: _cut_dead_keys(inference)))
-    start(_repeat_async(LAST_USED_SECONDS, stores.keyring.flush_last_used))
-    start(_watch_loop(inference.metrics))
+    keep = inference.tasks.keep
+    inference.tasks.start(inference.counter.warm())
+    keep(inference.pacer.run)
+    keep(lambda: _repeat(settings.checkpoint_seconds, inference.checkpointer.checkpoint))
+    uses = inference.checkpointer.collect_uses
+    keep(lambda: _repeat_async(settings.renew_seconds, lambda: inference.meter.renew(uses())))
+    keep(lambda: _repeat_async(settings.key_check_seconds, lambda: _cut_dead_keys(inference)))
+    keep(lambda: _repeat_async(LAST_USED_SECONDS, stores.keyring.flush_last_used))
+    keep(lambda: _watch_loop(inference.metrics))
 
 
 async def _cut_dead_keys(inference: InferenceParts) -> None:

@@ -74,7 +74,7 @@ async def open_records(
     records = Records(journal, shipper, Balance(journal, shipper, stores.ledger), adopted)
     _watch(metrics, records)
     shipping = Tasks()
-    shipping.start(shipper.run())
+    shipping.keep(shipper.run)
     try:
         yield records
     finally:

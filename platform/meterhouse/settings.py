@@ -105,13 +105,22 @@ class Settings(BaseSettings):
 class ProviderValues:
     """What the environment says about one provider; the credential never shows in a repr."""
 
-    __slots__ = ("base_url", "credential", "models", "name")
+    __slots__ = ("base_url", "credential", "models", "name", "shows_all_output")
 
-    def __init__(self, name: str, base_url: str | None, credential: str | None, models: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        base_url: str | None,
+        credential: str | None,
+        models: tuple[str, ...],
+        *,
+        shows_all_output: bool,
+    ) -> None:
         self.name = name
         self.base_url = base_url
         self.credential = credential
         self.models = models
+        self.shows_all_output = shows_all_output
 
 
 class Environment:
@@ -156,7 +165,9 @@ class Environment:
         names = [f"{stem}API_KEY", *credential_names]
         credential = next((self._values[n] for n in names if self._values.get(n)), None)
         models = tuple(m.strip() for m in self._values.get(f"{stem}MODELS", "").split(",") if m.strip())
-        return ProviderValues(name, self._values.get(f"{stem}BASE_URL") or None, credential, models)
+        shows_all = self._values.get(f"{stem}SHOWS_ALL_OUTPUT", "").lower() in {"1", "true", "yes", "on"}
+        base_url = self._values.get(f"{stem}BASE_URL") or None
+        return ProviderValues(name, base_url, credential, models, shows_all_output=shows_all)
 
     def named_providers(self) -> list[str]:
         """Return the names, in lower case, of all providers that have a base URL set."""

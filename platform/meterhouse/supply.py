@@ -141,5 +141,13 @@ def _provider_settings(environment: Environment) -> list[ProviderSetting]:
         credential = values.credential
         if credential is not None and looks_like_ours(credential):
             credential = None
-        found.append(ProviderSetting(name=name, base_url=values.base_url, credential=credential, models=values.models))
+        found.append(
+            ProviderSetting(
+                name=name,
+                base_url=values.base_url,
+                credential=credential,
+                models=values.models,
+                shows_all_output=values.shows_all_output,
+            )
+        )
     return found

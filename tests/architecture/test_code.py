@@ -12,6 +12,7 @@ TASKS_ALLOWED = {
 }
 BROAD_EXCEPT_ALLOWED = {
     "http/middleware.py": "the request edge: anything unforeseen is a 500 and pages",
+    "http/tasks.py": "the supervisor of the loops: one that fails is logged and begun again",
 }
 MAX_BROAD_EXCEPTS = 3
 ENVIRONMENT_ALLOWED = {"settings.py": "how this process runs is read once, here"}

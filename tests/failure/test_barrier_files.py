@@ -61,6 +61,21 @@ async def test_no_barrier_returns_while_fdatasync_is_held_back_and_writing_goes_
         await asyncio.gather(*waiting)
 
 
+async def test_a_disk_that_never_ends_a_sync_is_taken_for_down_until_it_does(tmp_path, files):
+    policy = JournalPolicy(segment_bytes=8_192, retry_seconds=0.01, stall_seconds=0.05)
+    async with opened_journal(tmp_path, files=files, policy=policy) as journal:
+        files.hold_syncs()
+        with pytest.raises(JournalDown):
+            await asyncio.wait_for(journal.barrier(journal.append(b"record")), 5)
+        assert not journal.is_writable
+        with pytest.raises(JournalDown):
+            journal.append(b"intent", is_admission=True)
+        files.release_syncs()
+        await until(lambda: journal.is_writable)
+        await journal.barrier(journal.append(b"intent", is_admission=True))
+    assert [payload for _, payload in read_all(tmp_path)[0]] == [b"record", b"intent"]
+
+
 async def test_what_was_not_acknowledged_may_be_gone_after_a_loss_of_power_and_the_rest_is_not(tmp_path, files):
     journal = new_journal(tmp_path, files=files)
     await journal.open()

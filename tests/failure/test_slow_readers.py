@@ -18,7 +18,7 @@ from fakes.words import word
 from meterhouse.usage import Exactness, Outcome
 
 CANCEL, DRAIN = "fake", "drain"
-STALL_SECONDS = 0.9
+STALL_SECONDS = 1.5
 WORDS_PER_EVENT = 2_000
 EVENTS = 1_300
 FLOOD = f"flood?tokens={EVENTS}"

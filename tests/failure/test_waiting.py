@@ -1,5 +1,6 @@
 """Providers that take their time: the head and comments that keep a connection alive, and every timeout."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ SETTINGS = {
     "METERHOUSE_KEEP_ALIVE_SECONDS": "0.1",
     "METERHOUSE_FIRST_TOKEN_TIMEOUT_SECONDS": "0.8",
     "METERHOUSE_IDLE_TIMEOUT_SECONDS": "0.6",
-    "METERHOUSE_TOTAL_TIMEOUT_SECONDS": "1.4",
+    "METERHOUSE_TOTAL_TIMEOUT_SECONDS": "2",
 }
 PLAYED = (
     "normal?first_ms=500",
@@ -96,9 +97,7 @@ def test_comments_fill_a_pause_and_tear_nothing(played: dict[str, Played]) -> No
     client = found.client
     assert client.has_done
     assert client.text == answer_text(found.marker, 20)
-    before, _, after = client.body.partition(b": keep-alive\n\n")
-    assert before.endswith(b"\n\n")
-    assert after.startswith((b"data: ", b": keep-alive\n\n"))
+    assert re.search(rb"\}\n\n(: keep-alive\n\n)+data: \{", client.body)
 
 
 def test_a_body_that_is_not_streamed_waits_without_a_head(house: Bench) -> None:
@@ -145,7 +144,7 @@ def test_a_provider_that_only_comments_is_idle_and_our_comments_do_not_hide_it(p
         5,
     )
     # Less than the total: the silence ended it.
-    assert record.duration_ms < 1_200
+    assert record.duration_ms < 1_800
 
 
 def test_an_answer_that_takes_too_long_in_all_is_ended_and_counted(house: Bench, played: dict[str, Played]) -> None:
@@ -164,9 +163,9 @@ def test_an_endless_answer_is_cut_where_its_hold_can_not_grow(house: Bench) -> N
     marker, (key_id, key) = new_marker(), house.gateway.new_key_of("tokens 20000 total")
     client = house.send("fake/runaway?gate=head", marker, key=key, max_tokens=4_000)
     house.up.wait_for(lambda truth: any(a.is_held for a in truth.by_marker(marker)))
-    others = []
-    while not others or others[-1].is_open:
-        others.append(Other(house, key))
+    others = [Other(house, key, choices=8)]
+    while others[-1].is_open:
+        others.append(Other(house, key, choices=1))
     house.up.release(name="runaway")
     client.read_all()
     assert client.has_done
@@ -184,9 +183,9 @@ def test_an_endless_answer_is_cut_where_its_hold_can_not_grow(house: Bench) -> N
 class Other:
     """A request that holds a part of a quota until it is released, or was refused."""
 
-    def __init__(self, house: Bench, key: str) -> None:
+    def __init__(self, house: Bench, key: str, choices: int) -> None:
         marker = new_marker()
-        self.client = house.send("fake/gate", marker, key=key, stream=False, max_tokens=1_500)
+        self.client = house.send("fake/gate", marker, key=key, stream=False, max_tokens=1_500, n=choices)
 
         def is_decided() -> bool:
             self.client.read_for(0.01)

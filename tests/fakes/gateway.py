@@ -50,7 +50,12 @@ QUICK = {
 def provider_environment(name: str, base_url: str, **more: str) -> dict[str, str]:
     """Return what switches a provider on: an OpenAI-compatible one, or a row's name with another address."""
     stem = f"METERHOUSE_PROVIDER_{name.upper()}_"
-    return {f"{stem}BASE_URL": base_url, f"{stem}API_KEY": "sk-upstream-credential-canary", **more}
+    return {
+        f"{stem}BASE_URL": base_url,
+        f"{stem}API_KEY": "sk-upstream-credential-canary",
+        f"{stem}SHOWS_ALL_OUTPUT": "true",
+        **more,
+    }
 
 
 class Gateway:

@@ -13,7 +13,7 @@ from meterhouse.limits.counter import GaugeCounter, PeriodCounter
 from meterhouse.limits.holds import Hold
 from meterhouse.limits.memory import MemoryMeter
 from meterhouse.limits.window import RateCounter
-from meterhouse.metering import Reservation
+from meterhouse.metering import Refusal, Reservation
 
 LIMITS = "50/minute; tokens 9000/hour; concurrent 5; tokens 9000/day; spend 1 USD/month"
 
@@ -155,3 +155,15 @@ async def test_a_ledger_that_never_answers_is_given_up() -> None:
     assert "did not answer in time" in caught.value.detail
     oracle.gate = None
     assert admitted(await meter.reserve(build_demand("tokens 9000 total"))).held_output_tokens == 100
+
+
+async def test_a_wall_clock_that_is_set_forward_ends_no_lease() -> None:
+    clock = FakeClock()
+    meter = MemoryMeter(clock, Oracle().seed, lease_ms=60_000, lease_now_ms=lambda: 0)
+    first = build_demand("concurrent 1")
+    reservation = admitted(await meter.reserve(first))
+    clock.move(seconds=3_600)
+    meter.sweep()
+    assert isinstance(await meter.reserve(build_demand("concurrent 1")), Refusal)
+    meter.settle(reservation, settlement_of(0))
+    assert isinstance(await meter.reserve(build_demand("concurrent 1")), Reservation)

@@ -1,5 +1,7 @@
 """Which deployments a name leads to, and what a name that leads nowhere is told."""
 
+from dataclasses import replace
+
 import pytest
 
 from meterhouse.errors import UnknownModel
@@ -52,7 +54,10 @@ def test_a_model_that_may_think_unseen_says_so():
     assert snapshot.resolve("openai/o3-mini", 0).deployments[0].model.thinks_hidden
     assert snapshot.resolve("local-vllm/openai/gpt-5", 0).deployments[0].model.thinks_hidden
     assert not snapshot.resolve("gpt-4o", 0).deployments[0].model.thinks_hidden
-    assert not snapshot.resolve("local-vllm/qwen3", 0).deployments[0].model.thinks_hidden
+    assert snapshot.resolve("local-vllm/qwen3", 0).deployments[0].model.thinks_hidden, "nobody vouches for it"
+    vouched = build(replace(LOCAL, shows_all_output=True))
+    assert not vouched.resolve("local-vllm/qwen3", 0).deployments[0].model.thinks_hidden
+    assert vouched.resolve("local-vllm/openai/gpt-5", 0).deployments[0].model.thinks_hidden
 
 
 def test_any_model_of_a_provider_that_is_on_can_be_asked_for_by_prefix():
@@ -129,7 +134,9 @@ def test_ollama_models_answer_with_and_without_their_default_tag():
     assert [model.name for model in snapshot.list_models()] == ["llama3.2:latest", "qwen3:8b"]
     [deployment] = snapshot.resolve("llama3.2", 0).deployments
     assert deployment.upstream_model == "llama3.2:latest"
-    assert snapshot.resolve("llama3.2", 0).model == "llama3.2"
+    assert snapshot.resolve("llama3.2", 0).model == "llama3.2:latest", "one model, one set of limits"
+    assert snapshot.resolve("ollama/llama3.2:latest", 0).model == "llama3.2:latest"
+    assert snapshot.resolve("ollama/llama3.2", 0).model == "llama3.2:latest"
     with pytest.raises(UnknownModel):
         snapshot.resolve("qwen3", 0)
 

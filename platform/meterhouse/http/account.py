@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from meterhouse.db.ledger import LedgerStore
 from meterhouse.errors import NotFound, UnknownModel
 from meterhouse.http.exchange import exchange_of
+from meterhouse.http.naming import LimitNames
 from meterhouse.identity import KeyScope, Principal
 from meterhouse.ids import parse_request_id, public_request_id, request_id_time_ms
 from meterhouse.keys.keyring import Keyring
@@ -137,6 +138,7 @@ class AccountParts:
 def build_account_router(parts: AccountParts) -> APIRouter:
     """Make the routes."""
     router = APIRouter(prefix="/v1", tags=["account"])
+    limit_names = LimitNames(parts.routes)
 
     @router.get("/models", summary="The models that this key may use")
     async def list_models(principal: SignedIn) -> ModelList:
@@ -157,13 +159,13 @@ def build_account_router(parts: AccountParts) -> APIRouter:
                 context_tokens=served.model.context_tokens,
                 max_output_tokens=served.model.max_output_tokens,
             )
-        if not _may_use(principal, model):
+        if not (_may_use(principal, model) or _may_use(principal, parts.routes.snapshot.listed_name(model))):
             raise UnknownModel(f"The model '{model}' does not exist, or this key may not use it.", param="model")
         return _model(listed)
 
     @router.get("/limits", summary="What binds this key, and where it stands")
     async def list_limits(principal: MayReadUsage) -> LimitList:
-        states = await parts.meter.list_states(principal.limits)
+        states = await parts.meter.list_states(limit_names.translate(principal.limits))
         return LimitList(data=[_limit(state) for state in states])
 
     @router.get("/receipts/{request_id}", summary="What one request used and cost")

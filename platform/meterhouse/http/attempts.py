@@ -4,8 +4,10 @@ Each attempt leaves an INTENT in the journal before its connection, and an outco
 blame for is never retried; extra attempts come out of a retry budget.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -170,7 +172,7 @@ class Attempts:
         answer = await call.guard.wait(self._upstream.open(deployment, path, body, is_streamed=is_streamed))
         try:
             if answer.status != _OK:
-                text = await call.guard.wait(answer.read_all(_ERROR_BYTES, timeout_seconds=_ERROR_SECONDS))
+                text = await call.guard.wait(_read_error(answer))
                 raise to_error(answer.status, text, deployment, answer.retry_after_seconds)
             return await fetch(call, deployment, answer)
         except BaseException:
@@ -220,6 +222,17 @@ class Attempts:
         if encoded is None:
             encoded = self._encoded_prices[price.id] = msgspec.Raw(msgspec.msgpack.encode(price))
         return encoded
+
+
+async def _read_error(answer: Answer) -> bytes:
+    """Read the beginning of an error's body: its status counts, however long the body is or however it ends."""
+    text = bytearray()
+    with suppress(UpstreamDown, TimeoutError):
+        async with asyncio.timeout(_ERROR_SECONDS):
+            while len(text) < _ERROR_BYTES and (data := await answer.read()):
+                text += data
+    answer.abort()
+    return bytes(text)
 
 
 def _protocol_error(detail: str) -> UpstreamDown:

@@ -4,6 +4,7 @@ A body is decoded one level deep with raw values and re-encoded, so a megabyte o
 an object stored upstream is refused, because all tenants share the operator's account there (design.md 8).
 """
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -13,7 +14,7 @@ import msgspec
 from msgspec import Raw
 from starlette.types import Receive
 
-from meterhouse.errors import Malformed
+from meterhouse.errors import BodyTooSlow, Malformed
 from meterhouse.http.guard import ClientGone
 from meterhouse.providers.provider import Deployment, Provider
 from meterhouse.request import ChatRequest
@@ -25,6 +26,9 @@ _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
 _CONTENT_ROLES = frozenset({"developer", "system", "user", "tool"})
 _TENANT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
 _MAX_TENANT_VALUE = 64
+_STORED_FIELDS = ("previous_response_id", "conversation", "thread_id", "file_ids", "vector_store_ids")
+_STORED_TOOLS = frozenset({"file_search", "code_interpreter", "mcp"})
+BODY_SECONDS = 120
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -32,20 +36,20 @@ async def read_body(receive: Receive) -> bytes:
 
     Raises:
         ClientGone: The client left while it sent.
+        BodyTooSlow: It took more than two minutes.
     """
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientGone
-    first: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return first
-    pieces = [first]
-    while message.get("more_body", False):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        pieces.append(message.get("body", b""))
-    return b"".join(pieces)
+    pieces: list[bytes] = []
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                pieces.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    except TimeoutError:
+        raise BodyTooSlow(f"The request body did not arrive within {BODY_SECONDS} seconds. Send it again.") from None
 
 
 @dataclass(slots=True)
@@ -54,6 +58,7 @@ class ParsedBody:
 
     request: ChatRequest
     fields: dict[str, Raw]
+    stream_options: dict[str, object]
 
     def let_go(self, kept_bytes: int) -> None:
         """Drop the raw body, which nobody needs once an answer has begun, and a prompt that is longer than stated."""
@@ -77,9 +82,21 @@ def parse_chat(body: bytes) -> ParsedBody:
         raise Malformed(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     except RecursionError:
         raise Malformed("The request body is nested too deeply.", code="invalid_json") from None
+    for name in _STORED_FIELDS:
+        if name in fields and bytes(fields[name]) != b"null":
+            raise _stored(name)
     _check_messages(request)
     _check_options(request)
-    return ParsedBody(request, fields)
+    return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {})
+
+
+def _stream_options(fields: dict[str, Raw]) -> dict[str, object]:
+    try:
+        options: dict[str, object] = msgspec.json.decode(fields["stream_options"], type=dict[str, object])
+    except msgspec.DecodeError as error:
+        text = f"The request body is not valid JSON: {error}."
+        raise Malformed(text, param="stream_options", code="invalid_json") from None
+    return options
 
 
 def _invalid(text: str) -> Malformed:
@@ -131,6 +148,8 @@ def _check_options(request: ChatRequest) -> None:
     if isinstance(request.tool_choice, str) and request.tool_choice not in {"none", "auto", "required"}:
         raise Malformed("'tool_choice' must be 'none', 'auto', 'required' or an object.", param="tool_choice")
     for index, tool in enumerate(request.tools or ()):
+        if tool.type in _STORED_TOOLS:
+            raise _stored(f"tools[{index}]")
         if tool.type == "function" and tool.function is None:
             param = f"tools[{index}].function"
             raise Malformed(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
@@ -181,7 +200,7 @@ class BodyEditor:
         if request.store is not None and "store" in fields:
             fields["store"] = False
         if request.stream and provider.sends_include_usage:
-            options = msgspec.json.decode(parsed.fields["stream_options"]) if request.stream_options else {}
+            options = dict(parsed.stream_options)
             options["include_usage"] = True
             if provider.sends_continuous_usage:
                 options["continuous_usage_stats"] = True

@@ -47,6 +47,8 @@ class Call:
     timeouts: Timeouts = field(default_factory=Timeouts)
     event_at_ns: int = 0
     """The last data event, or the start of the attempt."""
+    has_finish: bool = False
+    """The provider has finished: a client that leaves cancels nothing any more."""
     tail_since_ns: int | None = None
     gone_since_ns: int | None = None
     is_ending: bool = False
@@ -106,7 +108,7 @@ class Pacer:
 
     def cut(self, call: Call, reason: GatewayError) -> None:
         """End a running call from outside: its key was revoked, or the server stops."""
-        if not call.is_ending and call.tail_since_ns is None:
+        if not call.is_ending and not call.has_finish:
             call.guard.interrupt(reason)
 
     def _look_at(self, call: Call, now_ns: int) -> None:
@@ -124,6 +126,8 @@ class Pacer:
         """Return the reason to interrupt a call whose time is up."""
         if call.tail_since_ns is not None:
             return TimeoutError() if now_ns - call.tail_since_ns > self._pace.tail * NANOS_PER_SECOND else None
+        if call.has_finish:
+            return None
         if call.gone_since_ns is not None and now_ns - call.gone_since_ns > self._pace.drain * NANOS_PER_SECOND:
             return ClientGone("drained for as long as allowed")
         if not call.tally.attempts:
@@ -156,7 +160,7 @@ class Pacer:
     def _leave(self, call: Call) -> None:
         """Act on a client that left: nothing at the end, else read on or hang up, as the provider's row says."""
         call.outlet.is_gone = True
-        if call.is_ending or call.tail_since_ns is not None or call.is_draining:
+        if call.is_ending or call.has_finish or call.is_draining:
             return
         drains = call.deployment is not None and call.deployment.provider.on_client_gone == "drain"
         if drains and self._drains < self._pace.most_drains:

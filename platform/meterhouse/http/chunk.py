@@ -13,6 +13,13 @@ from msgspec import Raw
 from meterhouse.errors import UpstreamDown
 from meterhouse.usage import SUSPECT_TOKENS, Usage
 
+MAX_NAME_LENGTH = 256
+"""A provider's model and tier names are cut to this: they go into every record."""
+UNSEEN_FACTOR = 8
+UNSEEN_BYTES = 1_024
+"""A chunk longer than eight times its known text and this much more is searched for text under other names."""
+
+_TEXTLESS_NAMES = frozenset({"role", "id", "type", "index", "audio", "annotations"})
 _NOTHING = (b"", b"null", b"{}", b'""', b"false")
 
 
@@ -23,10 +30,18 @@ class FunctionDelta(msgspec.Struct):
     arguments: str | None = None
 
 
+class CustomDelta(msgspec.Struct):
+    """A piece of a call of a custom tool."""
+
+    name: str | None = None
+    input: str | None = None
+
+
 class ToolDelta(msgspec.Struct):
     """A piece of a tool call."""
 
     function: FunctionDelta | None = None
+    custom: CustomDelta | None = None
 
 
 class Delta(msgspec.Struct):
@@ -117,7 +132,37 @@ def text_of(delta: Delta) -> str:
     for call in [*(tool.function for tool in delta.tool_calls or ()), delta.function_call]:
         if call is not None:
             pieces += [call.name, call.arguments]
+    for tool in delta.tool_calls or ():
+        if tool.custom is not None:
+            pieces += [tool.custom.name, tool.custom.input]
     return "".join(piece for piece in pieces if piece)
+
+
+def all_text_of(payload: bytes, index: int) -> str:
+    """All strings of a choice's delta or message, whatever they are called, but for ids, types and sound.
+
+    For a chunk that is much longer than the text that ``text_of`` knows of: a field that nobody knows yet may carry
+    what the model wrote, and against a budget it must not count as nothing.
+    """
+    whole = msgspec.json.decode(payload)
+    pieces: list[str] = []
+    for choice in whole.get("choices") or ():
+        if isinstance(choice, dict) and choice.get("index", 0) == index:
+            for body in (choice.get("delta"), choice.get("message")):
+                _collect(body, pieces)
+    return "".join(pieces)
+
+
+def _collect(value: object, pieces: list[str]) -> None:
+    if isinstance(value, str):
+        pieces.append(value)
+    elif isinstance(value, list):
+        for item in value:
+            _collect(item, pieces)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name not in _TEXTLESS_NAMES:
+                _collect(item, pieces)
 
 
 class ReadUsage(msgspec.Struct):

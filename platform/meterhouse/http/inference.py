@@ -6,7 +6,7 @@ when its record is durable.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +17,7 @@ from meterhouse.http.call import Call, Pacer
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
 from meterhouse.http.middleware import header
+from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.respond import Headers, rate_limit_headers, refused
@@ -63,6 +64,7 @@ class ChatCompletions:
 
     def __init__(self, parts: InferenceParts) -> None:
         self._parts = parts
+        self._limit_names = LimitNames(parts.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -74,9 +76,12 @@ class ChatCompletions:
         parsed = parse_chat(await read_body(receive))
         exchange.model = parsed.request.model
         route = parts.routes.resolve(parsed.request.model, parts.clock.now_ms())
-        _permit(principal, parsed.request.model)
+        _permit(principal, parsed.request.model, route)
         size = measure(parsed.request, parsed.fields)
         demand = _demand(exchange, principal, parsed, size, route)
+        limits = self._limit_names.translate(principal.limits)
+        if limits is not principal.limits:
+            demand = replace(demand, limits=limits)
         asked_ns = time.monotonic_ns()
         reservation = await parts.meter.reserve(demand)
         if isinstance(reservation, Refusal):
@@ -111,8 +116,8 @@ class ChatCompletions:
             await parts.counter.fill(tally, call.parsed.request.messages)
             raise
         finally:
-            position = parts.settler.settle(tally)
             parts.checkpointer.forget(tally)
+            position = parts.settler.settle(tally)
         usage, _ = charged_usage(tally, tally.attempt)
         try:
             await parts.journal.barrier(position)
@@ -140,13 +145,13 @@ class ChatCompletions:
         return relay
 
 
-def _permit(principal: Principal, model: str) -> None:
+def _permit(principal: Principal, model: str, route: Route) -> None:
     """Refuse what the key may not do.
 
     Raises:
         NotPermitted: Its list of models lacks this one.
     """
-    if principal.models is not None and model not in principal.models:
+    if principal.models is not None and principal.models.isdisjoint({model, route.model}):
         raise NotPermitted(
             f"This key may not use the model '{model}'. GET /v1/models lists what it may use.",
             param="model",
@@ -165,6 +170,7 @@ def _demand(exchange: Exchange, principal: Principal, parsed: ParsedBody, size: 
         ),
         image_tokens=None if None in image_bounds else max(bound or 0 for bound in image_bounds),
         thinks_hidden=any(model.thinks_hidden for model in models),
+        model=route.model,
     )
     prices = tuple(deployment.price for deployment in route.deployments)
     return build_demand(exchange.request_id, principal, parsed.request, size, prices, bounds)

@@ -16,7 +16,19 @@ import msgspec
 from meterhouse.errors import MeterDown, UpstreamDown, UpstreamError
 from meterhouse.http.attempts import OpenAnswer
 from meterhouse.http.call import Call
-from meterhouse.http.chunk import Choice, Chunk, decode_chunk, is_failure, is_set, read_usage, text_of
+from meterhouse.http.chunk import (
+    MAX_NAME_LENGTH,
+    UNSEEN_BYTES,
+    UNSEEN_FACTOR,
+    Choice,
+    Chunk,
+    all_text_of,
+    decode_chunk,
+    is_failure,
+    is_set,
+    read_usage,
+    text_of,
+)
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.rename import rename_model
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
@@ -30,6 +42,8 @@ from meterhouse.usage import Outcome, Usage
 EXTENSION_SECONDS = 1.0
 KEPT_TEXT_BYTES = 131_072
 """An answer without a usage is counted by so much of its text; the rest is extrapolated, so memory stays flat."""
+MAX_TAIL_BYTES = 1_048_576
+"""What may come between the finish and ``[DONE]``; a provider that sends more is hung up on."""
 _PIECES = 64
 
 
@@ -44,6 +58,7 @@ class Progress:
     end: list[bytes] = field(default_factory=list)
     """Frames since every choice that was seen had finished; released after the barrier."""
     usage_frame: bytes = b""
+    tail_bytes: int = 0
     has_ended: bool = False
     is_done: bool = False
     failure: UpstreamError | None = None
@@ -118,7 +133,7 @@ class StreamRelay:
                 progress.finished, progress.end = told, kept
                 return False
             if progress.has_ended:
-                call.tail_since_ns = time.monotonic_ns()
+                call.has_finish = True
                 call.guard.clear()
             if frames:
                 # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
@@ -145,6 +160,7 @@ class StreamRelay:
     async def _read_tail(self) -> None:
         """Read what comes after the finish (usage, ``[DONE]``), for a few seconds at most."""
         call, progress = self._call, self._progress
+        call.tail_since_ns = time.monotonic_ns()
         try:
             while not progress.is_done:
                 data = await call.guard.wait(self._opened.answer.read())
@@ -201,6 +217,9 @@ class StreamRelay:
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif chunk.choices:
                 progress.end.append(framed)
+                progress.tail_bytes += len(framed)
+                if progress.tail_bytes > MAX_TAIL_BYTES:
+                    raise UpstreamDown("The provider went on after its answer was finished.", detail="tail too long")
 
     def _note(self, chunk: Chunk, payload: bytes) -> bool:
         """Take from a chunk what the ledger and the end need; says whether its usage is what will be charged."""
@@ -210,19 +229,21 @@ class StreamRelay:
         if not progress.completion_id and chunk.id:
             progress.completion_id = chunk.id
             progress.created = chunk.created or 0
-            attempt.served_model = chunk.model or ""
+            attempt.served_model = (chunk.model or "")[:MAX_NAME_LENGTH]
         if chunk.service_tier:
-            attempt.service_tier = chunk.service_tier
+            attempt.service_tier = chunk.service_tier[:MAX_NAME_LENGTH]
         for choice in chunk.choices or ():
-            self._note_choice(choice)
+            self._note_choice(choice, payload)
         return self._note_usage(chunk)
 
-    def _note_choice(self, choice: Choice) -> None:
+    def _note_choice(self, choice: Choice, payload: bytes) -> None:
         progress, attempt = self._progress, self._attempt
         progress.seen.add(choice.index)
         delta = choice.delta
         if delta is not None:
             text = text_of(delta)
+            if len(payload) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
+                text = all_text_of(payload, choice.index)
             if text:
                 length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
                 attempt.output_events += 1
@@ -236,7 +257,7 @@ class StreamRelay:
                     attempt.text = ["".join(attempt.text)]
             if is_set(delta.audio):
                 attempt.is_countable = False
-        if choice.finish_reason is not None:
+        if choice.finish_reason:
             progress.finished.add(choice.index)
             attempt.finish_reasons.append(choice.finish_reason)
 

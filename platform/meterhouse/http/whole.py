@@ -3,7 +3,16 @@
 import msgspec
 
 from meterhouse.http.call import Call
-from meterhouse.http.chunk import decode_chunk, is_set, read_usage, text_of
+from meterhouse.http.chunk import (
+    MAX_NAME_LENGTH,
+    UNSEEN_BYTES,
+    UNSEEN_FACTOR,
+    all_text_of,
+    decode_chunk,
+    is_set,
+    read_usage,
+    text_of,
+)
 from meterhouse.http.relay import usage_on_wire
 from meterhouse.http.rename import rename_model
 from meterhouse.usage import Outcome, Usage
@@ -17,11 +26,13 @@ class WholeAnswer:
         self._model = call.parsed.request.model
         attempt = call.tally.attempt
         chunk = decode_chunk(body)
-        attempt.served_model = chunk.model or ""
-        attempt.service_tier = chunk.service_tier or ""
+        attempt.served_model = (chunk.model or "")[:MAX_NAME_LENGTH]
+        attempt.service_tier = (chunk.service_tier or "")[:MAX_NAME_LENGTH]
         for choice in chunk.choices or ():
             if choice.message is not None:
                 text = text_of(choice.message)
+                if len(body) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
+                    text = all_text_of(body, choice.index)
                 attempt.output_bytes += len(text.encode("utf-8", "surrogatepass"))
                 attempt.output_events += bool(text)
                 attempt.text.append(text)

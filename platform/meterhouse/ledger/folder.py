@@ -71,6 +71,8 @@ class JournalPolicy:
     max_pending_bytes: int = 64 << 20
     """What is kept in memory while the disk takes nothing, for requests that run already."""
     retry_seconds: float = 1.0
+    stall_seconds: float = 10.0
+    """A sync that takes longer is taken for a disk that is down."""
 
 
 class SegmentFolder:

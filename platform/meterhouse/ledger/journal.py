@@ -63,6 +63,7 @@ class Journal:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._syncing: tuple[int, list[SegmentWriter]] | None = None
         self._retry: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
         self._shipped = 0
         self._is_open = False
         self._is_closing = False
@@ -143,8 +144,9 @@ class Journal:
         with suppress(JournalDown, TimeoutError):
             await asyncio.wait_for(self.barrier(self._chain.position), _CLOSE_SECONDS)
         self._is_open = False
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._stall):
+            if timer is not None:
+                timer.cancel()
         self._fail_waiters("closed")
         has_stopped = await asyncio.get_running_loop().run_in_executor(None, self._syncer.stop)
         if not has_stopped:
@@ -253,6 +255,7 @@ class Journal:
         if self._has_sync and chain.written > chain.durable:
             segments = chain.list_unsynced()
             self._syncing = chain.written, segments
+            self._stall = asyncio.get_running_loop().call_later(self._policy.stall_seconds, self._on_stall)
             self._syncs += 1
             self._syncer.sync([segment.file.descriptor for segment in segments])
 
@@ -261,6 +264,8 @@ class Journal:
             return
         target = self._syncing[0]
         self._syncing = None
+        if self._stall is not None:
+            self._stall.cancel()
         if failure is None:
             self._failed_in_a_row = 0
             self._chain.acknowledge(target)
@@ -325,6 +330,10 @@ class Journal:
         self._fail_waiters(str(reason))
         self._update()
         self._retry_later()
+
+    def _on_stall(self) -> None:
+        """Give up waiting for a disk that takes a sync and never ends it; it may come back."""
+        self._go_down(OSError("the disk does not finish a sync"))
 
     def _settle_down(self) -> None:
         """Come back up once nothing is owed any more."""

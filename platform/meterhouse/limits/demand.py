@@ -21,6 +21,7 @@ from meterhouse.request import ChatRequest, InputSize
 
 BYTES_PER_TOKEN = 3
 TOKENS_PER_MESSAGE = 16
+_STANDARD_TIERS = (None, "auto", "default")
 UNASKED_RATE_TOKENS = 4_096
 """What a rate window is debited at first for an answer whose length the caller did not bound; the settlement
 corrects it. Debiting a model's maximum (up to 384,000) would refuse such requests for ever."""
@@ -33,6 +34,8 @@ class ModelBounds:
     max_output_tokens: int
     image_tokens: int | None
     thinks_hidden: bool
+    model: str = ""
+    """The name that the model is listed under, however it was asked for: limits of a model go by it."""
 
 
 def build_demand(
@@ -51,6 +54,7 @@ def build_demand(
     known = [price for price in prices if price is not None]
     if principal.has_budget:
         _check_priced(request, size, bounds, is_priced=len(known) == len(prices))
+        _check_tier(request, known)
     asked = request.asked_output_tokens
     output_tokens = asked or bounds.max_output_tokens
     media = size.images * (bounds.image_tokens or 0)
@@ -59,7 +63,7 @@ def build_demand(
         organization_id=principal.organization_id,
         project_id=principal.project_id,
         root_key_id=principal.root_key_id,
-        model=request.model,
+        model=bounds.model or request.model,
         limits=principal.limits,
         rate_input_tokens=estimate_input_tokens(size),
         held_input_tokens=size.text_bytes + TOKENS_PER_MESSAGE * size.messages + media,
@@ -77,6 +81,18 @@ def build_demand(
 def estimate_input_tokens(size: InputSize) -> int:
     """Text bytes / 3, rounded up."""
     return -(-size.text_bytes // BYTES_PER_TOKEN)
+
+
+def _check_tier(request: ChatRequest, prices: list[Price]) -> None:
+    tier = request.service_tier
+    if tier in _STANDARD_TIERS:
+        return
+    if any(all(line.service_tier != tier for line in price.components) for price in prices):
+        raise NotPriced(
+            f"The service tier '{tier}' has no price for '{request.model}', and this key has a budget. "
+            "Leave service_tier out.",
+            param="service_tier",
+        )
 
 
 def _check_priced(request: ChatRequest, size: InputSize, bounds: ModelBounds, *, is_priced: bool) -> None:

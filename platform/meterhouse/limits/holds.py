@@ -111,13 +111,13 @@ class Holds:
         hold.resolve(settlement, now_ms)
         return True
 
-    def reap(self, organization_id: str, now_ms: int, most: int | None = None) -> int:
+    def reap(self, organization_id: str, now_ms: int, lease_now_ms: int, most: int | None = None) -> int:
         """Resolve expired leases of an organization at their last renewed use; returns how many."""
         lane = self._lanes.get(organization_id)
         reaped = 0
         while lane and (most is None or reaped < most):
             request_id, hold = next(iter(lane.items()))
-            if hold.expires_at_ms > now_ms:
+            if hold.expires_at_ms > lease_now_ms:
                 break
             del lane[request_id]
             del self._live[request_id]

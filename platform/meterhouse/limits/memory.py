@@ -6,7 +6,7 @@ before anything is decided. Not here: finding counters (``counters``), arithmeti
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from meterhouse.limits.counter import Debit, GaugeCounter, GaugeDebit, PeriodBound, PeriodDebit, Verdict
 from meterhouse.limits.counters import Counters, Plan, Seed, meter_down
@@ -44,11 +44,14 @@ class MemoryMeter:
         seed: Seed,
         *,
         lease_ms: int = LEASE_MS,
+        lease_now_ms: Callable[[], int] | None = None,
         seed_wait_seconds: float = SEED_WAIT_SECONDS,
         seed_seconds: float = SEED_SECONDS,
     ) -> None:
         self._clock = clock
         self._lease_ms = lease_ms
+        # A wall clock that is set forward would end the leases of requests that run.
+        self._lease_now_ms = lease_now_ms or clock.now_ms
         self._seed_wait_seconds = seed_wait_seconds
         self._holds = Holds(lease_ms)
         self._counters = Counters(seed, self._holds, seed_seconds)
@@ -91,7 +94,7 @@ class MemoryMeter:
 
     async def renew(self, uses: Mapping[str, Use]) -> None:
         """Move live leases forward with what each request has used so far; unknown ids are ignored."""
-        now_ms = self._clock.now_ms()
+        now_ms = self._lease_now_ms()
         for request_id, use in uses.items():
             self._holds.renew(request_id, use, now_ms)
 
@@ -115,7 +118,8 @@ class MemoryMeter:
     def sweep(self) -> int:
         """Reap every expired lease and drop what cannot matter again; returns how many leases were reaped."""
         now_ms = self._clock.now_ms()
-        reaped = sum(self._holds.reap(organization_id, now_ms) for organization_id in self._holds.organizations())
+        lease_now_ms = self._lease_now_ms()
+        reaped = sum(self._holds.reap(name, now_ms, lease_now_ms) for name in self._holds.organizations())
         self._holds.forget(now_ms)
         self._counters.forget(now_ms)
         return reaped
@@ -132,7 +136,7 @@ class MemoryMeter:
         now_ms = self._clock.now_ms()
         if self._holds.is_resolved(demand.request_id):
             return Reservation(demand.request_id, now_ms, 0, 0, 0, ())
-        self._holds.reap(demand.organization_id, now_ms, MOST_REAPED_AT_ONCE)
+        self._holds.reap(demand.organization_id, now_ms, self._lease_now_ms(), MOST_REAPED_AT_ONCE)
         plan = self._counters.plan(demand, now_ms)
         if plan.missing:
             return plan
@@ -156,7 +160,7 @@ class MemoryMeter:
             sizes.held_nanos,
             [bound.state(now_ms) for bound in plan.bounds],
         )
-        hold = Hold(demand, reservation, debits, now_ms + self._lease_ms)
+        hold = Hold(demand, reservation, debits, self._lease_now_ms() + self._lease_ms)
         for counter in plan.companions:
             if isinstance(counter, GaugeCounter):
                 debits.append(GaugeDebit(counter))

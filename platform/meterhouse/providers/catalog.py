@@ -25,6 +25,7 @@ _PROVIDERS = (
     Provider(
         name=SIMULATOR,
         wire="simulator",
+        shows_all_output=True,
         base_url="simulator:",
         credential_names=(),
         max_tokens_field="max_completion_tokens",
@@ -81,6 +82,7 @@ _PROVIDERS = (
     Provider(
         name=OLLAMA,
         wire="ollama",
+        shows_all_output=True,
         base_url="http://localhost:11434",
         credential_names=("OLLAMA_API_KEY",),
         chat_path="/api/chat",
@@ -226,5 +228,5 @@ def model_of(provider: Provider, name: str, upstream_model: str) -> Model:
         upstream_model=upstream_model,
         context_tokens=None,
         max_output_tokens=provider.assumed_max_output_tokens,
-        thinks_hidden=bool(provider.hidden_thinking_prefixes) and bare.startswith(provider.hidden_thinking_prefixes),
+        thinks_hidden=not provider.shows_all_output or bare.startswith(provider.hidden_thinking_prefixes or ("\0",)),
     )

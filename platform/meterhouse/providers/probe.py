@@ -87,7 +87,7 @@ def read_models(body: bytes) -> tuple[str, ...]:
     """Return the names in a list of models, OpenAI's or Ollama's; () when it is neither."""
     try:
         listing = _LISTINGS.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ()
     lines = listing if isinstance(listing, list) else listing.data or listing.models
     names = (line.id or line.model or line.name for line in lines[:MAX_MODELS])

@@ -92,6 +92,9 @@ class Provider:
 
     discovers_models: bool = False
     """Whether its own list of models says what it serves."""
+    shows_all_output: bool = False
+    """Whether what it sends is all that it charges, so that bytes seen bound tokens used. Where nobody vouches for
+    that, a budget holds the whole allowance."""
     hidden_thinking_prefixes: tuple[str, ...] = ()
     """Names of models that think without showing it, so that bytes seen do not bound tokens used."""
     price_source: str | None = None
@@ -175,6 +178,8 @@ class ProviderSetting:
     base_url: str | None = None
     credential: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
+    shows_all_output: bool = False
+    """The operator vouches that the server shows all that its models write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

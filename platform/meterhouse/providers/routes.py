@@ -81,10 +81,13 @@ class Snapshot:
                 served.setdefault(model.name, []).append(_deploy(active, model))
         self._listed = {name: _list(deployments[0].model, built_at_ms // 1_000) for name, deployments in served.items()}
         self._entries = {name: self._entry(name, deployments) for name, deployments in served.items()}
+        self._names = {deployment.id: name for name, found in served.items() for deployment in found}
+        """What ``provider/upstream-model`` is listed as: one model has one set of limits, however it is asked for."""
         for name, deployments in served.items():
             bare = name.removesuffix(_OLLAMA_DEFAULT_TAG)
             if bare not in self._entries and deployments[0].provider.wire == "ollama":
-                self._entries[bare] = self._entry(bare, deployments)
+                self._entries[bare] = self._entry(name, deployments)
+                self._names.setdefault(f"{deployments[0].provider.name}/{bare}", name)
 
     def resolve(self, model: str, at_ms: int) -> Route:
         """Return the route of a model's name, or of ``provider/upstream-model``, with the prices of a moment.
@@ -100,7 +103,12 @@ class Snapshot:
         if not slash or active is None or not is_model_name(upstream_model):
             raise _unknown(model)
         deployment = _deploy(active, model_of(active.provider, model, upstream_model))
-        return Route(model, (self._priced(deployment, at_ms),))
+        return Route(self.listed_name(model), (self._priced(deployment, at_ms),))
+
+    def listed_name(self, name: str) -> str:
+        """Return the name under which a model is listed, however it is asked for; an unlisted one is its own."""
+        entry = self._entries.get(name)
+        return entry.routes[0].model if entry is not None else self._names.get(name, name)
 
     def list_models(self) -> tuple[ListedModel, ...]:
         """Return every listed model, providers in their order."""
@@ -193,6 +201,8 @@ def activate(setting: ProviderSetting) -> ActiveProvider | None:
             known = ", ".join(name for name in PROVIDERS if name not in {SIMULATOR, OPENAI_COMPATIBLE})
             raise ValueError(f"provider {setting.name} needs a base URL; without one these are known: {known}")
         row = custom_provider(setting.name)
+    if setting.shows_all_output:
+        row = replace(row, shows_all_output=True)
     if setting.credential is not None and not (setting.credential.isascii() and setting.credential.isprintable()):
         raise ValueError(f"provider {setting.name}: its credential has characters that no header can carry")
     base_url = setting.base_url or row.base_url

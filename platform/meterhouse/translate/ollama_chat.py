@@ -58,7 +58,7 @@ _LINES = msgspec.json.Decoder(_Line)
 def _read_line(line: bytes) -> _Line:
     try:
         return _LINES.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UpstreamDown("The provider ollama answered with garbage.", detail=str(error)) from error
 
 

@@ -26,9 +26,10 @@ def test_a_model_that_is_not_in_the_keys_list_is_refused(gateway: Gateway, up: F
     assert gateway.chat("fake/normal", key=key)[0] == 200
 
 
-def test_the_bare_name_of_an_allowed_model_is_another_name(gateway: Gateway) -> None:
+def test_an_allowed_model_is_allowed_under_its_longer_name_and_another_is_not(gateway: Gateway) -> None:
     key = Tenant(gateway, models=["simulator-instant"]).key
-    assert refusal(gateway, "simulator/simulator-instant", key)["code"] == "model_not_allowed"
+    assert gateway.chat("simulator/simulator-instant", key=key)[0] == 200
+    assert refusal(gateway, "simulator/simulator", key)["code"] == "model_not_allowed"
 
 
 @pytest.mark.parametrize("ranges", [["192.0.2.0/24"], ["2001:db8::/32", "198.51.100.7"]])
