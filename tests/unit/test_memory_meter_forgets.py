@@ -18,14 +18,21 @@ from meterhouse.metering import Refusal, Reservation
 LIMITS = "50/minute; tokens 9000/hour; concurrent 5; tokens 9000/day; spend 1 USD/month"
 
 
-def counts(*kinds: type[object]) -> list[int]:
-    gc.collect()
-    types = Counter(type(thing) for thing in gc.get_objects())
-    return [types[kind] for kind in kinds]
+class Census:
+    """Counts the objects of some kinds that were made since; those of other tests in this process do not matter."""
 
+    def __init__(self, *kinds: type[object]) -> None:
+        self._kinds = kinds
+        # Kept alive, so that no new object can have the address of an old one.
+        self._old = {id(thing): thing for thing in self._all()}
 
-def count(kind: type[object]) -> int:
-    return counts(kind)[0]
+    def new(self) -> list[int]:
+        gc.collect()
+        types = Counter(type(thing) for thing in self._all() if id(thing) not in self._old)
+        return [types[kind] for kind in self._kinds]
+
+    def _all(self) -> list[object]:
+        return [thing for thing in gc.get_objects() if type(thing) in self._kinds]
 
 
 async def serve(meter: MemoryMeter, key_id: str) -> None:
@@ -35,44 +42,43 @@ async def serve(meter: MemoryMeter, key_id: str) -> None:
 
 async def test_nothing_of_settled_requests_stays_but_their_ids() -> None:
     meter = MemoryMeter(FakeClock(), Oracle().seed)
-    before = counts(Hold, Reservation)
+    census = Census(Hold, Reservation)
     for _ in range(20):
         await serve(meter, "key_1")
-    assert counts(Hold, Reservation) == before
+    assert census.new() == [0, 0]
 
 
 async def test_counters_of_past_periods_idle_rates_and_empty_gauges_are_dropped() -> None:
     clock = FakeClock()
     meter = MemoryMeter(clock, Oracle().seed)
-    kinds = (RateCounter, GaugeCounter, PeriodCounter)
-    before = counts(*kinds)
+    census = Census(RateCounter, GaugeCounter, PeriodCounter)
     for number in range(10):
         await serve(meter, f"key_{number}")
-    assert [now - start for now, start in zip(counts(*kinds), before, strict=True)] == [20, 10, 20]
+    assert census.new() == [20, 10, 20]
     meter.sweep()
-    assert [now - start for now, start in zip(counts(*kinds), before, strict=True)] == [20, 0, 20]
+    assert census.new() == [20, 0, 20]
     clock.move(hours=2)
     meter.sweep()
-    assert [now - start for now, start in zip(counts(*kinds), before, strict=True)] == [0, 0, 20]
+    assert census.new() == [0, 0, 20]
     clock.move(days=1)
     meter.sweep()
-    assert [now - start for now, start in zip(counts(*kinds), before, strict=True)] == [0, 0, 10]
+    assert census.new() == [0, 0, 10]
     clock.move(days=31)
     meter.sweep()
-    assert [now - start for now, start in zip(counts(*kinds), before, strict=True)] == [0, 0, 0]
+    assert census.new() == [0, 0, 0]
 
 
 async def test_a_past_period_stays_while_something_is_held_in_it() -> None:
     clock = FakeClock()
     meter = MemoryMeter(clock, Oracle().seed, lease_ms=10**12)
-    before = count(PeriodCounter)
+    census = Census(PeriodCounter)
     reservation = admitted(await meter.reserve(build_demand("tokens 9000/day")))
     clock.move(days=2)
     meter.sweep()
-    assert count(PeriodCounter) == before + 1
+    assert census.new() == [1]
     meter.settle(reservation, settlement_of(30))
     meter.sweep()
-    assert count(PeriodCounter) == before
+    assert census.new() == [0]
 
 
 async def test_a_settled_id_is_remembered_for_ten_minutes_and_not_for_ever() -> None:
@@ -103,26 +109,26 @@ async def test_reaped_holds_are_bounded_in_time_and_number(monkeypatch: pytest.M
     monkeypatch.setattr(holds, "MOST_REAPED", 4)
     clock = FakeClock()
     meter = MemoryMeter(clock, Oracle().seed)
-    before = count(Hold)
+    census = Census(Hold)
     for _ in range(6):
         await meter.reserve(build_demand())
     clock.move(ms=60_000)
     assert meter.sweep() == 6
-    assert count(Hold) == before + 4
+    assert census.new() == [4]
     clock.move(ms=holds.REAPED_MS)
     meter.sweep()
-    assert count(Hold) == before
+    assert census.new() == [0]
 
 
 async def test_a_ledger_that_keeps_failing_leaves_nothing_behind() -> None:
     oracle = Oracle(is_down=True)
     meter = MemoryMeter(FakeClock(), oracle.seed)
     await meter.reserve(build_demand())
-    before = count(PeriodCounter)
+    census = Census(PeriodCounter)
     for _ in range(5):
         with pytest.raises(MeterDown):
             await meter.reserve(build_demand("tokens 9000 total"))
-    assert count(PeriodCounter) == before
+    assert census.new() == [0]
 
 
 async def test_more_plans_than_are_kept_only_cost_time(monkeypatch: pytest.MonkeyPatch) -> None:
