@@ -1,7 +1,6 @@
 """Clients that read slowly or not at all: the provider is paused, memory stays flat, and who stalls is dropped."""
 
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,6 @@ from failure.bench import Bench, charge_of, new_marker, wait_for
 from failure.raw_client import Client
 from fakes import scripts
 from fakes.exchange import Exchange
-from fakes.truth import Attempt
 from fakes.upstream import FakeUpstream
 from fakes.wires import make_usage
 from fakes.words import word
@@ -93,30 +91,27 @@ def wait_until_stalled(bench: Bench, client: Client) -> None:
     wait_for(lambda: bench.gateway.call(lambda: connection_of(bench, client).flow.write_paused))
 
 
-def wait_until_paused(bench: Bench, marker: str) -> Attempt:
-    """Wait until the provider cannot send any more, because nobody reads."""
-    seen = (0, 0.0)
+def wait_until_paused(bench: Bench, client: Client) -> None:
+    """Wait until the gateway neither writes to a client nor reads from the one provider connection in use."""
+    upstream = bench.gateway.parts.inference.attempts._upstream
 
-    def is_still() -> bool:
-        nonlocal seen
-        tokens = sum(attempt.tokens for attempt in bench.up.truth.by_marker(marker))
-        if tokens != seen[0]:
-            seen = (tokens, time.monotonic())
-        return tokens > 0 and time.monotonic() - seen[1] > 0.2
+    def is_paused() -> bool:
+        reading = [protocol for protocol in upstream._session.connector._acquired if not protocol._reading_paused]
+        return connection_of(bench, client).flow.write_paused and not reading
 
-    wait_for(is_still)
-    return bench.attempt_of(marker)
+    wait_for(lambda: bench.gateway.call(is_paused))
 
 
 def test_the_provider_is_paused_and_then_hung_up_on_when_a_client_does_not_read(house: Bench) -> None:
     marker, (key_id, key) = new_marker(), house.gateway.new_key_of("concurrent 5; tokens 100000000 total")
     client = house.send(f"{CANCEL}/{FLOOD}", marker, key=key, receive_buffer_bytes=SMALL_BUFFER_BYTES)
-    attempt = wait_until_paused(house, marker)
+    wait_until_paused(house, client)
+    attempt = house.attempt_of(marker)
     assert attempt.is_open
-    assert attempt.tokens < WORDS_PER_EVENT * EVENTS
     assert buffered_bytes(house, client) < MOST_BUFFERED_BYTES
     assert house.send(f"{CANCEL}/normal").read_all().has_done
     house.up.wait_for(lambda _: attempt.ended_by == "client_gone", STALL_SECONDS + 1)
+    assert attempt.tokens < WORDS_PER_EVENT * EVENTS
     (record,) = house.records_of_key(key_id)
     assert (record.outcome, record.exactness) == (Outcome.CLIENT_GONE, Exactness.COUNTED)
     assert record.charge_nanos == charge_of(record.usage.input_tokens, record.usage.output_tokens)
