@@ -193,6 +193,7 @@ async def test_a_broken_stream_breaks_where_the_log_says(
     name: str, tokens: int, is_clean: bool, ended_by: str, up: FakeUpstream, client: aiohttp.ClientSession
 ) -> None:
     events, was_clean = await stream(client, up, model=name)
+    await up.until(lambda truth: all(attempt.ended_by for attempt in truth.attempts))
     attempt = only(up)
     assert (attempt.tokens, was_clean, attempt.ended_by) == (tokens, is_clean, ended_by)
     assert text_of([event for event in events if "choices" in event]) == answer_text("m1", tokens)

