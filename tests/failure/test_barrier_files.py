@@ -230,6 +230,19 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path, files):
         await journal.barrier(position)
 
 
+async def test_what_fills_several_segments_is_written_when_the_disk_is_well_again(tmp_path, files):
+    policy = JournalPolicy(segment_bytes=8_192, max_pending_bytes=40_000, retry_seconds=0.01)
+    log = EventLog()
+    async with opened_journal(tmp_path, files=files, policy=policy, log=log) as journal:
+        files.fill_disk()
+        for _ in range(40_000 // 500):
+            position = journal.append(bytes(500))
+        await until(lambda: log.fields_of("journal.write_failed"))
+        files.heal()
+        await until(lambda: journal.is_writable)
+        await journal.barrier(position)
+
+
 async def test_with_durability_write_a_full_disk_fails_the_barrier_too(tmp_path):
     files = FaultyFiles()
     policy = JournalPolicy(durability="write", segment_bytes=8_192, retry_seconds=0.01)

@@ -278,8 +278,17 @@ class Journal:
             self._go_down(failure)
         elif self._is_replacing or failure is not None:
             self._replace()
+        elif self._chain.written < self._chain.position:
+            self._go_on()  # the reserve may have come during the sync
         self._settle_down()
         self._dispatch()
+
+    def _go_on(self) -> None:
+        """Write on in the reserve, unless a sync of what stands before it has failed: a rewrite comes first then."""
+        if self._failed_in_a_row == 0:
+            self._flush()
+            self._wake_waiters()
+            self._dispatch()
 
     def _wake_waiters(self) -> None:
         durable = self._chain.durable
@@ -368,10 +377,8 @@ class Journal:
                 self._go_down(failure)
         elif self._is_replacing:
             self._replace()
-        elif is_owing and not self._is_down:
-            self._flush()
-            self._wake_waiters()
-            self._dispatch()
+        elif is_owing and self._syncing is None:
+            self._go_on()
         self._settle_down()
 
     def _update(self) -> None:
