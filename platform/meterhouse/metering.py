@@ -145,6 +145,8 @@ class Reservation:
     held_nanos: int
     """Money held now, by the demand's dearest price; 0 without a budget."""
     states: Sequence[LimitState]
+    is_degraded: bool = False
+    """Admitted while the meter could not be asked, out of the outage allowance."""
 
     @property
     def is_held_in_full(self) -> bool:
@@ -192,6 +194,18 @@ class Use:
     charge_nanos: int
 
 
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What an adjustment changes: signed amounts of the periods that a moment lies in."""
+
+    organization_id: str
+    project_id: str
+    root_key_id: str | None
+    at_ms: int
+    nanos: int
+    tokens: int
+
+
 class Meter(Protocol):
     """Holds and settles. ``reserve`` is all-or-nothing over all limits and idempotent by request id."""
 
@@ -211,8 +225,12 @@ class Meter(Protocol):
         """Renew the leases of live reservations, by request id, with what each has used so far."""
         ...
 
-    async def list_states(self, limits: Sequence[Limit]) -> list[LimitState]:
-        """Say where each of these limits stands now."""
+    async def list_states(self, organization_id: str, limits: Sequence[Limit]) -> list[LimitState]:
+        """Say where each of these limits, all of one organization's principals, stands now."""
+        ...
+
+    async def adjust(self, correction: Correction) -> None:
+        """Move what is spent by a correction that the ledger has; raises MeterDown when it must be tried again."""
         ...
 
 

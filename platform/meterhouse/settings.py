@@ -47,6 +47,26 @@ class Settings(BaseSettings):
         None,
         description="`version:secret[,version:secret]`: what key hashes are made with; the highest version is used",
     )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis of the meter: `redis://`, `rediss://`, or with `+cluster` behind either word; "
+        "unset: a meter in memory, for one process",
+    )
+    database_url: SecretStr | None = Field(
+        None, description="`postgresql://user:password@host/name`; unset: the embedded SQLite in the data folder"
+    )
+    migration_database_url: SecretStr | None = Field(
+        None, description="The same database as the role that owns the schema; unset: `database_url`"
+    )
+    database_connections: Count = Field(5, description="Most database connections of a worker")
+    statement_timeout_seconds: Seconds = Field(2, description="Longest database statement of a request")
+    lock_timeout_seconds: Seconds = Field(0.5, description="Longest wait for a database lock")
+    redis_timeout_seconds: Seconds = Field(0.1, description="Longest wait for Redis")
+    hosts: Count = Field(1, description="Hosts that share the outage allowance of each budget and quota")
+    outage_percent: Annotated[int, Field(ge=0, le=100)] = Field(
+        2, description="Part of each budget and quota that may be used per period while Redis is away; 0 refuses"
+    )
+    simulator: bool | None = Field(None, description="Whether the simulator answers; unset: only in `dev`")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least level that is logged"
     )
@@ -71,6 +91,10 @@ class Settings(BaseSettings):
     checkpoint_seconds: Seconds = Field(1.0, description="How often running streams are checkpointed")
     lease_seconds: Seconds = Field(60, description="How long a reservation stands without renewal")
     renew_seconds: Seconds = Field(15, description="How often leases are renewed")
+    sweep_seconds: Seconds = Field(30, description="How often expired leases are looked for")
+    reconcile_seconds: Seconds = Field(60, description="How often the meter is compared with the ledger")
+    heartbeat_seconds: Seconds = Field(2, description="How often a worker says that it is alive")
+    adopt_seconds: Seconds = Field(5, description="How often journals of dead workers are looked for")
     key_check_seconds: Seconds = Field(5, description="How often the keys of running requests are looked at again")
     key_fresh_seconds: Seconds = Field(10, description="How long a cached key is used without looking it up again")
     probe_seconds: Seconds = Field(30, description="How often providers are asked whether they are there")

@@ -54,7 +54,7 @@ async def test_an_id_that_was_settled_holds_nothing_when_it_comes_again(bench: B
 async def test_a_refusal_takes_nothing_from_any_limit(bench: Bench) -> None:
     limits = "5/minute; concurrent 4; requests 3/day; tokens 1000 total; spend 0.000000109 USD/month"
     await bench.refuse(limits)
-    states = await bench.meter.list_states(key_limits(limits))
+    states = await bench.meter.list_states(ORGANIZATION, key_limits(limits))
     assert [(state.spent, state.reserved) for state in states] == [(0, 0)] * 5
 
 
@@ -196,7 +196,7 @@ async def test_a_quota_of_requests_is_retryable_until_it_is_spent(bench: Bench) 
 async def test_a_request_that_reached_no_provider_is_given_back_to_quotas(bench: Bench) -> None:
     limits = "requests 1/day; tokens 200/day; spend 0.0000002 USD/day"
     bench.settle(await bench.admit(limits), settlement_of(requests=0, exactness=Exactness.COUNTED))
-    states = await bench.meter.list_states(key_limits(limits))
+    states = await bench.meter.list_states(ORGANIZATION, key_limits(limits))
     assert [(state.spent, state.reserved) for state in states] == [(0, 0)] * 3
 
 
@@ -240,7 +240,7 @@ async def test_settling_twice_changes_nothing(bench: Bench) -> None:
     reservation = await bench.admit(limits)
     for _ in range(3):
         bench.meter.settle(reservation, settlement_of(40))
-    states = await bench.meter.list_states(key_limits(limits))
+    states = await bench.meter.list_states(ORGANIZATION, key_limits(limits))
     assert [(state.spent, state.reserved) for state in states] == [(40, 0), (0, 0), (40, 0)]
 
 

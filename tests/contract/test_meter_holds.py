@@ -90,12 +90,14 @@ async def test_a_streamed_answer_is_held_slice_by_slice(bench: Bench) -> None:
     limits = "spend 0.0001 USD/month; tokens 90000 total; tokens 90000/minute; 9/minute; concurrent 2"
     reservation = await bench.admit(limits, output_tokens=10_000, is_streamed=True, choices=2)
     assert (reservation.allowance_tokens, reservation.held_output_tokens) == (10_000, 4_096)
-    rates = await bench.meter.list_states(key_limits("tokens 90000/minute; 9/minute; concurrent 2"))
+    rates = await bench.meter.list_states(ORGANIZATION, key_limits("tokens 90000/minute; 9/minute; concurrent 2"))
     assert await bench.meter.extend(reservation, 4_096)
     assert (reservation.held_output_tokens, reservation.held_nanos) == (8_192, 8_202)
     assert await bench.counts("spend 0.0001 USD/month") == (0, 8_202)
     assert await bench.counts("tokens 90000 total") == (0, 8_202)
-    assert await bench.meter.list_states(key_limits("tokens 90000/minute; 9/minute; concurrent 2")) == rates
+    assert (
+        await bench.meter.list_states(ORGANIZATION, key_limits("tokens 90000/minute; 9/minute; concurrent 2")) == rates
+    )
     bench.settle(reservation, settlement_of(300))
     assert await bench.counts("spend 0.0001 USD/month") == (300, 0)
 
@@ -158,7 +160,9 @@ async def test_an_expired_lease_is_reaped_at_its_last_renewed_use(bench: Bench) 
     assert bench.meter.sweep() == 0
     bench.clock.move(seconds=20)
     assert bench.meter.sweep() == 1
-    states = await bench.meter.list_states(key_limits("spend 0.000001 USD total; requests 5/day; concurrent 9"))
+    states = await bench.meter.list_states(
+        ORGANIZATION, key_limits("spend 0.000001 USD total; requests 5/day; concurrent 9")
+    )
     assert [(state.spent, state.reserved) for state in states] == [(70, 0), (1, 0), (0, 0)]
 
 

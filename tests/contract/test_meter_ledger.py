@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from fakes.meter_bench import IMPLEMENTATIONS, LEASE_MS, Bench, open_bench
-from fakes.meter_oracle import MODEL, START_MS, admitted, build_demand, key_limits, settlement_of
+from fakes.meter_oracle import MODEL, ORGANIZATION, START_MS, admitted, build_demand, key_limits, settlement_of
 from meterhouse.errors import MeterDown
 from meterhouse.metering import Refusal, RefusalKind, Reservation, Use
 
@@ -30,10 +30,10 @@ async def test_a_late_settlement_belongs_to_the_period_of_its_admission(bench: B
     budget = "spend 0.000001 USD/month; spend 0.000001 USD/day; spend 0.000001 USD total"
     reservation = await bench.admit(budget)
     bench.clock.move(ms=1)
-    states = await bench.meter.list_states(key_limits(budget))
+    states = await bench.meter.list_states(ORGANIZATION, key_limits(budget))
     assert [(state.spent, state.reserved) for state in states] == [(0, 0), (0, 0), (0, 110)]
     bench.settle(reservation, settlement_of(60))
-    states = await bench.meter.list_states(key_limits(budget))
+    states = await bench.meter.list_states(ORGANIZATION, key_limits(budget))
     assert [(state.spent, state.reserved) for state in states] == [(0, 0), (0, 0), (60, 0)]
 
 
@@ -55,7 +55,7 @@ async def test_unknown_is_not_zero_after_a_restart(bench: Bench) -> None:
     bench.settle(await bench.admit(budget), settlement_of(90))
     await bench.admit(budget)
     await bench.restart()
-    states = await bench.meter.list_states(key_limits(budget))
+    states = await bench.meter.list_states(ORGANIZATION, key_limits(budget))
     assert [(state.spent, state.reserved) for state in states] == [(90, 0), (90, 0), (1, 0)]
     bench.settle(await bench.admit(budget), settlement_of(1))
     await bench.restart()

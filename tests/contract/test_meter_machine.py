@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fakes.meter_model import Request, amount_of, hold_of
-from fakes.meter_oracle import FakeClock, Oracle, Record, build_demand, is_in_period, is_in_scope
+from fakes.meter_oracle import ORGANIZATION, FakeClock, Oracle, Record, build_demand, is_in_period, is_in_scope
 from meterhouse.limits.limit import parse_limits
 from meterhouse.limits.memory import MemoryMeter
 from meterhouse.limits.window import period_of
@@ -215,7 +215,7 @@ class MeterMachine(RuleBasedStateMachine):
     @invariant()
     def every_limit_stands_where_the_model_says(self) -> None:
         limits = sorted(self.met, key=repr)
-        for limit, state in zip(limits, self.runner.run(self.meter.list_states(limits)), strict=True):
+        for limit, state in zip(limits, self.runner.run(self.meter.list_states(ORGANIZATION, limits)), strict=True):
             expected = self.expect(limit)
             assert (state.spent, state.reserved) == (expected.spent, expected.reserved), limit
             if limit.nature in {Nature.QUOTA, Nature.BUDGET}:

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fakes.meter_oracle import FakeClock, Oracle, Record, admitted, build_demand, key_limits
+from fakes.meter_oracle import ORGANIZATION, FakeClock, Oracle, Record, admitted, build_demand, key_limits
 from meterhouse.limits.memory import MemoryMeter
 from meterhouse.metering import Demand, Limit, LimitState, Meter, Refusal, Reservation, Settlement
 
@@ -68,7 +68,7 @@ class Bench:
         self.meter.settle(reservation, settlement)
 
     async def state(self, limits: tuple[Limit, ...] | str) -> LimitState:
-        (state,) = await self.meter.list_states(key_limits(limits) if isinstance(limits, str) else limits)
+        (state,) = await self.meter.list_states(ORGANIZATION, key_limits(limits) if isinstance(limits, str) else limits)
         return state
 
     async def counts(self, limits: tuple[Limit, ...] | str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from fakes.meter_oracle import FakeClock, Oracle, admitted, build_demand, key_limits, settlement_of
+from fakes.meter_oracle import ORGANIZATION, FakeClock, Oracle, admitted, build_demand, key_limits, settlement_of
 from meterhouse.errors import MeterDown
 from meterhouse.limits import holds
 from meterhouse.limits.counter import GaugeCounter, PeriodCounter
@@ -138,7 +138,7 @@ async def test_more_plans_than_are_kept_only_cost_time(monkeypatch: pytest.Monke
         for number in range(4):
             await serve(meter, f"key_{number}")
     for number in range(4):
-        states = await meter.list_states(key_limits(LIMITS, f"key_{number}"))
+        states = await meter.list_states(ORGANIZATION, key_limits(LIMITS, f"key_{number}"))
         assert [state.spent for state in states] == [2, 60, 0, 60, 60]
 
 

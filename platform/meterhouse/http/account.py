@@ -165,7 +165,7 @@ def build_account_router(parts: AccountParts) -> APIRouter:
 
     @router.get("/limits", summary="What binds this key, and where it stands")
     async def list_limits(principal: MayReadUsage) -> LimitList:
-        states = await parts.meter.list_states(limit_names.translate(principal.limits))
+        states = await parts.meter.list_states(principal.organization_id, limit_names.translate(principal.limits))
         return LimitList(data=[_limit(state) for state in states])
 
     @router.get("/receipts/{request_id}", summary="What one request used and cost")

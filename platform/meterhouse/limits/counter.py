@@ -9,7 +9,19 @@ from typing import NamedTuple, Protocol
 
 from meterhouse.limits.sizing import Sizes, held_amount, settled_amount
 from meterhouse.limits.window import RateCounter
-from meterhouse.metering import Demand, Kind, Limit, LimitState, Period, RefusalKind, Scope, Settlement, Sums, Window
+from meterhouse.metering import (
+    Correction,
+    Demand,
+    Kind,
+    Limit,
+    LimitState,
+    Period,
+    RefusalKind,
+    Scope,
+    Settlement,
+    Sums,
+    Window,
+)
 from meterhouse.usage import Exactness
 
 Owner = tuple[Scope, str]
@@ -241,6 +253,15 @@ class PeriodCounter:
         else:
             self.spent += sums.requests
         self.is_known = True
+
+    def adjust(self, correction: Correction) -> None:
+        """Move what is spent; a correction names no model, so a limit of one model does not see it."""
+        if self.identity.model is not None:
+            return
+        if self.kind is Kind.SPEND:
+            self.spent += correction.nanos
+        elif self.kind is Kind.TOKENS:
+            self.spent += correction.tokens
 
     def contains(self, at_ms: int) -> bool:
         """Whether a moment lies in the period."""

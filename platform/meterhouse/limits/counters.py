@@ -30,7 +30,7 @@ from meterhouse.limits.counter import (
 from meterhouse.limits.holds import Hold, Holds
 from meterhouse.limits.sizing import held_amount
 from meterhouse.limits.window import RateCounter, period_of
-from meterhouse.metering import Demand, Kind, Limit, Nature, Period, Sums
+from meterhouse.metering import Correction, Demand, Kind, Limit, Nature, Period, Scope, Sums
 
 Seed = Callable[[Sequence[Period]], Awaitable[list[Sums]]]
 """Says what the ledger knows of periods: every record settled before the call, and none settled after it."""
@@ -124,6 +124,17 @@ class Counters:
             failure = MeterDown("The meter was closed.") if flight.cancelled() else flight.result()
             if failure is not None:
                 raise meter_down(f"seed failed: {failure.message} {failure.detail}") from failure
+
+    def adjust(self, correction: Correction) -> None:
+        """Move the known counters of a correction's owners whose period its moment lies in."""
+        owners: tuple[Owner, ...] = (
+            (Scope.KEY, correction.root_key_id or ""),
+            (Scope.PROJECT, correction.project_id),
+            (Scope.ORGANIZATION, correction.organization_id),
+        )
+        for counter in chain.from_iterable(self._attached.get(owner, {}).values() for owner in owners):
+            if isinstance(counter, PeriodCounter) and counter.is_known and counter.contains(correction.at_ms):
+                counter.adjust(correction)
 
     async def close(self) -> None:
         """Give up what is being learned."""

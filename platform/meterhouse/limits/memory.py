@@ -14,6 +14,7 @@ from meterhouse.limits.holds import Hold, Holds
 from meterhouse.limits.sizing import Sizes, held_amount, size_demand, spend_nanos
 from meterhouse.metering import (
     Clock,
+    Correction,
     Demand,
     Kind,
     Limit,
@@ -98,7 +99,7 @@ class MemoryMeter:
         for request_id, use in uses.items():
             self._holds.renew(request_id, use, now_ms)
 
-    async def list_states(self, limits: Sequence[Limit]) -> list[LimitState]:
+    async def list_states(self, organization_id: str, limits: Sequence[Limit]) -> list[LimitState]:  # noqa: ARG002 - here limits say it all
         """Say where each of these limits stands now, in their order.
 
         Raises:
@@ -114,6 +115,10 @@ class MemoryMeter:
                     await self._counters.learn(plan.missing)
         except TimeoutError:
             raise meter_down("seed is late") from None
+
+    async def adjust(self, correction: Correction) -> None:
+        """Move what is spent by a correction that the ledger has."""
+        self._counters.adjust(correction)
 
     def sweep(self) -> int:
         """Reap every expired lease and drop what cannot matter again; returns how many leases were reaped."""
