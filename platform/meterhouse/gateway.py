@@ -185,6 +185,7 @@ def _build_inference(
         tasks=tasks,
         metrics=metrics,
         clock=stores.clock,
+        degraded=lambda reservation: b"meter" if reservation.is_degraded else b"",
     )
 
 

@@ -4,10 +4,13 @@ Opening adopts before anything is admitted, so that a budget spent before a cras
 there is for a few seconds; what remains is adopted at the next start.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from meterhouse.errors import StoreDown
 from meterhouse.http.tasks import Tasks
 from meterhouse.ledger.adopter import Adopter, AdoptionReport
 from meterhouse.ledger.balance import Balance
@@ -17,7 +20,7 @@ from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.shipper import Shipper
 from meterhouse.settings import Settings
 from meterhouse.stores import Stores
-from meterhouse.telemetry.logs import get_logger
+from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.metrics import Metrics, Watched
 
 DRAIN_SECONDS = 5.0
@@ -26,14 +29,47 @@ LATE_MS = 60_000
 """Shipping is degraded when a record is this late."""
 
 
+class Adoptions:
+    """Takes over what dead processes of this host left, again and again."""
+
+    def __init__(self, adopter: Adopter, folder: Path, every_seconds: float) -> None:
+        self._adopter = adopter
+        self._folder = folder
+        self._every_seconds = every_seconds
+        self.total = AdoptionReport()
+        self.on_adopted: list[Callable[[Sequence[str]], Awaitable[None]]] = []
+        """Called with the ids of the journals whose records SQL has from then on."""
+
+    async def adopt(self) -> None:
+        """Adopt what there is.
+
+        Raises:
+            StoreDown: SQL cannot take it now.
+        """
+        report = await self._adopter.adopt(self._folder)
+        self.total += report
+        if report.journal_ids:
+            for tell in self.on_adopted:
+                await tell(report.journal_ids)
+
+    async def run(self) -> None:
+        """Look for dead journals, over and over."""
+        while True:
+            await asyncio.sleep(self._every_seconds)
+            try:
+                await self.adopt()
+            except StoreDown as error:
+                get_logger().warning(Event.STORE_FAILED, detail=error.detail)
+
+
 @dataclass(frozen=True, slots=True)
 class Records:
-    """An open journal, what ships it, and what was adopted at the start."""
+    """An open journal, what ships it, and what adopts those of dead processes."""
 
     journal: Journal
     shipper: Shipper
     balance: Balance
-    adopted: AdoptionReport
+    adoptions: Adoptions
 
     def list_troubles(self) -> list[str]:
         """Say why new requests are refused; empty when they are not."""
@@ -55,12 +91,18 @@ async def open_records(
     """Adopt, open the journal, ship until closed.
 
     Raises:
-        StoreDown: What a dead process left cannot be taken over now.
+        StoreDown: What a dead process left cannot be taken over now, and the meter in memory must know it.
         JournalDown: The journal cannot be written.
     """
     folder = settings.data / JOURNALS
     log = get_logger()
-    adopted = await Adopter(stores.ledger, files, log).adopt(folder)
+    adoptions = Adoptions(Adopter(stores.ledger, files, log), folder, settings.adopt_seconds)
+    try:
+        await adoptions.adopt()
+    except StoreDown as error:
+        if settings.redis_url is None:
+            raise
+        log.warning(Event.STORE_FAILED, detail=error.detail)
     policy = JournalPolicy(
         durability=settings.journal_durability,
         segment_bytes=settings.journal_segment_bytes,
@@ -71,10 +113,11 @@ async def open_records(
     journal = Journal(folder, files, stores.clock, policy, log)
     await journal.open()
     shipper = Shipper(stores.ledger, journal, stores.clock, log, interval_ms=int(settings.ship_seconds * 1000))
-    records = Records(journal, shipper, Balance(journal, shipper, stores.ledger), adopted)
+    records = Records(journal, shipper, Balance(journal, shipper, stores.ledger), adoptions)
     _watch(metrics, records)
     shipping = Tasks()
     shipping.keep(shipper.run)
+    shipping.keep(adoptions.run)
     try:
         yield records
     finally:
@@ -90,7 +133,7 @@ def _watch(metrics: Metrics, records: Records) -> None:
     metrics.watch(Watched.UNSHIPPED_RECORDS, lambda: shipper.lag.unshipped_records)
     metrics.watch(Watched.UNSHIPPED_NANOS, lambda: shipper.lag.unshipped_nanos)
     metrics.watch(Watched.SHIPPING_LAG_SECONDS, lambda: shipper.lag.oldest_age_ms / 1000)
-    metrics.watch(Watched.ADOPTED_RECORDS, lambda: records.adopted.records)
-    metrics.watch(Watched.WORKER_LOST_RECORDS, lambda: records.adopted.worker_lost)
+    metrics.watch(Watched.ADOPTED_RECORDS, lambda: records.adoptions.total.records)
+    metrics.watch(Watched.WORKER_LOST_RECORDS, lambda: records.adoptions.total.worker_lost)
     metrics.watch(Watched.DEGRADED, lambda: int(not journal.is_writable), label="journal")
     metrics.watch(Watched.DEGRADED, lambda: int(shipper.lag.oldest_age_ms > LATE_MS), label="shipping")

@@ -5,8 +5,11 @@ servers, from the servers themselves, which are asked again and again whether th
 """
 
 import asyncio
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+
+import msgspec
 
 from meterhouse.admin.pricing import components_from_usd
 from meterhouse.admin.schemas import PriceRequest
@@ -24,6 +27,8 @@ from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.telemetry.logs import Event, get_logger
 
 OPERATOR_SOURCE = "operator"
+PRICES_FILE = "prices.json"
+"""In the data folder: the operator's prices as they were read last."""
 
 
 class Supply:
@@ -42,6 +47,7 @@ class Supply:
         self._prices = prices
         self._clock = clock
         self._has_simulator = has_simulator
+        self._kept = settings.data / PRICES_FILE
         try:
             rows = [found.provider for setting in self._settings if (found := activate(setting)) is not None]
         except ValueError as error:
@@ -57,14 +63,34 @@ class Supply:
         return self._statuses
 
     async def open(self) -> None:
-        """Write the default prices that are new, so that every price in the ledger can be looked up; read all."""
-        known = {price.id for price in await self._prices.list_prices()}
-        await self._prices.insert_prices([price for price in self._defaults if price.id not in known])
-        await self.refresh_prices()
+        """Write the default prices that are new, so that every price in the ledger can be looked up; read all.
+
+        While the database is away, the operator's prices are those that this host knew last.
+
+        Raises:
+            StoreDown: The database is away, and this host has never read its prices.
+        """
+        try:
+            known = {price.id for price in await self._prices.list_prices()}
+            await self._prices.insert_prices([price for price in self._defaults if price.id not in known])
+            await self.refresh_prices()
+        except StoreDown as error:
+            if not self._kept.exists():
+                raise
+            get_logger().warning(Event.STORE_FAILED, detail=error.detail)
+            self._use(msgspec.json.decode(self._kept.read_bytes(), type=list[Price]))
 
     async def refresh_prices(self) -> None:
-        """Read the operator's prices again and swap the snapshot if they changed."""
+        """Read the operator's prices again, swap the snapshot, and keep them for a start without the database."""
         stored = [price for price in await self._prices.list_prices() if price.source == OPERATOR_SOURCE]
+        self._use(stored)
+        text = msgspec.json.encode(stored)
+        if not self._kept.exists() or self._kept.read_bytes() != text:
+            temporary = self._kept.with_name(f"{self._kept.name}.{os.getpid()}")
+            temporary.write_bytes(text)
+            temporary.replace(self._kept)
+
+    def _use(self, stored: list[Price]) -> None:
         self._book = self._defaults.overlaid(stored)
         self.routes.replace(self._build())
 

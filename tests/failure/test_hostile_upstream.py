@@ -155,3 +155,20 @@ def test_a_service_tier_without_a_price_is_refused_for_a_budget(bench: Bench, ga
     status, _, body = gateway.chat("fake/normal", key=key, service_tier="priority")
     assert (status, json.loads(body)["error"]["param"]) == (402, "service_tier")
     assert gateway.chat("fake/normal", key=key, service_tier="default")[0] == 200
+
+
+@pytest.mark.parametrize("limits", ["spend 1 USD/month", "tokens 100000 total"])
+def test_a_provider_that_ignores_max_tokens_is_cut_when_the_whole_allowance_is_used(
+    bench: Bench, gateway: Gateway, up: FakeUpstream, limits: str
+) -> None:
+    name = "ignores-max-tokens"
+    words = [event({"content": " another"}) for _ in range(3_000)]
+    model = script(up, name, [*words, event({}, "stop"), b"data: [DONE]\n\n"])
+    bench.set_prices([name])
+    client = bench.send(model, new_marker(), key=gateway.new_key(limits), max_tokens=1_500).read_all()
+    assert client.finish_reasons == ["length"]
+    assert client.has_done
+    (record,) = bench.records_of(client)
+    assert record.outcome is Outcome.CUT
+    assert record.usage.output_tokens <= 1_500
+    assert 0 < client.text.count("another") <= 1_500

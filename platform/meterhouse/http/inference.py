@@ -6,6 +6,7 @@ when its record is durable.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from starlette.types import Receive, Scope, Send
@@ -57,6 +58,8 @@ class InferenceParts:
     tasks: Tasks
     metrics: Metrics
     clock: Clock
+    degraded: Callable[[Reservation], bytes]
+    """Names what a request was served without, for the header ``x-meterhouse-degraded``; empty when all is well."""
 
 
 class ChatCompletions:
@@ -91,6 +94,8 @@ class ChatCompletions:
         tally = _tally(exchange, demand, size, reservation, asked_ns)
         exchange.tally = tally
         headers = _headers(parsed, demand, reservation, parts.clock.now_ms())
+        if degraded := parts.degraded(reservation):
+            headers.append((b"x-meterhouse-degraded", degraded))
         call = Call(parsed, route, tally, Outlet(send, lambda: headers), Guard(), receive)
         parts.checkpointer.watch(tally)
         parts.pacer.watch(call)

@@ -42,6 +42,10 @@ from meterhouse.usage import Outcome, Usage
 EXTENSION_SECONDS = 1.0
 KEPT_TEXT_BYTES = 131_072
 """An answer without a usage is counted by so much of its text; the rest is extrapolated, so memory stays flat."""
+LONG_TOKEN_BYTES = 6
+"""More than a token of prose has on average: an answer sent letter by letter is not taken for one token per letter."""
+LONGEST_TOKEN_BYTES = 32
+"""No answer has so many bytes per token over a whole allowance."""
 MAX_TAIL_BYTES = 1_048_576
 """What may come between the finish and ``[DONE]``; a provider that sends more is hung up on."""
 _PIECES = 64
@@ -285,14 +289,24 @@ class StreamRelay:
         reservation, progress = self._call.tally.reservation, self._progress
         held = reservation.held_output_tokens
         whole = (reservation.allowance_tokens or 0) * self._choices
-        if held is None or held >= whole:
+        if held is None:
             return True
+        if held >= whole:
+            return progress.is_finished or self._least_tokens() <= whole
         if progress.used_tokens * 2 >= held and progress.extension is None and not progress.is_refused:
             progress.extension = self._tasks.start(self._extend(whole))
         while progress.used_tokens > (reservation.held_output_tokens or 0) < whole:
             if not await self._is_extended(whole):
                 return False
         return True
+
+    def _least_tokens(self) -> int:
+        """Return what the output can hardly be below: the provider's own count, or a token per event of some length."""
+        attempt = self._attempt
+        reported = attempt.reported or attempt.partial
+        told = reported.output_tokens if reported is not None else 0
+        by_events = min(attempt.output_events, attempt.output_bytes // LONG_TOKEN_BYTES)
+        return told + max(by_events, attempt.output_bytes // LONGEST_TOKEN_BYTES)
 
     async def _is_extended(self, whole: int) -> bool:
         """Wait at most a second for an extension that is needed now."""

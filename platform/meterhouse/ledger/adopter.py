@@ -9,7 +9,7 @@ reported and left where it is. Not here: the journal of this process (``shipper`
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -41,6 +41,8 @@ class AdoptionReport:
     """The charges of all records that were read, whether SQL had them or not."""
     torn: int = 0
     """Places that could not be read."""
+    journal_ids: tuple[str, ...] = ()
+    """Whose they were."""
 
     def __add__(self, other: "AdoptionReport") -> "AdoptionReport":
         return AdoptionReport(
@@ -49,6 +51,7 @@ class AdoptionReport:
             self.worker_lost + other.worker_lost,
             self.nanos + other.nanos,
             self.torn + other.torn,
+            self.journal_ids + other.journal_ids,
         )
 
 
@@ -110,6 +113,7 @@ class Adopter:
                     return AdoptionReport()  # somebody else is adopting it
                 held.append(file)
             report = await self._ship(held, is_dead=True)
+            report = replace(report, journal_ids=(names[0].journal_id,))
             self._log.warning(
                 Event.JOURNAL_ADOPTED,
                 journal_id=names[0].journal_id,

@@ -12,6 +12,7 @@ from fakes.exchange import Exchange
 from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
 from fakes.words import answer_text
+from meterhouse.usage import Outcome
 
 MODEL_MAXIMUM = 16_384
 SLICE = 2_048
@@ -323,12 +324,23 @@ def overrun_counted(bench: Bench) -> float:
     )
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_overrun_is_recorded_in_full_and_counted(bench: Bench, deaf: str, stream: bool) -> None:
+def test_a_stream_that_goes_past_its_whole_allowance_is_cut_and_charged_no_more_than_its_hold(
+    bench: Bench, deaf: str
+) -> None:
+    tenant = bench.tenant(key=TOTAL.format(usd(2 * hold_nanos("Hello", 10))))
+    answer = bench.chat(tenant, deaf, max_tokens=10, stream=True)
+    assert answer.status == 200
+    (record,) = bench.gateway.records(answer.request_id)
+    assert record.outcome is Outcome.CUT
+    assert record.usage.output_tokens <= 10
+    assert record.overrun_nanos == 0
+
+
+def test_an_overrun_is_recorded_in_full_and_counted(bench: Bench, deaf: str) -> None:
     budget_nanos = 2 * hold_nanos("Hello", 10)
     tenant = bench.tenant(key=TOTAL.format(usd(budget_nanos)))
     before = overrun_counted(bench)
-    answer = bench.chat(tenant, deaf, max_tokens=10, stream=stream)
+    answer = bench.chat(tenant, deaf, max_tokens=10)
     assert answer.status == 200
     (record,) = bench.gateway.records(answer.request_id)
     charge_nanos = 8 * INPUT_NANOS + 50 * OUTPUT_NANOS
@@ -337,7 +349,7 @@ def test_an_overrun_is_recorded_in_full_and_counted(bench: Bench, deaf: str, str
     bench.wait(lambda: overrun_counted(bench) == before + record.overrun_nanos)
     (limit,) = bench.gateway.limits(tenant.key)
     assert (limit["spent"], limit["reserved"], limit["free"]) == (charge_nanos, 0, 0)
-    refused = bench.chat(tenant, deaf, max_tokens=10, stream=stream)
+    refused = bench.chat(tenant, deaf, max_tokens=10)
     assert refused.error["code"] == "insufficient_quota"
 
 
