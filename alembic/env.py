@@ -6,12 +6,13 @@ import sqlalchemy as sa
 from alembic import context
 
 from meterhouse.db.engine import close, open_engine, writing
-from meterhouse.db.tables import metadata
+from meterhouse.db.schema import MIGRATION_POLICY, take_turn
+from meterhouse.db.tables import is_ours, metadata
 
 
 def _run_on(connection: sa.Connection) -> None:
     # SQLite's DDL is transactional too once the driver does not interfere: all of an upgrade happens, or nothing.
-    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True, include_name=is_ours)
     with context.begin_transaction():
         context.run_migrations()
 
@@ -20,9 +21,10 @@ async def _run_alone() -> None:
     url = context.get_x_argument(as_dictionary=True).get("url")
     if not url:
         raise SystemExit("Say which database: alembic -x url=sqlite+aiosqlite:////path/to/file.db upgrade head")
-    engine = open_engine(url)
+    engine = open_engine(url, MIGRATION_POLICY)
     try:
         async with writing(engine) as connection:
+            await take_turn(connection)
             await connection.run_sync(_run_on)
     finally:
         await close(engine)

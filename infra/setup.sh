@@ -2,6 +2,7 @@
 # Sourced by infra/run and infra/test: finds a Python, makes .venv and installs from a hash-pinned lock.
 # A stamp in .venv says what is installed, so that a second start takes no time; a start that was interrupted is
 # redone from nothing; of two starts at once the second waits. Packages come from wherever pip is configured to look.
+# For infra/test also installs the servers that tests start, from wherever apt is configured to look.
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$root/.venv
@@ -118,4 +119,51 @@ set_up() {
   local print
   print=$(fingerprint)
   is_installed "$1" "$print" || install "$1" "$print"
+}
+
+# missing_packages: prints the Debian packages whose programs the tests need and cannot find.
+missing_packages() {
+  local search=$PATH:/usr/sbin library=/usr/lib/$(uname -m)-linux-gnu/faketime/libfaketime.so.1
+  PATH=$search type -P redis-server >/dev/null || printf 'redis-server\n'
+  PATH=$(printf '%s:' /usr/lib/postgresql/*/bin)$search type -P initdb >/dev/null || printf 'postgresql\n'
+  [[ -e $library ]] || printf 'faketime\n'
+  PATH=$search type -P nginx >/dev/null || printf 'nginx\n'
+}
+
+# install_packages PACKAGE...: as root; none of their services is started, now or when the machine starts again.
+install_packages() {
+  set -euo pipefail
+  local policy=/usr/sbin/policy-rc.d package
+  if [[ ! -e $policy ]]; then
+    trap 'rm -f -- /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+  fi
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -o DPkg::Lock::Timeout=300 update
+  apt-get -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends -- "$@"
+  if [[ -d /run/systemd/system ]]; then
+    for package in "$@"; do
+      systemctl disable "$package" || true
+    done
+  fi
+}
+
+# set_up_servers: makes sure that the servers which tests start are installed.
+set_up_servers() {
+  local missing as_root=() began=$SECONDS
+  mapfile -t missing < <(missing_packages)
+  ((${#missing[@]})) || return 0
+  if ((EUID)); then
+    as_root=(sudo -n)
+  fi
+  if ! type -P apt-get >/dev/null || ! ${as_root[@]+"${as_root[@]}"} true 2>/dev/null; then
+    fail "the tests need ${missing[*]}; as an administrator (Debian, Ubuntu): sudo apt-get install ${missing[*]}"
+  fi
+  say "Installing ${missing[*]} from Debian's packages (once) ..."
+  # shellcheck disable=SC2016
+  logged ${as_root[@]+"${as_root[@]}"} bash -c "$(declare -f install_packages)"'; install_packages "$@"' - "${missing[@]}"
+  mapfile -t missing < <(missing_packages)
+  ((${#missing[@]} == 0)) || fail "${missing[*]} was installed, and what the tests need of it is not there"
+  say "Installed in $((SECONDS - began)) s."
 }

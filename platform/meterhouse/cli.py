@@ -13,10 +13,12 @@ from typing import Annotated, TypeVar
 import typer
 
 from meterhouse import __version__
-from meterhouse.errors import GatewayError
+from meterhouse.cli_ledger import ledger_app
+from meterhouse.command import DEFAULT_ENV_FILE, Data, EnvFile, read_settings, run_with_stores
+from meterhouse.errors import GatewayError, StoreDown
 from meterhouse.metering import Scope
-from meterhouse.settings import Environment, Settings, SettingsError
-from meterhouse.stores import Stores, open_stores
+from meterhouse.settings import SettingsError
+from meterhouse.stores import Stores, write_secret
 
 Result = TypeVar("Result")
 
@@ -30,15 +32,11 @@ app = typer.Typer(
 keys_app = typer.Typer(help="Issue, list, rotate and revoke keys. No server has to run.", no_args_is_help=True)
 limits_app = typer.Typer(help="Set and show limits of organizations, projects and keys.", no_args_is_help=True)
 prices_app = typer.Typer(help="Set and list prices.", no_args_is_help=True)
-ledger_app = typer.Typer(help="Look after the ledger.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(limits_app, name="limits")
 app.add_typer(prices_app, name="prices")
 app.add_typer(ledger_app, name="ledger")
 
-Data = Annotated[Path | None, typer.Option(help="Folder of the embedded database [default: .meterhouse]")]
-EnvFile = Annotated[Path, typer.Option(help="File with NAME=value lines; the environment wins over it")]
-DEFAULT_ENV_FILE = Path(".env")
 LIMITS_HELP = "For example: 'requests 600/minute; tokens 200000/minute; concurrent 20; spend 25 USD/month'"
 
 
@@ -69,8 +67,76 @@ def dev(
     """Run everything in one process: SQLite, a meter in memory, the simulator, and every provider with a credential."""
     from meterhouse.dev import run_dev  # noqa: PLC0415 - the other commands start twice as fast without the server
 
-    settings, environment = _settings(data, env_file)
+    settings, environment = read_settings(data, env_file)
     _run_loop(lambda: run_dev(settings, environment, host, port))
+
+
+@app.command()
+def serve(
+    bind: Annotated[str, typer.Option(help="HOST:PORT or unix:PATH")] = "127.0.0.1:8000",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes [default: one for each CPU; 1 without METERHOUSE_REDIS_URL]")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the journals [default: .meterhouse]")] = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Serve with several processes, on PostgreSQL and Redis. SIGTERM drains; SIGHUP takes new settings up."""
+    from meterhouse.serve import Address, run_serve  # noqa: PLC0415 - as in dev
+
+    run_serve(Address.parse(bind), workers, lambda: read_settings(data, env_file))
+
+
+@app.command()
+def migrate(
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 1 when it is behind")] = False,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Bring the schema in PostgreSQL up to date, while the server runs or not."""
+    from meterhouse.bootstrap import database_url, read_schema  # noqa: PLC0415 - as in dev
+    from meterhouse.bootstrap import migrate as run_migrate  # noqa: PLC0415
+
+    settings, _ = read_settings(None, env_file)
+    if not check:
+        print(asyncio.run(run_migrate(settings)))
+        return
+    try:
+        print(f"The schema is at {asyncio.run(read_schema(database_url(settings)))}.")
+    except StoreDown as error:
+        if error.detail:
+            raise
+        print(error.message)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def bootstrap(
+    env_file_out: Annotated[
+        Path | None, typer.Option(help="New file for the keys, as NAME=value lines that only its owner can read")
+    ] = None,
+    base_url: Annotated[
+        str, typer.Option(help="Where clients will reach the server, for that file")
+    ] = "http://127.0.0.1:8000",
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Make the first organization, project, key and admin key, and print the keys, this once.
+
+    As everywhere, --env-file is read; --env-file-out is written.
+    """
+    from meterhouse.bootstrap import bootstrap as make_first_keys  # noqa: PLC0415 - as in dev
+    from meterhouse.bootstrap import check_writable  # noqa: PLC0415
+
+    async def make(stores: Stores) -> None:
+        if env_file_out is not None:
+            check_writable(env_file_out)
+        made = await make_first_keys(stores)
+        if env_file_out is not None:
+            write_secret(env_file_out, made.environment_text(base_url))
+        print(f"organization: {made.organization_id}\nproject:      {made.project_id}")
+        print(f"key:          {made.key}\nadmin key:    {made.admin_key}", flush=True)
+        print("The keys are shown this once. Keep them where secrets are kept.", file=sys.stderr)
+
+    _with_stores(data, env_file, make)
 
 
 @app.command()
@@ -78,7 +144,7 @@ def check(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
     """Print the settings in force, secrets masked."""
     from meterhouse.tables import print_settings  # noqa: PLC0415 - as in dev
 
-    settings, _ = _settings(data, env_file)
+    settings, _ = read_settings(data, env_file)
     print_settings(settings)
 
 
@@ -158,7 +224,7 @@ def list_keys(
 
 @keys_app.command("revoke")
 def revoke_key(key_id: str, data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
-    """Revoke a key for good. A running server notices within 10 seconds, its running streams within 15."""
+    """Revoke a key for good. With Redis running servers know at once, without it within 10 seconds."""
 
     async def revoke(stores: Stores) -> None:
         revoked = await stores.service.revoke(key_id)
@@ -258,35 +324,8 @@ def list_prices(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None
     _with_stores(data, env_file, print_prices)
 
 
-@ledger_app.command("check")
-def check_ledger(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
-    """Compare the hourly projection with the records that it is made of."""
-
-    async def compare(stores: Stores) -> None:
-        differences = await stores.ledger.rebuild_check()
-        for difference in differences:
-            print(dict(difference.group), dict(difference.measures))
-        if differences:
-            raise SettingsError(f"{len(differences)} groups of the projection differ from the records.")
-        print("The projection agrees with the records.")
-
-    _with_stores(data, env_file, compare)
-
-
-def _settings(data: Path | None, env_file: Path) -> tuple[Settings, Environment]:
-    environment = Environment.read(env_file)
-    overrides: dict[str, object] = {} if data is None else {"data": data}
-    return environment.settings(**overrides), environment
-
-
 def _with_stores(data: Path | None, env_file: Path, work: Callable[[Stores], Awaitable[None]]) -> None:
-    settings, _ = _settings(data, env_file)
-
-    async def run() -> None:
-        async with open_stores(settings) as stores:
-            await work(stores)
-
-    asyncio.run(run())
+    run_with_stores(read_settings(data, env_file)[0], work)
 
 
 def _run_loop(work: Callable[[], Awaitable[None]]) -> None:

@@ -8,14 +8,15 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 
 from meterhouse.admin.guard import AdminLimiter
 from meterhouse.admin.router import AdminParts
-from meterhouse.errors import StoreDown, StreamCut, UpstreamError
+from meterhouse.errors import StreamCut, UpstreamError
 from meterhouse.http.account import AccountParts
 from meterhouse.http.attempts import Attempts
 from meterhouse.http.body import BodyEditor
@@ -27,10 +28,12 @@ from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.ids import public_request_id
 from meterhouse.keys.keyring import Keyring
+from meterhouse.keys.service import NOTICE
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.settler import Settler
-from meterhouse.limits.memory import MemoryMeter
+from meterhouse.metering import Meter, Reservation
+from meterhouse.meters import open_meter
 from meterhouse.providers.breaker import Breakers, RetryBudget
 from meterhouse.providers.probe import Probe
 from meterhouse.providers.simulator import Simulator
@@ -43,8 +46,8 @@ from meterhouse.supply import Supply
 from meterhouse.telemetry.logs import Event, Format, RequestLog, configure, get_logger
 from meterhouse.telemetry.metrics import Metrics, Watched
 from meterhouse.telemetry.traces import Tracing
+from meterhouse.upkeep import repeat, start_upkeep
 
-SWEEP_SECONDS = 30.0
 LAST_USED_SECONDS = 60.0
 LAG_SECONDS = 0.5
 
@@ -115,20 +118,14 @@ async def open_gateway(
         await supply.open()
         upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
         records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
+        parts = await stack.enter_async_context(open_meter(settings, stores, records, metrics))
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
-        meter = MemoryMeter(
-            stores.clock,
-            records.balance.sums,
-            lease_ms=int(settings.lease_seconds * 1000),
-            lease_now_ms=lambda: time.monotonic_ns() // 1_000_000,
-        )
-        stack.push_async_callback(meter.close)
-        inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics, meter))
+        inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics, parts.meter))
         stack.callback(inference.counter.close)
         _watch(metrics, inference, request_log)
         _start_loops(inference, settings, stores)
-        tasks.keep(lambda: _repeat(SWEEP_SECONDS, meter.sweep))
+        start_upkeep(tasks, stores, metrics, parts)
         tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
         yield Gateway(
             settings=settings,
@@ -157,7 +154,7 @@ def _build_inference(
     stores: Stores,
     supply: Supply,
     records: Records,
-    shared: tuple[Upstream, Tasks, Metrics, MemoryMeter],
+    shared: tuple[Upstream, Tasks, Metrics, Meter],
 ) -> InferenceParts:
     upstream, tasks, metrics, meter = shared
     tenant_secret = hmac.new(stores.pepper, b"tenant separation", hashlib.sha256).digest()
@@ -185,8 +182,16 @@ def _build_inference(
         tasks=tasks,
         metrics=metrics,
         clock=stores.clock,
-        degraded=lambda reservation: b"meter" if reservation.is_degraded else b"",
+        degraded=partial(_name_degraded, records),
     )
+
+
+def _name_degraded(records: Records, reservation: Reservation) -> bytes:
+    """Name what an answer was made without: the meter, or the ledger's database (its records wait in the journal)."""
+    words = [b"meter"] if reservation.is_degraded else []
+    if records.is_late:
+        words.append(b"ledger")
+    return b", ".join(words)
 
 
 def _log_format(settings: Settings, stream: BinaryIO) -> Format:
@@ -209,6 +214,7 @@ def _log_failed_attempt(request_id: str, attempt: Attempt, error: UpstreamError)
 
 def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog) -> None:
     metrics.watch(Watched.OPEN_REQUESTS, lambda: len(inference.checkpointer.live))
+    metrics.watch(Watched.TASKS, lambda: len(asyncio.all_tasks()))
     metrics.watch(Watched.KEYRING_HITS, lambda: inference.keyring.hits)
     metrics.watch(Watched.KEYRING_MISSES, lambda: inference.keyring.misses)
     metrics.watch(Watched.DROPPED_LOG_LINES, lambda: request_log.dropped_lines)
@@ -221,22 +227,33 @@ def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) 
     keep(inference.pacer.run)
     keep(lambda: _repeat(settings.checkpoint_seconds, inference.checkpointer.checkpoint))
     uses = inference.checkpointer.collect_uses
-    keep(lambda: _repeat_async(settings.renew_seconds, lambda: inference.meter.renew(uses())))
-    keep(lambda: _repeat_async(settings.key_check_seconds, lambda: _cut_dead_keys(inference)))
-    keep(lambda: _repeat_async(LAST_USED_SECONDS, stores.keyring.flush_last_used))
+    keep(lambda: repeat(settings.renew_seconds, lambda: inference.meter.renew(uses())))
+    keep(lambda: _watch_keys(inference, settings.key_check_seconds))
+    if stores.notices is not None:
+        stores.notices.on(NOTICE, stores.keyring.hear)
+    keep(lambda: repeat(LAST_USED_SECONDS, stores.keyring.flush_last_used))
     keep(lambda: _watch_loop(inference.metrics))
+
+
+async def _watch_keys(inference: InferenceParts, every_seconds: float) -> None:
+    """Look at the keys of running answers now and then, and at once when one may have ended."""
+    has_news = asyncio.Event()
+    inference.keyring.watch(has_news.set)
+    while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(has_news.wait(), every_seconds)
+        has_news.clear()
+        await _cut_dead_keys(inference)
 
 
 async def _cut_dead_keys(inference: InferenceParts) -> None:
     """End the running answers of keys that were revoked or have expired since."""
     calls = inference.pacer.calls
-    for key_id in {call.tally.principal.key_id for call in calls}:
-        if await inference.keyring.find_live(key_id):
-            continue
-        for call in calls:
-            if call.tally.principal.key_id == key_id:
-                reason = StreamCut("The key of this request is no longer good.", code="key_revoked")
-                inference.pacer.cut(call, reason)
+    dead = await inference.keyring.find_dead({call.tally.principal.key_id for call in calls})
+    for call in calls:
+        if call.tally.principal.key_id in dead:
+            reason = StreamCut("The key of this request is no longer good.", code="key_revoked")
+            inference.pacer.cut(call, reason)
 
 
 async def _watch_loop(metrics: Metrics) -> None:
@@ -251,13 +268,3 @@ async def _repeat(every_seconds: float, work: Callable[[], object]) -> None:
     while True:
         await asyncio.sleep(every_seconds)
         work()
-
-
-async def _repeat_async(every_seconds: float, work: Callable[[], Awaitable[object]]) -> None:
-    """Do something over and over; a store that is down is tried again the next time."""
-    while True:
-        await asyncio.sleep(every_seconds)
-        try:
-            await work()
-        except StoreDown as error:
-            get_logger().warning(Event.STORE_FAILED, detail=error.detail)

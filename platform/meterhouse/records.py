@@ -5,11 +5,12 @@ there is for a few seconds; what remains is adopted at the next start.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from meterhouse.db.workers import WorkerStore
 from meterhouse.errors import StoreDown
 from meterhouse.http.tasks import Tasks
 from meterhouse.ledger.adopter import Adopter, AdoptionReport
@@ -26,7 +27,7 @@ from meterhouse.telemetry.metrics import Metrics, Watched
 DRAIN_SECONDS = 5.0
 JOURNALS = "journals"
 LATE_MS = 60_000
-"""Shipping is degraded when a record is this late."""
+"""Where the database takes records, but slowly, one that is this late means that it is degraded."""
 
 
 class Adoptions:
@@ -37,8 +38,6 @@ class Adoptions:
         self._folder = folder
         self._every_seconds = every_seconds
         self.total = AdoptionReport()
-        self.on_adopted: list[Callable[[Sequence[str]], Awaitable[None]]] = []
-        """Called with the ids of the journals whose records SQL has from then on."""
 
     async def adopt(self) -> None:
         """Adopt what there is.
@@ -46,11 +45,7 @@ class Adoptions:
         Raises:
             StoreDown: SQL cannot take it now.
         """
-        report = await self._adopter.adopt(self._folder)
-        self.total += report
-        if report.journal_ids:
-            for tell in self.on_adopted:
-                await tell(report.journal_ids)
+        self.total += await self._adopter.adopt(self._folder)
 
     async def run(self) -> None:
         """Look for dead journals, over and over."""
@@ -70,6 +65,8 @@ class Records:
     shipper: Shipper
     balance: Balance
     adoptions: Adoptions
+    on_drained: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """Called once nothing more is shipped, before the journal is closed."""
 
     def list_troubles(self) -> list[str]:
         """Say why new requests are refused; empty when they are not."""
@@ -78,6 +75,11 @@ class Records:
     def unshipped_age_ms(self) -> int:
         """Return how long ago the oldest request ended that the database does not have yet."""
         return self.shipper.lag.oldest_age_ms
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the database is away, or so far behind that its state must be said."""
+        return self.shipper.is_store_down or self.shipper.lag.oldest_age_ms > LATE_MS
 
     async def ship_all(self) -> None:
         """Ship what was recorded before this call."""
@@ -96,7 +98,8 @@ async def open_records(
     """
     folder = settings.data / JOURNALS
     log = get_logger()
-    adoptions = Adoptions(Adopter(stores.ledger, files, log), folder, settings.adopt_seconds)
+    adopter = Adopter(stores.ledger, files, log, on_shipped=WorkerStore(stores.engine).remove_journal)
+    adoptions = Adoptions(adopter, folder, settings.adopt_seconds)
     try:
         await adoptions.adopt()
     except StoreDown as error:
@@ -123,6 +126,8 @@ async def open_records(
     finally:
         await shipper.drain(DRAIN_SECONDS)
         await shipping.close()
+        for tell in records.on_drained:
+            await tell()
         await journal.close()
 
 
@@ -136,4 +141,4 @@ def _watch(metrics: Metrics, records: Records) -> None:
     metrics.watch(Watched.ADOPTED_RECORDS, lambda: records.adoptions.total.records)
     metrics.watch(Watched.WORKER_LOST_RECORDS, lambda: records.adoptions.total.worker_lost)
     metrics.watch(Watched.DEGRADED, lambda: int(not journal.is_writable), label="journal")
-    metrics.watch(Watched.DEGRADED, lambda: int(shipper.lag.oldest_age_ms > LATE_MS), label="shipping")
+    metrics.watch(Watched.DEGRADED, lambda: int(records.is_late), label="ledger")

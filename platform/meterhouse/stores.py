@@ -1,25 +1,41 @@
 """The stores of a process and what lives on them: opened by the server and by every command that needs no server."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import time_ns
 
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from meterhouse.db.catalog import Catalog
-from meterhouse.db.engine import close, open_engine, upgrade
+from meterhouse.db.clock import DatabaseClock
+from meterhouse.db.engine import close, open_engine
 from meterhouse.db.ledger import LedgerStore
+from meterhouse.db.policy import EnginePolicy
+from meterhouse.db.schema import upgrade
+from meterhouse.errors import StoreDown
 from meterhouse.ids import random_base62
 from meterhouse.keys.keyring import Keyring
+from meterhouse.keys.mirror import KeyMirror
 from meterhouse.keys.secret import Peppers
-from meterhouse.keys.service import KeyService
+from meterhouse.keys.service import KeyService, Others
+from meterhouse.metering import Clock
+from meterhouse.notices import Notices
 from meterhouse.settings import Settings, SettingsError
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic"
-ENVIRONMENT = "dev"
-"""What tenants' keys of the embedded form carry in their text."""
+EMBEDDED, PRODUCTION = "dev", "live"
+"""What tenants' keys of each form carry in their text."""
 PEPPER_CHARACTERS = 43
+CLOCK_SECONDS = 1.0
+"""How long the database may take to say the time before the rest opens without."""
 
 
 class SystemClock:
@@ -30,44 +46,108 @@ class SystemClock:
         return time_ns() // 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
     """The database and the services over it."""
 
+    engine: AsyncEngine
     catalog: Catalog
     ledger: LedgerStore
     keyring: Keyring
     service: KeyService
     pepper: bytes
     """The newest pepper, from which other secrets of the installation are derived."""
-    clock: SystemClock
+    clock: Clock
+    """The database's, where it is a server that several hosts share."""
+    notices: Notices | None
+    """How other processes are told; None without Redis."""
+    mirror: KeyMirror | None
 
 
 @asynccontextmanager
 async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
-    """Open the embedded database, brought up to date, with its services.
+    """Open the database with its services; the embedded one is brought up to date.
+
+    A database server may be away: keys are then served from where else they are known.
 
     Raises:
-        SettingsError: The folder cannot be written, or the pepper cannot be used.
-        StoreDown: The database cannot be opened.
+        SettingsError: The folder cannot be written, or the pepper or an address cannot be used.
+        StoreDown: The embedded database cannot be opened.
     """
-    folder = settings.data
-    make_folder(folder)
-    url = f"sqlite+aiosqlite:///{folder / 'ledger.db'}"
-    await upgrade(url, MIGRATIONS)
+    make_folder(settings.data)
+    if settings.database_url is None:
+        url = f"sqlite+aiosqlite:///{settings.data / 'ledger.db'}"
+        await upgrade(url, MIGRATIONS)
+    else:
+        url = settings.database_url.get_secret_value()
     peppers = _peppers(settings)
-    clock = SystemClock()
-    engine = open_engine(url)
-    try:
+    async with AsyncExitStack() as stack:
+        engine = open_engine(url, _policy(settings))
+        stack.push_async_callback(close, engine)
+        clock = SystemClock() if settings.database_url is None else await _open_clock(engine)
         catalog = Catalog(engine)
-        keyring = Keyring(catalog.keys, Peppers(peppers), clock, fresh_ms=int(settings.key_fresh_seconds * 1000))
-        service = KeyService(catalog, Peppers(peppers), clock, environment=ENVIRONMENT, keyring=keyring)
-        try:
-            yield Stores(catalog, LedgerStore(engine), keyring, service, peppers[max(peppers)], clock)
-        finally:
-            await keyring.close()
-    finally:
-        await close(engine)
+        mirror, notices = None, None
+        if settings.redis_url is not None:
+            client = open_redis(settings.redis_url.get_secret_value(), settings.redis_timeout_seconds)
+            stack.push_async_callback(client.aclose)
+            mirror = KeyMirror(client, clock, peppers[max(peppers)], settings.redis_timeout_seconds)
+            stack.push_async_callback(mirror.close)
+            notices = Notices(settings.redis_url.get_secret_value())
+            stack.push_async_callback(notices.close)
+        keyring = Keyring(
+            catalog.keys, Peppers(peppers), clock, mirror, fresh_ms=int(settings.key_fresh_seconds * 1000)
+        )
+        stack.push_async_callback(keyring.close)
+        service = KeyService(
+            catalog,
+            Peppers(peppers),
+            clock,
+            environment=EMBEDDED if settings.database_url is None else PRODUCTION,
+            keyring=keyring,
+            others=Others(mirror, None if notices is None else notices.publish),
+        )
+        yield Stores(
+            engine=engine,
+            catalog=catalog,
+            ledger=LedgerStore(engine),
+            keyring=keyring,
+            service=service,
+            pepper=peppers[max(peppers)],
+            clock=clock,
+            notices=notices,
+            mirror=mirror,
+        )
+
+
+async def _open_clock(engine: AsyncEngine) -> DatabaseClock:
+    """Ask the database for the time; while it is away, this machine's serves (``upkeep`` asks again)."""
+    clock = DatabaseClock(engine)
+    with suppress(StoreDown, TimeoutError):
+        async with asyncio.timeout(CLOCK_SECONDS):
+            await clock.synchronize()
+    return clock
+
+
+def open_redis(url: str, timeout_seconds: float) -> Redis | RedisCluster:
+    """Prepare a client that tries once and gives up quickly; nothing is connected before its first command."""
+    scheme, _, rest = url.partition("://")
+    retry = Retry(NoBackoff(), 0)
+    if scheme.endswith("+cluster"):
+        return RedisCluster.from_url(
+            f"{scheme.removesuffix('+cluster')}://{rest}",
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            retry=retry,
+        )
+    return Redis.from_url(url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=retry)
+
+
+def _policy(settings: Settings) -> EnginePolicy:
+    return EnginePolicy(
+        connections=settings.database_connections,
+        statement_timeout_seconds=settings.statement_timeout_seconds,
+        lock_timeout_seconds=settings.lock_timeout_seconds,
+    )
 
 
 def make_folder(folder: Path) -> None:

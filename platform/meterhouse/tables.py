@@ -41,7 +41,7 @@ async def print_usage(ledger: LedgerStore, by: Sequence[str], from_ms: int) -> N
             str(row.usage.output_tokens),
             format_usd(row.charge_nanos),
         )
-    _print(table)
+    print_table(table)
     print(f"{sum(row.requests for row in rows)} requests, {format_usd(sum(row.charge_nanos for row in rows))} USD")
 
 
@@ -58,7 +58,7 @@ async def print_keys(stores: Stores, project_id: str | None) -> None:
             used = _moment(key.last_used_at_ms) if key.last_used_at_ms else "never"
             table.add_row(key.id, key.name, key.project_id, key.redacted, own, state, used)
         after = page[-1].id
-    _print(table)
+    print_table(table)
 
 
 async def print_prices(stores: Stores) -> None:
@@ -68,7 +68,7 @@ async def print_prices(stores: Stores) -> None:
         lines = ", ".join(f"{line.kind} {format_usd(line.nanos_per_million)}" for line in price.components)
         start = _moment(price.effective_from_ms) if price.effective_from_ms else "always"
         table.add_row(price.provider, price.model, start, lines, price.source)
-    _print(table)
+    print_table(table)
 
 
 def print_settings(settings: Settings) -> None:
@@ -78,10 +78,11 @@ def print_settings(settings: Settings) -> None:
         value = getattr(settings, name)
         shown = "********" if isinstance(value, SecretStr) else "" if value is None else str(value)
         table.add_row(f"{PREFIX}{name.upper()}", shown, field.description or "")
-    _print(table)
+    print_table(table)
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """Print a table as wide as the terminal; into a pipe as wide as it needs to be."""
     console = Console()
     # A pipe has no width: a table for another program must not be cut at 80 columns.
     Console(width=None if console.is_terminal else 400).print(table)

@@ -6,9 +6,16 @@ from collections.abc import Iterator
 from architecture.tree import nodes, place, sources
 
 TASKS_ALLOWED = {
+    "limits/allowance.py": "the one writer of the file, awaited by close()",
+    "limits/lane.py": "the one task that keeps a server connected, awaited by close(); it catches what can fail",
+    "limits/link.py": "announcements and the map of slots, cancelled and awaited by close()",
+    "limits/pool.py": "the one draw of a pool, awaited by close()",
     "http/tasks.py": "the helper: keeps the reference, logs a failure, is awaited at shutdown",
+    "limits/learning.py": "one operation for all who wait; kept in its flight until it ends",
     "limits/counters.py": "one reading of the ledger for all who wait; kept in _flights until it ends",
     "keys/keyring.py": "one look-up of a key for all who wait; kept in _running until it ends",
+    "keys/reader.py": "one query for all keys that wait; each task is kept until it ends, and awaited by close",
+    "keys/mirror.py": "one writer for all that waits; kept in _writer until it ends, and ended by close",
 }
 BROAD_EXCEPT_ALLOWED = {
     "http/middleware.py": "the request edge: anything unforeseen is a 500 and pages",

@@ -40,7 +40,7 @@ def test_a_first_key_needs_no_server_and_opens_one_that_is_started_later(tmp_pat
     out = good(tmp_path, "usage", "--data", "d", "--by", "key,model")
     assert re.search(rf"{key_id} +simulator-instant +2 +2 ", out), out
     assert re.search(r"^2 requests, 0\.\d+ USD$", out, re.MULTILINE), out
-    assert "agrees" in good(tmp_path, "ledger", "check", "--data", "d")
+    assert "agrees" in good(tmp_path, "ledger", "rebuild", "--check", "--data", "d")
 
 
 def test_a_key_is_listed_without_its_secret_rotated_and_revoked(data: Path) -> None:
@@ -114,7 +114,7 @@ def test_check_shows_every_setting_and_masks_secrets(data: Path) -> None:
     [
         "", "dev", "check", "usage", "keys", "keys create", "keys create-admin", "keys list", "keys revoke",
         "keys rotate", "limits", "limits set", "limits show", "prices", "prices set", "prices list", "ledger",
-        "ledger check",
+        "ledger rebuild",
     ],
 )  # fmt: skip
 def test_help_says_what_a_command_is_for(data: Path, command: str) -> None:

@@ -50,18 +50,11 @@ def limit(scope, scope_id, amount=10, **changes):
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "catalog.db"
-
-
-@pytest.fixture
-async def engine(path):
-    async with opened_store(path) as engine:
-        yield engine
-
-
-@pytest.fixture
 async def catalog(engine):
+    return await filled(engine)
+
+
+async def filled(engine):
     catalog = Catalog(engine)
     await catalog.organizations.insert_organization(ORGANIZATION)
     await catalog.organizations.insert_project(PROJECT)
@@ -285,7 +278,15 @@ async def test_a_meta_value_is_what_was_put_last(catalog):
     assert await catalog.meta.find_value("seeded") == "2"
 
 
-async def test_without_a_database_every_method_is_store_down(catalog, engine, path):
+async def test_without_a_database_every_method_is_store_down(tmp_path):
+    path = tmp_path / "catalog.db"
+    async with opened_store(path) as engine:
+        catalog = await filled(engine)
+        await assert_down_while_away(catalog, engine, path)
+        assert await catalog.organizations.find_project("proj_1") == PROJECT
+
+
+async def assert_down_while_away(catalog, engine, path):
     async with taken_away(engine, path):
         for call in (
             catalog.organizations.find_organization("org_1"),
@@ -299,4 +300,3 @@ async def test_without_a_database_every_method_is_store_down(catalog, engine, pa
         ):
             with pytest.raises(StoreDown):
                 await call
-    assert await catalog.organizations.find_project("proj_1") == PROJECT

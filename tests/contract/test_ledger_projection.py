@@ -4,19 +4,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fakes.ledger import HOUR, record, rows_of
-from fakes.store import opened_store
 from meterhouse.db.engine import writing
 from meterhouse.db.ledger import LedgerStore
 from meterhouse.db.tables import DURATION_BOUNDS_MS, FIRST_TOKEN_BOUNDS_MS, HOUR_MS, usage_hour
 from meterhouse.ids import new_request_id
 from meterhouse.money import Meterable
 from meterhouse.usage import Outcome, Usage
-
-
-@pytest.fixture
-async def engine(tmp_path):
-    async with opened_store(tmp_path / "ledger.db") as engine:
-        yield engine
 
 
 @pytest.fixture

@@ -1,365 +1,234 @@
-"""Any order of what workers do to a meter, against an exact model of what it must say.
+"""Any order of what workers and servers do to a meter, on both meters; the rules and the model are in the fakes.
 
-The model keeps every request for ever and adds up with fractions; the meter forgets, caches and reaps. After each
-step, every limit that the meter has met must stand where the model says, and no decision may differ from the model's.
+``METERHOUSE_TEST_EXAMPLES`` asks for that many examples of each instead of the few of an ordinary run.
 """
 
-import asyncio
-from fractions import Fraction
-from math import ceil
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
+from fakes.link_bench import until
+from fakes.meter_bench import LEASE_MS, Bench, RedisBench, ServerClock
+from fakes.meter_machine import MeterMachine
 from fakes.meter_model import Request, amount_of, hold_of
-from fakes.meter_oracle import ORGANIZATION, FakeClock, Oracle, Record, build_demand, is_in_period, is_in_scope
-from meterhouse.limits.limit import parse_limits
-from meterhouse.limits.memory import MemoryMeter
-from meterhouse.limits.window import period_of
-from meterhouse.metering import (
-    Demand,
-    Kind,
-    Limit,
-    LimitState,
-    Nature,
-    Period,
-    Refusal,
-    RefusalKind,
-    Reservation,
-    Scope,
-    Settlement,
-    Use,
-    Window,
-)
+from fakes.meter_oracle import ORGANIZATION, Oracle, Record, admitted, is_in_scope
+from fakes.servers import RedisServer
+from meterhouse.limits.layout import ACTIVE_KEY, encode_settle, keys_of
+from meterhouse.limits.redis import RedisMeter
+from meterhouse.limits.scripts import load_scripts
+from meterhouse.metering import Limit, Nature, Reservation, Settlement
 from meterhouse.usage import Exactness
 
-LEASE_MS = 60_000
-HOUR_MS = 3_600_000
-LATEST_LATE_MS = 40 * HOUR_MS
-KEY_TEXT = "8/minute; tokens 30000/minute; 3 per 3 seconds; concurrent 4; requests 12/day; spend 0.00004 USD/month"
-MODEL_TEXT = "tokens 40000/day for small; requests 20 total for small; concurrent 2 for small; 5/second for small"
-SHARED_TEXT = "tokens 90000 total; spend 0.0003 USD/day; concurrent 6; tokens 60000/hour"
+MEMORY_EXAMPLES = 60
+REDIS_EXAMPLES = 20
+RARELY = st.sampled_from([False, False, True])
 
 
-ASKED = st.fixed_dictionaries(
-    {
-        "key": st.sampled_from(["key_1", "key_2"]),
-        "model": st.sampled_from(["small", "large"]),
-        "output_tokens": st.integers(0, 9_000),
-        "held_input_tokens": st.integers(0, 3_000) | st.integers(0, 60_000),
-        "choices": st.integers(1, 2),
-        "is_streamed": st.booleans(),
-        "is_hidden": st.booleans(),
-        "knows_all_limits": st.sampled_from([True, True, True, False]),
-    }
-)
-"""What a client may ask for; one in four comes with a principal that lists only half of the limits."""
-
-
-@settings(max_examples=60, stateful_step_count=40, deadline=None, database=None)
-class MeterMachine(RuleBasedStateMachine):
-    """Two keys of one project, two models, limits of every kind and scope."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runner = asyncio.Runner()
-        self.clock = FakeClock()
-        self.oracle = Oracle()
-        self.requests: list[Request] = []
-        self.met: set[Limit] = set()
-        self.overruns: dict[tuple[Limit, int | None], int] = {}
-        self.rates: dict[Limit, dict[int, int]] = {}
-        self.meter = MemoryMeter(self.clock, self.oracle.seed, lease_ms=LEASE_MS, seed_wait_seconds=30)
-        shared = parse_limits(SHARED_TEXT, Scope.ORGANIZATION, "org_1")
-        shared += parse_limits(MODEL_TEXT, Scope.PROJECT, "proj_1")
-        self.limits = {key: parse_limits(KEY_TEXT, Scope.KEY, key) + shared for key in ("key_1", "key_2")}
-        self.partial = {key: limits[1::2] for key, limits in self.limits.items()}
-
-    def teardown(self) -> None:
-        self.runner.run(self.meter.close())
-        self.runner.close()
-
-    @initialize(hours=st.integers(0, 31 * 24))
-    def begin_somewhere_in_the_month(self, hours: int) -> None:
-        self.clock.move(hours=hours)
-
-    # --- what workers do
-
-    @rule(asked=st.lists(ASKED, min_size=1, max_size=5))
-    def reserve(self, asked: list[dict[str, int]]) -> None:
-        for sizes in asked:
-            self.reserve_one(**sizes)
-
-    @rule(asked=st.lists(ASKED, min_size=3, max_size=8), ms=st.integers(0, 20_000))
-    def reserve_in_a_burst(self, asked: list[dict[str, int]], ms: int) -> None:
-        for sizes in asked:
-            self.clock.move(ms=ms)
-            self.reserve_one(**sizes)
-
-    def reserve_one(self, *, key: str, model: str, knows_all_limits: bool, is_hidden: bool, **sizes: int) -> None:
-        demand = build_demand(
-            (self.limits if knows_all_limits else self.partial)[key],
-            root_key_id=key,
-            model=model,
-            rate_input_tokens=sizes["held_input_tokens"] // 3,
-            rate_output_tokens=min(sizes["output_tokens"], 4_096),
-            holds_whole_allowance=is_hidden,
-            input_nanos_per_million=0 if model == "small" else 1_234_567,
-            output_nanos_per_million=333_333 if model == "small" else 2_500_001,
-            request_nanos=3,
-            **sizes,
-        )
-        self.reap_expired()
-        self.met |= set(demand.limits)
-        before = {limit: self.expect(limit) for limit in demand.limits if limit.model in {None, model}}
-        decision = self.runner.run(self.meter.reserve(demand))
-        if isinstance(decision, Refusal):
-            self.check_refusal(demand, decision, before)
-        else:
-            self.check_admission(demand, decision, before)
-
-    @precondition(lambda self: any(request.is_live for request in self.requests))
-    @rule(data=st.data(), output_tokens=st.integers(0, 5_000))
-    def extend(self, data: st.DataObject, output_tokens: int) -> None:
-        request = data.draw(st.sampled_from([request for request in self.requests if request.is_live]))
-        held = request.reservation.held_output_tokens
-        has_room = True
-        if held is not None:
-            for limit in self.limits_held_in_full(request.demand):
-                more = hold_of(limit, request.demand, held + output_tokens) - hold_of(limit, request.demand, held)
-                state = self.expect(limit, period_of(limit, request.reservation.admitted_at_ms))
-                has_room &= output_tokens == 0 or state.spent + state.reserved + more <= limit.amount
-        assert self.runner.run(self.meter.extend(request.reservation, output_tokens)) is has_room
-        if held is None or not has_room:
-            assert request.reservation.held_output_tokens == held
-            return
-        assert request.reservation.held_output_tokens == held + output_tokens
-        for limit in self.unlisted(request.demand):
-            more = hold_of(limit, request.demand, held + output_tokens) - hold_of(limit, request.demand, held)
-            self.add_overrun(limit, request, more)
-
-    @precondition(lambda self: any(self.can_settle(request) for request in self.requests))
-    @rule(
-        data=st.data(),
-        shares=st.lists(st.integers(0, 130), min_size=1, max_size=5),
-        exactness=st.sampled_from(Exactness),
-        is_sent=st.sampled_from([True, True, True, False]),
-    )
-    def settle(self, data: st.DataObject, shares: list[int], exactness: Exactness, is_sent: bool) -> None:
-        for share in shares:
-            open_requests = [request for request in self.requests if self.can_settle(request)]
-            if open_requests:
-                self.settle_one(data.draw(st.sampled_from(open_requests)), share, exactness, is_sent=is_sent)
-
-    def settle_one(self, request: Request, share: int, exactness: Exactness, *, is_sent: bool) -> None:
-        demand = request.demand
-        tokens = (demand.held_input_tokens + request.held_output_tokens) * share // 100
-        settlement = Settlement(1, tokens, tokens * 7 // 3, exactness) if is_sent else Settlement(0, 0, 0, exactness)
-        self.resolve(request, settlement, is_reaping=False)
-        self.oracle.records.append(Record(demand, request.reservation.admitted_at_ms, settlement))
-        self.meter.settle(request.reservation, settlement)
-
-    @precondition(lambda self: bool(self.requests))
-    @rule(data=st.data(), tokens=st.integers(0, 9_000))
-    def come_again(self, data: st.DataObject, tokens: int) -> None:
-        request = data.draw(st.sampled_from(self.requests))
-        if request.is_live:
-            assert self.runner.run(self.meter.reserve(request.demand)) is request.reservation
-        elif request.settlement is not None:
-            self.meter.settle(request.reservation, Settlement(1, tokens, tokens, Exactness.REPORTED))
-
-    @precondition(lambda self: bool(self.requests))
-    @rule(data=st.data(), tokens=st.integers(0, 5_000), is_sent=st.booleans())
-    def renew(self, data: st.DataObject, tokens: int, is_sent: bool) -> None:
-        chosen = data.draw(st.lists(st.sampled_from(self.requests), max_size=4))
-        use = Use(is_sent=is_sent, total_tokens=tokens, charge_nanos=tokens * 2)
-        self.runner.run(self.meter.renew({request.demand.request_id: use for request in chosen}))
-        for request in chosen:
-            if request.is_live:
-                request.use = use
-                request.expires_at_ms = self.clock.now_ms() + LEASE_MS
-
-    @rule(looks_at_all_limits=st.booleans())
-    def sweep(self, looks_at_all_limits: bool) -> None:
-        assert self.meter.sweep() == self.reap_expired()
-        if looks_at_all_limits:
-            self.met |= {*self.limits["key_1"], *self.limits["key_2"]}
-
-    @rule(ms=st.sampled_from([1, 400, 999, 1_000, 7_300, 30_000, 59_999, 60_000, 61_001, 3 * HOUR_MS, None]))
-    def wait(self, ms: int | None) -> None:
-        if ms is None:
-            month = period_of(Limit(Scope.KEY, "", Kind.SPEND, Window.MONTH, 1), self.clock.now_ms())
-            assert month.end_ms is not None
-            ms = month.end_ms - self.clock.now_ms() - 1
-        self.clock.move(ms=ms)
+class MemoryMachine(MeterMachine):
+    """One process, which takes everything with it when it dies."""
 
     @rule(share=st.integers(0, 100), happens=st.sampled_from([False, False, False, True]))
     def crash_and_restart(self, share: int, happens: bool) -> None:
         """The journal's adopter writes what was lost; a new meter knows what the ledger knows."""
         if not happens:
             return
-        self.runner.run(self.meter.close())
         for request in self.requests:
             if request.settlement is None:
                 tokens = request.held_output_tokens * share // 100
                 request.settlement = Settlement(1, tokens, tokens, Exactness.COUNTED)
                 self.count_overrun(request, request.settlement, held=request.reaped_at_ms is None)
-                at_ms = request.reservation.admitted_at_ms
-                self.oracle.records.append(Record(request.demand, at_ms, request.settlement))
+                self.write_record(request)
         self.rates.clear()
-        self.meter = MemoryMeter(self.clock, self.oracle.seed, lease_ms=LEASE_MS, seed_wait_seconds=30)
+        self.runner.run(self.bench.restart())
 
-    # --- what must hold
 
-    @invariant()
-    def every_limit_stands_where_the_model_says(self) -> None:
-        limits = sorted(self.met, key=repr)
-        for limit, state in zip(limits, self.runner.run(self.meter.list_states(ORGANIZATION, limits)), strict=True):
-            expected = self.expect(limit)
-            assert (state.spent, state.reserved) == (expected.spent, expected.reserved), limit
-            if limit.nature in {Nature.QUOTA, Nature.BUDGET}:
-                period = period_of(limit, self.clock.now_ms())
-                overrun = self.overruns.get((limit, period.start_ms), 0)
-                assert state.spent + state.reserved <= limit.amount + overrun, limit
-            if not any(request.is_live for request in self.requests):
-                assert state.reserved == 0
+class ModelledOracle(Oracle):
+    """A ledger in which everything that was settled or reaped is written down in the same moment."""
 
-    def check_admission(self, demand: Demand, reservation: Reservation, before: dict[Limit, LimitState]) -> None:
-        now_ms = self.clock.now_ms()
-        assert reservation.admitted_at_ms == now_ms
-        allowance, output = reservation.allowance_tokens, reservation.held_output_tokens
-        request = Request(demand, reservation, now_ms + LEASE_MS)
-        assert (output is not None) == any(limit.is_held_in_full for limit in before)
-        if output is not None:
-            assert allowance is not None
-            assert min(demand.output_tokens, 1_024) <= allowance <= demand.output_tokens
-            is_sliced = demand.is_streamed and not demand.holds_whole_allowance
-            assert output == (min(allowance, 2_048) if is_sliced else allowance) * demand.choices
-        for limit, state in before.items():
-            if limit.nature is Nature.RATE:
-                amount = self.rate_demand(limit, demand, allowance)
-                index = now_ms // limit.window_ms
-                window = self.rates.setdefault(limit, {})
-                window[index] = window.get(index, 0) + amount
-                request.rate_windows[limit] = (index, amount)
-            elif limit.nature is Nature.GAUGE:
-                amount = 1
-            else:
-                amount = hold_of(limit, demand, request.held_output_tokens)
-            assert state.spent + state.reserved + amount <= limit.amount, limit
-        for limit in self.unlisted(demand):
-            self.add_overrun(limit, request, hold_of(limit, demand, request.held_output_tokens))
-        self.requests.append(request)
+    requests: Sequence[Request] = ()
 
-    def check_refusal(self, demand: Demand, refusal: Refusal, before: dict[Limit, LimitState]) -> None:
-        state = before[refusal.limit]
-        limit, amount = refusal.limit, refusal.limit.amount
-        floor_tokens = min(demand.output_tokens, 1_024) * demand.choices
-        smallest = 1 if limit.nature in {Nature.GAUGE, Nature.RATE} else hold_of(limit, demand, floor_tokens)
-        if refusal.kind is RefusalKind.TOO_LARGE:
-            assert refusal.demanded > amount
-            assert limit.nature is Nature.RATE or refusal.demanded == smallest
-        elif refusal.kind is RefusalKind.SPENT:
-            assert smallest <= amount < state.spent + smallest
-        elif refusal.kind is RefusalKind.RESERVED:
-            assert state.spent + smallest <= amount < state.spent + state.reserved + smallest
-        else:
-            assert state.spent + refusal.demanded > amount >= refusal.demanded
-            assert refusal.retry_after_seconds is not None
-            wait_ms = round(refusal.retry_after_seconds * 1000)
-            assert self.rate_used(limit, self.clock.now_ms() + wait_ms) + refusal.demanded <= amount
-            assert self.rate_used(limit, self.clock.now_ms() + wait_ms - 1) + refusal.demanded > amount
-        assert (refusal.retry_after_seconds is None) == (refusal.kind in {RefusalKind.TOO_LARGE, RefusalKind.SPENT})
-
-    # --- the model
-
-    def expect(self, limit: Limit, period: Period | None = None) -> LimitState:
-        now_ms = self.clock.now_ms()
-        if limit.nature is Nature.RATE:
-            return LimitState(limit, self.rate_used(limit, now_ms), 0, None)
-        mine = [request for request in self.requests if is_in_scope(limit, request.demand)]
-        if limit.nature is Nature.GAUGE:
-            return LimitState(limit, 0, sum(request.is_live for request in mine), None)
-        period = period or period_of(limit, now_ms)
-        mine = [request for request in mine if is_in_period(period, request.reservation.admitted_at_ms)]
-        spent = sum(amount_of(limit, request.applied) for request in mine)
-        reserved = sum(
-            hold_of(limit, request.demand, request.held_output_tokens) for request in mine if request.is_live
-        )
-        return LimitState(limit, spent, reserved, None)
-
-    def rate_used(self, limit: Limit, now_ms: int) -> int:
-        windows = self.rates.get(limit, {})
-        index, elapsed_ms = divmod(now_ms, limit.window_ms)
-        share = 1 - Fraction(elapsed_ms, limit.window_ms)
-        return windows.get(index, 0) + ceil(windows.get(index - 1, 0) * share)
-
-    def rate_demand(self, limit: Limit, demand: Demand, allowance: int | None) -> int:
-        if limit.kind is Kind.REQUESTS:
-            return 1
-        output = demand.rate_output_tokens if allowance is None else min(allowance, demand.rate_output_tokens)
-        return demand.rate_input_tokens + output * demand.choices
-
-    def limits_held_in_full(self, demand: Demand) -> list[Limit]:
-        """The limits that judge an extension: those of the admission."""
-        return [limit for limit in demand.limits if limit.is_held_in_full and limit.model in {None, demand.model}]
-
-    def can_settle(self, request: Request) -> bool:
-        is_forgotten = request.reaped_at_ms is not None and (
-            self.clock.now_ms() - request.reaped_at_ms > LATEST_LATE_MS
-        )
-        return request.settlement is None and not is_forgotten
-
-    def reap_expired(self) -> int:
-        expired = [
-            request for request in self.requests if request.is_live and request.expires_at_ms <= self.clock.now_ms()
+    @property
+    def records(self) -> list[Record]:  # type: ignore[override]
+        return [
+            Record(request.demand, request.reservation.admitted_at_ms, request.applied)
+            for request in self.requests
+            if not request.is_live
         ]
-        for request in expired:
-            use = request.use
-            is_sent = use is not None and use.is_sent
-            settlement = (
-                Settlement(1, use.total_tokens, use.charge_nanos, Exactness.COUNTED) if use and is_sent else None
-            )
-            self.resolve(request, settlement or Settlement(0, 0, 0, Exactness.COUNTED), is_reaping=True)
-        return len(expired)
+
+    @records.setter
+    def records(self, records: list[Record]) -> None:
+        assert not records
+
+
+class RedisMachine(MeterMachine):
+    """A worker that may die, and a server that may lose everything."""
+
+    before_end_ms = 50
+    bench: RedisBench
+    oracle: ModelledOracle
+
+    def __init__(self, server: RedisServer, folder: Path) -> None:
+        server.flush()
+        oracle = ModelledOracle()
+        super().__init__(RedisBench(clock=ServerClock(server), oracle=oracle, server=server, folder=folder))
+        oracle.requests = self.requests
+        self.runner.run(self.bench.create())
+        self.asked = 0
+
+    def prepare(self, limits: Sequence[Limit]) -> None:
+        """Have unknown limits learned, and let the millisecond pass in which that was: later requests say so."""
+        self.runner.run(self.bench.meter.list_states(ORGANIZATION, limits))
+        if self.oracle.calls != self.asked or self.bench.flushes:
+            self.asked, self.bench.flushes = self.oracle.calls, 0
+            self.clock.move(ms=3)
+
+    async def tell(self, reservation: Reservation, settlement: Settlement) -> None:
+        """A script that the server has forgotten is sent again, after what was asked meanwhile."""
+        await super().tell(reservation, settlement)
+        await self.redis_meter.settlements.drain()
+
+    def write_record(self, request: Request) -> None:
+        """The ledger reads it from the model; what was learned since the reaping misses what the settlement changes."""
+
+    def settle_one(self, request: Request, share: int, exactness: Exactness, *, is_sent: bool) -> None:
+        was_reaped = request.reaped_at_ms is not None
+        super().settle_one(request, share, exactness, is_sent=is_sent)
+        if was_reaped and request.learnings_at_reaping != self.oracle.calls:
+            self.runner.run(self.bench.reconcile())
+            self.asked = self.oracle.calls
+            self.clock.move(ms=3)
+
+    def settle_again(self, request: Request, settlement: Settlement) -> None:
+        """The answer was lost, and the settlement is sent again."""
+        payload = encode_settle([(request.demand.request_id, settlement)])
+        self.runner.run(self.call_settle(payload))
+
+    async def call_settle(self, payload: bytes) -> None:
+        await self.bench.link.call(load_scripts().settle, keys_of(ORGANIZATION), payload)
 
     def resolve(self, request: Request, settlement: Settlement, *, is_reaping: bool) -> None:
-        self.count_overrun(request, settlement, held=request.is_live)
-        now_ms = self.clock.now_ms()
-        for limit, (index, debited) in request.rate_windows.items():
-            difference = amount_of(limit, settlement) - debited
-            if difference < 0 and settlement.exactness is not Exactness.REPORTED:
-                continue
-            now_index = now_ms // limit.window_ms
-            counts = index >= now_index - 1
-            if counts or difference > 0:
-                window = self.rates.setdefault(limit, {})
-                target = index if counts else now_index
-                window[target] = window.get(target, 0) + difference
-            request.rate_windows[limit] = (index, debited + difference)
+        super().resolve(request, settlement, is_reaping=is_reaping)
         if is_reaping:
-            request.reaped_at_ms = now_ms
-        else:
-            request.settlement = settlement
+            request.learnings_at_reaping = self.oracle.calls
 
-    def count_overrun(self, request: Request, settlement: Settlement, *, held: bool) -> None:
-        for limit in {*self.limits["key_1"], *self.limits["key_2"]}:
-            if is_in_scope(limit, request.demand) and limit.nature in {Nature.QUOTA, Nature.BUDGET}:
-                hold = hold_of(limit, request.demand, request.held_output_tokens) if held else 0
-                known = 0 if held else amount_of(limit, request.applied)
-                self.add_overrun(limit, request, amount_of(limit, settlement) - max(hold, known))
+    @property
+    def redis_meter(self) -> RedisMeter:
+        assert isinstance(self.meter, RedisMeter)
+        return self.meter
 
-    def unlisted(self, demand: Demand) -> list[Limit]:
-        """Quotas and budgets in scope that the principal did not list: nothing holds the request back."""
-        others = {*self.limits["key_1"], *self.limits["key_2"]} - set(demand.limits)
-        natures = {Nature.QUOTA, Nature.BUDGET}
-        return [limit for limit in others if limit.nature in natures and is_in_scope(limit, demand)]
+    def sweep(self, looks_at_all_limits: bool) -> None:
+        self.runner.run(self.note_activity())
+        super().sweep(looks_at_all_limits)
 
-    def add_overrun(self, limit: Limit, request: Request, amount: int) -> None:
-        period = period_of(limit, request.reservation.admitted_at_ms)
-        key = (limit, period.start_ms)
-        self.overruns[key] = self.overruns.get(key, 0) + max(0, amount)
+    async def note_activity(self) -> None:
+        await self.bench.link.command("ZADD", ACTIVE_KEY, self.clock.now_ms(), ORGANIZATION)
+
+    # --- what befalls workers and servers
+
+    @precondition(lambda self: any(request.is_live for request in self.requests))
+    @rule(happens=RARELY)
+    def crash(self, happens: bool) -> None:
+        """A worker dies; another takes its place, and knows none of its reservations."""
+        if happens:
+            for request in self.requests:
+                request.is_orphan = True
+            self.runner.run(self.bench.replace_worker())
+
+    @precondition(lambda self: any(request.is_live and request.is_orphan for request in self.requests))
+    @rule(data=st.data())
+    def come_again_elsewhere(self, data: st.DataObject) -> None:
+        """A reservation of a dead worker is asked for again: it is the same one."""
+        lost = [request for request in self.requests if request.is_live and request.is_orphan]
+        request = data.draw(st.sampled_from(lost))
+        before, again = request.reservation, admitted(self.runner.run(self.meter.reserve(request.demand)))
+        fields = ("request_id", "admitted_at_ms", "allowance_tokens", "held_output_tokens", "held_nanos")
+        assert [getattr(again, name) for name in fields] == [getattr(before, name) for name in fields]
+        request.reservation, request.is_orphan = again, False
+
+    @rule(happens=RARELY)
+    def lose_everything(self, happens: bool) -> None:
+        """FLUSHALL."""
+        if happens:
+            self.bench.server.flush()
+            self.lose()
+
+    @rule(happens=st.sampled_from([False, False, False, False, False, True]))
+    def restart_empty(self, happens: bool) -> None:
+        if happens:
+            self.runner.run(self.restart_server())
+            self.lose()
+
+    @rule()
+    def forget_scripts(self) -> None:
+        self.redis_server.cli("SCRIPT", "FLUSH", "SYNC")
+
+    @rule()
+    def reconcile(self) -> None:
+        """What is exact stays as it is."""
+        self.runner.run(self.note_activity())
+        self.reap_expired()
+        before = self.bench.learner.figures.counter_drift_total
+        self.runner.run(self.bench.reconcile())
+        assert self.bench.learner.figures.counter_drift_total == before
+        self.clock.move(ms=3)
+
+    @property
+    def redis_server(self) -> RedisServer:
+        assert isinstance(self.bench.server, RedisServer)
+        return self.bench.server
+
+    async def restart_server(self) -> None:
+        run_id = self.bench.link.run_id
+        self.redis_server.restart()
+        await until(lambda: self.bench.link.is_up and self.bench.link.run_id != run_id)
+
+    def lose(self) -> None:
+        """Redis is empty. What this worker has is registered again; what dead ones had is in the ledger."""
+        self.clock.move(ms=3)
+        self.rates.clear()
+        for request in self.requests:
+            request.rate_windows.clear()
+            if request.settlement is not None:
+                continue
+            if request.is_orphan:
+                self.resolve_lost(request)
+            else:
+                self.hold_again(request)
+        self.prepare(sorted(self.met, key=repr))
+
+    def resolve_lost(self, request: Request) -> None:
+        if request.is_live:
+            use = request.use
+            is_sent = use is not None and use.is_sent
+            truth = Settlement(1, use.total_tokens, use.charge_nanos, Exactness.COUNTED) if use and is_sent else None
+            self.resolve(request, truth or Settlement(0, 0, 0, Exactness.COUNTED), is_reaping=True)
+
+    def hold_again(self, request: Request) -> None:
+        """Also what was reaped is held again: its worker has it still."""
+        if request.reaped_at_ms is not None:
+            applied, request.reaped_at_ms = request.applied, None
+            for limit in {*self.limits["key_1"], *self.limits["key_2"]}:
+                if is_in_scope(limit, request.demand) and limit.nature in {Nature.QUOTA, Nature.BUDGET}:
+                    self.add_overrun(
+                        limit,
+                        request,
+                        hold_of(limit, request.demand, request.held_output_tokens) - amount_of(limit, applied),
+                    )
+        request.expires_at_ms = self.clock.now_ms() + LEASE_MS
 
 
-TestMeterMachine = MeterMachine.TestCase
+def examples(usual: int) -> settings:
+    count = int(os.environ.get("METERHOUSE_TEST_EXAMPLES", usual))
+    return settings(max_examples=count, stateful_step_count=40, deadline=None, database=None)
+
+
+def test_any_order_in_memory() -> None:
+    run_state_machine_as_test(lambda: MemoryMachine(Bench()), settings=examples(MEMORY_EXAMPLES))
+
+
+def test_any_order_on_redis(timed_redis_server: RedisServer, tmp_path: Path) -> None:
+    run_state_machine_as_test(lambda: RedisMachine(timed_redis_server, tmp_path), settings=examples(REDIS_EXAMPLES))

@@ -11,9 +11,10 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from fakes.store import MIGRATIONS, url_of
-from meterhouse.db.engine import close, newest_revision, open_engine, reading, upgrade, writing
-from meterhouse.db.tables import metadata
+from fakes.store import MIGRATIONS, change_schema, url_of
+from meterhouse.db.engine import close, open_engine, reading, writing
+from meterhouse.db.schema import check_schema, newest_revision, upgrade
+from meterhouse.db.tables import is_ours, metadata
 from meterhouse.errors import StoreDown
 
 
@@ -23,83 +24,97 @@ def path(tmp_path):
 
 
 @pytest.fixture
-async def engine(path):
-    engine = open_engine(url_of(path))
+async def engine(empty_url):
+    """A database with nothing in it."""
+    engine = open_engine(empty_url)
     yield engine
     await close(engine)
 
 
-def run_alembic(connection, change, revision):
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(MIGRATIONS))
-    change(config, revision)
+async def tables_of(engine):
+    async with reading(engine) as connection:
+        names = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
+    return {name for name in names if is_ours(name, "table", {})}
 
 
-async def test_the_migrations_make_the_tables_that_the_code_expects(path, engine):
-    await upgrade(url_of(path), MIGRATIONS)
+async def test_the_migrations_make_the_tables_that_the_code_expects(empty_url, engine):
+    await upgrade(empty_url, MIGRATIONS)
 
     def compare(connection):
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        options = {"compare_type": True, "compare_server_default": True, "include_name": is_ours}
+        return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+
+    async with engine.connect() as connection:
+        assert await connection.run_sync(compare) == []
+
+
+async def test_the_primary_keys_are_those_of_the_code_in_their_order(empty_url, engine):
+    """It decides which sums the key can answer."""
+    await upgrade(empty_url, MIGRATIONS)
+
+    def keys(connection):
         inspector = sa.inspect(connection)
-        keys = {
-            name: set(inspector.get_pk_constraint(name)["constrained_columns"])
-            for name in inspector.get_table_names()
-            if name != "alembic_version"
-        }
-        return compare_metadata(context, metadata), keys
+        return {table.name: inspector.get_pk_constraint(table.name) for table in metadata.sorted_tables}
 
     async with engine.connect() as connection:
-        differences, keys = await connection.run_sync(compare)
-    assert differences == []
-    assert keys == {table.name: set(table.primary_key.columns.keys()) for table in metadata.sorted_tables}
+        found = await connection.run_sync(keys)
+    assert {name: key["constrained_columns"] for name, key in found.items()} == {
+        table.name: table.primary_key.columns.keys() for table in metadata.sorted_tables
+    }
 
 
-async def test_the_order_of_the_primary_keys_is_that_of_the_code(path, engine):
-    """It decides which sums the key can answer, and the comparison of sets above cannot see it."""
-    await upgrade(url_of(path), MIGRATIONS)
-    async with engine.connect() as connection:
-        for table in metadata.sorted_tables:
-            rows = await connection.execute(sa.text(f"PRAGMA table_info('{table.name}')"))
-            positions = {row.name: row.pk for row in rows if row.pk}
-            assert sorted(positions, key=positions.get) == table.primary_key.columns.keys()
+async def test_an_upgrade_happens_once(empty_url):
+    assert await upgrade(empty_url, MIGRATIONS)
+    assert not await upgrade(empty_url, MIGRATIONS)
 
 
-async def test_an_upgrade_happens_once(path):
-    assert await upgrade(url_of(path), MIGRATIONS)
-    assert not await upgrade(url_of(path), MIGRATIONS)
-
-
-async def test_two_upgrades_at_once_are_one(path):
-    await asyncio.gather(*(upgrade(url_of(path), MIGRATIONS) for _ in range(3)))
-    assert not await upgrade(url_of(path), MIGRATIONS)
-
-
-async def test_a_downgrade_leaves_nothing_and_can_be_undone(path, engine):
-    await upgrade(url_of(path), MIGRATIONS)
-    async with writing(engine) as connection:
-        await connection.run_sync(run_alembic, command.downgrade, "base")
+async def test_several_upgrades_at_once_are_one(empty_url, engine):
+    await asyncio.gather(*(upgrade(empty_url, MIGRATIONS) for _ in range(3)))
+    assert not await upgrade(empty_url, MIGRATIONS)
     async with reading(engine) as connection:
-        names = (await connection.execute(sa.text("SELECT name FROM sqlite_master WHERE sql IS NOT NULL"))).scalars()
-        assert names.all() == ["alembic_version"]
-    assert await upgrade(url_of(path), MIGRATIONS)
+        versions = (await connection.execute(sa.text("SELECT version_num FROM alembic_version"))).scalars().all()
+    assert versions == [newest_revision(MIGRATIONS)]
 
 
-async def test_a_failed_upgrade_changes_nothing(path, engine):
+async def test_a_downgrade_leaves_nothing_and_can_be_undone(empty_url, engine):
+    await upgrade(empty_url, MIGRATIONS)
+    async with writing(engine) as connection:
+        await connection.run_sync(change_schema, command.downgrade, "base")
+    assert await tables_of(engine) == {"alembic_version"}
+    assert await upgrade(empty_url, MIGRATIONS)
+    assert await tables_of(engine) == {"alembic_version", *metadata.tables}
+
+
+async def test_a_failed_upgrade_changes_nothing(empty_url, engine):
     async with writing(engine) as connection:
         await connection.execute(sa.text("CREATE TABLE usage_hour (in_the_way INTEGER)"))
-    with pytest.raises(StoreDown):
-        await upgrade(url_of(path), MIGRATIONS)
-    async with reading(engine) as connection:
-        names = (await connection.execute(sa.text("SELECT name FROM sqlite_master"))).scalars()
-        assert names.all() == ["usage_hour"]
+    with pytest.raises(StoreDown) as caught:
+        await upgrade(empty_url, MIGRATIONS)
+    assert "already exists" in caught.value.detail
+    assert await tables_of(engine) == {"usage_hour"}
 
 
-async def test_a_database_of_a_newer_version_is_refused(path, engine):
-    await upgrade(url_of(path), MIGRATIONS)
+async def test_a_database_of_a_newer_version_is_not_upgraded(empty_url, engine):
+    await upgrade(empty_url, MIGRATIONS)
     async with writing(engine) as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(StoreDown, match="schema 9999"):
-        await upgrade(url_of(path), MIGRATIONS)
+        await upgrade(empty_url, MIGRATIONS)
+
+
+async def test_a_server_starts_on_its_schema_or_a_newer_one_and_on_no_older_one(empty_url, engine):
+    with pytest.raises(StoreDown, match=r"has no schema.* run `meterhouse migrate`"):
+        await check_schema(engine, MIGRATIONS)
+    await upgrade(empty_url, MIGRATIONS)
+    assert await check_schema(engine, MIGRATIONS) == newest_revision(MIGRATIONS)
+    for version, is_good in (("9999", True), ("0001", False)):
+        async with writing(engine) as connection:
+            await connection.execute(sa.text("UPDATE alembic_version SET version_num = :v"), {"v": version})
+        if is_good:
+            assert await check_schema(engine, MIGRATIONS) == version
+        else:
+            with pytest.raises(StoreDown, match=r"has schema 0001.* run `meterhouse migrate`"):
+                await check_schema(engine, MIGRATIONS)
 
 
 def test_a_database_that_cannot_be_opened_is_store_down_and_leaves_no_thread_behind(tmp_path):
@@ -126,7 +141,7 @@ def test_the_newest_file_name_is_alembics_head_and_every_file_is_named_after_its
 def test_alembic_is_not_imported_when_there_is_nothing_to_do(path):
     asyncio.run(upgrade(url_of(path), MIGRATIONS))
     program = (
-        "import asyncio, pathlib, sys; from meterhouse.db.engine import upgrade; "
+        "import asyncio, pathlib, sys; from meterhouse.db.schema import upgrade; "
         "print(asyncio.run(upgrade(sys.argv[1], pathlib.Path(sys.argv[2]))), 'alembic' in sys.modules)"
     )
     ran = subprocess.run(
@@ -135,11 +150,11 @@ def test_alembic_is_not_imported_when_there_is_nothing_to_do(path):
     assert ran.stdout.split() == ["False", "False"]
 
 
-def test_the_alembic_command_finds_its_settings_in_pyproject(tmp_path):
-    url = url_of(tmp_path / "x.db")
-    asyncio.run(upgrade(url, MIGRATIONS))
-    command_line = [sys.executable, "-m", "alembic", "-c", MIGRATIONS.parent / "pyproject.toml", "-x", f"url={url}"]
-    ran = subprocess.run([*command_line, "check"], capture_output=True, text=True, check=False, cwd="/")
+def test_the_alembic_command_finds_its_settings_in_pyproject(store_url):
+    command_line = [sys.executable, "-m", "alembic", "-c", MIGRATIONS.parent / "pyproject.toml"]
+    ran = subprocess.run(
+        [*command_line, "-x", f"url={store_url}", "check"], capture_output=True, text=True, check=False, cwd="/"
+    )
     assert (ran.returncode, ran.stdout) == (0, "No new upgrade operations detected.\n")
 
 
@@ -147,7 +162,9 @@ def test_the_alembic_command_finds_its_settings_in_pyproject(tmp_path):
     ("pragma", "value"),
     [("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 2_000), ("foreign_keys", 1)],
 )
-async def test_every_connection_has_the_pragmas_that_durability_needs(path, engine, pragma, value):
+async def test_every_connection_of_sqlite_has_the_pragmas_that_durability_needs(path, pragma, value):
+    engine = open_engine(url_of(path))
     async with engine.connect() as first, engine.connect() as second:
         for connection in (first, second):
             assert (await connection.execute(sa.text(f"PRAGMA {pragma}"))).scalar() == value
+    await close(engine)

@@ -71,14 +71,20 @@ class Conversation:
     is_streamed: bool
     arrivals: list[tuple[float, bytes]] = field(default_factory=list)
     """When bytes came (Unix seconds), and which."""
+    asked_at: float = 0.0
+    """When it was sent."""
     ended_at: float = 0.0
     """When the server closed the connection; 0 while it is open."""
+    local_port: int = 0
+    """Of the client, where it says so; ``ServeProcess.worker_of`` finds the worker by it."""
     status: int = 0
     request_id: str = ""
     token_times: list[float] = field(default_factory=list)
     text: str = ""
     is_whole: bool = False
     """The client saw the end: [DONE], or a body in its full length."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the body."""
     trace_id: str = field(default_factory=lambda: f"{random.getrandbits(128) | 1:032x}")
 
     @property
@@ -95,6 +101,7 @@ class Conversation:
             "model": f"fake/{self.model}",
             "messages": [{"role": "user", "content": self.prompt}],
             "stream": self.is_streamed,
+            **self.more,
         }
         data = json.dumps(body).encode()
         head = (
@@ -145,7 +152,7 @@ class Reading:
             if payload == b"[DONE]":
                 self._conversation.is_whole = True
             elif not event.startswith(b":"):
-                for choice in json.loads(payload)["choices"]:
+                for choice in json.loads(payload).get("choices", ()):
                     self._take(choice["delta"].get("content"))
 
     def on_message_complete(self) -> None:

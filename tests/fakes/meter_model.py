@@ -20,10 +20,19 @@ class Request:
     settlement: Settlement | None = None
     rate_windows: dict[Limit, tuple[int, int]] = field(default_factory=dict)
     """By rate: the window's number and what it was debited there."""
+    is_orphan: bool = False
+    """The worker that had it is gone."""
+    learnings_at_reaping: int = 0
+    """How often the ledger had been asked when it was reaped."""
 
     @property
     def is_live(self) -> bool:
         return self.reaped_at_ms is None and self.settlement is None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether its worker can still extend and renew it."""
+        return self.is_live and not self.is_orphan
 
     @property
     def held_output_tokens(self) -> int:

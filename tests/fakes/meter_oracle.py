@@ -1,7 +1,7 @@
 """What the contract suites of a meter need: a clock that is moved, and a ledger that is right by definition."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
@@ -40,27 +40,40 @@ class Record:
 
 @dataclass
 class Oracle:
-    """A ledger: ``seed`` answers with what was settled before the call; ``gate`` lets it wait, ``is_down`` fail."""
+    """A ledger: it answers with what was settled before the call; ``gate`` lets it wait, ``is_down`` fail."""
 
     records: list[Record] = field(default_factory=list)
     calls: int = 0
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it was asked, before it waits for the gate."""
     gate: asyncio.Event | None = None
     is_down: bool = False
 
     async def seed(self, periods: Sequence[Period]) -> list[Sums]:
+        """Answer a memory meter."""
+        return await self._answer([self.sums(period) for period in periods])
+
+    async def sum_before(self, periods: Sequence[Period], before_ms: int, excluded: Collection[str]) -> list[Sums]:
+        """Answer a learner."""
+        return await self._answer([self.sums(period, before_ms, excluded) for period in periods])
+
+    async def _answer(self, answer: list[Sums]) -> list[Sums]:
         self.calls += 1
-        answer = [self.sums(period) for period in periods]
+        self.asked.set()
         if self.gate is not None:
             await self.gate.wait()
         if self.is_down:
             raise StoreDown("The database is away.")
         return answer
 
-    def sums(self, period: Period) -> Sums:
+    def sums(self, period: Period, before_ms: int | None = None, excluded: Collection[str] = ()) -> Sums:
         found = [
             record.settlement
             for record in self.records
-            if is_in_scope(period.limit, record.demand) and is_in_period(period, record.admitted_at_ms)
+            if is_in_scope(period.limit, record.demand)
+            and is_in_period(period, record.admitted_at_ms)
+            and (before_ms is None or record.admitted_at_ms < before_ms)
+            and record.demand.request_id not in excluded
         ]
         return Sums(
             sum(settlement.requests for settlement in found),

@@ -3,7 +3,11 @@
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from meterhouse.db.engine import close, open_engine, upgrade
+from alembic.config import Config
+
+from meterhouse.db.engine import close, open_engine
+from meterhouse.db.policy import EnginePolicy
+from meterhouse.db.schema import upgrade
 
 MIGRATIONS = Path(__file__).parents[2] / "alembic"
 
@@ -12,11 +16,18 @@ def url_of(path: Path) -> str:
     return f"sqlite+aiosqlite:///{path}"
 
 
+def change_schema(connection, change, revision):
+    """Run a command of alembic (``upgrade``, ``downgrade``) on a connection."""
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(MIGRATIONS))
+    change(config, revision)
+
+
 @asynccontextmanager
 async def opened_store(path: Path):
     """Give an engine on a migrated file."""
     await upgrade(url_of(path), MIGRATIONS)
-    engine = open_engine(url_of(path), busy_timeout_ms=20)
+    engine = open_engine(url_of(path), EnginePolicy(busy_timeout_ms=20))
     try:
         yield engine
     finally:

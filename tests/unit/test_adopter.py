@@ -1,5 +1,4 @@
 import os
-from dataclasses import replace
 
 import msgspec
 import pytest
@@ -61,8 +60,7 @@ async def test_what_ended_is_shipped_as_it_is_and_the_segments_are_marked(tmp_pa
     records = [make_record() for _ in range(50)]
     await die_after(tmp_path, *(part for r in records for part in (intent(r.request_id), terminal(r))))
     report = await adopter.adopt(tmp_path)
-    assert len(report.journal_ids) == 1
-    assert replace(report, journal_ids=()) == AdoptionReport(journals=1, records=50, nanos=50 * 280)
+    assert report == AdoptionReport(journals=1, records=50, nanos=50 * 280)
     assert list(store.rows.values()) == records
     assert set(states(tmp_path)) == {".shipped"}
     assert log.fields_of("journal.adopted")[0]["records"] == 50
@@ -158,7 +156,7 @@ async def test_replaying_fills_a_database_that_lost_everything(tmp_path, adopter
     await die_after(tmp_path, intent(request_id), checkpoint(request_id, 9), *(terminal() for _ in range(30)))
     first = await adopter.adopt(tmp_path)
     empty = MemoryStore()
-    assert await Adopter(empty, OsFiles(), log).replay(tmp_path) == replace(first, journal_ids=())
+    assert await Adopter(empty, OsFiles(), log).replay(tmp_path) == first
     assert empty.rows == store.rows
 
 
@@ -185,6 +183,26 @@ async def test_a_crash_in_the_middle_of_adopting_is_made_good_by_the_next(tmp_pa
     report = await adopter.adopt(tmp_path)
     assert 0 < report.records < 30
     assert {request_id for request_id, _ in store.rows} == set(requests)
+
+
+async def test_whoever_misses_a_journal_is_told_before_it_is_marked_and_again_if_that_fails(tmp_path, store, log):
+    told = []
+
+    async def tell(journal_id):
+        assert ".shipped" not in states(tmp_path)
+        assert store.rows
+        told.append(journal_id)
+        if len(told) == 1:
+            raise StoreDown("", detail="not now")
+
+    journal = await die_after(tmp_path, *(terminal() for _ in range(3)))
+    adopter = Adopter(store, OsFiles(), log, on_shipped=tell)
+    with pytest.raises(StoreDown):
+        await adopter.adopt(tmp_path)
+    await adopter.adopt(tmp_path)
+    await adopter.adopt(tmp_path)
+    assert told == [journal.journal_id] * 2
+    assert set(states(tmp_path)) == {".shipped"}
 
 
 async def test_a_crash_between_marking_two_segments_is_made_good_by_the_next(tmp_path, adopter, store):

@@ -1,16 +1,18 @@
-"""Opens the database, brings its schema up to date, and is the one place where a driver's error becomes ours.
+"""Opens the database, gives its transactions, and is the one place where a driver's error becomes ours.
 
 Invariant: every statement of the package runs inside ``reading`` or ``writing``, so that a failing database is
-always a ``StoreDown``. Not here: any statement about a table of ours.
+always a ``StoreDown``, and one that hangs costs a caller at most the bounds of the ``EnginePolicy``. Not here: any
+statement about a table of ours, and the migrations (``db.schema``).
 """
 
+import asyncio
 import itertools
+import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -18,33 +20,65 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from meterhouse.db import postgres
+from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.sqlite import open_file
 from meterhouse.errors import StoreDown
 
-BUSY_TIMEOUT_MS = 2_000
 MAX_VARIABLES = 32_766
-"""What SQLite takes in one statement; PostgreSQL takes one more."""
-POOL_SIZE = 5
-POOL_TIMEOUT_SECONDS = 2.0
+"""What SQLite takes in one statement."""
+MAX_ROWS = 5_000
+"""How many rows PostgreSQL gets in one statement."""
+DEFAULT_POLICY = EnginePolicy()
+DEADLOCK = "40P01"
+SERIALIZATION_FAILURE = "40001"
+LOCK_NOT_AVAILABLE = "55P03"
 
+_AGAIN = frozenset({DEADLOCK, SERIALIZATION_FAILURE})
+_TRIES = 5
+_FIRST_PAUSE_SECONDS = 0.02
+_LONGEST_PAUSE_SECONDS = 1.0
+_READ = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+_WRITE = "SET TRANSACTION READ WRITE"
 _WRITES = "meterhouse_writes"
 _DAMAGED = ("file is not a database", "disk image is malformed")
 _STATEMENT_AT_FAULT = (exc.IntegrityError, exc.DataError, exc.ProgrammingError, exc.NotSupportedError)
+_SCHEMA_AT_FAULT = {
+    "42P01": "The database lacks a table: run `meterhouse migrate`.",
+    "42703": "The database lacks a column: run `meterhouse migrate`.",
+    "42883": "The database lacks a function: run `meterhouse migrate`.",
+    "42501": "The database role lacks a right: run `meterhouse migrate`.",
+    "42P07": "The database has another table under a name that Meterhouse needs. Give it a schema of its own.",
+    # The plan of a prepared statement outlived a migration; SQLAlchemy has dropped it by now.
+    "0A000": "The database was changed just now. Try again.",
+}
+
+_POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]
+_Result = TypeVar("_Result")
 
 
-def open_engine(url: str, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> AsyncEngine:
-    """Open a database by its SQLAlchemy URL; nothing is connected before the first statement.
+def open_engine(url: str, policy: EnginePolicy = DEFAULT_POLICY) -> AsyncEngine:
+    """Open a database by its URL; nothing is connected before the first statement.
 
     Args:
-        url: for example ``sqlite+aiosqlite:////path/to/file.db``.
-        busy_timeout_ms: how long a SQLite statement waits for another process's lock before it is StoreDown.
+        url: ``sqlite+aiosqlite:////path/to/file.db``, or ``postgresql://user:password@host/name`` with what asyncpg
+            knows of libpq's parameters (``sslmode``, ``sslrootcert``, ``host`` of a socket) behind it.
+        policy: how many connections, and how long anything may take.
     """
     parsed = sa.make_url(url)
-    pool = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_SECONDS}
+    pool = {
+        "poolclass": AsyncAdaptedQueuePool,
+        "pool_size": policy.connections,
+        "max_overflow": 0,
+        "pool_timeout": policy.acquire_timeout_seconds,
+    }
     if parsed.get_backend_name() != "sqlite":
-        return create_async_engine(url, **pool)
-    opened = partial(open_file, parsed.database or "", busy_timeout_ms)
-    engine = create_async_engine(url, async_creator=opened, poolclass=AsyncAdaptedQueuePool, **pool)
+        opened = partial(postgres.open_connection, postgres.dsn_of(url), policy)
+        engine = create_async_engine("postgresql+asyncpg://", async_creator=opened, **pool)
+        event.listen(engine.sync_engine, "close", postgres.hang_up)
+        return engine
+    opened = partial(open_file, parsed.database or "", policy.busy_timeout_ms)
+    engine = create_async_engine(url, async_creator=opened, **pool)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine
 
@@ -52,22 +86,109 @@ def open_engine(url: str, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> AsyncEngine
 async def close(engine: AsyncEngine) -> None:
     """Close every connection of the pool."""
     await engine.dispose()
+    # The sockets of connections that were hung up are closed by the event loop in its next turn.
+    await asyncio.sleep(0)
 
 
 @asynccontextmanager
 async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """Give a connection whose statements all see the same snapshot; raises StoreDown."""
     with store_errors():
-        async with engine.connect() as connection:
+        async with _transaction(engine, _READ) as connection:
             yield connection
 
 
 @asynccontextmanager
 async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Give a connection whose statements are committed together at the end, or not at all; raises StoreDown."""
+    """Give a connection whose statements are committed together at the end, or not at all; raises StoreDown.
+
+    A connection that is lost while it commits is a StoreDown after which the statements may have been committed:
+    whoever repeats them must make the second time harmless.
+    """
     with store_errors():
-        async with engine.execution_options(**{_WRITES: True}).begin() as connection:
+        async with _transaction(engine.execution_options(**{_WRITES: True}), _WRITE) as connection:
             yield connection
+            if postgres.is_postgres(connection):
+                await connection.commit()
+
+
+async def write_again(
+    engine: AsyncEngine,
+    work: Callable[[AsyncConnection], Awaitable[_Result]],
+    codes: frozenset[str] = _AGAIN,
+    tries: int = _TRIES,
+) -> _Result:
+    """Run a whole transaction, and again when PostgreSQL took it back for the sake of another one.
+
+    Args:
+        engine: where to.
+        work: the statements; it may run several times, the effects of all but the last time are undone.
+        codes: the SQLSTATEs after which it runs again: deadlocks and serialization failures.
+        tries: how often it runs at most, with pauses between that grow up to a second.
+
+    Raises:
+        StoreDown: There is no database, or it took the transaction back every time.
+    """
+    for i in range(tries - 1):
+        try:
+            async with writing(engine) as connection:
+                return await work(connection)
+        except StoreDown as error:
+            if _sqlstate(error.__cause__) not in codes:
+                raise
+        pause_seconds = min(_FIRST_PAUSE_SECONDS * 2**i, _LONGEST_PAUSE_SECONDS)
+        await asyncio.sleep(random.uniform(0, pause_seconds))  # noqa: S311 - spreads load
+    async with writing(engine) as connection:
+        return await work(connection)
+
+
+@asynccontextmanager
+async def _transaction(engine: AsyncEngine, first: str) -> AsyncIterator[AsyncConnection]:
+    if not postgres.is_postgres(engine):
+        async with engine.begin() as connection:
+            yield connection
+        return
+    connection = await _begin_in_postgres(engine, first)
+    try:
+        yield connection
+    except BaseException as error:
+        await _end_in_postgres(connection, error)
+        raise
+    await _end_in_postgres(connection)
+
+
+async def _begin_in_postgres(engine: AsyncEngine, first: str) -> AsyncConnection:
+    """Say what kind of transaction it is, which tells at the same time whether the connection is still good."""
+    try:
+        return await _begin_once(engine, first)
+    except exc.DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+    # PostgreSQL was restarted since the connections of the pool were used last: nothing of the caller's was sent.
+    return await _begin_once(engine, first)
+
+
+async def _begin_once(engine: AsyncEngine, first: str) -> AsyncConnection:
+    connection = engine.connect()
+    try:
+        async with asyncio.timeout(engine.pool.timeout()):  # type: ignore[attr-defined]  # a queue pool has it
+            await connection.start()
+        await connection.exec_driver_sql(first)
+    except BaseException:
+        # Whatever it is (a server that hangs, one that became a standby), another connection may be better.
+        await postgres.cut(connection)
+        await _end_in_postgres(connection)
+        raise
+    return connection
+
+
+async def _end_in_postgres(connection: AsyncConnection, error: BaseException | None = None) -> None:
+    if connection.sync_connection is None:
+        return
+    if isinstance(error, TimeoutError | asyncio.CancelledError):
+        # A rollback would wait for a server that hangs, or for the end of what was cancelled.
+        await postgres.cut(connection)
+    await asyncio.shield(connection.close())
 
 
 @contextmanager
@@ -75,13 +196,19 @@ def store_errors() -> Iterator[None]:
     """Turn every error that is the database's, not the statement's, into StoreDown."""
     try:
         yield
-    except _STATEMENT_AT_FAULT:
-        raise
     except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
-        message = "The database cannot be reached just now. Try again in a moment."
+        sqlstate = _sqlstate(error)
+        if isinstance(error, _STATEMENT_AT_FAULT) and sqlstate not in _SCHEMA_AT_FAULT:
+            raise
+        message = _SCHEMA_AT_FAULT.get(sqlstate, "The database cannot be reached just now. Try again in a moment.")
         if any(sign in str(error) for sign in _DAMAGED):
             message = "The database file is damaged. Restore it from a backup."
         raise StoreDown(message, detail=f"{type(error).__name__}: {error}") from error
+
+
+def _sqlstate(error: BaseException | None) -> str:
+    """Return PostgreSQL's five characters for an error, empty for an error of anything else."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) or ""
 
 
 def wall_ms() -> int:
@@ -101,10 +228,11 @@ async def insert_rows(
     rows: Sequence[Sequence[object]],
     then: str,
 ) -> list[sa.Row[*tuple[Any, ...]]]:
-    """Insert many rows in as few statements as their variables allow; returns what ``then`` says to return.
+    """Insert many rows in as few statements as may be; returns what ``then`` says to return.
 
     For the ledger alone, whose rows are wide and many: it costs the event loop a third of what SQLAlchemy's own
-    way does (12 instead of 40 us per row of 47 columns). Values only ever travel as parameters.
+    way does (12 instead of 40 us per row of 47 columns). Values only ever travel as parameters; PostgreSQL gets a
+    column at a time, so that the statement is the same for any number of rows and stays prepared.
 
     Args:
         connection: from ``writing``.
@@ -113,72 +241,30 @@ async def insert_rows(
         rows: the values, as the driver takes them.
         then: the SQL after the values: what to do with a conflict, what to return. Never made from data.
     """
-    page = MAX_VARIABLES // len(columns)
+    is_postgres = postgres.is_postgres(connection)
+    page = MAX_ROWS if is_postgres else MAX_VARIABLES // len(columns)
+    into = f"INSERT INTO {table.name} ({', '.join(columns)})"
     returned: list[sa.Row[*tuple[Any, ...]]] = []
     for start in range(0, len(rows), page):
-        values = tuple(itertools.chain.from_iterable(rows[start : start + page]))
-        marks = _marks(connection.dialect.name, len(values), len(columns))
-        result = await connection.exec_driver_sql(
-            f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {marks} {then}",  # noqa: S608 - names and marks
-            values,
-        )
+        part = rows[start : start + page]
+        if is_postgres:
+            statement = f"{into} SELECT * FROM unnest({_arrays(table, columns)}) {then}"  # noqa: S608 - names and types
+            values: tuple[object, ...] = tuple(map(list, zip(*part, strict=True)))
+        else:
+            statement = f"{into} VALUES {_marks(len(part), len(columns))} {then}"
+            values = tuple(itertools.chain.from_iterable(part))
+        result = await connection.exec_driver_sql(statement, values)
         returned.extend(result.all() if result.returns_rows else ())
     return returned
 
 
-def _marks(dialect: str, values: int, columns: int) -> str:
-    marks = [f"${i}" for i in range(1, values + 1)] if dialect == "postgresql" else ["?"] * values
-    return ", ".join(f"({', '.join(marks[i : i + columns])})" for i in range(0, values, columns))
+def _arrays(table: sa.Table, columns: Sequence[str]) -> str:
+    types = (table.c[name].type.compile(_POSTGRES) for name in columns)
+    return ", ".join(f"${i}::{kind}[]" for i, kind in enumerate(types, 1))
 
 
-async def upgrade(url: str, migrations: Path) -> bool:
-    """Bring the schema to the newest migration, in one transaction; says whether there was anything to do.
-
-    Safe to call any number of times and from several processes. Alembic, whose import takes 0.3 s, is imported
-    only when there is something to do.
-
-    Args:
-        url: the database.
-        migrations: the folder that holds ``env.py`` and ``versions/``.
-
-    Raises:
-        StoreDown: the database cannot be opened, or a newer version of Meterhouse has changed it.
-    """
-    engine = open_engine(url)
-    head = newest_revision(migrations)
-    try:
-        async with reading(engine) as connection:
-            current = await connection.run_sync(_current_revision)
-        if current == head:
-            return False
-        if current is not None and current > head:
-            raise StoreDown(f"The database has schema {current}, this version of Meterhouse knows {head}: upgrade it.")
-        async with writing(engine) as connection:
-            await connection.run_sync(_upgrade_to, migrations, "head")
-        return True
-    finally:
-        await close(engine)
-
-
-def newest_revision(migrations: Path) -> str:
-    """Return the newest revision by the names of the version files: ``0001_<words>.py`` holds revision 0001."""
-    return max(path.name.partition("_")[0] for path in (migrations / "versions").glob("[0-9]*_*.py"))
-
-
-def _current_revision(connection: sa.Connection) -> str | None:
-    if not sa.inspect(connection).has_table("alembic_version"):
-        return None
-    revision: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-    return revision
-
-
-def _upgrade_to(connection: sa.Connection, migrations: Path, revision: str) -> None:
-    from alembic import command  # noqa: PLC0415 - costs 0.3 s, and is needed only to change a schema
-    from alembic.config import Config  # noqa: PLC0415 - the same
-
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
-    command.upgrade(config, revision)
+def _marks(rows: int, columns: int) -> str:
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
 
 
 def _begin(connection: sa.Connection) -> None:

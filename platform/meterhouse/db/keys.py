@@ -4,7 +4,7 @@ Invariant: a key is found by its public id alone; no part of a secret is ever in
 whether a key is good (``keys.keyring``), and how secrets are made and hashed (``keys.secret``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
@@ -89,6 +89,12 @@ class KeyStore:
             found = await _load(connection, _select_keys().where(key.c.id == key_id))
         return found[0] if found else None
 
+    async def find_keys(self, key_ids: Collection[str]) -> dict[str, StoredKey]:
+        """Return those of some keys that there are, by id, with everything that decides about them."""
+        async with reading(self._engine) as connection:
+            found = await _load(connection, _select_keys().where(key.c.id.in_(key_ids)))
+        return {stored.id: stored for stored in found}
+
     async def list_keys(
         self, project_id: str | None = None, after: str | None = None, limit: int = 100
     ) -> list[StoredKey]:
@@ -102,6 +108,13 @@ class KeyStore:
     async def revoke_key(self, key_id: str, at_ms: int) -> bool:
         """Revoke a key for good; False when there is none or it is revoked already."""
         return await self._revoke(key, key_id, at_ms)
+
+    async def list_revoked(self, since_ms: int, limit: int) -> dict[str, int]:
+        """Return when keys were revoked, by id: the last ones, from a time on."""
+        statement = sa.select(key.c.id, key.c.revoked_at_ms).where(key.c.revoked_at_ms >= since_ms)
+        async with reading(self._engine) as connection:
+            rows = await connection.execute(statement.order_by(key.c.revoked_at_ms.desc()).limit(limit))
+            return {row.id: row.revoked_at_ms for row in rows}
 
     async def rotate_key(self, old_key_id: str, new: StoredKey, old_expires_at_ms: int) -> bool:
         """Write a key's successor and let the old key end at a time, unless it ends sooner.

@@ -5,7 +5,7 @@ not there yet; nothing is ever changed or deleted. Not here: the journal that th
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,8 +13,11 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from meterhouse.db.engine import insert_into, insert_rows, reading, wall_ms, writing
-from meterhouse.db.projection import fold, record_key, record_measure
+from meterhouse.db.balances import Source, sum_period, total
+from meterhouse.db.engine import insert_into, insert_rows, reading, wall_ms, write_again, writing
+from meterhouse.db.postgres import is_postgres
+from meterhouse.db.projection import fold
+from meterhouse.db.rebuild import Difference, list_differences
 from meterhouse.db.tables import (
     COMPONENT_COLUMNS,
     DAY_MS,
@@ -26,7 +29,7 @@ from meterhouse.db.tables import (
     usage_hour,
     usage_record,
 )
-from meterhouse.metering import Period, Scope, Sums
+from meterhouse.metering import Period, Sums
 from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
 
 GroupBy = Literal["organization", "project", "key", "model", "provider", "day", "hour"]
@@ -35,17 +38,15 @@ _PLAIN_FIELDS = tuple(
     name for name in UsageRecord.__struct_fields__ if name not in {"usage", "charges", "outcome", "exactness"}
 )
 _plain_values = operator.attrgetter(*_PLAIN_FIELDS)
+_FOREIGN_TEXTS = ("model", "served_model", "upstream_model", "service_tier", "error_code", "trace_id")
+"""The texts that callers and providers have a say in."""
+_foreign_texts = operator.attrgetter(*_FOREIGN_TEXTS)
 _COLUMNS = (*_PLAIN_FIELDS, "outcome", "exactness", *TOKEN_COLUMNS, *COMPONENT_COLUMNS.values(), "recorded_at_ms")
 _IF_NEW = "ON CONFLICT (request_id, attempt) DO NOTHING RETURNING request_id, attempt"
 _HOUR_COLUMNS = (*HOUR_KEY_COLUMNS, *MEASURE_COLUMNS)
 _ADD_TO_HOUR = f"ON CONFLICT ({', '.join(HOUR_KEY_COLUMNS)}) DO UPDATE SET " + ", ".join(
     f"{name} = usage_hour.{name} + excluded.{name}" for name in MEASURE_COLUMNS
 )
-_SCOPE_COLUMNS = {
-    Scope.ORGANIZATION: "organization_id",
-    Scope.PROJECT: "project_id",
-    Scope.KEY: "root_key_id",
-}
 _GROUP_COLUMNS = {
     "organization": "organization_id",
     "project": "project_id",
@@ -68,6 +69,8 @@ class Adjustment:
     tokens: int
     reason: str
     created_at_ms: int
+    created_by: str = ""
+    """The id of the admin key, empty for a command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,6 @@ class UsageRow:
     charge_nanos: int
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A group of the projection that disagrees with the records: by how much they are above it."""
-
-    group: Mapping[str, str | int]
-    measures: Mapping[str, int]
-
-
 class LedgerStore:
     """Reads and writes the ledger. Every method is one transaction and raises StoreDown when there is none."""
 
@@ -109,20 +104,28 @@ class LedgerStore:
         self._now_ms = now_ms
 
     async def insert(self, records: Sequence[UsageRecord]) -> int:
-        """Write records that are not there yet, and their projection; returns how many were new."""
+        """Write records that are not there yet, and their projection; returns how many were new.
+
+        After a StoreDown the same records may be offered again, whether or not they were committed. PostgreSQL stamps
+        them with its own clock, SQLite with this process's.
+        """
         unique: dict[tuple[str, int], UsageRecord] = {}
         for record in records:
-            unique.setdefault((record.request_id, record.attempt), record)
+            unique.setdefault((record.request_id, record.attempt), _storable(record))
         if not unique:
             return 0
-        recorded_at_ms = self._now_ms()
-        rows = [_row_of(unique[identity], recorded_at_ms) for identity in sorted(unique)]
-        async with writing(self._engine) as connection:
+        in_order = [unique[identity] for identity in sorted(unique)]
+
+        async def write(connection: AsyncConnection) -> int:
+            recorded_at_ms = await _clock_ms(connection) if is_postgres(connection) else self._now_ms()
+            rows = [_row_of(record, recorded_at_ms) for record in in_order]
             new = await insert_rows(connection, usage_record, _COLUMNS, rows, _IF_NEW)
             inserted = [unique[_bare(str(request_id)), attempt] for request_id, attempt in new]
             if inserted:
                 await insert_rows(connection, usage_hour, _HOUR_COLUMNS, fold(inserted), _ADD_TO_HOUR)
-        return len(inserted)
+            return len(inserted)
+
+        return await write_again(self._engine, write)
 
     async def insert_adjustment(self, entry: Adjustment) -> bool:
         """Write a credit or correction; False when its id is there already."""
@@ -143,7 +146,7 @@ class LedgerStore:
         count them.
         """
         async with reading(self._engine) as connection:
-            return [await _sum(connection, period) for period in periods]
+            return [await sum_period(connection, period) for period in periods]
 
     async def find_records(self, request_id: str) -> list[UsageRecord]:
         """Return the records of a request (32 hexadecimal characters), by attempt; empty when there are none."""
@@ -159,7 +162,7 @@ class LedgerStore:
 
         A group of "day" or "hour" is its first millisecond, in UTC. Adjustments are not usage and do not count.
         """
-        source = _Source.of(query.from_ms, query.to_ms)
+        source = Source.of(query.from_ms, query.to_ms)
         names = ("requests", "attempts", "charge_nanos", *TOKEN_COLUMNS)
         groups = [_group_expression(source, word).label(f"group_{i}") for i, word in enumerate(query.group_by)]
         conditions = [
@@ -168,7 +171,7 @@ class LedgerStore:
             if (value := getattr(query, name)) is not None
         ]
         statement = (
-            sa.select(*groups, *(_total(source.measure(name)).label(name) for name in names))
+            sa.select(*groups, *(total(source.measure(name)).label(name) for name in names))
             .where(source.at >= query.from_ms, source.at < query.to_ms, *conditions)
             .group_by(*groups)
             .order_by(*groups)
@@ -188,54 +191,11 @@ class LedgerStore:
 
     async def rebuild_check(self) -> list[Difference]:
         """Compare the whole projection with the records; returns the groups that differ, none when all is well."""
-        groups = [usage_hour.c[name] for name in HOUR_KEY_COLUMNS]
-        from_records = sa.select(
-            *(record_key(name).label(name) for name in HOUR_KEY_COLUMNS),
-            *(record_measure(name).label(name) for name in MEASURE_COLUMNS),
-        )
-        from_hours = sa.select(*groups, *((-usage_hour.c[name]).label(name) for name in MEASURE_COLUMNS))
-        both = sa.union_all(from_records, from_hours).subquery()
-        sums = {name: sa.func.sum(both.c[name]) for name in MEASURE_COLUMNS}
-        keys = [both.c[name] for name in HOUR_KEY_COLUMNS]
-        statement = (
-            sa.select(*keys, *(total.label(name) for name, total in sums.items()))
-            .group_by(*keys)
-            .having(sa.or_(*(total != 0 for total in sums.values())))
-            .order_by(*keys)
-        )
         async with reading(self._engine) as connection:
-            result = await connection.execute(statement)
-            return [
-                Difference(
-                    group={name: row[name] for name in HOUR_KEY_COLUMNS},
-                    measures={name: int(row[name]) for name in MEASURE_COLUMNS if row[name]},
-                )
-                for row in result.mappings()
-            ]
+            return await list_differences(connection)
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where to sum from: the projection when a time span is whole hours, else the records."""
-
-    table: sa.Table
-    at: sa.ColumnElement[int]
-
-    @classmethod
-    def of(cls, start_ms: int | None, end_ms: int | None) -> "_Source":
-        if all(moment is None or moment % HOUR_MS == 0 for moment in (start_ms, end_ms)):
-            return cls(usage_hour, usage_hour.c.hour_ms)
-        return cls(usage_record, usage_record.c.admitted_at_ms)
-
-    def measure(self, name: str) -> sa.ColumnElement[int]:
-        return usage_hour.c[name] if self.table is usage_hour else record_measure(name)
-
-
-def _total(expression: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    return sa.func.coalesce(sa.func.sum(expression), 0)
-
-
-def _group_expression(source: _Source, word: GroupBy) -> sa.ColumnElement[Any]:
+def _group_expression(source: Source, word: GroupBy) -> sa.ColumnElement[Any]:
     if word == "day":
         return source.at - source.at % DAY_MS
     if word == "hour":
@@ -243,34 +203,17 @@ def _group_expression(source: _Source, word: GroupBy) -> sa.ColumnElement[Any]:
     return source.table.c[_GROUP_COLUMNS[word]]
 
 
-async def _sum(connection: AsyncConnection, period: Period) -> Sums:
-    limit = period.limit
-    owner = _SCOPE_COLUMNS[limit.scope]
-    source = _Source.of(period.start_ms, period.end_ms)
-    statement = sa.select(
-        _total(source.measure("requests")),
-        _total(source.measure("input_tokens") + source.measure("output_tokens")),
-        _total(source.measure("charge_nanos")),
-    ).where(source.table.c[owner] == limit.scope_id, *_within(source.at, period))
-    if limit.model is not None:
-        statement = statement.where(source.table.c.model == limit.model)
-    requests, tokens, nanos = (await connection.execute(statement)).one()
-    if limit.model is None:
-        corrections = sa.select(_total(adjustment.c.tokens), _total(adjustment.c.nanos)).where(
-            adjustment.c[owner] == limit.scope_id, *_within(adjustment.c.period_start_ms, period)
-        )
-        more_tokens, more_nanos = (await connection.execute(corrections)).one()
-        tokens, nanos = tokens + more_tokens, nanos + more_nanos
-    return Sums(requests=int(requests), total_tokens=int(tokens), charge_nanos=int(nanos))
+async def _clock_ms(connection: AsyncConnection) -> int:
+    now = await connection.scalar(sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"))
+    return int(now or 0)
 
 
-def _within(moment: sa.ColumnElement[int], period: Period) -> list[sa.ColumnElement[bool]]:
-    conditions = []
-    if period.start_ms is not None:
-        conditions.append(moment >= period.start_ms)
-    if period.end_ms is not None:
-        conditions.append(moment < period.end_ms)
-    return conditions
+def _storable(record: UsageRecord) -> UsageRecord:
+    """Replace what no text of PostgreSQL can hold: a provider's NUL must not stop the ledger."""
+    if "\0" not in "".join(_foreign_texts(record)):
+        return record
+    clean = {name: getattr(record, name).replace("\0", "\ufffd") for name in _FOREIGN_TEXTS}
+    return msgspec.structs.replace(record, **clean)
 
 
 def _bare(request_id: str) -> str:

@@ -1,8 +1,9 @@
 """The tables, as SQLAlchemy Core sees them; the migrations in ``alembic/`` make them.
 
-All times are Unix milliseconds, all ids text, all money integer nanos of USD. ``usage_record``, ``price`` and
-``adjustment`` are append-only: triggers refuse UPDATE and DELETE. The ledger's tables refer to nothing, so that a
-record can always be written. Not here: a statement.
+All times are Unix milliseconds, all ids text, all money integer nanos of USD. ``usage_record``, ``price``,
+``adjustment`` and ``seal`` are append-only: triggers refuse UPDATE, DELETE and, on PostgreSQL, TRUNCATE. The ledger's
+tables refer to nothing, so that a record can always be written. On PostgreSQL ``usage_record`` has a partition for
+each month. Not here: a statement.
 """
 
 import sqlalchemy as sa
@@ -55,6 +56,12 @@ MEASURE_COLUMNS = (
     *DURATION_COLUMNS,
 )
 """What an hourly row sums."""
+
+
+def is_ours(name: str | None, kind: str, parents: object) -> bool:
+    """Say whether alembic may compare a thing: not a partition, which is made by the clock."""
+    del parents
+    return kind != "table" or not (name or "").startswith("usage_record_")
 
 
 def _text(name: str, *arguments: SchemaItem, is_nullable: bool = False) -> sa.Column[str]:
@@ -194,6 +201,9 @@ usage_record = sa.Table(
     sa.Index("usage_record_by_organization", "organization_id", "admitted_at_ms"),
     sa.Index("usage_record_by_project", "project_id", "admitted_at_ms"),
     sa.Index("usage_record_by_root_key", "root_key_id", "admitted_at_ms"),
+    # What was written lately: sealing looks there for records without a seal.
+    sa.Index("usage_record_by_recording", "recorded_at_ms"),
+    postgresql_partition_by="RANGE (request_id)",
 )
 
 usage_hour = sa.Table(
@@ -205,6 +215,7 @@ usage_hour = sa.Table(
     sa.Index("usage_hour_by_project", "project_id", "hour_ms"),
     sa.Index("usage_hour_by_root_key", "root_key_id", "hour_ms"),
     sa.Index("usage_hour_by_hour", "hour_ms"),
+    postgresql_with={"fillfactor": 70},
 )
 
 adjustment = sa.Table(
@@ -219,10 +230,47 @@ adjustment = sa.Table(
     _integer("tokens"),
     _text("reason"),
     _integer("created_at_ms"),
+    _text("created_by"),
     sa.PrimaryKeyConstraint("id"),
     sa.Index("adjustment_by_organization", "organization_id", "period_start_ms"),
     sa.Index("adjustment_by_project", "project_id", "period_start_ms"),
     sa.Index("adjustment_by_root_key", "root_key_id", "period_start_ms"),
+)
+
+worker = sa.Table(
+    "worker",
+    metadata,
+    _text("id"),
+    _text("host"),
+    _text("journal_id"),
+    _integer("started_at_ms"),
+    _integer("seen_at_ms"),
+    _integer("unshipped_records"),
+    sa.Column("is_leaving", sa.Boolean, nullable=False),
+    sa.PrimaryKeyConstraint("id"),
+)
+
+# A seal is of a usage record (kind "usage") or of an adjustment; what the other kind names is NULL.
+seal = sa.Table(
+    "seal",
+    metadata,
+    _text("organization_id"),
+    sa.Column("sequence", sa.BigInteger, nullable=False, autoincrement=False),
+    _text("kind"),
+    _text("request_id", is_nullable=True),
+    sa.Column("attempt", sa.Integer, nullable=True),
+    _text("adjustment_id", is_nullable=True),
+    _text("previous_hash"),
+    _text("hash"),
+    _integer("sealed_at_ms"),
+    sa.PrimaryKeyConstraint("organization_id", "sequence"),
+    sa.UniqueConstraint("request_id", "attempt", name="seal_of_record_once"),
+    sa.UniqueConstraint("adjustment_id", name="seal_of_adjustment_once"),
+    sa.CheckConstraint(
+        "(kind = 'usage' AND request_id IS NOT NULL AND attempt IS NOT NULL AND adjustment_id IS NULL) OR "
+        "(kind = 'adjustment' AND request_id IS NULL AND attempt IS NULL AND adjustment_id IS NOT NULL)",
+        name="seal_is_of_one_thing",
+    ),
 )
 
 meta = sa.Table(

@@ -1,4 +1,4 @@
-"""A client's connection: uvicorn's own, which also drops a client that does not read.
+"""A client's connection: uvicorn's own, which also drops a client that does not read, and can be drained.
 
 Everything that is sent ends here, so this is the one place where a stalled client is dropped, whoever waits for it;
 to the request it looks like any client that left. Without it, a connection that is closed while its client reads
@@ -18,6 +18,22 @@ class Connection(HttpToolsProtocol):
     """How long a client may leave unread what waits for it, once that is more than 64 KB."""
 
     _drop: asyncio.TimerHandle | None = None
+    _is_draining = False
+
+    def drain(self) -> None:
+        """Close after the answer that is being sent, or after the next one; an idle connection stays for it.
+
+        A proxy may be sending a request on an idle connection at this moment, and would not send it again.
+        """
+        self._is_draining = True
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def on_headers_complete(self) -> None:
+        """Begin a request."""
+        super().on_headers_complete()
+        if self._is_draining and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def pause_writing(self) -> None:
         """Begin to wait for a client that does not read."""

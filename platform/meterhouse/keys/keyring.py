@@ -1,19 +1,22 @@
-"""Says who a request is by its key, from a bounded cache in front of the database.
+"""Says who a request is by its key, from a bounded cache in front of the stores.
 
-Invariant: a cached key is served without the database for ``fresh_ms``, then it is read again before use; only
-while the database is away is it served for up to ``stale_ms``. So a revocation counts at once in this process
-(``invalidate``), after ``fresh_ms`` in any other, and after ``stale_ms`` at the latest. Not here: changes of keys
-(``keys.service``), allowed models and limits (they are only handed on).
+Invariant: a cached key is served without any store for ``fresh_ms``, then it is read again before use; only while no
+store can tell is it served for up to ``STALE_MS``. So a revocation counts at once in this process and in every other
+that hears of it (``hear``), after ``fresh_ms`` in one that does not, and after ``STALE_MS`` at the latest. Not here:
+changes of keys (``keys.service``), which store is asked (``keys.reader``), allowed models and limits (they are only
+handed on).
 """
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from meterhouse.db.keys import KeyStore, StoredAdminKey, StoredKey
 from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
 from meterhouse.identity import KeyScope, Operator, Principal
+from meterhouse.keys.reader import KeyOutdated, KeyReader, Mirror, Read
 from meterhouse.keys.secret import ParsedSecret, Peppers, parse
 from meterhouse.metering import Clock, Scope
 
@@ -24,8 +27,12 @@ MAX_KEYS = 50_000
 UNKNOWN_MS = 30_000
 MAX_UNKNOWN = 10_000
 """Ids without a key that are remembered; the oldest is forgotten."""
-RETRY_MS = 1_000
-"""While the database is away, it is asked once in this time; nobody else waits for it."""
+MIRROR_AGAIN_MS = 5_000
+"""A key that is new here or has changed is mirrored twice, so that one entry is later than the mark of its change."""
+MIRROR_RENEW_MS = 3_600_000
+"""How often the entry of a key in use is renewed after that."""
+PATIENCE_SECONDS = 0.6
+"""How long the stores may take before a stale entry serves instead; longer than ``keys.reader`` needs for both."""
 MAX_USED = 100_000
 """Times of last use kept until they are flushed; those of further keys are dropped."""
 
@@ -40,7 +47,6 @@ _ADDRESS = (
     "This API key may not be used from this address. Use it from one of its networks, or ask whoever issued it to "
     "add yours to its IP ranges."
 )
-_AWAY = "The key store cannot be reached just now. Try again in a moment."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class _Entry:
     principal: Principal
     networks: tuple[IPv4Network | IPv6Network, ...]
     read_at_ms: int
+    mirror_at_ms: int
+    """When it is to be mirrored again."""
 
 
 class Keyring:
@@ -59,28 +67,29 @@ class Keyring:
         store: KeyStore,
         peppers: Peppers,
         clock: Clock,
+        mirror: Mirror | None = None,
         fresh_ms: int = FRESH_MS,
-        stale_ms: int = STALE_MS,
         max_keys: int = MAX_KEYS,
     ) -> None:
         self._store = store
+        self._reader = KeyReader(store, clock, mirror)
+        self._mirror = mirror
         self._peppers = peppers
         self._clock = clock
         self._fresh_ms = fresh_ms
-        self._stale_ms = stale_ms
         self._max_keys = max_keys
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._unknown_until_ms: OrderedDict[str, int] = OrderedDict()
         self._reads: dict[str, asyncio.Task[_Entry | None]] = {}
         """The read of each key whose result will be remembered."""
         self._running: set[asyncio.Task[_Entry | None]] = set()
-        self._away_until_ms = 0
+        self._watchers: list[Callable[[], None]] = []
         self._used: dict[str, int] = {}
         self._admin_used: dict[str, int] = {}
         self.hits = 0
         """Verifications that the cache answered."""
         self.misses = 0
-        """Reads of the database."""
+        """Verifications that had to wait for a read that they began."""
 
     async def verify(
         self, authorization: str | None, address: str | None, scope: KeyScope = KeyScope.INFERENCE
@@ -95,7 +104,7 @@ class Keyring:
         Raises:
             InvalidKey: there is no key, or one that opens nothing; the reason is only in ``detail``.
             NotPermitted: the key is good, but not from this address or not for this.
-            StoreDown: the database is away and the key was not read recently enough.
+            StoreDown: no store can tell, and the key was not read recently enough.
         """
         secret = _secret_of(authorization)
         if secret.is_admin:
@@ -138,10 +147,38 @@ class Keyring:
         """Say whether a key is still good, as fresh as ``verify`` would: a running stream of another is cut.
 
         Raises:
-            StoreDown: the database is away and the key was not read recently enough.
+            StoreDown: no store can tell, and the key was not read recently enough.
         """
         entry = await self._find(key_id)
         return entry is not None and _why_dead(entry.key, self._clock.now_ms()) is None
+
+    async def find_dead(self, key_ids: Collection[str]) -> set[str]:
+        """Return those of some keys that are good no more. One that no store can tell of is not among them."""
+        answers = await asyncio.gather(*[self.find_live(key_id) for key_id in key_ids], return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, StoreDown):
+                raise answer
+        return {key_id for key_id, answer in zip(key_ids, answers, strict=True) if answer is False}
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Have a function called, at once, whenever keys may have ended: then ask ``find_dead`` which have."""
+        self._watchers.append(callback)
+
+    def hear(self, notice: object) -> None:
+        """Take in that a key (``key_id``) or an owner's keys (``scope``, ``scope_id``) changed, here or elsewhere.
+
+        Nothing in a notice is believed but that there is something to read again; what is none of the two mappings is
+        ignored.
+        """
+        match notice:
+            case {"key_id": str(key_id)}:
+                self.invalidate(key_id)
+            case {"scope": str(scope), "scope_id": str(scope_id)} if scope in set(Scope):
+                self.invalidate_scope(Scope(scope), scope_id)
+            case _:
+                return
+        for callback in self._watchers:
+            callback()
 
     def invalidate(self, key_id: str) -> None:
         """Forget what is known of a key, also that it was unknown, so that its next use reads it."""
@@ -171,6 +208,7 @@ class Keyring:
     async def close(self) -> None:
         """Wait for reads that are still running."""
         await asyncio.gather(*self._running, return_exceptions=True)
+        await self._reader.close()
 
     def _check_secret(self, secret: ParsedSecret, stored: StoredKey | StoredAdminKey, now_ms: int) -> None:
         # The hash comes first: who does not hold the secret learns nothing about the key, not even from the time.
@@ -188,53 +226,74 @@ class Keyring:
             self._entries.move_to_end(key_id)
             self.hits += 1
             return entry
-        if entry is None and now_ms < self._unknown_until_ms.get(key_id, 0):
+        if entry is None and 0 < self._unknown_until_ms.get(key_id, 0) - now_ms <= UNKNOWN_MS:
             return None
-        try:
-            return await self._read(key_id, now_ms)
-        except StoreDown:
-            # Looked up again: a revocation may have removed it in the meantime.
-            entry = self._entries.get(key_id)
-            if entry is None or now_ms - entry.read_at_ms >= self._stale_ms:
-                raise
-            return entry
+        return await self._read(key_id, now_ms)
 
     async def _read(self, key_id: str, now_ms: int) -> _Entry | None:
-        """Read a key, once for all who wait for it; a waiter that leaves does not stop the others' read."""
+        """Read a key; a stale entry serves while no store can tell, or none tells in time."""
+        task = self._begin_read(key_id)
+        is_stale_known = self._find_stale(key_id, now_ms) is not None
+        # A waiter that leaves does not stop the others' read.
+        await asyncio.wait({task}, timeout=PATIENCE_SECONDS if is_stale_known else None)
+        if task.done() and not isinstance(task.exception(), StoreDown):
+            return task.result()
+        # Looked up again: a revocation may have removed it in the meantime.
+        return self._find_stale(key_id, now_ms) or await asyncio.shield(task)
+
+    def _find_stale(self, key_id: str, now_ms: int) -> _Entry | None:
+        entry = self._entries.get(key_id)
+        return entry if entry is not None and abs(now_ms - entry.read_at_ms) < STALE_MS else None
+
+    def _begin_read(self, key_id: str) -> "asyncio.Task[_Entry | None]":
+        """Read a key, once for all who wait for it."""
         task = self._reads.get(key_id)
         if task is None:
-            if now_ms < self._away_until_ms:
-                raise StoreDown(_AWAY, detail="it was away a moment ago")
             self.misses += 1
             task = asyncio.create_task(self._load(key_id))
             self._reads[key_id] = task
             self._running.add(task)
             task.add_done_callback(self._forget_task)
-        return await asyncio.shield(task)
+        return task
 
-    def _forget_task(self, task: asyncio.Task[_Entry | None]) -> None:
+    def _forget_task(self, task: "asyncio.Task[_Entry | None]") -> None:
         self._running.discard(task)
         if not task.cancelled():
             # Marks an error as seen, in case that nobody waits for it any more.
             task.exception()
 
     async def _load(self, key_id: str) -> _Entry | None:
-        read_at_ms = self._clock.now_ms()
         task = asyncio.current_task()
+        is_outdated = False
         try:
-            stored = await self._store.find_key(key_id)
-        except StoreDown:
-            self._away_until_ms = self._clock.now_ms() + RETRY_MS
+            read = await self._reader.read(key_id)
+        except KeyOutdated:
+            is_outdated = True
             raise
         finally:
             # After an invalidation this read is no longer the one to be remembered: it may have seen the old row.
             is_current = self._reads.get(key_id) is task
             if is_current:
                 del self._reads[key_id]
-        entry = None if stored is None else _entry_of(stored, read_at_ms)
+            if is_outdated:
+                self._entries.pop(key_id, None)
         if is_current:
-            self._remember(key_id, entry, read_at_ms)
-        return entry
+            entry = None if read.key is None else self._mirror_when_due(read.key, read)
+            self._remember(key_id, entry, read.at_ms)
+            return entry
+        return None if read.key is None else _entry_of(read.key, read.at_ms, 0)
+
+    def _mirror_when_due(self, key: StoredKey, read: Read) -> _Entry:
+        key = replace(key, last_used_at_ms=None)
+        before = self._entries.get(key.id)
+        is_same = before is not None and before.key == key
+        mirror_at_ms = before.mirror_at_ms if before is not None and is_same else 0
+        # Further ahead than it was ever set, it is from before the clock was set back.
+        is_due = not 0 < mirror_at_ms - read.at_ms <= MIRROR_RENEW_MS
+        if read.is_from_sql and self._mirror is not None and is_due:
+            self._mirror.put(key, read.at_ms)
+            mirror_at_ms = read.at_ms + (MIRROR_RENEW_MS if is_same else MIRROR_AGAIN_MS)
+        return _entry_of(key, read.at_ms, mirror_at_ms)
 
     def _remember(self, key_id: str, entry: _Entry | None, read_at_ms: int) -> None:
         self._entries.pop(key_id, None)
@@ -270,7 +329,7 @@ def _why_dead(stored: StoredKey | StoredAdminKey, now_ms: int) -> str | None:
     return None
 
 
-def _entry_of(stored: StoredKey, read_at_ms: int) -> _Entry:
+def _entry_of(stored: StoredKey, read_at_ms: int, mirror_at_ms: int) -> _Entry:
     principal = Principal(
         organization_id=stored.organization_id,
         project_id=stored.project_id,
@@ -281,7 +340,7 @@ def _entry_of(stored: StoredKey, read_at_ms: int) -> _Entry:
         limits=stored.limits,
         expires_at_ms=stored.expires_at_ms,
     )
-    return _Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms)
+    return _Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms, mirror_at_ms)
 
 
 def _is_within(address: str | None, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:

@@ -1,10 +1,12 @@
 """Issues, lists, rotates and revokes keys; the same for the command line and for the administration API.
 
-Invariant: the text of a key is returned once, by the call that made it, and kept nowhere; after each change the
-keyring of this process forgets what it knew. Not here: who may do this, and what a limit's grammar is.
+Invariant: the text of a key is returned once, by the call that made it, and kept nowhere. A change is made in SQL
+first, or not at all; then the mirror is marked, so that nothing older serves while SQL is away; then every process is
+told, this one at once. A mark that cannot be written is tried again by the mirror. Not here: who may do this, and what
+a limit's grammar is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
@@ -15,6 +17,7 @@ from meterhouse.errors import Conflict, Malformed, NotFound
 from meterhouse.identity import KeyScope
 from meterhouse.ids import new_id
 from meterhouse.keys.keyring import Keyring
+from meterhouse.keys.reader import Mirror
 from meterhouse.keys.secret import ADMIN_ENVIRONMENT, Peppers, make
 from meterhouse.metering import Clock, Limit, Scope
 
@@ -23,6 +26,15 @@ MAX_OVERLAP_SECONDS = 7 * DAY_SECONDS
 MAX_NAME_LENGTH = 200
 MAX_EXPIRY_SECONDS = 100 * 365 * DAY_SECONDS
 ROLES = ("operator", "owner", "reader")
+TOMBSTONE_MS = 25 * 3_600_000
+"""How long after its revocation a key may still have an entry in the mirror, and an hour more."""
+MOST_TOMBSTONES = 10_000
+"""How many tombstones are renewed; those of the oldest revocations are not."""
+NOTICE = "key"
+"""The kind of the notices that are published; ``Keyring.hear`` takes in what they say."""
+
+Publish = Callable[[str, Mapping[str, str]], Awaitable[object]]
+"""Tells every process of something: its kind, and what it says. Does not raise: who misses it learns of it later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +68,26 @@ class IssuedAdminKey:
     key: StoredAdminKey
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """How other processes learn of a change; without these, only by reading SQL again."""
+
+    mirror: Mirror | None = None
+    publish: Publish | None = None
+
+
 class KeyService:
     """Changes organizations, projects, keys and limits. Every method raises StoreDown when there is no database."""
 
     def __init__(
-        self, catalog: Catalog, peppers: Peppers, clock: Clock, *, environment: str, keyring: Keyring | None = None
+        self,
+        catalog: Catalog,
+        peppers: Peppers,
+        clock: Clock,
+        *,
+        environment: str,
+        keyring: Keyring | None = None,
+        others: Others | None = None,
     ) -> None:
         """Take the stores, and the environment that tenants' keys carry in their text (``dev``, ``live``).
 
@@ -74,12 +101,17 @@ class KeyService:
         self._clock = clock
         self._environment = environment
         self._keyring = keyring
+        self._others = others or Others()
+        self.on_organization: list[Callable[[str], Awaitable[None]]] = []
+        """Called with the id of each organization that was made here."""
 
     async def create_organization(self, name: str) -> Organization:
         """Make an organization; raises Malformed for an empty or too long name."""
         _check_name(name)
         new = Organization(id=new_id("org"), name=name, created_at_ms=self._clock.now_ms())
         await self._catalog.organizations.insert_organization(new)
+        for welcome in self.on_organization:
+            await welcome(new.id)
         return new
 
     async def create_project(self, organization_id: str, name: str) -> Project:
@@ -94,7 +126,7 @@ class KeyService:
     async def archive_project(self, project_id: str) -> Project:
         """Archive a project: its keys are refused from now on. Raises NotFound; archiving twice changes nothing."""
         await self._catalog.organizations.archive_project(project_id, self._clock.now_ms())
-        self._forget_scope(Scope.PROJECT, project_id)
+        await self._tell_owner(Scope.PROJECT, project_id)
         return await self._get_project(project_id)
 
     async def issue(self, order: KeyOrder) -> IssuedKey:
@@ -130,7 +162,7 @@ class KeyService:
             limits=tuple(replace(limit, scope=Scope.KEY, scope_id=secret.key_id) for limit in order.limits),
         )
         await self._catalog.keys.insert_key(stored)
-        self._forget(stored.id)
+        await self._tell({"key_id": stored.id})
         return IssuedKey(secret.value, await self.get(stored.id))
 
     async def list_keys(
@@ -147,10 +179,23 @@ class KeyService:
         return stored
 
     async def revoke(self, key_id: str) -> StoredKey:
-        """Revoke a key for good; raises NotFound. A second time changes nothing."""
-        await self._catalog.keys.revoke_key(key_id, self._clock.now_ms())
-        self._forget(key_id)
+        """Revoke a key for good; raises NotFound. A second time changes nothing, but tells every process again."""
+        now_ms = self._clock.now_ms()
+        if not await self._catalog.keys.revoke_key(key_id, now_ms):
+            await self.get(key_id)
+        if self._others.mirror is not None:
+            self._others.mirror.bury(key_id, now_ms)
+        await self._tell({"key_id": key_id})
         return await self.get(key_id)
+
+    async def renew_tombstones(self) -> None:
+        """Mirror again which keys were revoked lately: whoever revoked them may have failed to, or Redis lost it."""
+        if self._others.mirror is None:
+            return
+        since_ms = self._clock.now_ms() - TOMBSTONE_MS
+        for key_id, at_ms in (await self._catalog.keys.list_revoked(since_ms, MOST_TOMBSTONES)).items():
+            self._others.mirror.bury(key_id, at_ms)
+        await self._others.mirror.flush()
 
     async def rotate(self, key_id: str, overlap_seconds: int = DAY_SECONDS) -> IssuedKey:
         """Issue a successor with the same policy; the old key works for the overlap, and both count as one.
@@ -183,8 +228,8 @@ class KeyService:
         if is_over or not await self._catalog.keys.rotate_key(key_id, new, ends_at_ms):
             message = f"Key '{key_id}' is not good any more and cannot be rotated. Issue a new key instead."
             raise Conflict(message, param="key_id")
-        self._forget(key_id)
-        self._forget(new.id)
+        await self._tell_owner(Scope.KEY, old.root_key_id)
+        await self._tell({"key_id": new.id})
         return IssuedKey(secret.value, await self.get(new.id))
 
     async def set_limits(self, scope: Scope, scope_id: str, limits: Iterable[Limit]) -> list[Limit]:
@@ -198,7 +243,7 @@ class KeyService:
         own = [replace(limit, scope=scope, scope_id=owner_id) for limit in limits]
         _check_limits(own)
         await self._catalog.limits.set_limits(scope, owner_id, own)
-        self._forget_scope(scope, owner_id)
+        await self._tell_owner(scope, owner_id)
         return await self._catalog.limits.list_limits(scope, owner_id)
 
     async def list_limits(self, scope: Scope, scope_id: str) -> list[Limit]:
@@ -259,13 +304,19 @@ class KeyService:
             raise NotFound(f"There is no organization '{scope_id}'.", param="organization_id")
         return scope_id
 
-    def _forget(self, key_id: str) -> None:
-        if self._keyring is not None:
-            self._keyring.invalidate(key_id)
+    async def _tell_owner(self, scope: Scope, scope_id: str) -> None:
+        """Tell every process that something changed that decides about an organization's, project's or chain's keys."""
+        if self._others.mirror is not None:
+            self._others.mirror.note_change(scope, scope_id, self._clock.now_ms())
+        await self._tell({"scope": scope.value, "scope_id": scope_id})
 
-    def _forget_scope(self, scope: Scope, scope_id: str) -> None:
+    async def _tell(self, notice: Mapping[str, str]) -> None:
         if self._keyring is not None:
-            self._keyring.invalidate_scope(scope, scope_id)
+            self._keyring.hear(notice)
+        if self._others.mirror is not None:
+            await self._others.mirror.flush()
+        if self._others.publish is not None:
+            await self._others.publish(NOTICE, notice)
 
 
 def _check_order(order: KeyOrder) -> None:

@@ -9,7 +9,7 @@ reported and left where it is. Not here: the journal of this process (``shipper`
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -41,8 +41,6 @@ class AdoptionReport:
     """The charges of all records that were read, whether SQL had them or not."""
     torn: int = 0
     """Places that could not be read."""
-    journal_ids: tuple[str, ...] = ()
-    """Whose they were."""
 
     def __add__(self, other: "AdoptionReport") -> "AdoptionReport":
         return AdoptionReport(
@@ -51,14 +49,32 @@ class AdoptionReport:
             self.worker_lost + other.worker_lost,
             self.nanos + other.nanos,
             self.torn + other.torn,
-            self.journal_ids + other.journal_ids,
         )
 
 
 class Adopter:
     """Adopts and replays. Memory is bounded by a batch and by the requests that a journal had open at once."""
 
-    def __init__(self, store: InsertsRecords, files: FileLayer, log: Log, *, batch_records: int = 1_000) -> None:
+    def __init__(
+        self,
+        store: InsertsRecords,
+        files: FileLayer,
+        log: Log,
+        *,
+        batch_records: int = 1_000,
+        on_shipped: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            store: where records go.
+            files: the file system.
+            log: where an adoption and what cannot be read are told of.
+            batch_records: how many records go at once.
+            on_shipped: is told the id of an adopted journal when SQL has all of it and before its segments are marked,
+                so that whatever stops it, the next adoption tells again.
+        """
+        self._on_shipped = on_shipped
         self._store = store
         self._files = files
         self._log = log
@@ -113,7 +129,8 @@ class Adopter:
                     return AdoptionReport()  # somebody else is adopting it
                 held.append(file)
             report = await self._ship(held, is_dead=True)
-            report = replace(report, journal_ids=(names[0].journal_id,))
+            if self._on_shipped is not None:
+                await self._on_shipped(names[0].journal_id)
             self._log.warning(
                 Event.JOURNAL_ADOPTED,
                 journal_id=names[0].journal_id,

@@ -120,6 +120,11 @@ class Shipper:
         return self._shipped
 
     @property
+    def is_store_down(self) -> bool:
+        """Whether the last batch could not be shipped: what is journaled waits."""
+        return self._is_store_down
+
+    @property
     def damages(self) -> int:
         """How many places of this journal could not be read back; 0 unless the disk lies."""
         return self._damages

@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol
 from meterhouse.limits.sizing import Sizes, held_amount, settled_amount
 from meterhouse.limits.window import RateCounter
 from meterhouse.metering import (
-    Correction,
     Demand,
     Kind,
     Limit,
@@ -226,7 +225,7 @@ class GaugeBound:
 class PeriodCounter:
     """What is spent and reserved of one quota or budget in one period."""
 
-    __slots__ = ("end_ms", "identity", "is_known", "kind", "period", "reserved", "spent", "start_ms")
+    __slots__ = ("end_ms", "identity", "is_known", "is_outdated", "kind", "period", "reserved", "spent", "start_ms")
 
     def __init__(self, period: Period) -> None:
         self.period = period
@@ -238,6 +237,8 @@ class PeriodCounter:
         self.reserved = 0
         self.is_known = False
         """Whether the ledger's sums are in ``spent``; unknown is not zero."""
+        self.is_outdated = False
+        """The ledger was corrected while it was asked: what it says is not believed."""
 
     @property
     def key(self) -> CounterKey:
@@ -253,15 +254,6 @@ class PeriodCounter:
         else:
             self.spent += sums.requests
         self.is_known = True
-
-    def adjust(self, correction: Correction) -> None:
-        """Move what is spent; a correction names no model, so a limit of one model does not see it."""
-        if self.identity.model is not None:
-            return
-        if self.kind is Kind.SPEND:
-            self.spent += correction.nanos
-        elif self.kind is Kind.TOKENS:
-            self.spent += correction.tokens
 
     def contains(self, at_ms: int) -> bool:
         """Whether a moment lies in the period."""

@@ -125,16 +125,19 @@ class Counters:
             if failure is not None:
                 raise meter_down(f"seed failed: {failure.message} {failure.detail}") from failure
 
-    def adjust(self, correction: Correction) -> None:
-        """Move the known counters of a correction's owners whose period its moment lies in."""
+    def unlearn(self, correction: Correction) -> None:
+        """Forget the counters that a correction of the ledger changes; the next request learns them again."""
         owners: tuple[Owner, ...] = (
             (Scope.KEY, correction.root_key_id or ""),
             (Scope.PROJECT, correction.project_id),
             (Scope.ORGANIZATION, correction.organization_id),
         )
-        for counter in chain.from_iterable(self._attached.get(owner, {}).values() for owner in owners):
-            if isinstance(counter, PeriodCounter) and counter.is_known and counter.contains(correction.at_ms):
-                counter.adjust(correction)
+        found = [counter for owner in owners for counter in self._attached.get(owner, {}).values()]
+        for counter in found:
+            if isinstance(counter, PeriodCounter) and counter.contains(correction.at_ms):
+                if counter.is_known:
+                    self._detach(counter)
+                counter.is_outdated = True
 
     async def close(self) -> None:
         """Give up what is being learned."""
@@ -222,7 +225,7 @@ class Counters:
                 sums = await self._seed(periods)
             for counter, known in zip(counters, sums, strict=True):
                 counter.seed(known)
-            is_learned = True
+            is_learned = not any(counter.is_outdated for counter in counters)
         except TimeoutError:
             return MeterDown("The ledger did not answer in time.")
         except GatewayError as error:

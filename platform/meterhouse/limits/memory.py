@@ -118,7 +118,7 @@ class MemoryMeter:
 
     async def adjust(self, correction: Correction) -> None:
         """Move what is spent by a correction that the ledger has."""
-        self._counters.adjust(correction)
+        self._counters.unlearn(correction)
 
     def sweep(self) -> int:
         """Reap every expired lease and drop what cannot matter again; returns how many leases were reaped."""

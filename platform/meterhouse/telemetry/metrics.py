@@ -2,8 +2,8 @@
 
 Every label has a bounded set of values: models, keys and organizations are never labels, and a family that has met
 ``MAX_CHILDREN`` combinations counts the rest as ``other``. Counting a request takes a few microseconds and cannot
-fail. What is not here: where gauges get their values (composition hands in functions with ``watch``), and summing
-over processes.
+fail. What is not here: where gauges get their values (composition hands in functions with ``watch``), and how the
+figures of several processes are added up (``board``).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from meterhouse.metering import Refusal
-from meterhouse.usage import Outcome, Usage, UsageRecord
+from meterhouse.telemetry.board import Family, Merged, freeze, merge
+from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
 
 MAX_CHILDREN = 256
 OTHER = "other"
@@ -35,6 +36,10 @@ FIRST_TOKEN_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0
 LAG_BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 _LOST_OUTCOMES = frozenset({Outcome.UPSTREAM_FAILED, Outcome.WORKER_LOST})
+SUSPECT = "suspect"
+_SOURCES = (*(exactness.value for exactness in Exactness), SUSPECT)
+_ANSWERED = frozenset({Outcome.COMPLETED, Outcome.CLIENT_GONE, Outcome.CUT})
+"""Of other outcomes it says nothing about the provider that no usage came."""
 _MS_PER_SECOND = 1000
 _STATUS_CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
 
@@ -43,6 +48,7 @@ class Watched(Enum):
     """What is read from elsewhere at each scrape: name, kind, help, and the one label it may have."""
 
     OPEN_REQUESTS = ("meterhouse_open_requests", "gauge", "Requests that are being answered now", None)
+    TASKS = ("meterhouse_tasks", "gauge", "Tasks of the event loop", None)
     JOURNAL_BYTES = ("meterhouse_journal_bytes", "gauge", "Size of this process's journals on disk", None)
     UNSHIPPED_RECORDS = ("meterhouse_unshipped_records", "gauge", "Records that SQL does not have yet", None)
     UNSHIPPED_NANOS = ("meterhouse_unshipped_nanos", "gauge", "Charges that SQL does not have yet, nanos of USD", None)
@@ -53,6 +59,13 @@ class Watched(Enum):
     KEYRING_HITS = ("meterhouse_keyring_hits", "counter", "Keys verified from the process's cache", None)
     KEYRING_MISSES = ("meterhouse_keyring_misses", "counter", "Keys that had to be looked up", None)
     DEGRADED = ("meterhouse_degraded", "gauge", "1 while a part works in its degraded mode", "part")
+    METER_FAILURES = ("meterhouse_meter_failures", "counter", "Calls of the meter that Redis did not answer", None)
+    METER_OUTAGES = ("meterhouse_meter_outages", "counter", "Times that Redis was given up on", None)
+    COUNTER_DRIFT = ("meterhouse_counter_drift", "counter", "Counters that disagreed with the ledger", None)
+    RAISED_NANOS = ("meterhouse_counter_raised_nanos", "counter", "Added to budgets by reconciling", None)
+    LOWERED_NANOS = ("meterhouse_counter_lowered_nanos", "counter", "Taken off budgets by reconciling", None)
+    MIRROR_FAILURES = ("meterhouse_key_mirror_failures", "counter", "Times that keys' mirror did not answer", None)
+    STRAY_RECORDS = ("meterhouse_stray_records", "gauge", "Ledger rows in no month's partition: an alarm", None)
     DROPPED_LOG_LINES = ("meterhouse_dropped_log_lines", "counter", "Log lines that were never written", None)
 
 
@@ -62,6 +75,7 @@ class _Provider(NamedTuple):
     tokens: dict[str, Counter]
     charge: Counter
     overrun: Counter
+    sources: dict[str, Counter]
     unbilled: Counter
     unpriced: Counter
     first_token: Histogram
@@ -95,6 +109,12 @@ class Metrics:
             ("provider",),
             registry=registry,
         )
+        self._sources = Counter(
+            "meterhouse_usages_total",
+            "Answers by how their tokens are known; suspect: reported, but it cannot be true",
+            ("provider", "source"),
+            registry=registry,
+        )
         self._unbilled = Counter(
             "meterhouse_unbilled_attempts_total", "Attempts charged 0: our loss", ("provider",), registry=registry
         )
@@ -124,6 +144,7 @@ class Metrics:
             buckets=LAG_BUCKETS_SECONDS,
             registry=registry,
         )
+        self._read_others: Callable[[], list[list[Family]]] | None = None
         self._watches = _Watches()
         registry.register(self._watches)
         ProcessCollector(namespace="meterhouse", registry=registry)
@@ -189,9 +210,20 @@ class Metrics:
         """Read a value at each scrape. ``read`` must not raise or wait; ``label`` only where ``watched`` has one."""
         self._watches.add(watched, read, label)
 
+    def join(self, read_others: Callable[[], list[list[Family]]]) -> None:
+        """Add the figures of other processes to each scrape."""
+        self._read_others = read_others
+
+    def snapshot(self) -> list[Family]:
+        """Return the figures of this process."""
+        return freeze(self._registry.collect())
+
     def render(self) -> tuple[bytes, str]:
         """Return the text of a scrape and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+        if self._read_others is None:
+            return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+        merged = Merged(merge([self.snapshot(), *self._read_others()]))
+        return generate_latest(merged), CONTENT_TYPE_PLAIN_0_0_4
 
     def _request_child(self, key: tuple[str, int, str, str]) -> Counter:
         route, status_class, owner, code = key
@@ -223,6 +255,7 @@ class Metrics:
             tokens={kind: self._tokens.labels(label, kind) for kind, _ in _token_counts(Usage())},
             charge=self._charge.labels(label),
             overrun=self._overrun.labels(label),
+            sources={source: self._sources.labels(label, source) for source in _SOURCES},
             unbilled=self._unbilled.labels(label),
             unpriced=self._unpriced.labels(label),
             first_token=self._first_token.labels(label),
@@ -261,6 +294,8 @@ def _observe_usage(provider: _Provider, record: UsageRecord) -> None:
     for kind, count in _token_counts(record.usage):
         if count:
             provider.tokens[kind].inc(count)
+    if record.outcome in _ANSWERED:
+        provider.sources[SUSPECT if record.is_suspect else record.exactness.value].inc()
     if record.charge_nanos:
         provider.charge.inc(record.charge_nanos)
     elif record.outcome in _LOST_OUTCOMES:

@@ -1,0 +1,200 @@
+"""Sums over the ledger: what quotas and budgets count, now, or before a moment and without some requests.
+
+Invariant: all sums of one call are read in one snapshot, and from the hourly projection where a period is whole
+hours, so that their cost does not grow with the number of requests. Not here: writing (``db.ledger``), and what the
+sums are compared with.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from meterhouse.db.engine import reading
+from meterhouse.db.projection import record_measure
+from meterhouse.db.tables import HOUR_MS, adjustment, usage_hour, usage_record
+from meterhouse.metering import Period, Scope, Sums
+
+CHUNK_IDS = 10_000
+"""Request ids in one statement of SQLite, which takes 32,766 variables; PostgreSQL gets them as one array."""
+
+_SCOPE_COLUMNS = {
+    Scope.ORGANIZATION: "organization_id",
+    Scope.PROJECT: "project_id",
+    Scope.KEY: "root_key_id",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where to sum from: the projection when a time span is whole hours, else the records."""
+
+    table: sa.Table
+    at: sa.ColumnElement[int]
+
+    @classmethod
+    def of(cls, start_ms: int | None, end_ms: int | None) -> "Source":
+        """Choose for a span of Unix milliseconds; None is unbounded on that side."""
+        if all(moment is None or moment % HOUR_MS == 0 for moment in (start_ms, end_ms)):
+            return cls(usage_hour, usage_hour.c.hour_ms)
+        return cls.of_records()
+
+    @classmethod
+    def of_records(cls) -> "Source":
+        """Sum from the records, whatever the span."""
+        return cls(usage_record, usage_record.c.admitted_at_ms)
+
+    def measure(self, name: str) -> sa.ColumnElement[int]:
+        """Return what a row of the table adds to a measure of ``MEASURE_COLUMNS``."""
+        return usage_hour.c[name] if self.table is usage_hour else record_measure(name)
+
+
+def total(expression: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    """Return the sum of an expression, 0 over no rows."""
+    return sa.func.coalesce(sa.func.sum(expression), 0)
+
+
+async def sum_period(connection: AsyncConnection, period: Period) -> Sums:
+    """Sum what a quota or budget counts, with the adjustments that name its period and no model."""
+    return await _sum(connection, period)
+
+
+class LedgerBalances:
+    """Answers what the meter reconciles with. Every method is one transaction and raises StoreDown without one."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def sum_before(self, periods: Sequence[Period], before_ms: int, excluded: Collection[str]) -> list[Sums]:
+        """Sum each period as far as it was admitted before a moment, without some requests; all in one snapshot.
+
+        Adjustments count whenever they were made.
+
+        Args:
+            periods: quotas' and budgets'; those of whole hours cost the least.
+            before_ms: Unix ms near now: what was admitted at or after it is looked at row by row.
+            excluded: request ids (32 hexadecimal characters) that do not count; most of them may have no record.
+        """
+        async with reading(self._engine) as connection:
+            sums = [await _sum(connection, period, before_ms) for period in periods]
+            rows = await _find_excluded(connection, before_ms, excluded)
+        return [_without(known, period, rows) for known, period in zip(sums, periods, strict=True)]
+
+
+class _Shape(NamedTuple):
+    """What the statement of a sum depends on, but for its parameters: owner, model, start, end, before."""
+
+    scope: Scope
+    is_of_hours: bool
+    has_start: bool
+    has_end: bool
+    has_model: bool
+    has_before: bool
+
+
+_Part = sa.Select[int, int, int]
+_NAMES = ("requests", "total_tokens", "charge_nanos")
+
+
+async def _sum(connection: AsyncConnection, period: Period, before_ms: int | None = None) -> Sums:
+    limit = period.limit
+    start_ms, end_ms = period.start_ms, period.end_ms
+    is_of_hours = Source.of(start_ms, end_ms).table is usage_hour
+    bounds = (start_ms is not None, end_ms is not None, limit.model is not None, before_ms is not None)
+    values = {"owner": limit.scope_id, "model": limit.model, "start": start_ms, "end": end_ms, "before": before_ms}
+    given = {name: value for name, value in values.items() if value is not None}
+    row = (await connection.execute(_statement(_Shape(limit.scope, is_of_hours, *bounds)), given)).one()
+    return Sums(*map(int, row))
+
+
+@cache  # of few shapes; making the statement takes ten times as long as running it
+def _statement(shape: _Shape) -> _Part:
+    source = Source.of(None, None) if shape.is_of_hours else Source.of_records()
+    parts = [_used(source, shape)]
+    if not shape.has_model:  # an adjustment knows no models
+        corrected = _labelled(sa.literal(0), total(adjustment.c.tokens), total(adjustment.c.nanos))
+        parts.append(corrected.where(*_within(adjustment, adjustment.c.period_start_ms, shape)))
+    if shape.has_before:
+        late = Source.of_records()
+        parts.append(_used(late, shape, sign=-1).where(late.at >= _parameter("before")))
+    together = sa.union_all(*parts).subquery()
+    return _labelled(*(total(together.c[name]) for name in _NAMES))
+
+
+def _used(source: Source, shape: _Shape, sign: int = 1) -> _Part:
+    tokens = source.measure("input_tokens") + source.measure("output_tokens")
+    used = _labelled(
+        sign * total(source.measure("requests")), sign * total(tokens), sign * total(source.measure("charge_nanos"))
+    ).where(*_within(source.table, source.at, shape))
+    return used.where(source.table.c.model == sa.bindparam("model", type_=sa.Text)) if shape.has_model else used
+
+
+def _labelled(*measures: sa.ColumnElement[int]) -> _Part:
+    requests, tokens, nanos = (measure.label(name) for measure, name in zip(measures, _NAMES, strict=True))
+    return sa.select(requests, tokens, nanos)
+
+
+def _within(table: sa.Table, moment: sa.ColumnElement[int], shape: _Shape) -> Iterator[sa.ColumnElement[bool]]:
+    yield table.c[_SCOPE_COLUMNS[shape.scope]] == sa.bindparam("owner", type_=sa.Text)
+    if shape.has_start:
+        yield moment >= _parameter("start")
+    if shape.has_end:
+        yield moment < _parameter("end")
+
+
+def _parameter(name: str) -> sa.BindParameter[int]:
+    return sa.bindparam(name, type_=sa.BigInteger)
+
+
+async def _find_excluded(connection: AsyncConnection, before_ms: int, excluded: Collection[str]) -> list[sa.RowMapping]:
+    """Return the records of these requests that were admitted before a moment; few, of ids that may be many."""
+    columns = usage_record.c
+    statement = sa.select(
+        *(columns[name] for name in _SCOPE_COLUMNS.values()),
+        columns.model,
+        columns.admitted_at_ms,
+        columns.requests,
+        (columns.input_tokens + columns.output_tokens).label("total_tokens"),
+        columns.charge_nanos,
+    ).where(columns.admitted_at_ms < before_ms)
+    rows: list[sa.RowMapping] = []
+    for condition in _conditions(connection, sorted(excluded)):
+        rows.extend((await connection.execute(statement.where(condition))).mappings())
+    return rows
+
+
+def _conditions(connection: AsyncConnection, ids: Sequence[str]) -> Iterator[sa.ColumnElement[bool]]:
+    column = usage_record.c.request_id
+    if not ids:
+        return
+    if connection.dialect.name == "postgresql":
+        array = sa.bindparam("ids", ids, type_=postgresql.ARRAY(column.type))
+        # The bounds leave partitions out that no id can be in.
+        yield sa.and_(column == sa.any_(array), column.between(ids[0], ids[-1]))
+        return
+    for start in range(0, len(ids), CHUNK_IDS):
+        yield column.in_(ids[start : start + CHUNK_IDS])
+
+
+def _without(sums: Sums, period: Period, rows: Sequence[sa.RowMapping]) -> Sums:
+    counted = [row for row in rows if _counts(row, period)]
+    return Sums(
+        sums.requests - sum(row["requests"] for row in counted),
+        sums.total_tokens - sum(row["total_tokens"] for row in counted),
+        sums.charge_nanos - sum(row["charge_nanos"] for row in counted),
+    )
+
+
+def _counts(row: sa.RowMapping, period: Period) -> bool:
+    limit = period.limit
+    at_ms = row["admitted_at_ms"]
+    return (
+        row[_SCOPE_COLUMNS[limit.scope]] == limit.scope_id
+        and limit.model in {None, row["model"]}
+        and (period.start_ms is None or at_ms >= period.start_ms)
+        and (period.end_ms is None or at_ms < period.end_ms)
+    )

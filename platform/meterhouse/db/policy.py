@@ -1,0 +1,30 @@
+"""How a database is used: how many connections, and how long anything may take.
+
+Not here: the database itself (``db.engine``).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePolicy:
+    """The bounds of one engine. Each process has its own.
+
+    PostgreSQL must take ``connections`` of every process at once, and during a reload the old workers of a host
+    drain while the new ones serve: ``max_connections`` >= hosts x (2 x workers x ``connections`` + 1 for a command)
+    + ``superuser_reserved_connections``. With 2 hosts of 4 workers and 5 connections each that is 2 x (40 + 1) + 3
+    = 85; PostgreSQL's default is 100.
+    """
+
+    connections: int = 5
+    """Most connections of this process; who wants one more waits for ``acquire_timeout_seconds``."""
+    acquire_timeout_seconds: float = 2.0
+    """Longest wait for a connection, opening it included."""
+    connect_timeout_seconds: float = 2.0
+    statement_timeout_seconds: float = 2.0
+    """Longest statement. PostgreSQL ends it; where PostgreSQL itself hangs, the client does half a second later."""
+    lock_timeout_seconds: float = 0.5
+    busy_timeout_ms: int = 2_000
+    """How long a statement of SQLite waits for another process's lock."""
+    application_name: str = "meterhouse"
+    """What PostgreSQL shows for a connection, unless the URL says otherwise."""

@@ -1,0 +1,86 @@
+"""Seals what is new, over and over. Not here: what a seal is (``seal``), and how rows are found (``db.seals``)."""
+
+import asyncio
+from typing import Protocol
+
+from meterhouse.errors import StoreDown
+from meterhouse.telemetry.logs import Event, Log
+
+
+class SealedStep(Protocol):
+    """What one step of sealing did."""
+
+    @property
+    def sealed(self) -> int:
+        """How many rows were sealed."""
+        ...
+
+    @property
+    def has_more(self) -> bool:
+        """Whether more rows wait."""
+        ...
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody else is sealing."""
+        ...
+
+
+class SealsRows(Protocol):
+    """Seals rows that have no seal, a bounded number at a time."""
+
+    async def seal_new(self, *, limit: int = ..., least_interval_ms: int = ...) -> SealedStep:
+        """Seal the next rows; raises StoreDown."""
+        ...
+
+
+class Sealer:
+    """The loop of one process. Of all processes one seals at a time; who finds it taken tries again later."""
+
+    def __init__(self, store: SealsRows, log: Log, *, interval_seconds: float = 3.0, batch_rows: int = 200) -> None:
+        self._store = store
+        self._log = log
+        self._interval_seconds = interval_seconds
+        self._batch_rows = batch_rows
+        self.sealed = 0
+        """Rows that this process has sealed."""
+
+    async def step(self, *, is_forced: bool = False) -> int:
+        """Seal until nothing is left or somebody else is at it; returns how many rows were sealed.
+
+        Args:
+            is_forced: look even when another process looked a moment ago.
+
+        Raises:
+            StoreDown: The database is away; what was sealed before stays.
+        """
+        least_interval_ms = 0 if is_forced else int(self._interval_seconds * 1000) // 2
+        sealed = 0
+        while True:
+            step = await self._store.seal_new(limit=self._batch_rows, least_interval_ms=least_interval_ms)
+            sealed += step.sealed
+            self.sealed += step.sealed
+            if step.is_busy or not step.has_more:
+                return sealed
+            await asyncio.sleep(0)  # requests get their turn between two batches
+
+    async def seal_all(self, *, retry_seconds: float = 0.2) -> int:
+        """Seal all that was recorded before this call, waiting for whoever else is sealing."""
+        sealed = 0
+        while True:
+            step = await self._store.seal_new(limit=self._batch_rows, least_interval_ms=0)
+            sealed += step.sealed
+            self.sealed += step.sealed
+            if step.is_busy:
+                await asyncio.sleep(retry_seconds)
+            elif not step.has_more:
+                return sealed
+
+    async def run(self) -> None:
+        """Seal every few seconds until cancelled; a database that is away is waited for."""
+        while True:
+            try:
+                await self.step()
+            except StoreDown as error:
+                self._log.warning(Event.STORE_FAILED, detail=error.detail)
+            await asyncio.sleep(self._interval_seconds)

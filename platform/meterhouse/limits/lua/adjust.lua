@@ -1,0 +1,20 @@
+-- uses: alive calendar slot
+-- Moves what is spent by a correction: on known slots for all models whose current period holds the moment.
+-- ARGV: {moment, nanos, tokens, attachments of its owners...}. Reply: {0, how many slots moved}.
+local values = call('HMGET', m, 'run', 'st', 'ck')
+if values[2] ~= 'k' or not is_mine(values[1], values[3]) then return {0, 0} end
+local moved = 0
+for i = 4, #a do
+  for slot in string.gmatch(call('HGET', m, a[i]) or '', '%S+') do
+    local _, type, calendar, model = parse_slot(slot)
+    local amount = type == 6 and a[2] or (type == 5 and a[3] or 0)
+    if amount ~= 0 and model == '' and call('HGET', m, slot .. '|k') == '1' then
+      local start = bounds_of(calendar, a[1])
+      if tonumber(call('HGET', m, slot .. '|p')) == start then
+        call('HINCRBY', m, slot .. '|' .. start .. '|s', amount)
+        moved = moved + 1
+      end
+    end
+  end
+end
+return {0, moved}

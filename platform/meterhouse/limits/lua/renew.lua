@@ -1,0 +1,18 @@
+-- uses: alive
+-- Moves the leases of live reservations with what each has used so far.
+-- ARGV: {lease ms, id, 1 if sent, tokens, nanos, id, ...}. Reply: {0, ids that are neither live nor reaped...}.
+local known, unknown = call('HGET', m, 'run'), {0}
+local is_mine = known and known == run_id()
+for i = 2, #a, 4 do
+  local id = a[i]
+  local raw = is_mine and call('HGET', h, id)
+  if raw then
+    local hold = message(raw)
+    hold[13], hold[14], hold[15] = a[i + 1], a[i + 2], a[i + 3]
+    call('HSET', h, id, cmsgpack.pack(hold))
+    call('ZADD', l, now + a[1], id)
+  elseif not is_mine or call('EXISTS', prefix .. 'z:' .. id) == 0 then
+    unknown[#unknown + 1] = id
+  end
+end
+return unknown

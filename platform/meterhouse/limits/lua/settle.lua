@@ -1,0 +1,30 @@
+-- uses: rate resolve settled
+-- rarely: alive
+-- Resolves reservations with the truth: live ones, and once those that were reaped; others change nothing. Each id is
+-- remembered, so that a reservation which arrives after its settlement holds nothing.
+-- ARGV: {id, requests, tokens, nanos, 1 if reported, id, ...}. Reply: {0, how many were live}.
+local live, ids = 0, {}
+for i = 1, #a, 5 do
+  local id, truth = a[i], {a[i + 1], a[i + 2], 0, a[i + 1], a[i + 2], a[i + 3]}
+  ids[#ids + 1] = id
+  local raw = call('HGET', h, id)
+  if raw then
+    resolve(message(raw), HOLD_HEAD, true, truth, a[i + 4] == 1)
+    call('HDEL', h, id)
+    call('ZREM', l, id)
+    live = live + 1
+  else
+    raw = call('GET', prefix .. 'z:' .. id)
+    if raw then
+      local stone, known, alive = message(raw), call('HMGET', m, 'run', 'o'), rarely()
+      if known[1] and known[1] == alive.run_id() and stone[1] == alive.life(known[1], known[2]) then
+        resolve(stone, 2, false, truth, a[i + 4] == 1)
+      end
+      call('DEL', prefix .. 'z:' .. id)
+    end
+  end
+end
+if live > 0 then call('HINCRBY', m, 'n', -live) end
+call('SADD', settled_key(0), unpack(ids))
+call('EXPIRE', settled_key(0), SETTLED_SECONDS)
+return {0, live}

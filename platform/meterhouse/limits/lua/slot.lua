@@ -1,0 +1,61 @@
+-- A slot's name says whose it is and what it counts: owner|kind|window|multiple|model.
+local TYPES = {concurrent = 3, requests = 4, tokens = 5, spend = 6}
+local CALENDARS = {total = 0, day = 1, month = 2}
+
+-- Its owner, type, calendar and model ('' for all models); only of period slots and gauges.
+local function parse_slot(slot)
+  local owner, kind, window, model = string.match(slot, '^([^|]*)|([^|]*)|([^|]*)|[^|]*|(.*)$')
+  return owner, TYPES[kind], CALENDARS[window], model
+end
+
+local function is_in_scope(hold, owner, model)
+  local list = 'a|' .. owner
+  return (list == hold[5] or list == hold[6] or string.sub(owner, 1, 13) == 'organization:')
+    and (model == '' or model == hold[7])
+end
+
+-- Lets a slot be moved by everything in its owner's scope from now on.
+local function attach(slot, owner)
+  local slots = call('HGET', m, 'a|' .. owner)
+  call('HSET', m, 'a|' .. owner, slots and slots ~= '' and slots .. ' ' .. slot or slot)
+end
+
+-- Debits a slot by every live hold in its scope that was admitted from start to before finish; returns their sum.
+local function debit_live(slot, start, finish)
+  local owner, type, _, model = parse_slot(slot)
+  local all, sum = call('HGETALL', h), 0
+  for i = 2, #all, 2 do
+    local hold = message(all[i])
+    if is_in_scope(hold, owner, model) and hold[1] >= start and (finish < 0 or hold[1] < finish) then
+      local held, amount, has = held_of(type, hold, output_of(hold)), -1, false
+      for j = 1, #hold[16], 2 do
+        if hold[16][j] == slot then amount = hold[16][j + 1] end
+      end
+      for j = HOLD_HEAD, #hold, 5 do has = has or (hold[j] == slot and (type == 3 or hold[j + 2] == start)) end
+      if not has then
+        local size = #hold
+        hold[size + 1], hold[size + 2], hold[size + 3] = slot, type, start
+        hold[size + 4], hold[size + 5] = held, amount
+        call('HSET', h, all[i - 1], cmsgpack.pack(hold))
+        sum = sum + held
+      end
+    end
+  end
+  return sum
+end
+
+-- Counts a gauge that nobody was in when it was met: every live hold in its scope is in it.
+local function attach_gauge(slot)
+  local open = debit_live(slot, 0, -1)
+  attach(slot, (parse_slot(slot)))
+  call('HSET', m, slot .. '|n', open)
+  return open
+end
+
+-- Begins a later period of an attached slot: with zeros, for whatever is in scope moved it since the period began.
+local function turn_period(slot, old, start)
+  local past = slot .. '|' .. old
+  if tonumber(call('HGET', m, past .. '|r') or 0) == 0 then call('HDEL', m, past .. '|s', past .. '|r') end
+  local period = slot .. '|' .. start
+  call('HSET', m, slot .. '|p', start, slot .. '|k', 1, period .. '|s', 0, period .. '|r', 0)
+end

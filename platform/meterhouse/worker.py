@@ -1,0 +1,209 @@
+"""One worker process of ``meterhouse serve``: opens a gateway of its own, serves, drains, closes.
+
+Invariant: from the first moment to the last the arbiter hears from it once a second, also while it drains; and what it
+admitted is settled, shipped or in the journal when it ends. Nothing is opened before the fork. Not here: when workers
+start and stop (``arbiter``), and what is checked before there are any (``serve``).
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import uvicorn
+import uvloop
+from gunicorn.arbiter import Arbiter
+from uvicorn_worker import UvicornWorker
+
+from meterhouse.arbiter import is_marked_ready, mark_ready
+from meterhouse.dev import calm_garbage_collector, server_config
+from meterhouse.errors import GatewayError, StoreDown
+from meterhouse.gateway import Gateway, Options, open_gateway
+from meterhouse.http.connection import Connection
+from meterhouse.http.tasks import Tasks
+from meterhouse.settings import SettingsError
+from meterhouse.telemetry.logs import Event, get_logger
+
+BEAT_SECONDS = 1.0
+KEEP_ALIVE_SECONDS = 15
+"""Idle connections are closed after so long: longer than nginx keeps them, which is 5 s, so that nginx closes first."""
+IDLE_SECONDS = 6.0
+"""How long a draining worker keeps idle connections: whoever closes them after 5 s never meets a closed one."""
+CANCEL_SECONDS = 5.0
+"""How long after the streams were cut a request that is still there is cancelled."""
+TICK_SECONDS = 0.05
+WARM_TRIES = 2
+WARM_PAUSE_SECONDS = 1.0
+NO_KEY = "nokey"
+"""An id that no key has."""
+EXIT_FAILED = 1
+
+
+class FleetServer(uvicorn.Server):
+    """uvicorn, which leaves the signals to the worker and drains without breaking any request."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._on_started = on_started
+        self.patience_seconds = gateway.settings.shutdown_seconds
+        """How long running streams may go on once told to stop."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take no signal: the worker does, from before this serves until after the gateway is closed."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept, and say so."""
+        await super().startup(sockets)
+        self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing, let running answers end, close idle connections, then end what still runs.
+
+        An answer on an open connection says ``Connection: close``. Streams that are too long end with an error event
+        and an exact record.
+        """
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
+        began = time.monotonic()
+        is_cut = False
+        while self.server_state.connections or self.server_state.tasks:
+            waited = time.monotonic() - began
+            is_late = waited >= min(IDLE_SECONDS, self.patience_seconds)
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Connection):
+                    connection.shutdown() if is_late else connection.drain()
+            if waited >= self.patience_seconds and not is_cut:
+                is_cut = True
+                self._gateway.cut_streams()
+            if waited >= self.patience_seconds + CANCEL_SECONDS:
+                self._cancel()
+                break
+            await asyncio.sleep(TICK_SECONDS)
+
+    def _cancel(self) -> None:
+        get_logger().error(Event.WORKER_CANCELLED_REQUESTS, requests=len(self.server_state.tasks))
+        for task in self.server_state.tasks:
+            task.cancel(msg="the server stops")
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.transport.abort()
+
+
+class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
+    """A worker as gunicorn runs it. ``app`` is serve's ``Application``, which holds the settings."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        # The parent class takes these for handlers that gunicorn would have; ours hang on the root.
+        logging.getLogger("uvicorn.error").propagate = True
+        self.is_ready = self.is_old = False
+        self.told_at: float | None = None
+        self._server: FleetServer | None = None
+        self._is_told = False
+
+    def look(self) -> bool:
+        """Ask the process whether it serves; in the arbiter."""
+        return is_marked_ready(self.tmp.fileno())
+
+    def run(self) -> None:
+        """Serve until told to stop; the last thing that the process does."""
+        try:
+            uvloop.run(self._serve())
+        except SettingsError as error:
+            get_logger().error(Event.WORKER_FAILED, detail=str(error))
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        except GatewayError as error:
+            get_logger().error(Event.WORKER_FAILED, detail=error.message, cause=error.detail)
+            sys.exit(EXIT_FAILED)
+
+    async def _serve(self) -> None:
+        self._take_signals()
+        beats = Tasks()
+        beats.keep(self._beat)
+        try:
+            options = Options(has_simulator=self.app.settings.simulator is True)
+            async with open_gateway(self.app.settings, self.app.environment, sys.stderr.buffer, options) as gateway:
+                await _warm(gateway)
+                calm_garbage_collector()
+                if not self._is_told:
+                    await self._answer(gateway)
+        finally:
+            await beats.close()
+
+    async def _answer(self, gateway: Gateway) -> None:
+        """Serve requests until told to stop, and drain."""
+        config = server_config(gateway)
+        config.timeout_keep_alive = KEEP_ALIVE_SECONDS
+        config.backlog = self.cfg.backlog
+        config.proxy_headers = self.app.is_behind_proxy
+        config.forwarded_allow_ips = "*"
+        self._server = FleetServer(config, gateway, self._say_ready)
+        gateway.health.metrics.join(lambda: self.app.board.read_others(self.age))
+        sharing = Tasks()
+        sharing.keep(lambda: self._share(gateway))
+        try:
+            await self._server.serve(sockets=self.sockets)
+        finally:
+            await sharing.close()
+            self._publish(gateway)
+        get_logger().info(Event.WORKER_STOPPED, pid=self.pid)
+
+    def _say_ready(self) -> None:
+        mark_ready(self.tmp.fileno())
+        self.notify()
+        get_logger().info(Event.WORKER_STARTED, pid=self.pid)
+
+    def _take_signals(self) -> None:
+        """SIGTERM drains; SIGINT and SIGQUIT also end the running streams now. Each may come again and again."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop, False)
+        loop.add_signal_handler(signal.SIGINT, self._stop, True)
+        loop.add_signal_handler(signal.SIGQUIT, self._stop, True)
+
+    def _stop(self, is_urgent: bool) -> None:
+        self._is_told = True
+        if self._server is not None:
+            self._server.should_exit = True
+            if is_urgent:
+                self._server.patience_seconds = 0.0
+
+    async def _beat(self) -> None:
+        """Let the arbiter know that the loop runs; without an arbiter nobody replaces this process, so it drains."""
+        while True:
+            self.notify()
+            if os.getppid() != self.ppid:
+                self._stop(is_urgent=False)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _share(self, gateway: Gateway) -> None:
+        """Let the other workers know the figures of this one."""
+        while True:
+            self._publish(gateway)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def _publish(self, gateway: Gateway) -> None:
+        with suppress(OSError):  # a full /dev/shm shall not keep a worker from serving
+            self.app.board.write(self.age, gateway.health.metrics.snapshot())
+
+
+async def _warm(gateway: Gateway) -> None:
+    """Do what the first requests would wait for, while others still answer: vocabulary and connections."""
+    await gateway.inference.counter.warm()
+    for _ in range(WARM_TRIES):
+        try:
+            await gateway.keyring.find_live(NO_KEY)
+        except StoreDown:
+            await asyncio.sleep(WARM_PAUSE_SECONDS)
+        else:
+            return

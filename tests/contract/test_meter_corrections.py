@@ -1,0 +1,50 @@
+"""Adjustments of the ledger move what a budget or token quota says is spent, and nothing else."""
+
+import pytest
+
+from fakes.meter_bench import Bench
+from fakes.meter_oracle import KEY, ORGANIZATION, PROJECT, Record, build_demand, settlement_of
+from meterhouse.metering import Correction, RefusalKind
+
+
+async def correct(bench: Bench, nanos: int, tokens: int = 0, *, root_key_id: str | None = KEY) -> None:
+    """Write an adjustment into the ledger and tell the meter, as the command line does."""
+    now_ms = bench.clock.now_ms()
+    # An adjustment counts whenever it was made; the oracle knows only records, so this one is made a moment earlier.
+    bench.oracle.records.append(Record(build_demand(), now_ms - 1, settlement_of(tokens, nanos, requests=0)))
+    await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, root_key_id, now_ms, nanos, tokens))
+
+
+async def test_a_credit_makes_room_in_a_spent_budget(still_bench: Bench) -> None:
+    budget = "spend 0.000001 USD total"
+    still_bench.settle(await still_bench.admit(budget), settlement_of(950))
+    assert (await still_bench.refuse(budget)).kind is RefusalKind.SPENT
+    await correct(still_bench, -800)
+    assert await still_bench.counts(budget) == (150, 0)
+    await still_bench.admit(budget)
+
+
+async def test_a_later_charge_uses_a_budget_and_a_token_quota_up(still_bench: Bench) -> None:
+    limits = "spend 0.000001 USD total; tokens 1000 total; requests 5/day"
+    still_bench.settle(await still_bench.admit(limits), settlement_of(100))
+    await correct(still_bench, 850, 40)
+    assert await still_bench.counts("spend 0.000001 USD total") == (950, 0)
+    assert await still_bench.counts("tokens 1000 total") == (140, 0)
+    assert await still_bench.counts("requests 5/day") == (1, 0)
+    assert (await still_bench.refuse(limits)).kind is RefusalKind.SPENT
+
+
+@pytest.mark.parametrize("when", ["before the limit is met", "while a request runs"])
+async def test_a_correction_counts_once_whenever_it_comes(still_bench: Bench, when: str) -> None:
+    budget = "spend 0.00001 USD total"
+    if when == "before the limit is met":
+        await correct(still_bench, 300)
+        reservation = await still_bench.admit(budget)
+    else:
+        reservation = await still_bench.admit(budget)
+        await correct(still_bench, 300)
+    assert await still_bench.counts(budget) == (300, 110)
+    still_bench.settle(reservation, settlement_of(60))
+    assert await still_bench.counts(budget) == (360, 0)
+    await still_bench.reconcile()
+    assert await still_bench.counts(budget) == (360, 0)

@@ -1,0 +1,167 @@
+"""What befalls the meter on Redis alone: lost answers, lost servers, other workers, corrections."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fakes.link_bench import until
+from fakes.meter_bench import LEASE_MS, RedisBench, ServerClock, open_bench
+from fakes.meter_oracle import KEY, ORGANIZATION, PROJECT, START_MS, admitted, build_demand, key_limits, settlement_of
+from fakes.servers import RedisServer
+from meterhouse.errors import MeterDown
+from meterhouse.limits.layout import keys_of
+from meterhouse.limits.redis import RedisMeter
+from meterhouse.metering import Correction, Use
+
+BUDGET = "spend 0.000001 USD total"
+
+
+@pytest.fixture
+async def bench(timed_redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[RedisBench]:
+    timed_redis_server.flush()
+    bench = RedisBench(clock=ServerClock(timed_redis_server), server=timed_redis_server, folder=tmp_path)
+    async with open_bench(bench):
+        yield bench
+
+
+@pytest.fixture
+async def breakable(tmp_path: Path) -> AsyncIterator[RedisBench]:
+    """On a server of its own, which the test may stop."""
+    with RedisServer(tmp_path / "redis", fake_time=True) as server:
+        async with open_bench(RedisBench(clock=ServerClock(server), server=server, folder=tmp_path)) as bench:
+            assert isinstance(bench, RedisBench)
+            yield bench
+
+
+def meter_of(bench: RedisBench) -> RedisMeter:
+    assert isinstance(bench.meter, RedisMeter)
+    return bench.meter
+
+
+def server_of(bench: RedisBench) -> RedisServer:
+    assert isinstance(bench.server, RedisServer)
+    return bench.server
+
+
+def live_in_redis(bench: RedisBench) -> int:
+    return int(server_of(bench).cli("HLEN", keys_of(ORGANIZATION)[1]))
+
+
+async def test_a_request_whose_caller_has_gone_is_given_back(bench: RedisBench) -> None:
+    await bench.state(BUDGET)
+    asking = asyncio.create_task(bench.reserve(BUDGET))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert await bench.counts(BUDGET) == (0, 0)
+    assert meter_of(bench).live == live_in_redis(bench) == 0
+
+
+async def test_a_reservation_that_comes_after_its_settlement_holds_nothing(bench: RedisBench) -> None:
+    demand = build_demand(BUDGET)
+    meter = meter_of(bench)
+    meter._settlements.add(ORGANIZATION, demand.request_id, settlement_of(5))
+    assert admitted(await meter.reserve(demand)).allowance_tokens == 0
+    assert meter.live == live_in_redis(bench) == 0
+
+
+async def test_a_redis_that_comes_back_is_told_what_was_settled_and_what_is_live(breakable: RedisBench) -> None:
+    bench = breakable
+    settled, running = await bench.admit(BUDGET), await bench.admit(BUDGET)
+    meter = meter_of(bench)
+    server_of(bench).kill()
+    await until(lambda: meter.is_degraded)
+    bench.settle(settled, settlement_of(30))
+    await until(lambda: meter.settlements.waiting == 1)
+    with pytest.raises(MeterDown):
+        await bench.reserve(BUDGET)
+    degraded = await bench.admit("5/minute")
+    assert degraded.is_degraded
+    bench.clock._now_ms += 50
+    server_of(bench).start()
+    server_of(bench).set_time_ms(bench.clock.now_ms())
+    await until(lambda: not meter.is_degraded and meter.settlements.waiting == 0)
+    assert await bench.counts(BUDGET) == (30, 220)
+    assert await bench.counts("concurrent 9") == (0, 2)
+    bench.settle(running, settlement_of(40))
+    bench.settle(degraded, settlement_of(20))
+    assert await bench.counts(BUDGET) == (90, 0)
+    await bench.reconcile()
+    assert bench.learner.figures.counter_drift_total == 0
+
+
+async def test_renewing_registers_again_what_redis_lost(bench: RedisBench) -> None:
+    reservation = await bench.admit(BUDGET)
+    server_of(bench).cli("FLUSHALL", "SYNC")
+    bench.clock.move(ms=50)
+    use = Use(is_sent=True, total_tokens=20, charge_nanos=20)
+    await bench.meter.renew({reservation.request_id: use})
+    assert live_in_redis(bench) == 1
+    assert await bench.counts(BUDGET) == (0, 110)
+    bench.clock.move(ms=LEASE_MS)
+    assert await bench.sweep() == 1
+    assert await bench.counts(BUDGET) == (20, 0)
+
+
+async def test_what_was_registered_is_extended_under_its_own_limits(bench: RedisBench) -> None:
+    quota = "tokens 3000 total"
+    reservation = await bench.admit(quota, output_tokens=2_900, is_streamed=True)
+    held = reservation.held_output_tokens
+    assert held == 1_024
+    server_of(bench).cli("FLUSHALL", "SYNC")
+    bench.clock.move(ms=50)
+    assert not await bench.meter.extend(reservation, 1_967)
+    assert await bench.meter.extend(reservation, 1_966)
+    assert await bench.counts(quota) == (0, 3_000)
+
+
+async def test_an_evicted_part_is_recovered_as_a_whole(bench: RedisBench) -> None:
+    bench.settle(await bench.admit(BUDGET), settlement_of(30))
+    await bench.admit(BUDGET)
+    for key in keys_of(ORGANIZATION):
+        server_of(bench).cli("DEL", key)
+        bench.clock.move(ms=50)
+        assert await bench.counts(BUDGET) == (30, 110)
+
+
+async def test_a_correction_moves_the_periods_that_its_moment_lies_in(bench: RedisBench) -> None:
+    limits = "spend 1 USD total; tokens 900/day; requests 5/day; tokens 900/day for gpt-4o; spend 2 USD/month"
+    await bench.meter.list_states(ORGANIZATION, key_limits(limits))
+    for at_ms in (START_MS, START_MS - 1):
+        await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, KEY, at_ms, nanos=-40, tokens=7))
+    await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, "key_2", START_MS, nanos=1, tokens=1))
+    await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, None, START_MS, nanos=1, tokens=1))
+    states = await bench.meter.list_states(ORGANIZATION, key_limits(limits))
+    assert [state.spent for state in states] == [-80, 7, 0, 0, -40]
+
+
+async def test_reconciling_corrects_what_is_off_and_says_so(bench: RedisBench) -> None:
+    bench.settle(await bench.admit(BUDGET), settlement_of(30))
+    await bench.counts(BUDGET)
+    bench.oracle.records.clear()
+    bench.clock.move(ms=5)
+    await bench.reconcile()
+    assert await bench.counts(BUDGET) == (0, 0)
+    assert bench.learner.figures.lowered_nanos == 30
+
+
+async def test_a_new_organization_is_known_and_creating_it_again_changes_nothing(bench: RedisBench) -> None:
+    await bench.admit(BUDGET)
+    await meter_of(bench).create(ORGANIZATION)
+    assert await bench.counts(BUDGET) == (0, 110)
+    assert bench.flushes == 1
+
+
+async def test_idle_counters_are_dropped_and_learned_again(bench: RedisBench) -> None:
+    limits = "5/minute; concurrent 4; spend 1 USD/day; spend 1 USD total"
+    bench.settle(await bench.admit(limits), settlement_of(30))
+    bench.clock.move(days=4)
+    assert (await bench.meter.list_states(ORGANIZATION, key_limits("spend 1 USD total")))[0].spent == 30
+    await bench.admit((), root_key_id="key_2")
+    await bench.sweep()
+    fields = server_of(bench).cli("HKEYS", keys_of(ORGANIZATION)[0])
+    assert not [field for field in fields if "|minute|" in field or "|concurrent|" in field or "|day|" in field]
+    states = await bench.meter.list_states(ORGANIZATION, key_limits(limits))
+    assert [(state.spent, state.reserved) for state in states] == [(0, 0), (0, 0), (0, 0), (30, 0)]
