@@ -244,16 +244,20 @@ class Fleet:
             command("LTRIM", TICKETS, 0, MOST_TICKETS - 1),
             command("EXPIRE", TICKETS, ACKNOWLEDGED_SECONDS),
         )
-        announcing = self._tasks.start(self._announce(ticket))
+        is_over = asyncio.Event()
+        announcing = self._tasks.start(self._announce(ticket, is_over))
         try:
             await self._await_answers(ticket, answers)
         finally:
+            is_over.set()
             announcing.cancel()
             command("LREM", TICKETS, 0, entry)
             command("DEL", _answers_key(ticket.id))
 
-    async def _announce(self, ticket: Ticket) -> None:
-        while True:
+    async def _announce(self, ticket: Ticket, is_over: asyncio.Event) -> None:
+        # A cancellation may be lost in publish: redis-py sends with wait_for, which Python 3.11 lets drop one that comes
+        # as the sending ends.
+        while not is_over.is_set():
             await self._notices.publish(FLUSH, ticket)
             await asyncio.sleep(ANNOUNCE_SECONDS)
 

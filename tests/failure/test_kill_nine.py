@@ -146,7 +146,7 @@ class Killing:
         assert len(self._tail.truth.attempts) == self.totals.reached
         checked = await asyncio.to_thread(
             subprocess.run,
-            [METERHOUSE, "ledger", "check", "--data", str(self._data), "--env-file", "/dev/null"],
+            [METERHOUSE, "ledger", "rebuild", "--check", "--data", str(self._data), "--env-file", "/dev/null"],
             capture_output=True,
             text=True,
             check=False,

@@ -185,8 +185,13 @@ class FaultProxy:
 
     async def _refuse(self) -> None:
         if self._listener:
-            self._listener.close()
-            self._listener = None
+            listener, self._listener = self._listener, None
+            for listening in listener.sockets:
+                self._loop.remove_reader(listening)
+            for _ in range(3):
+                # asyncio loses a connection that was accepted, but not handed over yet, when its server closes.
+                await asyncio.sleep(0)
+            listener.close()
 
     async def _close(self) -> None:
         await self._refuse()

@@ -96,6 +96,19 @@ def test_a_failover_is_one_request_with_two_attempts_of_which_one_is_our_loss() 
     assert value(metrics, "meterhouse_time_to_first_token_seconds_count", provider="groq") == 0
 
 
+def test_answers_are_counted_by_how_their_tokens_are_known() -> None:
+    metrics = Metrics()
+    observe(metrics, BASE)
+    observe(metrics, a_record(exactness=Exactness.COUNTED, outcome=Outcome.CLIENT_GONE))
+    observe(metrics, a_record(exactness=Exactness.COUNTED, is_suspect=True))
+    observe(metrics, a_record(exactness=Exactness.COUNTED, outcome=Outcome.UPSTREAM_FAILED))
+    found = {
+        source: value(metrics, "meterhouse_usages_total", provider="openai", source=source)
+        for source in ("reported", "counted", "assumed", "suspect")
+    }
+    assert found == {"reported": 1, "counted": 1, "assumed": 0, "suspect": 1}
+
+
 def test_unpriced_attempts_and_attempts_that_were_never_sent() -> None:
     metrics = Metrics()
     observe(metrics, a_record(price_id=None, charge_nanos=0))

@@ -116,10 +116,12 @@ async def test_a_store_that_is_down_is_tried_again_more_slowly_and_nothing_is_lo
         delays.append(shipper._delay_ms)
     assert delays[:4] == [2, 4, 8, 16]
     assert delays[-1] == MAX_DELAY_MS
+    assert shipper.is_store_down
     records += [append_request(journal) for _ in range(3)]
     store.is_down = False
     assert await shipper.ship_available()
     assert shipper._delay_ms == 1
+    assert not shipper.is_store_down
     assert store.rows == rows_of(records)
     assert [name for name, _ in log.lines] == ["shipper.retrying", "shipper.recovered"]
 

@@ -170,7 +170,7 @@ class House:
     ) -> AsyncIterator[list[Conversation]]:
         """Keep so many clients asking while the body runs; at its end every answer is waited for."""
         talks: list[Conversation] = []
-        chooser = random.Random(1)  # noqa: S311 - the same mix each time
+        chooser = random.Random(1)
         has_stopped = False
 
         async def talk_on(number: int) -> None:
@@ -243,8 +243,9 @@ class House:
     def _judge_one(self, verdict: Verdict, talk: Conversation, sent: list[Attempt], rows: list[dict[str, Any]]) -> None:
         note = verdict.faults.append
         verdict.reached += len(sent)
-        # A process may die between its INTENT and the connection: such a row charges nothing.
-        real = [row for row in rows if row["outcome"] != "worker_lost" or row["charge_nanos"] or len(rows) <= len(sent)]
+        # A process may die between INTENT and the connection: such a row charges nothing. A client may leave when its
+        # request was sent and the provider has not read it: such a row has no output.
+        real = [row for row in rows if len(rows) <= len(sent) or not _is_unread(row)]
         verdict.lost += max(0, len(sent) - len(real))
         verdict.doubled += max(0, len(real) - len(sent))
         if len(real) != len(sent):
@@ -314,3 +315,8 @@ class House:
     def wait_for(self, ask: Callable[[], Any], seconds: float = 15) -> Any:
         """Ask until the answer is true; returns it."""
         return self.fleet.wait_for(ask, seconds)
+
+
+def _is_unread(row: dict[str, Any]) -> bool:
+    is_lost = row["outcome"] == "worker_lost" and not row["charge_nanos"]
+    return is_lost or (row["outcome"] == "client_gone" and not row["output_tokens"])

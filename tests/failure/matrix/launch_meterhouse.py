@@ -2,13 +2,14 @@
 
 What a test puts in the place of the command. It takes the same options, and ``--orders FOLDER``: files in it are orders
 to every worker, obeyed from the next operation on (see ``OrderedFiles``). With ``--loses-power`` what is not synced
-stands in the memory of its worker, so that to kill all is to cut the power. Each worker says in ``tasks.PID`` how many
+stands in the memory of its worker, so that to kill all is to cut the power. Each worker says in ``tasks.PID`` which
 asynchronous tasks it has. Not here: the faults (fakes.files).
 """
 
 import argparse
 import asyncio
 import errno
+import gc
 import os
 import time
 from dataclasses import replace
@@ -22,7 +23,7 @@ from meterhouse.gateway import Options
 from meterhouse.providers.catalog import OPENAI_COMPATIBLE, PROVIDERS
 from meterhouse.serve import Address, run_serve
 
-TELL_SECONDS = 0.1
+TELL_SECONDS = 0.5
 LOOK_SECONDS = 0.005
 DRAIN = "drain"
 """The provider that bills to the end, whoever leaves."""
@@ -65,8 +66,12 @@ class OrderedFiles(FaultyFiles):
 
 
 def tell_tasks(orders: Path, loop: asyncio.AbstractEventLoop) -> None:
-    """Say how many tasks there are, now and again and again."""
-    (orders / f"tasks.{os.getpid()}").write_text(str(len(asyncio.all_tasks(loop))))
+    """Say which tasks there are, again and again. Garbage is collected, so that memory shows what is kept."""
+    gc.collect()
+    path = orders / f"tasks.{os.getpid()}"
+    temporary = orders / f"new.{os.getpid()}"
+    temporary.write_text("\n".join(sorted(str(task.get_coro()) for task in asyncio.all_tasks(loop))))
+    temporary.replace(path)
     loop.call_later(TELL_SECONDS, tell_tasks, orders, loop)
 
 

@@ -30,7 +30,7 @@ HOUSE = {
         "METERHOUSE_RECONCILE_SECONDS": "600",
     }
 }
-MANY, FEW = 10_000, 1_000
+MANY, FEW = 10_000, 500
 TIMES = 3
 """How often each key asks at once."""
 CLIENTS = 48
@@ -130,7 +130,7 @@ class Commands:
 
 
 async def ask_all(house: House, texts: Sequence[str], times: int) -> tuple[Counter[int], list[bytes]]:
-    """Have every key ask several times at once, over connections that stay open; returns the statuses, and what was refused."""
+    """Have every key ask several times at once, over connections that stay open; returns what was answered."""
     address = urlsplit(house.fleet.url)
     waiting = iter([text for start in range(0, len(texts), CLIENTS) for text in texts[start : start + CLIENTS]])
     statuses: Counter[int] = Counter()
@@ -185,7 +185,10 @@ async def stampede(house: House, keys: Keys, times: int = TIMES) -> dict[str, fl
         seconds = time.monotonic() - began
     assert set(statuses) == {200}, (statuses, problems[:3])
     assert statuses[200] == times * len(keys.texts)
-    read = house.fleet.metric("meterhouse_keyring_misses_total") - misses
+    # What one worker has counted is told by another a moment later.
+    read = house.wait_for(
+        lambda: (now := house.fleet.metric("meterhouse_keyring_misses_total") - misses) >= len(keys.texts) and now
+    )
     # Each worker reads a key once, however many ask for it at a time.
     assert len(keys.texts) <= read <= house.fleet.workers * len(keys.texts)
     assert mark.most <= house.fleet.workers * CONNECTIONS
@@ -209,7 +212,7 @@ async def chat_at_once(house: House, texts: Sequence[str]) -> list[Conversation]
 
 
 @pytest.mark.cell(33, "A")
-async def test_a_thousand_cold_keys_are_read_once_by_each_worker(house: House, figures: Callable[..., None]) -> None:
+async def test_hundreds_of_cold_keys_are_read_once_by_each_worker(house: House, figures: Callable[..., None]) -> None:
     keys = await Keys(house, FEW).insert(house.database_url)
     figures(**await stampede(house, keys))
 

@@ -193,7 +193,6 @@ async def test_a_sync_that_fails_now_and_then_is_made_good_in_a_new_segment(hous
     await asyncio.to_thread(replay, house, times=3)
 
 
-@pytest.mark.slow_fault
 @pytest.mark.cell(14, "RE")
 async def test_no_end_leaves_while_syncs_fail_for_good_and_nobody_new_is_let_in(
     house: House, disk: Disk, figures: Callable[..., None]
@@ -260,6 +259,7 @@ async def test_no_end_leaves_while_no_sync_comes_back_and_power_lost_then_costs_
     await settle_down(house, [await asyncio.to_thread(house.ask, key)], key, is_whole=True)
 
 
+@pytest.mark.slow_fault
 @pytest.mark.cell(15, "RE")
 async def test_whoever_saw_an_end_has_a_record_after_a_loss_of_power(
     house: House, figures: Callable[..., None]

@@ -168,7 +168,7 @@ def cost_nanos(house: House, talk: Conversation) -> int:
 
 async def stays_spent(house: House, key: str, nanos: int) -> None:
     """The reconciler has looked several times, and gives back nothing that only the lost journals knew."""
-    until = time.monotonic() + LEASE_SECONDS + 3 * RECONCILE_SECONDS
+    until = time.monotonic() + LEASE_SECONDS + 2 * RECONCILE_SECONDS
     while time.monotonic() < until:
         assert await asyncio.to_thread(spent, house, key, "spend") == nanos
         await asyncio.sleep(0.2)

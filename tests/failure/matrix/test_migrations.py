@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from failure.matrix.house import AMPLE, PACED, QUICK_ANSWER, UNCOUNTED, House
+from failure.matrix.test_postgres_away import errors_of
 
 REPOSITORY = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
+TIMES = 2
 MIX = (*[QUICK_ANSWER] * 4, PACED, UNCOUNTED)
 
 
@@ -54,12 +56,12 @@ def count_workers(house: House) -> int:
     return int(house.postgres.query("SELECT count(*) FROM worker", house.database_url)[0][0])
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow_fault)])
-async def test_requests_notice_no_migration(house: House, times: int) -> None:
+@pytest.mark.slow_fault
+async def test_requests_notice_no_migration(house: House) -> None:
     keys = [await asyncio.to_thread(house.new_key, AMPLE) for _ in range(2)]
     async with house.crowd(keys, MIX, clients=8) as talks:
         assert "nothing was to be done" in await asyncio.to_thread(migrate, house)
-        for _ in range(times):
+        for _ in range(TIMES):
             await asyncio.to_thread(downgrade, house)
             issued = await asyncio.to_thread(house.new_key)
             began = time.time()
@@ -73,4 +75,4 @@ async def test_requests_notice_no_migration(house: House, times: int) -> None:
     for key in keys:
         await asyncio.to_thread(house.wait_at_rest, key)
     await asyncio.to_thread(house.wait_for, lambda: count_workers(house) == house.fleet.workers)
-    assert not [line for line in house.fleet.events() if line["level"] == "error"]
+    assert not errors_of(house)

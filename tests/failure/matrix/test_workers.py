@@ -40,7 +40,7 @@ HOUSE = {
 }
 BACK_SECONDS = 2.0
 ADOPTED_SECONDS = 10.0
-KILLS = 4
+KILLS = 3
 
 
 def judge_kill(house: House, talks: Sequence[Conversation], killed_at: float) -> Totals:
@@ -144,6 +144,7 @@ async def test_a_sibling_adopts_what_a_killed_worker_had_not_shipped(
     try:
         talks = [*await standing.end(), *done]
         adopted_seconds = await asyncio.to_thread(wait_rows, house, talks)
+        await asyncio.to_thread(house.wait_for, lambda: len(house.fleet.events("journal.adopted")) > adopted_before)
     finally:
         house.fleet.resume(house.fleet.pid)
     figures(kills=1, adopted_seconds=adopted_seconds)
