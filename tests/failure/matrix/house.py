@@ -1,7 +1,8 @@
 """A whole installation for the fault matrix: both stores behind fault proxies, a provider, and two or more workers.
 
 ``House`` starts and stops it; ``crowd`` keeps clients busy while a test causes a fault; ``judge`` then holds every
-request against the provider's log and the ledger, and ``wait_at_rest`` every limit against the ledger. Not here: faults.
+request against the provider's log and the ledger, and ``wait_at_rest`` every limit against the ledger.
+Not here: faults.
 """
 
 import asyncio
