@@ -255,8 +255,8 @@ class Fleet:
             command("DEL", _answers_key(ticket.id))
 
     async def _announce(self, ticket: Ticket, is_over: asyncio.Event) -> None:
-        # A cancellation may be lost in publish: redis-py sends with wait_for, which in Python 3.11 may drop one that
-        # comes as the sending ends.
+        # A cancellation may be lost in publish: redis-py sends with wait_for, which in Python 3.11 drops one that comes
+        # as the sending ends.
         while not is_over.is_set():
             await self._notices.publish(FLUSH, ticket)
             await asyncio.sleep(ANNOUNCE_SECONDS)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fakes.meter_bench import RedisBench, ServerClock
+from fakes.meter_bench import LEASE_MS, RedisBench, ServerClock
 from fakes.meter_oracle import Record, build_demand, key_limits, settlement_of
 from fakes.servers import RedisServer
 from meterhouse.limits.limit import MAX_AMOUNT
@@ -68,7 +68,7 @@ class Pair:
         self.oracle = self.bench.oracle
         self.limits = key_limits(text, self.organization_id)
         self.oracle.records = [Record(self.demand({}), self.clock.now_ms() - 1, settlement_of(spent))]
-        self.memory = MemoryMeter(self.clock, self.oracle.seed, lease_ms=10**9)
+        self.memory = MemoryMeter(self.clock, self.oracle.seed, lease_ms=LEASE_MS)
         self.held: list[tuple[Reservation, Reservation]] = []
         self.runner.run(self.bench.meter.list_states(self.organization_id, self.limits))
         self.runner.run(self.memory.list_states(self.organization_id, self.limits))

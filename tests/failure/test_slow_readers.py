@@ -103,7 +103,7 @@ def wait_until_paused(bench: Bench, client: Client) -> None:
 
 
 def test_the_provider_is_paused_and_then_hung_up_on_when_a_client_does_not_read(house: Bench) -> None:
-    marker, (key_id, key) = new_marker(), house.gateway.new_key_of("concurrent 5; tokens 100000000 total")
+    marker, (key_id, key) = new_marker(), house.gateway.new_key_of("concurrent 5; requests 1000 total")
     client = house.send(f"{CANCEL}/{FLOOD}", marker, key=key, receive_buffer_bytes=SMALL_BUFFER_BYTES)
     wait_until_paused(house, client)
     attempt = house.attempt_of(marker)

@@ -100,9 +100,14 @@ class SegmentChain:
             OSError: The new segment cannot be written.
         """
         doubtful = [segment for segment in self._segments if segment.first_position > self.durable]
-        self._dirty = []
-        self.written = self.durable
-        self.begin(file)
+        written, self.written = self.written, self.durable
+        try:
+            self.begin(file)
+        except OSError:
+            # Nothing is given up: what may still be written into the old segments needs their sync.
+            self.written = written
+            raise
+        self._dirty = [self._segments[-1]]
         if not self.flush():
             return False
         # All that these hold stands in the new segment; an older one also holds what was acknowledged.

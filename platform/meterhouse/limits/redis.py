@@ -348,7 +348,10 @@ class RedisMeter:
         """Redis is there again: what was settled goes first, then what it may have lost."""
         self._settlements.send_waiting()
         for organization_id in {live.demand.organization_id for live in self._live.values()}:
-            await self.register(organization_id)
+            try:
+                await self.register(organization_id)
+            except MeterDown:
+                return  # it is away again; what is missing is registered at its next return, or renewed
 
     async def _sweep(self, organization_id: str, cursor: str) -> Reply:
         payload = encode_sweep(MOST_REAPED, cursor)

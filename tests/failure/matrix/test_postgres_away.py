@@ -143,7 +143,7 @@ async def test_requests_go_on_while_postgres_is_away(house: House, fault: Fault,
         await asyncio.sleep(0.5)
     check_refused(refused)
     during = [talk for talk in talks if away_at < talk.asked_at < back_at]
-    assert len(during) > 20
+    assert len(during) > 5
     verdict = await asyncio.to_thread(house.judge, talks, is_whole=True)
     assert not verdict.faults, verdict.faults[:10]
     for key in keys:
