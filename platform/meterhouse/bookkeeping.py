@@ -33,6 +33,7 @@ from meterhouse.ledger.record import UnreadableJournal
 from meterhouse.ledger.seal import ChainChecker, Entry, Fault, Finding, hash_row, name_row
 from meterhouse.ledger.sealer import Sealer
 from meterhouse.ledger.store import InsertsRecords
+from meterhouse.limits.limit import MAX_AMOUNT
 from meterhouse.metering import Correction
 from meterhouse.settings import SettingsError
 from meterhouse.stores import Stores
@@ -166,6 +167,8 @@ async def adjust(stores: Stores, order: AdjustmentOrder, apply: Apply | None = N
         raise SettingsError(f"An adjustment needs a --reason of at most {MAX_REASON_CHARACTERS} characters.")
     if order.nanos == 0 and order.tokens == 0:
         raise SettingsError("An adjustment of nothing changes nothing: give --usd or --tokens other than 0.")
+    if max(abs(order.nanos), abs(order.tokens)) > MAX_AMOUNT:
+        raise SettingsError("An adjustment is of at most 4,000,000 USD or 4 x 10^15 tokens.")
     project = await stores.catalog.organizations.find_project(order.project_id)
     if project is None or project.organization_id != order.organization_id:
         raise NotFound(f"Organization {order.organization_id} has no project {order.project_id}.")

@@ -143,7 +143,7 @@ async def _open_redis(
         live_workers=lambda: fleet.live_workers,
         lease_ms=lease_ms,
     )
-    meter = RedisMeter(link, learner, outage, stores.clock, lease_ms=lease_ms)
+    meter = RedisMeter(link, learner, outage, stores.clock, lease_ms=lease_ms, silence_ms=lease_ms * 3 // 5)
 
     async def welcome(organization_id: str) -> None:
         with suppress(MeterDown):  # it will be recovered when it is met
@@ -199,7 +199,7 @@ async def apply_correction(settings: Settings, correction: Correction) -> bool:
     try:
         await link.open()
         await link.call(load_scripts().adjust, keys_of(correction.organization_id), encode_adjust(correction))
-    except LinkDown:
+    except (LinkDown, CommandRefused):
         return False
     finally:
         await link.close()

@@ -18,8 +18,9 @@ from meterhouse.ledger.balance import Balance
 from meterhouse.ledger.files import FileLayer
 from meterhouse.ledger.folder import JournalPolicy
 from meterhouse.ledger.journal import Journal
+from meterhouse.ledger.record import UnreadableJournal
 from meterhouse.ledger.shipper import Shipper
-from meterhouse.settings import Settings
+from meterhouse.settings import Settings, SettingsError
 from meterhouse.stores import Stores
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.metrics import Metrics, Watched
@@ -55,6 +56,8 @@ class Adoptions:
                 await self.adopt()
             except StoreDown as error:
                 get_logger().warning(Event.STORE_FAILED, detail=error.detail)
+            except (UnreadableJournal, OSError) as error:
+                get_logger().error(Event.JOURNAL_CORRUPTED, error=str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,10 @@ async def open_records(
         if settings.redis_url is None:
             raise
         log.warning(Event.STORE_FAILED, detail=error.detail)
+    except (UnreadableJournal, OSError) as error:
+        if settings.redis_url is None:
+            raise SettingsError(f"{error} Without it the meter in memory cannot know what is spent.") from None
+        log.error(Event.JOURNAL_CORRUPTED, error=str(error))  # noqa: TRY400 - the message says it all
     policy = JournalPolicy(
         durability=settings.journal_durability,
         segment_bytes=settings.journal_segment_bytes,

@@ -6,9 +6,11 @@ No other module reads the environment (a test greps). What is sold and to whom i
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from dotenv.main import DotEnv
 from dotenv.parser import parse_stream
@@ -28,6 +30,25 @@ def _check_rate(text: str) -> str:
     return text
 
 
+def _check_address(schemes: Sequence[str], address: SecretStr) -> SecretStr:
+    """Refuse what is no address of a store, without showing any of it: a part may be a password."""
+    try:
+        parts = urlsplit(address.get_secret_value())
+        is_good = parts.scheme in schemes and bool(parts.netloc or parts.query) and (parts.port or 1) > 0
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise ValueError(
+            f"expected {schemes[0]}://user:password@host:port/..., with characters such as / or @ in the password "
+            "written as %2F or %40"
+        )
+    return address
+
+
+REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
+DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
+RedisAddress = Annotated[SecretStr, AfterValidator(partial(_check_address, REDIS_SCHEMES))]
+DatabaseAddress = Annotated[SecretStr, AfterValidator(partial(_check_address, DATABASE_SCHEMES))]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[str, AfterValidator(_check_rate)]
@@ -47,15 +68,15 @@ class Settings(BaseSettings):
         None,
         description="`version:secret[,version:secret]`: what key hashes are made with; the highest version is used",
     )
-    redis_url: SecretStr | None = Field(
+    redis_url: RedisAddress | None = Field(
         None,
         description="Redis of the meter: `redis://`, `rediss://`, or with `+cluster` behind either word; "
         "unset: a meter in memory, for one process",
     )
-    database_url: SecretStr | None = Field(
+    database_url: DatabaseAddress | None = Field(
         None, description="`postgresql://user:password@host/name`; unset: the embedded SQLite in the data folder"
     )
-    migration_database_url: SecretStr | None = Field(
+    migration_database_url: DatabaseAddress | None = Field(
         None, description="The same database as the role that owns the schema; unset: `database_url`"
     )
     database_connections: Count = Field(5, description="Most database connections of a worker")
@@ -180,8 +201,9 @@ class Environment:
             return Settings(**{**given, **overrides})  # type: ignore[arg-type]  # validated right here
         except ValidationError as error:
             first = error.errors()[0]
+            text = first["msg"].removeprefix("Value error, ")
             name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
-            raise SettingsError(f"{name}: {first['msg']}.") from None
+            raise SettingsError(f"{name}: {text}.") from None
 
     def provider(self, name: str, credential_names: Sequence[str]) -> ProviderValues:
         """Return what is set for a provider: ``METERHOUSE_PROVIDER_<NAME>_...`` before its usual variables."""

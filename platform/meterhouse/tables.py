@@ -1,5 +1,6 @@
 """Tables for the terminal: usage, keys, prices."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from time import time_ns
@@ -16,6 +17,7 @@ from meterhouse.money import format_usd
 from meterhouse.settings import PREFIX, Settings, SettingsError
 from meterhouse.stores import Stores
 
+_LOGIN = re.compile(r"(://)[^/@]*@")
 _TIMES = {"day": "%Y-%m-%d", "hour": "%Y-%m-%d %H:00"}
 
 
@@ -76,7 +78,13 @@ def print_settings(settings: Settings) -> None:
     table = Table("variable", "value", "meaning", box=None)
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
-        shown = "********" if isinstance(value, SecretStr) else "" if value is None else str(value)
+        shown = (
+            "********"
+            if isinstance(value, SecretStr)
+            else ""
+            if value is None
+            else _LOGIN.sub(r"\1********@", str(value))
+        )
         table.add_row(f"{PREFIX}{name.upper()}", shown, field.description or "")
     print_table(table)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from fakes.link_bench import until
-from fakes.meter_bench import LEASE_MS, RedisBench, ServerClock, open_bench
+from fakes.meter_bench import LEASE_MS, RedisBench, ServerClock, open_bench, timed_bench
 from fakes.meter_oracle import KEY, ORGANIZATION, PROJECT, START_MS, admitted, build_demand, key_limits, settlement_of
 from fakes.servers import RedisServer
 from meterhouse.errors import MeterDown
 from meterhouse.limits.layout import keys_of
 from meterhouse.limits.redis import RedisMeter
-from meterhouse.metering import Correction, Use
+from meterhouse.metering import Correction, RefusalKind, Use
 
 BUDGET = "spend 0.000001 USD total"
 
@@ -165,3 +165,23 @@ async def test_idle_counters_are_dropped_and_learned_again(bench: RedisBench) ->
     assert not [field for field in fields if "|minute|" in field or "|concurrent|" in field or "|day|" in field]
     states = await bench.meter.list_states(ORGANIZATION, key_limits(limits))
     assert [(state.spent, state.reserved) for state in states] == [(0, 0), (0, 0), (0, 0), (30, 0)]
+
+
+async def test_leases_get_time_to_be_renewed_after_the_server_was_away_from_all(
+    timed_redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with timed_bench(timed_redis_server, tmp_path) as bench:
+        assert isinstance(bench, RedisBench)
+        assert isinstance(bench.meter, RedisMeter)
+        bench.meter._silence_ms = LEASE_MS * 3 // 5
+        budget = "spend 0.00000015 USD total"
+        held = await bench.admit(budget)
+        await bench.sweep()
+        bench.clock.move(seconds=61)
+        # Nobody could renew in this time: the hold stands, and its owner renews it.
+        assert (await bench.refuse(budget)).kind is RefusalKind.RESERVED
+        await bench.meter.renew({held.request_id: Use(is_sent=True, total_tokens=1, charge_nanos=1)})
+        for _ in range(3):
+            bench.clock.move(seconds=25)
+            await bench.sweep()
+        assert await bench.counts(budget) == (1, 0)  # and ends when it is renewed no more

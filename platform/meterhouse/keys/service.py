@@ -25,6 +25,8 @@ DAY_SECONDS = 86_400
 MAX_OVERLAP_SECONDS = 7 * DAY_SECONDS
 MAX_NAME_LENGTH = 200
 MAX_EXPIRY_SECONDS = 100 * 365 * DAY_SECONDS
+MOST_LIMITS = 100
+"""Of one organization, project or key: all of them are decided in one step."""
 ROLES = ("operator", "owner", "reader")
 TOMBSTONE_MS = 25 * 3_600_000
 """How long after its revocation a key may still have an entry in the mirror, and an hour more."""
@@ -337,8 +339,10 @@ def _check_order(order: KeyOrder) -> None:
 
 
 def _check_limits(limits: Iterable[Limit]) -> None:
-    seen = set()
+    seen: set[object] = set()
     for limit in limits:
+        if len(seen) == MOST_LIMITS:
+            raise Malformed(f"At most {MOST_LIMITS} limits bind one owner. Leave some out.", param="limits")
         same = (limit.kind, limit.window, limit.multiple, limit.model)
         if same in seen:
             message = f"Two limits of {limit.kind} per {limit.window} differ only in their amount. Keep one of them."

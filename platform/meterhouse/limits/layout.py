@@ -230,7 +230,7 @@ def _lists_of(demand: Demand) -> tuple[str, str, str]:
     )
 
 
-def encode_reserve(demand: Demand, plan: Plan, lease_ms: int) -> bytes:
+def encode_reserve(demand: Demand, plan: Plan, lease_ms: int, silence_ms: int) -> bytes:
     """Ask for a demand to be held."""
     return _encode(
         (
@@ -246,6 +246,7 @@ def encode_reserve(demand: Demand, plan: Plan, lease_ms: int) -> bytes:
             demand.output_nanos_per_million,
             demand.request_nanos,
             plan.packed,
+            silence_ms,
         )
     )
 
@@ -351,9 +352,9 @@ def decode_states(reply: Reply, limits: Sequence[Limit]) -> list[LimitState]:
     return _read_states(limits, reply[1:])
 
 
-def encode_sweep(most: int, cursor: str) -> bytes:
+def encode_sweep(most: int, cursor: str, silence_ms: int) -> bytes:
     """Ask for at most so many leases to be reaped, and for the page of the counters at a cursor; ``0`` is the first."""
-    return _encode([most, cursor])
+    return _encode([most, cursor, silence_ms])
 
 
 def decode_sweep(reply: Reply) -> tuple[int, str, list[str]]:

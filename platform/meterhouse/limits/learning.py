@@ -40,7 +40,7 @@ BUSY_SECONDS = 0.05
 """How long a slot that another worker learns is left to it before it is looked at again."""
 LOCK_MARGIN_SECONDS = 2.0
 """A lock outlives the wait for the workers by the time that the sums take."""
-MOST_SLOTS = 100
+MOST_SLOTS = 20
 """In one operation; more follow in further ones."""
 
 

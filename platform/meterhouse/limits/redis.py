@@ -55,6 +55,7 @@ from meterhouse.usage import Exactness
 LEASE_MS = 60_000
 SWEPT_TOGETHER = 100
 _RELEASED = Settlement(0, 0, 0, Exactness.COUNTED)
+_UNUSED = Use(is_sent=False, total_tokens=0, charge_nanos=0)
 _FAILURES = (LinkDown, CommandRefused, MeterDown)
 
 
@@ -74,7 +75,7 @@ class _Live:
 class RedisMeter:
     """Implements ``metering.Meter``. Call ``sweep`` every 30 s, ``reconcile`` each minute, ``close`` at the end."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that it is made of, and three times
         self,
         link: RedisLink,
         learner: Learner,
@@ -83,6 +84,7 @@ class RedisMeter:
         *,
         lease_ms: int = LEASE_MS,
         wait_seconds: float = 1.0,
+        silence_ms: int = 0,
     ) -> None:
         """Prepare, and be told when Redis returns.
 
@@ -93,6 +95,8 @@ class RedisMeter:
             clock: for noting activity only; Redis's own time decides everything else.
             lease_ms: how long a reservation lives without being renewed.
             wait_seconds: how long a request waits for what must be learned.
+            silence_ms: after so long without a sweep or a renewal by anybody, leases get as long to be renewed; more
+                than the time between two sweeps, less than a lease. 0: an expired lease is reaped at once.
         """
         self._link = link
         self._scripts = load_scripts()
@@ -101,6 +105,7 @@ class RedisMeter:
         self._clock = clock
         self._lease_ms = lease_ms
         self._wait_seconds = wait_seconds
+        self._silence_ms = silence_ms
         self._plans = Plans()
         self._settlements = Settlements(link, self._scripts.settle)
         self._live: dict[str, _Live] = {}
@@ -142,7 +147,7 @@ class RedisMeter:
         self._activity.note(organization_id)
         plan = self._plans.of(demand)
         try:
-            payload = encode_reserve(demand, plan, self._lease_ms)
+            payload = encode_reserve(demand, plan, self._lease_ms, self._silence_ms)
             reply = await self._ask(self._scripts.reserve, organization_id, payload)
             decided = decode_reserve(reply, demand.request_id, plan.limits)
             is_held = reply[0] == Status.DONE
@@ -345,8 +350,9 @@ class RedisMeter:
     # --- coming back
 
     async def _come_back(self) -> None:
-        """Redis is there again: what was settled goes first, then what it may have lost."""
+        """Redis is there again: what was settled goes first, then every lease, then what it may have lost."""
         self._settlements.send_waiting()
+        await self.renew({name: live.use or _UNUSED for name, live in self._live.items()})
         for organization_id in {live.demand.organization_id for live in self._live.values()}:
             try:
                 await self.register(organization_id)
@@ -354,6 +360,6 @@ class RedisMeter:
                 return  # it is away again; what is missing is registered at its next return, or renewed
 
     async def _sweep(self, organization_id: str, cursor: str) -> Reply:
-        payload = encode_sweep(MOST_REAPED, cursor)
+        payload = encode_sweep(MOST_REAPED, cursor, self._silence_ms)
         reply: Reply = await self._call(self._scripts.sweep, organization_id, payload)
         return reply

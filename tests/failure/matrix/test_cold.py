@@ -20,6 +20,8 @@ from fakes.fleet import PEPPER
 from meterhouse.keys.secret import Peppers, make
 from meterhouse.limits.scripts import load_scripts
 
+pytestmark = pytest.mark.slow_fault
+
 CONNECTIONS = 4
 HOUSE = {
     "environment": {

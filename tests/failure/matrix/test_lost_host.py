@@ -31,6 +31,8 @@ from failure.matrix.aiming import (
 from failure.matrix.house import AMPLE, INPUT_NANOS, OUTPUT_NANOS, PACED, QUICK_ANSWER, UNCOUNTED, House
 from fakes.fleet import ServeProcess
 
+pytestmark = pytest.mark.slow_fault
+
 HOUSE = {"models": GATED, "environment": {"METERHOUSE_HOSTS": "2"}, "fsync": True}
 RECONCILE_SECONDS = 1.0
 """As in ``fleet.QUICK``."""

@@ -16,6 +16,8 @@ from failure.matrix.aiming import replay
 from failure.matrix.house import AMPLE, LONG, PACED, QUICK_ANSWER, UNCOUNTED, House
 from fakes.proxy import Direction, FaultProxy
 
+pytestmark = pytest.mark.slow_fault
+
 FAILING = tuple(f"error-500?code=broken{number}" for number in range(40))
 """So many, because a breaker soon spares a deployment that only fails."""
 SHARED = {f"shared-{number}": name for number, name in enumerate(FAILING)}

@@ -8,7 +8,9 @@ for i = 4, #a do
   for slot in string.gmatch(call('HGET', m, a[i]) or '', '%S+') do
     local _, type, calendar, model = parse_slot(slot)
     local amount = type == 6 and a[2] or (type == 5 and a[3] or 0)
-    if amount ~= 0 and model == '' and call('HGET', m, slot .. '|k') == '1' then
+    local ends = tonumber(string.match(call('HGET', m, slot .. '|t') or '', ':(%d+)$') or 0)
+    -- One that is being compared with the ledger just now gets the correction from there.
+    if amount ~= 0 and model == '' and ends <= now and call('HGET', m, slot .. '|k') == '1' then
       local start = bounds_of(calendar, a[1])
       if tonumber(call('HGET', m, slot .. '|p')) == start then
         call('HINCRBY', m, slot .. '|' .. start .. '|s', amount)

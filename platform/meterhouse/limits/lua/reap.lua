@@ -2,6 +2,21 @@
 -- A key goes in the millisecond after its last one.
 local TOMBSTONE_MS = 172800000 - 1
 
+-- Nothing is reaped for a while after a silence as long, in which nobody could renew because the server hung or was cut
+-- off from all: whoever lives shall have renewed by then. Sweeps of any worker break a silence. 0: silence means nothing.
+local function is_silence_over(silence)
+  if silence == 0 then return true end
+  local heard = call('HMGET', m, 'la', 'lr', 'gr')
+  local last = math.max(tonumber(heard[1] or 0), tonumber(heard[2] or 0))
+  call('HSET', m, 'lr', now)
+  if tonumber(heard[3] or 0) > now then return false end
+  if last > 0 and now - last > silence then
+    call('HSET', m, 'gr', now + silence)
+    return false
+  end
+  return true
+end
+
 local function reap(most)
   local expired = call('ZRANGEBYSCORE', l, '-inf', now, 'LIMIT', 0, most)
   if #expired == 0 then return 0 end

@@ -3,6 +3,7 @@
 -- ARGV: {lease ms, id, 1 if sent, tokens, nanos, id, ...}. Reply: {0, ids that are neither live nor reaped...}.
 local known, unknown = call('HGET', m, 'run'), {0}
 local is_mine = known and known == run_id()
+if is_mine then call('HSET', m, 'lr', now) end
 for i = 2, #a, 4 do
   local id = a[i]
   local raw = is_mine and call('HGET', h, id)

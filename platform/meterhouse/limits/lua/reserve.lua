@@ -2,7 +2,7 @@
 -- rarely: hold resolve reap slot refused companions
 -- Holds a demand against all limits of its principal or none.
 -- ARGV: {id, lease ms, 3 to 11 as sizing.lua, {model, attachments of key, project and
--- organization, plan...}}.
+-- organization, plan...}, silence ms}.
 -- Replies: {0 done, admitted at, allowance, held output, held nanos, states...}, {1 refused, index of the limit,
 -- kind, used, demanded, wait ms, states...}, {2 learn, slots...}, {3 unknown}, {4 resolved before, now}.
 local id, plan = a[1], a[12]
@@ -36,7 +36,8 @@ local lease_now = now
 local values, places = read(plan, PLAN, {plan[2], plan[3], plan[4]})
 if not is_known(values) then return {3} end
 if not held and #call('ZRANGEBYSCORE', l, '-inf', lease_now, 'LIMIT', 0, 1) > 0 then
-  rarely().reap(50)
+  local rare = rarely()
+  if rare.is_silence_over(a[13]) then rare.reap(50) end
   values, places = read(plan, PLAN, {plan[2], plan[3], plan[4]})
 end
 local bounds, missing = stand(plan, PLAN, values, places)

@@ -21,11 +21,18 @@ local function attach(slot, owner)
 end
 
 -- Debits a slot by every live hold in its scope that was admitted from start to before finish; returns their sum.
+local names, holds
+
 local function debit_live(slot, start, finish)
   local owner, type, _, model = parse_slot(slot)
-  local all, sum = call('HGETALL', h), 0
-  for i = 2, #all, 2 do
-    local hold = message(all[i])
+  local sum = 0
+  if not holds then
+    local all = call('HGETALL', h)
+    names, holds = {}, {}
+    for i = 1, #all, 2 do names[#names + 1], holds[#holds + 1] = all[i], message(all[i + 1]) end
+  end
+  for i = 1, #holds do
+    local hold = holds[i]
     if is_in_scope(hold, owner, model) and hold[1] >= start and (finish < 0 or hold[1] < finish) then
       local held, amount, has = held_of(type, hold, output_of(hold)), -1, false
       for j = 1, #hold[16], 2 do
@@ -36,7 +43,7 @@ local function debit_live(slot, start, finish)
         local size = #hold
         hold[size + 1], hold[size + 2], hold[size + 3] = slot, type, start
         hold[size + 4], hold[size + 5] = held, amount
-        call('HSET', h, all[i - 1], cmsgpack.pack(hold))
+        call('HSET', h, names[i], cmsgpack.pack(hold))
         sum = sum + held
       end
     end

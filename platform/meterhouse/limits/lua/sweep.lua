@@ -1,19 +1,23 @@
 -- uses: alive arithmetic calendar hold rate resolve reap slot
 -- Reaps expired leases, and on one page of the counters drops what cannot matter again: idle rates, gauges that nobody
 -- is in, periods that are over. A page at a time, because a large organization's counters would hold up all others.
--- ARGV: {most leases, cursor}. Replies: {0, how many were reaped, next cursor ('0': the last page), known period slots
+-- ARGV: {most leases, cursor, silence ms}. Replies: {0, how many were reaped, next cursor ('0': the last page), known period slots
 -- of the page...}, {3 unknown}.
 local LATE_MS = 172800000
 local PAGE_FIELDS = 500
+-- A gauge that is met again looks at every live hold: where there are more, an empty one stays.
+local FEW_HOLDS = 200
 local WINDOWS = {second = 1000, minute = 60000, hour = 3600000}
 
 local known = call('HMGET', m, 'run', 'st', 'n', 'ck')
 if not is_known(known) then return {3} end
 local reaped = 0
-repeat
-  local some = reap(math.min(500, a[1] - reaped))
-  reaped = reaped + some
-until some < 500 or reaped >= a[1]
+if is_silence_over(a[3]) then
+  repeat
+    local some = reap(math.min(500, a[1] - reaped))
+    reaped = reaped + some
+  until some < 500 or reaped >= a[1]
+end
 
 local page = call('HSCAN', m, a[2], 'COUNT', PAGE_FIELDS)
 local reply, gone = {0, reaped, page[1]}, {}
@@ -37,7 +41,7 @@ for i = 1, #page[2], 2 do
     if floor(now / (WINDOWS[window] * multiple)) >= value + 2 then
       gone[#gone + 1], gone[#gone + 2], gone[#gone + 3] = field, slot .. '|c', slot .. '|v'
     end
-  elseif suffix == 'n' and tonumber(value) == 0 then
+  elseif suffix == 'n' and tonumber(value) == 0 and tonumber(known[3]) < FEW_HOLDS then
     detach(slot, {'|n'})
   elseif suffix == 'p' then
     local _, _, calendar = parse_slot(slot)
