@@ -153,7 +153,7 @@ def usage(
     by: Annotated[
         str, typer.Option(help="Any of organization, project, key, model, provider, day, hour")
     ] = "key,model,day",
-    days: Annotated[int, typer.Option(min=1, help="How many days back, today included")] = 30,
+    days: Annotated[int, typer.Option(min=1, max=36_500, help="How many days back, today included")] = 30,
     data: Data = None,
     env_file: EnvFile = DEFAULT_ENV_FILE,
 ) -> None:
@@ -170,7 +170,7 @@ def usage(
 def create_key(
     name: Annotated[str, typer.Option(help="What the key is for")],
     project: Annotated[str | None, typer.Option(help="Project id [default: the first project]")] = None,
-    expires_in_days: Annotated[float | None, typer.Option(min=0.0001, help="Days until it expires")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(min=0.0001, max=36_500, help="Days until it expires")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model that it may use; repeat it [default: all]")] = None,
     limits: Annotated[str, typer.Option(help=LIMITS_HELP)] = "",
     ip_range: Annotated[list[str] | None, typer.Option(help="A network that it may come from; repeat it")] = None,

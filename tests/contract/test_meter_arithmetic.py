@@ -220,7 +220,7 @@ def test_demands_are_sized_exactly(redis_server: RedisServer) -> None:
     assert run_lua(redis_server, ["arithmetic", "sizing"], body, cases) == expected
 
 
-@settings(max_examples=20, deadline=None, database=None)
+@settings(max_examples=20, deadline=None, database=None, derandomize=True)
 @given(
     demands=st.lists(DEMANDS, min_size=1, max_size=3),
     amounts=st.tuples(AMOUNTS, AMOUNTS, AMOUNTS),

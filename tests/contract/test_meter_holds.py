@@ -208,3 +208,12 @@ async def test_renewing_what_is_unknown_or_reaped_changes_nothing(bench: Bench) 
     use = Use(is_sent=True, total_tokens=5, charge_nanos=5)
     await bench.meter.renew({reservation.request_id: use, "f" * 32: use})
     assert await bench.counts("tokens 1000 total") == (0, 0)
+
+
+async def test_an_overdrawn_quota_of_requests_does_not_stop_a_running_answer(still_bench: Bench) -> None:
+    limits = "requests 2/day; tokens 90000 total"
+    running = await still_bench.admit(limits, is_streamed=True, output_tokens=9_000)
+    other = await still_bench.admit(limits)
+    still_bench.settle(other, settlement_of(10, requests=5))
+    assert await still_bench.counts("requests 2/day") == (5, 1)
+    assert await still_bench.meter.extend(running, 100)

@@ -92,6 +92,7 @@ class ServeProcess:
         self.admin_key = ""
         self._launcher = launcher or [str(Path(sys.executable).parent / "meterhouse"), "serve"]
         self._seen: set[int] = set()
+        self.kills = 0
 
     # --- its life
 
@@ -189,6 +190,7 @@ class ServeProcess:
         """Send one worker (or the parent) a signal: ``kill -9`` unless told otherwise; a killed one is gone then."""
         os.kill(pid, number)
         if number == signal.SIGKILL:
+            self.kills += 1
             self.wait_for(lambda: _state(pid) in {"", "Z"}, 10)
 
     def pause(self, pid: int) -> None:
@@ -207,6 +209,7 @@ class ServeProcess:
         workers = set(self.pids()) | self._seen
         for pid in [self.pid] if self.process.poll() is None else []:
             os.kill(pid, signal.SIGKILL)
+            self.kills += 1
         for pid in workers:
             if _state(pid) not in {"", "Z"} and _is_ours(pid):
                 os.kill(pid, signal.SIGKILL)

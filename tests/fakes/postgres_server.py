@@ -60,6 +60,7 @@ class PostgresServer:
             **options,
         }
         self._daemon: Daemon | None = None
+        self.kills = 0
 
     @property
     def pid(self) -> int:
@@ -92,6 +93,7 @@ class PostgresServer:
 
     def kill(self) -> None:
         """SIGKILL all of it; what was committed is recovered at the next start."""
+        self.kills += 1
         self._running.kill()
 
     def pause(self) -> None:

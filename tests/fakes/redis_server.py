@@ -66,6 +66,7 @@ class RedisServer:
         command = [find_program("redis-server", "redis-server"), *words]
         environment = self._clock.environment() if self._clock else NOTHING
         self._daemon = Daemon(command, folder / "redis.log", environment)
+        self.kills = 0
         self._client = redis.Redis.from_url(
             self.url,
             socket_timeout=CLI_TIMEOUT_SECONDS,
@@ -102,6 +103,7 @@ class RedisServer:
     def kill(self) -> None:
         """SIGKILL."""
         self._client.close()
+        self.kills += 1
         self._daemon.kill()
 
     def pause(self) -> None:

@@ -287,9 +287,9 @@ class PeriodDebit:
         return held_amount(self.counter.kind, demand, output_tokens) - self.held
 
     def has_room(self, more: int) -> bool:
-        """Whether so much more may be held."""
+        """Whether so much more may be held. Nothing more always may, also of a limit that is overdrawn."""
         limit_amount = self.limit_amount
-        return limit_amount is None or more <= limit_amount - self.counter.spent - self.counter.reserved
+        return limit_amount is None or more <= 0 or more <= limit_amount - self.counter.spent - self.counter.reserved
 
     def hold(self, more: int) -> None:
         """Hold so much more."""

@@ -84,6 +84,8 @@ class House:
         self.postgres_proxy: FaultProxy
         self.fleet: ServeProcess
         self.database_url = ""
+        self.requests = self.lost = self.doubled = 0
+        """What was judged so far."""
 
     def __enter__(self) -> Self:
         self.postgres.start()
@@ -129,6 +131,11 @@ class House:
             ]
             now_ms = stores.clock.now_ms()
             await stores.catalog.prices.insert_prices([operator_price(order, now_ms) for order in orders])
+
+    @property
+    def kills(self) -> int:
+        """How many processes were killed with ``kill -9``, those of a server counted as one."""
+        return self.fleet.kills + self.redis.kills + self.postgres.kills
 
     # --- asking
 
@@ -225,6 +232,9 @@ class House:
             if is_whole and talk.status == 200 and not talk.is_whole:
                 verdict.faults.append(f"{talk.marker}: broken off: {talk.arrivals[-1:]}")
             self._judge_one(verdict, talk, sent.get(talk.marker, []), rows[talk.marker])
+        self.requests += verdict.requests
+        self.lost += verdict.lost
+        self.doubled += verdict.doubled
         return verdict
 
     def _wait_rows(

@@ -33,7 +33,7 @@ if #debits > 0 then
     local i, spent, reserved = debits[j], tonumber(values[2 * j - 1]), tonumber(values[2 * j])
     local held = held_of(hold[i + 1], hold, output)
     local more = held - hold[i + 3]
-    if hold[i + 4] >= 0 and spent and more > hold[i + 4] - spent - reserved then return {1} end
+    if hold[i + 4] >= 0 and spent and more > 0 and more > hold[i + 4] - spent - reserved then return {1} end
     hold[i + 3] = held
     if spent then writes[#writes + 1], writes[#writes + 2] = fields[2 * j], reserved + more end
     is_budgeted = is_budgeted or (hold[i + 1] == 6 and hold[i + 4] >= 0)
