@@ -6,6 +6,7 @@ No other module reads the environment (a test greps). What is sold and to whom i
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -147,25 +148,17 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderValues:
-    """What the environment says about one provider; the credential never shows in a repr."""
+    """What the environment says about one provider, unchecked; the credential never shows in a repr."""
 
-    __slots__ = ("base_url", "credential", "models", "name", "shows_all_output")
-
-    def __init__(
-        self,
-        name: str,
-        base_url: str | None,
-        credential: str | None,
-        models: tuple[str, ...],
-        *,
-        shows_all_output: bool,
-    ) -> None:
-        self.name = name
-        self.base_url = base_url
-        self.credential = credential
-        self.models = models
-        self.shows_all_output = shows_all_output
+    name: str
+    base_url: str | None
+    credential: str | None = field(repr=False)
+    models: tuple[str, ...]
+    shows_all_output: bool
+    tool_call_format: str
+    tools: str
 
 
 class Environment:
@@ -213,7 +206,15 @@ class Environment:
         models = tuple(m.strip() for m in self._values.get(f"{stem}MODELS", "").split(",") if m.strip())
         shows_all = self._values.get(f"{stem}SHOWS_ALL_OUTPUT", "").lower() in {"1", "true", "yes", "on"}
         base_url = self._values.get(f"{stem}BASE_URL") or None
-        return ProviderValues(name, base_url, credential, models, shows_all_output=shows_all)
+        return ProviderValues(
+            name=name,
+            base_url=base_url,
+            credential=credential,
+            models=models,
+            shows_all_output=shows_all,
+            tool_call_format=self._values.get(f"{stem}TOOL_CALL_FORMAT", ""),
+            tools=self._values.get(f"{stem}TOOLS") or "send",
+        )
 
     def named_providers(self) -> list[str]:
         """Return the names, in lower case, of all providers that have a base URL set."""

@@ -174,6 +174,8 @@ def _provider_settings(environment: Environment) -> list[ProviderSetting]:
                 credential=credential,
                 models=values.models,
                 shows_all_output=values.shows_all_output,
+                tool_call_format=values.tool_call_format,
+                tools=values.tools,
             )
         )
     return found

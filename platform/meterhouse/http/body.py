@@ -18,6 +18,8 @@ from meterhouse.errors import BodyTooSlow, Malformed
 from meterhouse.http.guard import ClientGone
 from meterhouse.providers.provider import Deployment, Provider
 from meterhouse.request import ChatRequest
+from meterhouse.translate.tool_text import GRAMMARS
+from meterhouse.translate.tool_text.prompt import Prompt, render_prompt
 
 _request_decoder = msgspec.json.Decoder(ChatRequest)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
@@ -117,14 +119,6 @@ def _check_messages(request: ChatRequest) -> None:
     messages = request.messages
     if not messages:
         raise Malformed("Invalid request: 'messages' is empty. Send at least one message.", param="messages")
-    last = messages[-1]
-    is_prefix = last.prefix or last.partial or request.continue_final_message
-    if last.role == "assistant" and not is_prefix:
-        raise Malformed(
-            "Invalid request: the last message is from the assistant. End with a user or tool message, "
-            'or declare it a prefix with "prefix": true.',
-            param="messages",
-        )
     for index, message in enumerate(messages):
         if message.content is None and message.role in _CONTENT_ROLES:
             param = f"messages[{index}].content"
@@ -138,6 +132,17 @@ def _check_messages(request: ChatRequest) -> None:
             for number, part in enumerate(message.content):
                 if part.file is not None and part.file.file_id:
                     raise _stored(f"messages[{index}].content[{number}].file.file_id")
+
+
+def _check_last(request: ChatRequest) -> None:
+    last = request.messages[-1]
+    is_prefix = last.prefix or last.partial or request.continue_final_message
+    if last.role == "assistant" and not is_prefix:
+        raise Malformed(
+            "Invalid request: the last message is from the assistant. End with a user or tool message, "
+            'or declare it a prefix with "prefix": true.',
+            param="messages",
+        )
 
 
 def _check_options(request: ChatRequest) -> None:
@@ -163,6 +168,27 @@ def _stored(param: str) -> Malformed:
     )
 
 
+def render_tools(parsed: ParsedBody, provider: Provider) -> Prompt:
+    """Return a request's messages with its tools told in them, for a provider that must not get ``tools``."""
+    assert provider.tool_call_format is not None
+    tools = parsed.fields["tools"] if parsed.request.tools else None
+    choice = parsed.request.tool_choice
+    return render_prompt(parsed.fields["messages"], tools, choice, GRAMMARS[provider.tool_call_format])
+
+
+def _adapt(fields: dict[str, object], parsed: ParsedBody, provider: Provider) -> None:
+    """Refuse what a provider cannot do, and leave out or put into words what it must not get."""
+    request = parsed.request
+    for name in provider.denied_parameters & fields.keys():
+        raise Malformed(f"'{name}' is not supported by '{request.model}'.", param=name, code="unsupported_parameter")
+    for name in provider.dropped_parameters & fields.keys():
+        del fields[name]
+    if provider.refuses_assistant_last:
+        _check_last(request)
+    if provider.renders_tools:
+        fields["messages"] = render_tools(parsed, provider).messages
+
+
 class BodyEditor:
     """Makes the body that goes to a deployment; ``secret`` keys the digest that separates tenants upstream."""
 
@@ -176,17 +202,12 @@ class BodyEditor:
         """Return the upstream body: model, bound, usage and quirks of the provider's row.
 
         Raises:
-            Malformed: The provider's row refuses a parameter.
+            Malformed: The provider's row refuses a parameter, or how the messages end.
         """
         provider = deployment.provider
         request = parsed.request
         fields: dict[str, object] = dict(parsed.fields)
-        for name in provider.denied_parameters & fields.keys():
-            raise Malformed(
-                f"'{name}' is not supported by '{request.model}'.", param=name, code="unsupported_parameter"
-            )
-        for name in provider.dropped_parameters & fields.keys():
-            del fields[name]
+        _adapt(fields, parsed, provider)
         defaults = (
             provider.body_defaults
             if request.stream

@@ -47,6 +47,11 @@ class Outlet:
         finally:
             self.sending_since_ns = None
 
+    async def write_if_any(self, data: bytes) -> None:
+        """Send bytes if there are any."""
+        if data:
+            await self.write(data)
+
     async def write_whole(self, headers: Headers, body: bytes) -> None:
         """Send an answer that is not streamed."""
         if self.is_gone:

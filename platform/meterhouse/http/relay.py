@@ -139,10 +139,11 @@ class StreamRelay:
             if progress.has_ended:
                 call.has_finish = True
                 call.guard.clear()
-            if frames:
+            data = b"".join(frames)
+            if data:
                 # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
                 self._checkpointer.note(call.tally)
-                await call.guard.wait(call.outlet.write(b"".join(frames)))
+                await call.guard.wait(call.outlet.write(data))
                 call.event_at_ns = time.monotonic_ns()
             if progress.failure is not None:
                 raise progress.failure
@@ -191,7 +192,7 @@ class StreamRelay:
             except UpstreamError as error:
                 progress.failure = error
                 break
-            framed = frame(rename_model(payload, chunk.model, self._model))
+            framed = self._compose(payload, chunk)
             if not chunk.choices and is_set(chunk.usage):
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif progress.is_finished:
@@ -216,7 +217,7 @@ class StreamRelay:
                 return
             chunk = decode_chunk(payload)
             is_charged = self._note(chunk, payload)
-            framed = frame(rename_model(payload, chunk.model, self._model))
+            framed = self._compose(payload, chunk)
             if not chunk.choices and is_set(chunk.usage):
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif chunk.choices:
@@ -224,6 +225,16 @@ class StreamRelay:
                 progress.tail_bytes += len(framed)
                 if progress.tail_bytes > MAX_TAIL_BYTES:
                     raise UpstreamDown("The provider went on after its answer was finished.", detail="tail too long")
+
+    def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
+        """Return what goes to the client for a payload: one frame with the asked model's name in it."""
+        served = chunk.model
+        if served is not None and served != self._model:
+            payload = rename_model(payload, served, self._model)
+        if b"\n" in payload or b"\r" in payload:
+            return frame(payload)
+        # What ``frame`` does, without a call for each event.
+        return b"data: " + payload + b"\n\n"
 
     def _note(self, chunk: Chunk, payload: bytes) -> bool:
         """Take from a chunk what the ledger and the end need; says whether its usage is what will be charged."""

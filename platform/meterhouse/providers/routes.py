@@ -30,6 +30,7 @@ from meterhouse.providers.provider import (
     Route,
     Timeouts,
 )
+from meterhouse.providers.tool_text import adapt_row, read_formats, read_handling
 
 MAX_NAME_LENGTH = 200
 _OLLAMA_DEFAULT_TAG = ":latest"
@@ -208,11 +209,14 @@ def activate(setting: ProviderSetting) -> ActiveProvider | None:
     base_url = setting.base_url or row.base_url
     if base_url is None:
         raise ValueError(f"provider {setting.name} needs a base URL")
+    formats = read_formats(setting.name, setting.tool_call_format)
     return ActiveProvider(
         provider=row,
         base_url=_normal_base_url(row, base_url),
         credential=setting.credential,
         models=setting.models,
+        tool_call_formats=formats,
+        tools=read_handling(setting.name, setting.tools, formats),
     )
 
 
@@ -257,7 +261,7 @@ def _served_models(active: ActiveProvider, discovered: Sequence[str]) -> list[Mo
 def _deploy(active: ActiveProvider, model: Model) -> Deployment:
     return Deployment(
         id=f"{active.name}/{model.upstream_model}",
-        provider=active.provider,
+        provider=adapt_row(active.provider, active.tool_call_formats, active.tools, model.upstream_model),
         base_url=active.base_url,
         credential=active.credential,
         upstream_model=model.upstream_model,

@@ -46,6 +46,8 @@ class Event(StrEnum):
     REQUEST_FINISHED = "request.finished"
     REQUEST_FAILED = "request.failed"
     ATTEMPT_FAILED = "attempt.failed"
+    TOOL_CALL_NOT_PARSED = "tool_call.not_parsed"
+    """A model's text looked like a tool call and was none, so that it stayed text."""
     KEY_CREATED = "key.created"
     KEY_REFUSED = "key.refused"
     JOURNAL_OPENED = "journal.opened"
