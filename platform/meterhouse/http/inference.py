@@ -104,7 +104,7 @@ class ChatCompletions:
             await self._answer_and_settle(call, exchange, headers)
         except GatewayError as error:
             exchange.error = error
-            if not call.outlet.is_started:
+            if not call.outlet.is_started and not call.outlet.unsent:
                 raise
             await call.outlet.fail(error)
         finally:
@@ -144,7 +144,7 @@ class ChatCompletions:
         if not tally.is_streamed:
             return _read_whole(call, await parts.attempts.fetch_whole(call), parts.metrics)
         opened = await parts.attempts.open_stream(call)
-        found = find_tool_text(call.parsed.request, opened.deployment)
+        found = find_tool_text(call)
         if found is None:
             relay = StreamRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
         else:
@@ -157,8 +157,7 @@ class ChatCompletions:
 
 def _read_whole(call: Call, body: bytes, metrics: Metrics) -> WholeAnswer:
     answer = WholeAnswer(call, body)
-    assert call.deployment is not None
-    found = find_tool_text(call.parsed.request, call.deployment)
+    found = find_tool_text(call)
     if found is not None:
         answer.rewrite(found.rewrite_body)
         report(call, found, metrics)

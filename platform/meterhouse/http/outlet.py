@@ -24,7 +24,7 @@ STREAM_HEADERS: Headers = [
 class Outlet:
     """Writes an event stream to one client. ``head`` gives the headers at the moment that the head is sent."""
 
-    __slots__ = ("_head", "_is_over", "_send", "is_gone", "is_started", "sending_since_ns", "wrote_at_ns")
+    __slots__ = ("_head", "_is_over", "_send", "is_gone", "is_started", "sending_since_ns", "unsent", "wrote_at_ns")
 
     def __init__(self, send: Send, head: Callable[[], Headers]) -> None:
         self._send = send
@@ -34,6 +34,8 @@ class Outlet:
         self.is_gone = False
         self.sending_since_ns: int | None = None
         self.wrote_at_ns = 0
+        self.unsent = b""
+        """Frames that a failed answer still owes its client: they go out with the error, after the settlement."""
 
     async def write(self, data: bytes, *, is_last: bool = False) -> None:
         """Send bytes, and the head before the first of them."""
@@ -46,11 +48,6 @@ class Outlet:
             await self._send(_body(data, is_last=is_last))
         finally:
             self.sending_since_ns = None
-
-    async def write_if_any(self, data: bytes) -> None:
-        """Send bytes if there are any."""
-        if data:
-            await self.write(data)
 
     async def write_whole(self, headers: Headers, body: bytes) -> None:
         """Send an answer that is not streamed."""
@@ -68,8 +65,8 @@ class Outlet:
             await self.write(KEEP_ALIVE_FRAME)
 
     async def fail(self, error: GatewayError) -> None:
-        """End a started stream with one error event and no ``[DONE]`` (design.md 3)."""
-        await self.write(render_event(error), is_last=True)
+        """End a started stream with what was held back of it, one error event and no ``[DONE]`` (design.md 3)."""
+        await self.write(self.unsent + render_event(error), is_last=True)
 
     async def _start(self) -> None:
         if not self.is_started:

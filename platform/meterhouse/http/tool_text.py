@@ -7,6 +7,7 @@ What is held back here was counted and is covered by the hold, so that it can be
 from dataclasses import replace
 
 import msgspec
+from msgspec import Raw
 
 from meterhouse.errors import GatewayError
 from meterhouse.http.body import ParsedBody, render_tools
@@ -16,7 +17,7 @@ from meterhouse.http.relay import StreamRelay
 from meterhouse.http.sse import frame
 from meterhouse.ids import public_request_id
 from meterhouse.providers.provider import Deployment, Route
-from meterhouse.request import ChatRequest, InputSize
+from meterhouse.request import InputSize
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.metrics import Metrics
 from meterhouse.translate.tool_text import GRAMMARS
@@ -26,12 +27,14 @@ from meterhouse.translate.tool_text.tools import Tools
 from meterhouse.usage import Outcome, Usage
 
 
-def find_tool_text(request: ChatRequest, deployment: Deployment) -> ToolTextAnswer | None:
-    """Return what rewrites a deployment's answer to a request; None where it stays as it is."""
-    name = deployment.provider.tool_call_format
+def find_tool_text(call: Call) -> ToolTextAnswer | None:
+    """Return what rewrites the answer of the deployment that answers; None where it stays as it is."""
+    assert call.deployment is not None
+    name = call.deployment.provider.tool_call_format
     if name is None:
         return None
-    grammar = GRAMMARS[name]
+    _log_parameters(call, call.deployment)
+    request, grammar = call.parsed.request, GRAMMARS[name]
     wants_calls = bool(request.tools) and request.tool_choice != "none"
     tools = Tools(
         {
@@ -41,6 +44,31 @@ def find_tool_text(request: ChatRequest, deployment: Deployment) -> ToolTextAnsw
         }
     )
     return ToolTextAnswer(grammar, tools) if grammar.trims or any(tools.names) else None
+
+
+def _log_parameters(call: Call, deployment: Deployment) -> None:
+    """Say with which parameters a local model answers: numbers and words of our own, nothing that a caller wrote."""
+    request, fields = call.parsed.request, call.parsed.fields
+    choice = request.tool_choice
+    get_logger().debug(
+        Event.GENERATION_STARTED,
+        request_id=public_request_id(call.tally.request_id),
+        deployment=deployment.id,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        max_tokens=request.asked_output_tokens or deployment.provider.default_max_tokens,
+        repetition_penalty=_number(fields.get("repetition_penalty")),
+        tools=len(request.tools or ()),
+        tool_choice=choice if isinstance(choice, str | None) else "named",
+        stream=call.tally.is_streamed,
+    )
+
+
+def _number(raw: Raw | None) -> float | None:
+    try:
+        return msgspec.json.decode(raw, type=float) if raw is not None else None
+    except msgspec.DecodeError:
+        return None
 
 
 def report(call: Call, found: ToolTextAnswer, metrics: Metrics) -> None:
@@ -85,11 +113,11 @@ class ToolTextRelay(StreamRelay):
         return self
 
     async def run(self) -> None:
-        """Forward the answer as ``StreamRelay.run`` does; what is held back goes out before a failure is told."""
+        """Forward the answer as ``StreamRelay.run`` does; what is held back goes out with the failure."""
         try:
             await super().run()
         except GatewayError:
-            await self._call.outlet.write_if_any(self._waiting_frames())
+            self._call.outlet.unsent = self._waiting_frames()
             raise
         finally:
             report(self._call, self._found, self._metrics)

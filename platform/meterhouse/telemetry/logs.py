@@ -46,6 +46,8 @@ class Event(StrEnum):
     REQUEST_FINISHED = "request.finished"
     REQUEST_FAILED = "request.failed"
     ATTEMPT_FAILED = "attempt.failed"
+    GENERATION_STARTED = "generation.started"
+    """The parameters with which a local model that writes its calls as text answers; at the level ``debug``."""
     TOOL_CALL_NOT_PARSED = "tool_call.not_parsed"
     """A model's text looked like a tool call and was none, so that it stayed text."""
     KEY_CREATED = "key.created"

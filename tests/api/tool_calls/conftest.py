@@ -80,5 +80,4 @@ def gateway(up: FakeUpstream, sayer: Sayer, tmp_path_factory: pytest.TempPathFac
         "METERHOUSE_PROVIDER_OLLAMA_TOOL_CALL_FORMAT": "say?tokens=3=glm4",
     }
     with Gateway(tmp_path_factory.mktemp("tools") / "data", environment) as running:
-        running.set_price("hermes", "say?tokens=1", "1", "4")
         yield running
