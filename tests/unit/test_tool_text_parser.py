@@ -225,6 +225,9 @@ def test_text_that_is_no_attempt_is_no_failure(text: str) -> None:
     assert all(read(name, [text]) == ([text] if text else [], {}) for name in FORMATS)
 
 
+ODD = {"properties": {"a": {"type": [{}, 5], "anyOf": 5, "oneOf": [5, {"type": []}], "enum": 5}}, "required": 5}
+
+
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
@@ -256,8 +259,37 @@ def test_bare_text_becomes_what_the_schema_wants(key: str, text: str, value: obj
     assert json.loads(call.arguments) == {key: value}
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "arguments"),
+    [
+        ("hermes", '<tool_call>{"name":"now","arguments":"{\\"a\\": 1.50}"}', '{"a":1.50}'),
+        ("hermes", '<tool_call>{"name":"now","arguments":null}', "{}"),
+        ("hermes", '<tool_call>{"name":"now","arguments":{"a":12345678901234567890123, "b":1e300}}', None),
+        ("pythonic", r"[now(a='\d+\\d \x41', b=1.50, c=1e300)]", r'{"a":"\\d+\\d A","b":1.50,"c":1e300}'),
+    ],
+)
+def test_numbers_and_escapes_keep_their_meaning(name: str, text: str, arguments: str | None) -> None:
+    (call,), _ = read(name, [text])
+    assert isinstance(call, Call)
+    assert call.arguments == (arguments or '{"a":12345678901234567890123,"b":1e300}')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>{"name":"now","arguments":{"a":"\\u12zz"}}',
+        '<tool_call>{"name":"now","arguments":"no"}',
+        '<tool_call>{"name":"now","arguments":[1]}',
+        '<tool_call>{"name":5}',
+        "<tool_call>" + '{"a":' * 200,
+    ],
+)
+def test_what_a_client_could_not_read_is_no_call(text: str) -> None:
+    assert read("hermes", [text]) == ([text], {"malformed": 1})
+
+
 def test_a_schema_that_is_none_casts_nothing_and_breaks_nothing() -> None:
-    for schema in (None, {}, {"properties": 5}, {"properties": {"a": 5}}, {"properties": {"a": {"type": 5}}}):
+    for schema in (None, {}, {"properties": 5}, {"properties": {"a": 5}}, {"properties": {"a": {"type": 5}}}, ODD):
         parser = ToolTextParser(GRAMMARS["glm45"], Tools({NOW: schema}))  # type: ignore[dict-item]
         text = "<tool_call>now<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>"
         assert parser.feed(text) == [Call(NOW, '{"a":1}')]

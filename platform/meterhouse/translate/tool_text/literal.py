@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator
 from enum import Enum, auto
 from typing import Any
 
+from msgspec import Raw
+
 MAX_DEPTH = 100
 MAX_TOKEN_CHARACTERS = 128
 """A number is not longer."""
@@ -20,7 +22,7 @@ _NUMBER_BEGINS = re.compile(r"-?(?:0|[1-9]\d*)?(?:(?<=\d)\.\d*)?(?:(?<=\d)[eE][-
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?", re.ASCII)
 _CLOSERS = {"{": "}", "[": "]", "(": ")"}
 _JSON_ESCAPES = frozenset('"\\/bfnrtu')
-_PYTHON_ESCAPES = frozenset("\\'\"abfnrtvxuUN01234567\n")
+_UNKNOWN_ESCAPE = re.compile(r"""\\([^\\'"abfnrtvxuUN01234567\n])|\\.""", re.DOTALL)
 _PYTHON_WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
 
 
@@ -46,7 +48,6 @@ class LiteralScanner:
         self._quotes = "\"'" if is_python else '"'
         self._openers = "{[(" if is_python else "{["
         self._words = tuple(_PYTHON_WORDS) if is_python else ("true", "false", "null")
-        self._escapes = _PYTHON_ESCAPES if is_python else _JSON_ESCAPES
         self._keys = keys
         self._key = ""
         self._stack: list[str] = []
@@ -65,7 +66,7 @@ class LiteralScanner:
             if self._next is _Next.IN_STRING:
                 at = self._scan_string(text, at, end)
             elif self._next is _Next.IN_ESCAPE:
-                at = self._take_if(text[at] in self._escapes, _Next.IN_STRING, at)
+                at = self._take_if(self._is_python or text[at] in _JSON_ESCAPES, _Next.IN_STRING, at)
             elif self._next is _Next.IN_TOKEN:
                 at = self._scan_token(text, at, end)
             else:
@@ -165,7 +166,7 @@ _PYTHON_TOKENS = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[-+.\w]+
 
 
 def python_value(text: str) -> Any:
-    """Read a literal that a Python scanner has recognised; its numbers are ``int`` and ``float``, its tuples lists.
+    """Read a literal that a Python scanner has recognised; its numbers stay as written, its tuples are lists.
 
     Raises:
         ValueError: A string has an escape that means nothing.
@@ -182,11 +183,18 @@ def _read_value(token: str, tokens: Iterator[str]) -> Any:
             return _read_items(tokens)
         case _ if token in _PYTHON_WORDS:
             return _PYTHON_WORDS[token]
+    if token[0] not in "\"'":
+        return Raw(token.encode())
     try:
-        # One string or number: nothing is nested, so the parser's stack is not at stake.
-        return ast.literal_eval(token)
+        # One string: nothing is nested, so the parser's stack is not at stake. Python says of ``\\d`` that it is a
+        # backslash and a d, and warns.
+        return ast.literal_eval(_UNKNOWN_ESCAPE.sub(_escape_again, token))
     except SyntaxError as error:
         raise ValueError(str(error)) from None
+
+
+def _escape_again(found: re.Match[str]) -> str:
+    return "\\" + found[0] if found[1] else found[0]
 
 
 def _read_entries(tokens: Iterator[str]) -> dict[str, Any]:

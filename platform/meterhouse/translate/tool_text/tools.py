@@ -70,10 +70,13 @@ class Tools:
             described = _described_decoder.decode(text)
         except (msgspec.DecodeError, RecursionError):
             raise Mismatch(Reason.MALFORMED) from None
-        arguments = described.arguments or described.parameters or Raw(b"{}")
         if not self.is_name(described.name):
             raise Mismatch(Reason.UNKNOWN_FUNCTION)
-        return Call(described.name, _object(bytes(arguments)))
+        arguments = bytes(described.arguments or described.parameters or Raw(b"{}"))
+        if arguments.startswith(b'"'):
+            # As OpenAI's API has it, and as some models have learned it from there: an object as a string.
+            arguments = str(msgspec.json.decode(arguments)).encode()
+        return Call(described.name, _object(b"{}" if arguments == b"null" else arguments))
 
     def call_of_texts(self, name: str, texts: Mapping[str, str]) -> Call:
         """Return a call whose values are bare text, each made what the function's schema wants (rule 5)."""
@@ -101,7 +104,7 @@ class Tools:
         schema = schema.get(key) if isinstance(schema, Mapping) else None
         schema = schema if isinstance(schema, Mapping) else {}
         types = _types_of(schema)
-        if STRING in types or text in _values_of(schema):
+        if STRING in types or text in _list_in(schema, "enum"):
             return Raw(b"null") if text == "null" and "null" in types else text
         spelled = _SPELLINGS.get(text.strip()) or text.strip().encode()
         try:
@@ -126,7 +129,8 @@ _described_decoder = msgspec.json.Decoder(_Described)
 def _object(text: bytes) -> str:
     """Return a JSON object without white space between its parts."""
     try:
-        msgspec.json.decode(text, type=dict[str, Raw])
+        # Whole, and not to raw parts: a client will decode it all.
+        msgspec.json.decode(text, type=dict[str, Any])
         return msgspec.json.format(text, indent=-1).decode()
     except (msgspec.DecodeError, RecursionError):
         raise Mismatch(Reason.MALFORMED) from None
@@ -143,22 +147,19 @@ def _encode(values: Mapping[str, Any]) -> str:
 def _types_of(schema: Mapping[str, Any]) -> frozenset[str]:
     """Return the JSON types that a schema allows; empty: it does not say."""
     stated = schema.get("type")
-    found = {stated} if isinstance(stated, str) else set(stated) if isinstance(stated, list) else set()
+    found = [stated, *_list_in(schema, "type")]
     for name in ("anyOf", "oneOf"):
-        for option in schema.get(name) or ():
-            if isinstance(option, Mapping) and isinstance(option.get("type"), str):
-                found.add(option["type"])
+        found += [option.get("type") for option in _list_in(schema, name) if isinstance(option, Mapping)]
     return frozenset(kind for kind in found if isinstance(kind, str))
 
 
-def _values_of(schema: Mapping[str, Any]) -> list[Any]:
-    values = schema.get("enum")
+def _list_in(schema: Mapping[str, Any], name: str) -> list[Any]:
+    values = schema.get(name)
     return values if isinstance(values, list) else []
 
 
 def _takes(schema: Mapping[str, Any], keys: Iterable[str]) -> bool:
-    properties, required = schema.get("properties"), schema.get("required")
+    properties = schema.get("properties")
     known = properties if isinstance(properties, Mapping) else {}
-    needed = required if isinstance(required, list) else []
-    given = set(keys)
-    return given <= known.keys() and all(name in given for name in needed if isinstance(name, str))
+    needed = {name for name in _list_in(schema, "required") if isinstance(name, str)}
+    return needed <= set(keys) <= known.keys()
