@@ -33,6 +33,8 @@ SHUTDOWN_SECONDS = 120.0
 """How long streams may go on when the server stops, where the settings do not say."""
 CLOSE_SECONDS = 10.0
 """How long shipping and closing may take after the last request has ended."""
+LEAST_RENEWALS = 3
+"""How often a lease is renewed before it could end."""
 STALL_SECONDS = 30
 """A worker whose event loop has stood still for so long is ended."""
 BACKLOG = 2048
@@ -224,6 +226,11 @@ def check_settings(settings: Settings, workers: int) -> None:
     if settings.redis_url is None and workers > 1:
         raise SettingsError(
             "METERHOUSE_REDIS_URL is not set: a meter in memory serves one worker only. Set it, or use --workers 1."
+        )
+    if settings.lease_seconds < LEAST_RENEWALS * settings.renew_seconds:
+        raise SettingsError(
+            f"METERHOUSE_LEASE_SECONDS must be at least {LEAST_RENEWALS} times METERHOUSE_RENEW_SECONDS "
+            f"({settings.renew_seconds:g}): a reservation whose lease ends is given to others."
         )
     if settings.key_pepper is None:
         raise SettingsError("METERHOUSE_KEY_PEPPER is not set: expected version:secret with at least 32 characters.")

@@ -122,6 +122,7 @@ class Reader:
         ({"METERHOUSE_REDIS_URL": ""}, "METERHOUSE_REDIS_URL"),
         ({"METERHOUSE_KEY_PEPPER": ""}, "METERHOUSE_KEY_PEPPER"),
         ({"METERHOUSE_KEY_PEPPER": "1:short"}, "METERHOUSE_KEY_PEPPER"),
+        ({"METERHOUSE_LEASE_SECONDS": "40"}, "METERHOUSE_LEASE_SECONDS"),
     ],
 )
 def test_settings_on_which_several_workers_cannot_serve(
