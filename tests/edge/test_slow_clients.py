@@ -14,7 +14,7 @@ from fakes.nginx_server import NginxServer
 from plugins.matrix import is_full
 
 COUNT = 2_000 if is_full() else 60
-TIMEOUT_SECONDS = 10 if is_full() else 1
+TIMEOUT_SECONDS = 10 if is_full() else 0.4
 """In full: nginx's own timeouts and a byte every ten seconds."""
 BODY_HEAD = (
     "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-length: 1000\r\n\r\n"
@@ -23,7 +23,7 @@ BODY_HEAD = (
 
 @pytest.fixture
 def edge(tmp_path: Path, socket_path: Path) -> Iterator[NginxServer]:
-    values = {} if is_full() else {"HEADER_TIMEOUT": "1s", "BODY_TIMEOUT": "1s"}
+    values = {} if is_full() else {"HEADER_TIMEOUT": "400ms", "BODY_TIMEOUT": "400ms"}
     with NginxServer(tmp_path / "nginx", socket=socket_path, values=values) as server:
         yield server
 

@@ -111,7 +111,7 @@ def test_a_certificate_is_taken_up_by_a_reload(own_edge: NginxServer) -> None:
 
 def test_half_a_handshake_is_not_waited_for(tmp_path: Path, socket_path: Path) -> None:
     with (
-        NginxServer(tmp_path / "nginx", socket=socket_path, values={"HEADER_TIMEOUT": "1s"}) as edge,
+        NginxServer(tmp_path / "nginx", socket=socket_path, values={"HEADER_TIMEOUT": "300ms"}) as edge,
         socket.create_connection(("127.0.0.1", edge.port), 10) as plain_connection,
     ):
         plain_connection.sendall(b"\x16\x03\x01")
