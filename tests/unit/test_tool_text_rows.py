@@ -1,11 +1,14 @@
 """What an operator may say about a local server's tool calls, and what a deployment becomes by it."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from meterhouse.providers.prices import PriceBook
 from meterhouse.providers.provider import Provider, ProviderSetting
 from meterhouse.providers.routes import activate, build_snapshot
-from meterhouse.providers.tool_text import TOOL_CALL_FORMATS
+from meterhouse.providers.tool_text import TOOL_CALL_FORMATS, TOOLS_HANDLINGS
 from meterhouse.settings import Environment
 from meterhouse.translate.tool_text import GRAMMARS
 
@@ -22,6 +25,13 @@ def row_of(tool_call_format: str, tools: str = "send", model: str = "m", name: s
 
 def test_every_format_that_can_be_set_can_be_read() -> None:
     assert set(TOOL_CALL_FORMATS) == set(GRAMMARS)
+
+
+def test_the_readme_explains_every_format_and_no_other() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("### Local models that write their tool calls as text")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(TOOL_CALL_FORMATS)
+    assert all(f"`{word}`" in section or f"={word}`" in section for word in TOOLS_HANDLINGS if word != "send")
 
 
 def test_nothing_is_different_where_nothing_is_said() -> None:

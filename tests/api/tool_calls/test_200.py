@@ -1,6 +1,7 @@
 """Answers with tool calls that a model wrote as text: whole and streamed, through the official SDK and without it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -8,8 +9,9 @@ import pytest
 
 from api.asking import chunks_of, events_of
 from api.tool_calls.conftest import SAY, Sayer
-from fakes.gateway import Gateway
+from fakes.gateway import Gateway, provider_environment
 from fakes.tool_texts import CLOCK, EXAMPLES, NOW, PARIS, TOOLS, Example
+from fakes.upstream import FakeUpstream
 from meterhouse.providers.tool_text import TOOL_CALL_FORMATS
 from meterhouse.translate.tool_text import GRAMMARS
 from meterhouse.translate.tool_text.tools import Call
@@ -135,6 +137,22 @@ def test_text_that_is_no_call_arrives_while_the_answer_is_written(gateway: Gatew
             if said == text[:13]:
                 break
     assert said == text[:13]
+
+
+def test_a_client_is_kept_waiting_with_comments_while_a_call_is_held(
+    up: FakeUpstream, sayer: Sayer, tmp_path: Path
+) -> None:
+    environment = provider_environment("local", up.base_url, METERHOUSE_KEEP_ALIVE_SECONDS="0.1")
+    environment["METERHOUSE_PROVIDER_LOCAL_TOOL_CALL_FORMAT"] = "hermes"
+    with Gateway(tmp_path / "data", environment) as running:
+        _, _, body = running.chat("local/say?tokens=1&pace_ms=20", messages=asking(HERMES), tools=TOOLS, stream=True)
+    frames = body.removesuffix(b"\n\n").split(b"\n\n")
+    role, call, finish, done = [frame for frame in frames if frame != b": keep-alive"]
+    assert b'"role"' in role
+    assert frames.index(call) - frames.index(role) > 2
+    assert b'"tool_calls":[' in call
+    assert b'"finish_reason":"tool_calls"' in finish
+    assert done == b"data: [DONE]"
 
 
 def test_a_failure_in_mid_stream_comes_after_what_was_held(gateway: Gateway) -> None:
