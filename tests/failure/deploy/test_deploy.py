@@ -146,23 +146,24 @@ class Operator:
         self._every = every
         self.done: Counter[str] = Counter()
 
-    def run(self, is_over: Callable[[], bool]) -> None:
-        began = time.monotonic()
-        due = {name: began + seconds for name, (seconds, _) in self._every.items()}
-        while not is_over():
-            time.sleep(0.1)
-            for name, (seconds, work) in self._every.items():
-                if time.monotonic() >= due[name] and time.monotonic() - began < self._site.course.seconds:
-                    due[name] += seconds
-                    work()
-                    self.done[name] += 1
+    def run(self, name: str) -> None:
+        """Do one of them until the load has all been sent."""
+        seconds, work = self._every[name]
+        due = time.monotonic() + seconds
+        end = time.monotonic() + self._site.course.seconds
+        while due < end:
+            time.sleep(max(0.0, due - time.monotonic()))
+            due += seconds
+            work()
+            self.done[name] += 1
 
-
-def run_under_load(site: Site, operator: Operator) -> list[Asked]:
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(site.load)
-        operator.run(loading.done)
-        return loading.result()
+    def run_under_load(self) -> list[Asked]:
+        """Do all of them beside each other; returns what the clients asked."""
+        with ThreadPoolExecutor(1 + len(self._every)) as pool:
+            loading = pool.submit(self._site.load)
+            for working in [pool.submit(self.run, name) for name in self._every]:
+                working.result()
+            return loading.result()
 
 
 def migrate_up_and_down(site: Site) -> None:
@@ -225,7 +226,7 @@ def test_a_deploy_that_nobody_notices(site: Site, figures: Callable[..., None]) 
         nginx_reload=(course.nginx_reload, site.edge.signal_reload),
         migration=(course.migration, lambda: migrate_up_and_down(site)),
     )
-    asked = run_under_load(site, operator)
+    asked = operator.run_under_load()
     report(site, operator, asked, figures)
     assert min(operator.done[name] for name in ("reload", "nginx_reload", "migration")) >= 1
     failed = [one for one in asked if not one.is_good]
@@ -244,7 +245,7 @@ def test_a_killed_worker_takes_only_its_own_requests_along(site: Site, figures: 
         site.fleet.kill(site.fleet.serving()[-1])
 
     operator = Operator(site, reload=(course.reload, site.fleet.reload), kill=(course.kill, kill))
-    asked = run_under_load(site, operator)
+    asked = operator.run_under_load()
     report(site, operator, asked, figures)
     assert killed
     for one in asked:
