@@ -19,9 +19,6 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from socket import AF_UNIX, socket
 
-import asyncpg
-import redis
-
 from stack.place import DATABASE_USER, EDGE_USER, ROOT, Place, is_free, write_closed
 from stack.process import StackError, Started, start
 
@@ -95,6 +92,7 @@ def make_roles(place: Place) -> None:
 
 def is_postgres_well(place: Place) -> bool:
     """Whether the application's role is served."""
+    import asyncpg  # noqa: PLC0415 - most commands need no driver, and are quick without
 
     async def ask() -> bool:
         connection = await asyncpg.connect(place.database_url, timeout=HEALTH_SECONDS)
@@ -130,6 +128,8 @@ def start_redis(place: Place) -> Started:
 
 def is_redis_well(place: Place) -> bool:
     """Whether the application's user is served."""
+    import redis  # noqa: PLC0415 - as above
+
     try:
         with redis.Redis.from_url(place.redis_url, socket_timeout=HEALTH_SECONDS) as client:
             return bool(client.ping())
