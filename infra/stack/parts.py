@@ -15,10 +15,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from pathlib import Path
-from socket import AF_UNIX, socket
 
+from stack.health import is_ready
 from stack.place import DATABASE_USER, EDGE_USER, ROOT, Place, is_free, write_closed
 from stack.process import StackError, Started, start
 
@@ -164,25 +164,7 @@ def write_settings(place: Place) -> Path:
 
 def is_gateway_well(place: Place) -> bool:
     """Whether new requests are admitted."""
-    connection = _UnixConnection(place.socket)
-    try:
-        connection.request("GET", "/health/ready")
-        return connection.getresponse().status == 200  # noqa: PLR2004 - ok
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-class _UnixConnection(HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=HEALTH_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket(AF_UNIX)
-        self.sock.settimeout(HEALTH_SECONDS)
-        self.sock.connect(str(self._path))
+    return is_ready(place.socket)
 
 
 def meterhouse() -> list[str]:
