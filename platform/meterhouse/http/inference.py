@@ -1,6 +1,6 @@
 """``POST /v1/chat/completions``: the inference path, from the key to the released end of the answer.
 
-It reads top to bottom in ``__call__``: verify, parse, resolve, reserve, answer, settle, barrier, release. Nothing after
+It reads top to bottom in ``_serve``: verify, parse, resolve, reserve, answer, settle, barrier, release. Nothing after
 ``reserve`` can skip ``settle``: it is synchronous, in one ``finally``, in one place. The end of an answer leaves only
 when its record is durable.
 """
@@ -22,6 +22,7 @@ from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.respond import Headers, rate_limit_headers, refused
+from meterhouse.http.shedding import Slot, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.whole import WholeAnswer
@@ -58,6 +59,7 @@ class InferenceParts:
     tasks: Tasks
     metrics: Metrics
     clock: Clock
+    slots: Slots
     degraded: Callable[[Reservation], bytes]
     """Names what a request was served without, for the header ``x-meterhouse-degraded``; empty when all is well."""
 
@@ -71,11 +73,17 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        parts = self._parts
         exchange = exchange_of(scope)
         exchange.route = "/v1/chat/completions"
+        with self._parts.slots.take() as slot:
+            await self._serve(exchange, slot, (scope, receive, send))
+
+    async def _serve(self, exchange: Exchange, slot: Slot, connection: tuple[Scope, Receive, Send]) -> None:
+        parts = self._parts
+        scope, receive, send = connection
         principal = await parts.keyring.verify(header(scope, b"authorization"), exchange.address)
         exchange.principal = principal
+        slot.assign(principal.organization_id)
         parsed = parse_chat(await read_body(receive))
         exchange.model = parsed.request.model
         route = parts.routes.resolve(parsed.request.model, parts.clock.now_ms())

@@ -48,6 +48,7 @@ class Watched(Enum):
     """What is read from elsewhere at each scrape: name, kind, help, and the one label it may have."""
 
     OPEN_REQUESTS = ("meterhouse_open_requests", "gauge", "Requests that are being answered now", None)
+    SHED_REQUESTS = ("meterhouse_shed_requests", "counter", "Requests refused for want of room", "reason")
     TASKS = ("meterhouse_tasks", "gauge", "Tasks of the event loop", None)
     JOURNAL_BYTES = ("meterhouse_journal_bytes", "gauge", "Size of this process's journals on disk", None)
     UNSHIPPED_RECORDS = ("meterhouse_unshipped_records", "gauge", "Records that SQL does not have yet", None)
