@@ -43,6 +43,7 @@ REDIS_PROBES: dict[str, Arguments] = {
     **dict.fromkeys(("ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE", "LRANGE", "LTRIM"), ("KEY", 0, 1)),
     "LREM": ("KEY", 0, "m"),
     "EXPIRE": ("KEY", 1),
+    "PEXPIRE": ("KEY", PROBE_MS),
     "DEL": ("KEY",),
     "PING": (),
     "TIME": (),
