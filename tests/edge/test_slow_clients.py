@@ -46,7 +46,7 @@ class Crowd:
         """See who was hung up on; returns whether any is left."""
         for number, _ in self._poll.poll(wait_seconds * 1000):
             connection, since = self._waiting[number]
-            if not is_closed(connection, 0.1):
+            if not is_closed(connection, 0):
                 continue
             self.ages.append(time.monotonic() - since)
             self._poll.unregister(connection)
