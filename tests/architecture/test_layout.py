@@ -33,7 +33,16 @@ TOP_LEVEL = {
 }
 GRAB_BAGS = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "misc.py"}
 KNOWN_PTH = ("__editable__.meterhouse-", "distutils-precedence.pth", "_virtualenv.pth")
-SCRIPTS = ("infra/run", "infra/test", ".ci/run")
+SCRIPTS = (
+    "infra/run",
+    "infra/test",
+    "infra/up",
+    "infra/tls",
+    "infra/nginx-conf",
+    "infra/build",
+    "infra/secrets",
+    ".ci/run",
+)
 
 
 def ignored_names() -> set[str]:
