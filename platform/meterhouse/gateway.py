@@ -36,6 +36,7 @@ from meterhouse.metering import Meter, Reservation
 from meterhouse.meters import open_meter
 from meterhouse.providers.breaker import Breakers, RetryBudget
 from meterhouse.providers.probe import Probe
+from meterhouse.providers.provider import Deployment
 from meterhouse.providers.simulator import Simulator
 from meterhouse.providers.upstream import Upstream
 from meterhouse.records import Records, open_records
@@ -159,7 +160,12 @@ def _build_inference(
     upstream, tasks, metrics, meter = shared
     tenant_secret = hmac.new(stores.pepper, b"tenant separation", hashlib.sha256).digest()
     attempts = Attempts(
-        upstream, Breakers(), RetryBudget(), records.journal, BodyEditor(tenant_secret), _log_failed_attempt
+        upstream,
+        Breakers(),
+        RetryBudget(),
+        records.journal,
+        BodyEditor(tenant_secret, _DroppedParameters().note),
+        _log_failed_attempt,
     )
     pace = Pace(
         tick=min(0.2, settings.head_seconds / 2, settings.keep_alive_seconds / 2),
@@ -210,6 +216,20 @@ def _log_failed_attempt(request_id: str, attempt: Attempt, error: UpstreamError)
         code=error.code,
         detail=error.detail,
     )
+
+
+class _DroppedParameters:
+    """Logs what a provider's row made us leave out: once for each provider and parameter, because every request may."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, str]] = set()
+
+    def note(self, deployment: Deployment, parameter: str) -> None:
+        """Log it, unless that was done. Both names come from the catalog's rows, so that they are few."""
+        provider = deployment.provider.name
+        if (provider, parameter) not in self._told:
+            self._told.add((provider, parameter))
+            get_logger().warning(Event.PARAMETER_DROPPED, provider=provider, parameter=parameter)
 
 
 def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog) -> None:

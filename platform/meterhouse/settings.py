@@ -6,6 +6,7 @@ No other module reads the environment (a test greps). What is sold and to whom i
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "METERHOUSE_"
-_PROVIDER_NAME = re.compile(r"^METERHOUSE_PROVIDER_(?P<name>[A-Z0-9_]+)_BASE_URL$")
+_PROVIDER_NAME = re.compile(r"^METERHOUSE_PROVIDER_(?P<name>[A-Z0-9_]+)_(?:BASE_URL|REGION|KIND)$")
 
 
 def _check_rate(text: str) -> str:
@@ -88,6 +89,13 @@ class Settings(BaseSettings):
         2, description="Part of each budget and quota that may be used per period while Redis is away; 0 refuses"
     )
     simulator: bool | None = Field(None, description="Whether the simulator answers; unset: only in `dev`")
+    default_model: str | None = Field(
+        None,
+        description="Who answers the simple endpoints when no model is named; unset: the first of `GET /v1/models`",
+    )
+    retired_models: Literal["refuse", "replace"] = Field(
+        "refuse", description="`replace`: a retired model's name is answered by its replacement"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least level that is logged"
     )
@@ -147,25 +155,18 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderValues:
     """What the environment says about one provider; the credential never shows in a repr."""
 
-    __slots__ = ("base_url", "credential", "models", "name", "shows_all_output")
-
-    def __init__(
-        self,
-        name: str,
-        base_url: str | None,
-        credential: str | None,
-        models: tuple[str, ...],
-        *,
-        shows_all_output: bool,
-    ) -> None:
-        self.name = name
-        self.base_url = base_url
-        self.credential = credential
-        self.models = models
-        self.shows_all_output = shows_all_output
+    name: str
+    kind: str | None = None
+    base_url: str | None = None
+    region: str | None = None
+    workspace: str | None = None
+    credential: str | None = field(default=None, repr=False)
+    models: tuple[str, ...] = ()
+    shows_all_output: bool = False
 
 
 class Environment:
@@ -205,20 +206,29 @@ class Environment:
             name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
             raise SettingsError(f"{name}: {text}.") from None
 
-    def provider(self, name: str, credential_names: Sequence[str]) -> ProviderValues:
+    def provider(
+        self, name: str, credential_names: Sequence[str], base_url_names: Sequence[str] = ()
+    ) -> ProviderValues:
         """Return what is set for a provider: ``METERHOUSE_PROVIDER_<NAME>_...`` before its usual variables."""
-        stem = f"{PREFIX}PROVIDER_{name.upper()}_"
-        names = [f"{stem}API_KEY", *credential_names]
-        credential = next((self._values[n] for n in names if self._values.get(n)), None)
-        models = tuple(m.strip() for m in self._values.get(f"{stem}MODELS", "").split(",") if m.strip())
-        shows_all = self._values.get(f"{stem}SHOWS_ALL_OUTPUT", "").lower() in {"1", "true", "yes", "on"}
-        base_url = self._values.get(f"{stem}BASE_URL") or None
-        return ProviderValues(name, base_url, credential, models, shows_all_output=shows_all)
+        stem = f"{PREFIX}PROVIDER_{name.upper().replace('-', '_')}_"
+        return ProviderValues(
+            name=name,
+            kind=self._first(f"{stem}KIND"),
+            base_url=self._first(f"{stem}BASE_URL", *base_url_names),
+            region=self._first(f"{stem}REGION"),
+            workspace=self._first(f"{stem}WORKSPACE"),
+            credential=self._first(f"{stem}API_KEY", *credential_names),
+            models=tuple(m.strip() for m in self._values.get(f"{stem}MODELS", "").split(",") if m.strip()),
+            shows_all_output=self._values.get(f"{stem}SHOWS_ALL_OUTPUT", "").lower() in {"1", "true", "yes", "on"},
+        )
 
     def named_providers(self) -> list[str]:
-        """Return the names, in lower case, of all providers that have a base URL set."""
+        """Return the names, in lower case, of all providers that have a base URL, a region or a kind set."""
         found = (_PROVIDER_NAME.match(name) for name, value in self._values.items() if value)
-        return sorted(match["name"].lower() for match in found if match)
+        return sorted({match["name"].lower() for match in found if match})
+
+    def _first(self, *names: str) -> str | None:
+        return next((self._values[name] for name in names if self._values.get(name)), None)
 
 
 def _read_file(path: Path) -> dict[str, str]:

@@ -18,11 +18,12 @@ from meterhouse.errors import StoreDown
 from meterhouse.keys.secret import looks_like_ours
 from meterhouse.metering import Clock
 from meterhouse.money import Meterable, Price
+from meterhouse.providers.activation import activate
 from meterhouse.providers.catalog import PROVIDERS, SIMULATOR
 from meterhouse.providers.prices import load_default_prices, make_price
 from meterhouse.providers.probe import Probe
 from meterhouse.providers.provider import ProviderSetting, ProviderStatus, Timeouts
-from meterhouse.providers.routes import Routes, Snapshot, activate, build_snapshot
+from meterhouse.providers.routes import Routes, Snapshot, Wishes, build_snapshot
 from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.telemetry.logs import Event, get_logger
 
@@ -42,8 +43,8 @@ class Supply:
         Raises:
             SettingsError: A provider's settings cannot work.
         """
-        self._settings = _provider_settings(environment)
-        self._timeouts = settings
+        self._settings = provider_settings(environment)
+        self._process = settings
         self._prices = prices
         self._clock = clock
         self._has_simulator = has_simulator
@@ -129,11 +130,13 @@ class Supply:
             prices=self._book,
             discovered={name: status.models for name, status in self._statuses.items()},
             built_at_ms=self._clock.now_ms(),
-            adjust_timeouts=self._adjust_timeouts,
+            wishes=Wishes(
+                replaces_retired=self._process.retired_models == "replace", adjust_timeouts=self._adjust_timeouts
+            ),
         )
 
     def _adjust_timeouts(self, timeouts: Timeouts) -> Timeouts:
-        settings = self._timeouts
+        settings = self._process
         return Timeouts(
             connect_seconds=settings.connect_timeout_seconds or timeouts.connect_seconds,
             first_token_seconds=settings.first_token_timeout_seconds or timeouts.first_token_seconds,
@@ -156,21 +159,29 @@ def operator_price(order: PriceRequest, at_ms: int) -> Price:
     return make_price(order.provider, order.model, components, effective_from_ms=at_ms, source=OPERATOR_SOURCE)
 
 
-def _provider_settings(environment: Environment) -> list[ProviderSetting]:
+def provider_settings(environment: Environment) -> list[ProviderSetting]:
     """Collect the providers that the environment names; a key of ours is never taken for a credential."""
     names = [name for name in PROVIDERS if name != SIMULATOR]
-    names += [name for name in environment.named_providers() if name not in PROVIDERS]
+    names += [alias for row in PROVIDERS.values() for alias in row.aliases]
+    names += [name for name in environment.named_providers() if name not in names]
     found = []
     for name in names:
         row = PROVIDERS.get(name)
-        values = environment.provider(name, row.credential_names if row is not None else ())
+        values = environment.provider(
+            name, row.credential_names if row is not None else (), row.base_url_names if row is not None else ()
+        )
         credential = values.credential
         if credential is not None and looks_like_ours(credential):
             credential = None
+        if row is not None and row.base_url is values.base_url is None:
+            credential = None  # AZURE_OPENAI_API_KEY may be in a shell for another program, and says no address
         found.append(
             ProviderSetting(
                 name=name,
+                kind=values.kind,
                 base_url=values.base_url,
+                region=values.region,
+                workspace=values.workspace,
                 credential=credential,
                 models=values.models,
                 shows_all_output=values.shows_all_output,

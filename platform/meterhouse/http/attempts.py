@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamRefused
+from meterhouse.errors import Malformed, UpstreamDown, UpstreamError, UpstreamRefused
 from meterhouse.http.body import BodyEditor
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import decode_chunk, is_failure
@@ -74,6 +74,7 @@ class Attempts:
 
         Raises:
             UpstreamError: Every deployment failed, or the provider refused the request.
+            Malformed: No deployment takes a parameter of the request.
             JournalDown: The attempt could not be recorded; nothing was sent.
         """
         return await self._try_each(call, self._first_events)
@@ -85,8 +86,13 @@ class Attempts:
     async def _try_each(self, call: Call, fetch: Callable[[Call, Deployment, Answer], Awaitable[Result]]) -> Result:
         self._budget.record_request()
         failure: UpstreamError | None = None
+        refusal: Malformed | None = None
         for deployment in self._breakers.order(call.route.deployments):
-            body = self._encode(call, deployment)
+            try:
+                body = self._encode(call, deployment)
+            except Malformed as error:
+                refusal = error  # another provider may take the parameter that this one does not
+                continue
             if failure is not None and (call.is_overdue or not self._budget.try_spend()):
                 break
             permit = self._breakers.of(deployment.id).try_acquire()
@@ -109,11 +115,15 @@ class Attempts:
             else:
                 permit.record(None)
                 return result
-        raise failure or UpstreamDown(
-            f"Every provider of '{call.route.model}' is out of order at the moment. Try again in a few seconds.",
-            detail="breakers open",
-            code="upstream_unavailable",
-            retry_after_seconds=5,
+        raise (
+            failure
+            or refusal
+            or UpstreamDown(
+                f"Every provider of '{call.route.model}' is out of order at the moment. Try again in a few seconds.",
+                detail="breakers open",
+                code="upstream_unavailable",
+                retry_after_seconds=5,
+            )
         )
 
     def _begin(self, call: Call, deployment: Deployment) -> Attempt:

@@ -30,9 +30,9 @@ from meterhouse.http.chunk import (
     text_of,
 )
 from meterhouse.http.guard import ClientGone
-from meterhouse.http.rename import rename_model
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
 from meterhouse.http.tasks import Tasks
+from meterhouse.http.tidy import tidy
 from meterhouse.http.wire import new_completion_id
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.metering import Demand, Meter
@@ -94,6 +94,7 @@ class StreamRelay:
         self._choices = request.choices
         self._wants_usage = request.wants_usage
         self._model = request.model
+        self._finish_reasons = opened.deployment.provider.finish_reasons
 
     async def run(self) -> None:
         """Forward the answer up to its end, and settle in the tally how it went.
@@ -191,7 +192,7 @@ class StreamRelay:
             except UpstreamError as error:
                 progress.failure = error
                 break
-            framed = frame(rename_model(payload, chunk.model, self._model))
+            framed = frame(tidy(payload, chunk, self._model, self._finish_reasons))
             if not chunk.choices and is_set(chunk.usage):
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif progress.is_finished:
@@ -216,7 +217,7 @@ class StreamRelay:
                 return
             chunk = decode_chunk(payload)
             is_charged = self._note(chunk, payload)
-            framed = frame(rename_model(payload, chunk.model, self._model))
+            framed = frame(tidy(payload, chunk, self._model, self._finish_reasons))
             if not chunk.choices and is_set(chunk.usage):
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif chunk.choices:

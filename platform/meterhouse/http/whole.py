@@ -14,7 +14,7 @@ from meterhouse.http.chunk import (
     text_of,
 )
 from meterhouse.http.relay import usage_on_wire
-from meterhouse.http.rename import rename_model
+from meterhouse.http.tidy import tidy
 from meterhouse.usage import Outcome, Usage
 
 
@@ -25,6 +25,8 @@ class WholeAnswer:
         self._body = body
         self._model = call.parsed.request.model
         attempt = call.tally.attempt
+        assert call.deployment is not None
+        self._finish_reasons = call.deployment.provider.finish_reasons
         chunk = decode_chunk(body)
         attempt.served_model = (chunk.model or "")[:MAX_NAME_LENGTH]
         attempt.service_tier = (chunk.service_tier or "")[:MAX_NAME_LENGTH]
@@ -46,11 +48,11 @@ class WholeAnswer:
             attempt.reported = read.usage
             attempt.known_input_tokens, attempt.known_output_tokens = read.input_tokens, read.output_tokens
         attempt.outcome = Outcome.CLIENT_GONE if call.is_draining else Outcome.COMPLETED
-        self._served = chunk.model
+        self._chunk = chunk
 
     def body(self, usage: Usage) -> bytes:
         """Return the provider's bytes under the asked model name, with our usage where it sent none."""
-        body = rename_model(self._body, self._served, self._model)
+        body = tidy(self._body, self._chunk, self._model, self._finish_reasons)
         if self._has_usage:
             return body
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])

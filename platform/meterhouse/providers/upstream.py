@@ -77,7 +77,7 @@ class Upstream:
     def __init__(self, *, simulator: Opener | None = None) -> None:
         self._simulator = simulator
         self._session: aiohttp.ClientSession | None = None
-        self._targets: dict[tuple[str, str, str | None, bool], _Target] = {}
+        self._targets: dict[tuple[str, str, str, str | None, bool], _Target] = {}
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=IDLE_CONNECTION_SECONDS)
@@ -185,7 +185,7 @@ class Upstream:
         return answer
 
     def _target(self, endpoint: Endpoint, path: str, *, is_streamed: bool) -> "_Target":
-        key = (endpoint.base_url, path, endpoint.credential, is_streamed)
+        key = (endpoint.provider.name, endpoint.base_url, path, endpoint.credential, is_streamed)
         target = self._targets.get(key)
         if target is None:
             if len(self._targets) >= _TARGETS_LIMIT:

@@ -46,6 +46,7 @@ class Event(StrEnum):
     REQUEST_FINISHED = "request.finished"
     REQUEST_FAILED = "request.failed"
     ATTEMPT_FAILED = "attempt.failed"
+    PARAMETER_DROPPED = "parameter.dropped"
     KEY_CREATED = "key.created"
     KEY_REFUSED = "key.refused"
     JOURNAL_OPENED = "journal.opened"
