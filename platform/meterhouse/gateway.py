@@ -189,6 +189,7 @@ def _build_inference(
         metrics=metrics,
         clock=stores.clock,
         degraded=partial(_name_degraded, records),
+        default_model=settings.default_model,
     )
 
 

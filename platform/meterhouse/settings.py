@@ -46,6 +46,16 @@ def _check_address(schemes: Sequence[str], address: SecretStr) -> SecretStr:
     return address
 
 
+def _check_origins(text: str) -> str:
+    """Refuse what no browser sends as an origin, and the asterisk: who may use a key from a page is named."""
+    for origin in text.split(","):
+        parts = urlsplit(origin.strip())
+        is_bare = not (parts.path or parts.query or parts.fragment or parts.username)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not is_bare or "*" in origin:
+            raise ValueError("expected origins as browsers send them, https://app.example.com,http://localhost:3000")
+    return text
+
+
 REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 RedisAddress = Annotated[SecretStr, AfterValidator(partial(_check_address, REDIS_SCHEMES))]
@@ -53,6 +63,7 @@ DatabaseAddress = Annotated[SecretStr, AfterValidator(partial(_check_address, DA
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[str, AfterValidator(_check_rate)]
+Origins = Annotated[str, AfterValidator(_check_origins)]
 
 
 class SettingsError(Exception):
@@ -138,6 +149,9 @@ class Settings(BaseSettings):
     first_token_timeout_seconds: Seconds | None = Field(None, description="Overrides the first-token timeout")
     idle_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout between two data events")
     total_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout of a whole answer")
+    cors_origins: Origins | None = Field(
+        None, description="Pages that may call from a browser: `https://app.example.com,http://localhost:3000`"
+    )
     admin_rate: Rate = Field("300/minute", description="Administration requests per address")
     admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")
 

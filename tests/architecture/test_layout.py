@@ -29,11 +29,12 @@ TOP_LEVEL = {
     ".git",
     ".gitignore",
     ".gitattributes",
+    ".env.example",
     ".dockerignore",
 }
 GRAB_BAGS = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "misc.py"}
 KNOWN_PTH = ("__editable__.meterhouse-", "distutils-precedence.pth", "_virtualenv.pth")
-SCRIPTS = ("infra/run", "infra/test", ".ci/run")
+SCRIPTS = ("infra/run", "infra/test", ".ci/run", "infra/smoke")
 
 
 def ignored_names() -> set[str]:

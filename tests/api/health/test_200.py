@@ -23,6 +23,10 @@ def get(gateway: Gateway, path: str) -> dict[str, Any]:
 def test_the_root_says_what_this_is_and_where_to_look(gateway: Gateway) -> None:
     found = get(gateway, "/")
     assert (found["name"], found["version"]) == ("Meterhouse", __version__)
+    health = get(gateway, "/health")
+    assert found["providers"] == health["providers"] == {"fake": True, "simulator": True}
+    assert found["models_count"] == health["models_count"]
+    assert found["status"] in {"ok", "degraded"}
     for name in ("docs", "health"):
         assert gateway.request("GET", found[name], key="")[0] == 200
     assert gateway.request("GET", found["models"])[0] == 200
