@@ -8,10 +8,12 @@ import argparse
 import json
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,16 @@ DEV_ENV = Path(__file__).parents[1] / ".meterhouse" / "dev.env"
 CHEAP_MODEL = "simulator-instant"
 OUR_KEYS = "sk-mh-"
 QUESTION = "Say hello in one short sentence."
-OK, BAD_REQUEST, UNAUTHORIZED, NOT_FOUND = 200, 400, 401, 404
+RECEIPT_SECONDS = 10
+OK, BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 200, 400, 401, 403, 404
 
 
 class Failed(Exception):
     """A try went wrong; the text says how."""
+
+
+Answer = tuple[int, Message, bytes]
+"""Status, headers, body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +43,8 @@ class Server:
     model: str
     timeout_seconds: float
 
-    def send(self, method: str, path: str, body: object = None, key: str | None = None) -> tuple[int, str, bytes]:
-        """Send a request; returns status, content type and body."""
+    def send(self, method: str, path: str, body: object = None, key: str | None = None) -> Answer:
+        """Send a request; returns status, headers and body."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, method=method)  # noqa: S310 - http(s), checked
         request.add_header("Content-Type", "application/json")
@@ -45,10 +52,10 @@ class Server:
             request.add_header("Authorization", f"Bearer {self.key if key is None else key}")
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_seconds) as answer:  # noqa: S310
-                return answer.status, answer.headers.get_content_type(), answer.read()
+                return answer.status, answer.headers, answer.read()
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, error.headers.get_content_type(), error.read()
+                return error.code, error.headers, error.read()
         except OSError as error:
             raise Failed(f"not reached: {getattr(error, 'reason', error)}") from None
 
@@ -58,14 +65,15 @@ class Server:
 
     def post(self, path: str, body: object, content_type: str = "application/json") -> bytes:
         """POST; returns the body of a good answer of this type."""
-        status, found, answer = self.send("POST", path, body)
-        expect((status, found, answer))
+        answer = self.send("POST", path, body)
+        found = answer[1].get_content_type()
+        text = expect(answer)
         if found != content_type:
             raise Failed(f"content type {found}, not {content_type}")
-        return answer
+        return text
 
 
-def expect(answer: tuple[int, str, bytes], status: int = OK) -> bytes:
+def expect(answer: Answer, status: int = OK) -> bytes:
     """Return the body of an answer with this status."""
     found, _, body = answer
     if found != status:
@@ -191,6 +199,16 @@ def _try_limits(server: Server) -> str:
     return f"{len(server.get('/v1/limits')['data'])} bind this key"
 
 
+def _try_receipt(server: Server) -> str:
+    answer = server.send("POST", "/v1/chat/completions", ask(server))
+    expect(answer)
+    path = f"/v1/receipts/{answer[1]['x-request-id']}"
+    deadline = time.monotonic() + RECEIPT_SECONDS
+    while (found := server.send("GET", path))[0] == NOT_FOUND and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return f"{decoded(expect(found))['charge_usd']} USD"
+
+
 def _try_errors(server: Server) -> str:
     for answer, status, code in (
         (server.send("POST", "/v1/chat/completions", ask(server), key="wrong"), UNAUTHORIZED, "invalid_api_key"),
@@ -206,7 +224,7 @@ def _try_errors(server: Server) -> str:
 def _try_admin(server: Server) -> str:
     for path in ("/admin/organizations", "/admin/projects", "/admin/keys", "/admin/prices"):
         need("data" in server.get(path, key=server.admin_key), f"{path} is no list")
-    need(expect(server.send("GET", "/admin/keys"), UNAUTHORIZED), "a tenant's key may administrate")
+    need(expect(server.send("GET", "/admin/keys"), FORBIDDEN), "a tenant's key may administrate")
     return "lists, and refuses a tenant's key"
 
 
@@ -225,6 +243,7 @@ TRIES: Mapping[str, Callable[[Server], str]] = {
     "POST /stream": _try_stream,
     "POST /chat, no model": _try_default_model,
     "GET /v1/limits": _try_limits,
+    "GET /v1/receipts/...": _try_receipt,
     "errors": _try_errors,
 }
 ADMIN_TRIES: Mapping[str, Callable[[Server], str]] = {"GET /admin/...": _try_admin}
