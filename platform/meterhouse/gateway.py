@@ -5,8 +5,6 @@ entry points import this.
 """
 
 import asyncio
-import hashlib
-import hmac
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -16,17 +14,15 @@ from typing import BinaryIO
 
 from meterhouse.admin.guard import AdminLimiter
 from meterhouse.admin.router import AdminParts
-from meterhouse.errors import StreamCut, UpstreamError
+from meterhouse.dispatch import build_attempts
+from meterhouse.errors import StreamCut
 from meterhouse.http.account import AccountParts
-from meterhouse.http.attempts import Attempts
-from meterhouse.http.body import BodyEditor
 from meterhouse.http.call import Pace, Pacer
 from meterhouse.http.exchange import Observer
 from meterhouse.http.health import HealthParts
 from meterhouse.http.inference import InferenceParts
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
-from meterhouse.ids import public_request_id
 from meterhouse.keys.keyring import Keyring
 from meterhouse.keys.service import NOTICE
 from meterhouse.ledger.checkpointer import Checkpointer
@@ -34,17 +30,14 @@ from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.settler import Settler
 from meterhouse.metering import Meter, Reservation
 from meterhouse.meters import open_meter
-from meterhouse.providers.breaker import Breakers, RetryBudget
 from meterhouse.providers.probe import Probe
-from meterhouse.providers.provider import Deployment
 from meterhouse.providers.simulator import Simulator
 from meterhouse.providers.upstream import Upstream
 from meterhouse.records import Records, open_records
-from meterhouse.request import Attempt
 from meterhouse.settings import Environment, Settings
 from meterhouse.stores import Stores, open_stores
 from meterhouse.supply import Supply
-from meterhouse.telemetry.logs import Event, Format, RequestLog, configure, get_logger
+from meterhouse.telemetry.logs import Format, RequestLog, configure
 from meterhouse.telemetry.metrics import Metrics, Watched
 from meterhouse.telemetry.traces import Tracing
 from meterhouse.upkeep import repeat, start_upkeep
@@ -158,15 +151,6 @@ def _build_inference(
     shared: tuple[Upstream, Tasks, Metrics, Meter],
 ) -> InferenceParts:
     upstream, tasks, metrics, meter = shared
-    tenant_secret = hmac.new(stores.pepper, b"tenant separation", hashlib.sha256).digest()
-    attempts = Attempts(
-        upstream,
-        Breakers(),
-        RetryBudget(),
-        records.journal,
-        BodyEditor(tenant_secret, _DroppedParameters().note),
-        _log_failed_attempt,
-    )
     pace = Pace(
         tick=min(0.2, settings.head_seconds / 2, settings.keep_alive_seconds / 2),
         head=settings.head_seconds,
@@ -179,7 +163,7 @@ def _build_inference(
         keyring=stores.keyring,
         routes=supply.routes,
         meter=meter,
-        attempts=attempts,
+        attempts=build_attempts(upstream, records.journal, metrics, stores.pepper),
         settler=Settler(records.journal, meter),
         journal=records.journal,
         checkpointer=Checkpointer(records.journal),
@@ -205,32 +189,6 @@ def _log_format(settings: Settings, stream: BinaryIO) -> Format:
     if settings.log_format != "auto":
         return settings.log_format
     return "console" if stream.isatty() else "json"
-
-
-def _log_failed_attempt(request_id: str, attempt: Attempt, error: UpstreamError) -> None:
-    get_logger().warning(
-        Event.ATTEMPT_FAILED,
-        request_id=public_request_id(request_id),
-        attempt=attempt.number,
-        deployment=attempt.deployment,
-        status=error.status,
-        code=error.code,
-        detail=error.detail,
-    )
-
-
-class _DroppedParameters:
-    """Logs what a provider's row made us leave out: once for each provider and parameter, because every request may."""
-
-    def __init__(self) -> None:
-        self._told: set[tuple[str, str]] = set()
-
-    def note(self, deployment: Deployment, parameter: str) -> None:
-        """Log it, unless that was done. Both names come from the catalog's rows, so that they are few."""
-        provider = deployment.provider.name
-        if (provider, parameter) not in self._told:
-            self._told.add((provider, parameter))
-            get_logger().warning(Event.PARAMETER_DROPPED, provider=provider, parameter=parameter)
 
 
 def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog) -> None:

@@ -186,7 +186,8 @@ class Client:
 
 def said_by(message: dict[str, Any]) -> str:
     """Return all that a delta or a message says."""
-    pieces = [message.get(name) for name in ("content", "reasoning_content", "reasoning", "refusal")]
+    thought = message.get("reasoning_content") or message.get("reasoning")  # the same, under two names
+    pieces = [message.get("content"), thought, message.get("refusal")]
     for call in message.get("tool_calls") or ():
         pieces += [call["function"].get("name"), call["function"].get("arguments")]
     return "".join(piece for piece in pieces if piece)

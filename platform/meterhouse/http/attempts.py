@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from meterhouse.errors import Malformed, UpstreamDown, UpstreamError, UpstreamRefused
+from meterhouse.errors import Malformed, UpstreamAccount, UpstreamDown, UpstreamError, UpstreamRefused
 from meterhouse.http.body import BodyEditor
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import decode_chunk, is_failure
@@ -69,6 +69,16 @@ class Attempts:
         self._on_failed = on_failed
         self._encoded_prices: dict[str, msgspec.Raw] = {}
 
+    @property
+    def breakers(self) -> Breakers:
+        """How the deployments fare in this process."""
+        return self._breakers
+
+    @property
+    def budget(self) -> RetryBudget:
+        """What extra attempts come out of."""
+        return self._budget
+
     async def open_stream(self, call: Call) -> OpenAnswer:
         """Open a streamed answer up to its first data event.
 
@@ -86,7 +96,7 @@ class Attempts:
     async def _try_each(self, call: Call, fetch: Callable[[Call, Deployment, Answer], Awaitable[Result]]) -> Result:
         self._budget.record_request()
         failure: UpstreamError | None = None
-        refusal: Malformed | None = None
+        refusal: Malformed | UpstreamAccount | None = None
         for deployment in self._breakers.order(call.route.deployments):
             try:
                 body = self._encode(call, deployment)
@@ -95,9 +105,12 @@ class Attempts:
                 continue
             if failure is not None and (call.is_overdue or not self._budget.try_spend()):
                 break
-            permit = self._breakers.of(deployment.id).try_acquire()
+            breaker = self._breakers.of(deployment.id)
+            permit = breaker.try_acquire()
             if permit is None:
+                refusal = refusal or breaker.account_error
                 continue
+            call.occupy(breaker)
             try:
                 attempt = self._begin(call, deployment)
                 result = await self._connect(call, deployment, body, fetch)

@@ -121,6 +121,7 @@ class ChatCompletions:
                 raise
             await call.outlet.fail(error)
         finally:
+            call.occupy(None)
             parts.pacer.forget(call)
 
     def _parse(self, body: bytes, principal: Principal) -> ParsedBody:
