@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Sourced by infra/run and infra/test: finds a Python, makes .venv and installs from a hash-pinned lock.
+# Sourced by infra/run, infra/up and infra/test: finds a Python, makes .venv and installs from a hash-pinned lock.
 # A stamp in .venv says what is installed, so that a second start takes no time; a start that was interrupted is
 # redone from nothing; of two starts at once the second waits. Packages come from wherever pip is configured to look.
-# For infra/test also installs the servers that tests start, from wherever apt is configured to look.
+# For infra/up and infra/test also installs the servers that they start, from wherever apt is configured to look.
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$root/.venv
@@ -121,13 +121,18 @@ set_up() {
   is_installed "$1" "$print" || install "$1" "$print"
 }
 
-# missing_packages: prints the Debian packages whose programs the tests need and cannot find.
+# missing_packages PACKAGE...: prints those of these Debian packages whose programs cannot be found.
 missing_packages() {
-  local search=$PATH:/usr/sbin library=/usr/lib/$(uname -m)-linux-gnu/faketime/libfaketime.so.1
-  PATH=$search type -P redis-server >/dev/null || printf 'redis-server\n'
-  PATH=$(printf '%s:' /usr/lib/postgresql/*/bin)$search type -P initdb >/dev/null || printf 'postgresql\n'
-  [[ -e $library ]] || printf 'faketime\n'
-  PATH=$search type -P nginx >/dev/null || printf 'nginx\n'
+  local package search
+  search=$(printf '%s:' /usr/lib/postgresql/*/bin)$PATH:/usr/sbin
+  for package in "$@"; do
+    case $package in
+      redis-server | nginx | openssl) PATH=$search type -P "$package" >/dev/null && continue ;;
+      postgresql) PATH=$search type -P initdb >/dev/null && continue ;;
+      faketime) [[ -e /usr/lib/$(uname -m)-linux-gnu/faketime/libfaketime.so.1 ]] && continue ;;
+    esac
+    printf '%s\n' "$package"
+  done
 }
 
 # install_packages PACKAGE...: as root; none of their services is started, now or when the machine starts again.
@@ -149,21 +154,21 @@ install_packages() {
   fi
 }
 
-# set_up_servers: makes sure that the servers which tests start are installed.
+# set_up_servers PACKAGE...: makes sure that the servers of these Debian packages are installed.
 set_up_servers() {
   local missing as_root=() began=$SECONDS
-  mapfile -t missing < <(missing_packages)
+  mapfile -t missing < <(missing_packages "$@")
   ((${#missing[@]})) || return 0
   if ((EUID)); then
     as_root=(sudo -n)
   fi
   if ! type -P apt-get >/dev/null || ! ${as_root[@]+"${as_root[@]}"} true 2>/dev/null; then
-    fail "the tests need ${missing[*]}; as an administrator (Debian, Ubuntu): sudo apt-get install ${missing[*]}"
+    fail "this needs ${missing[*]}; as an administrator (Debian, Ubuntu): sudo apt-get install ${missing[*]}"
   fi
   say "Installing ${missing[*]} from Debian's packages (once) ..."
   # shellcheck disable=SC2016
   logged ${as_root[@]+"${as_root[@]}"} bash -c "$(declare -f install_packages)"'; install_packages "$@"' - "${missing[@]}"
-  mapfile -t missing < <(missing_packages)
-  ((${#missing[@]} == 0)) || fail "${missing[*]} was installed, and what the tests need of it is not there"
+  mapfile -t missing < <(missing_packages "$@")
+  ((${#missing[@]} == 0)) || fail "${missing[*]} was installed, and what is needed of it is not there"
   say "Installed in $((SECONDS - began)) s."
 }

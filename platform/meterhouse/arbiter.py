@@ -3,7 +3,8 @@
 gunicorn's own ``reload`` tells the old workers to stop as soon as the new ones are forked, waits for them, and
 replaces nothing meanwhile; a worker that cannot start ends all the others. Here old workers stop when as many new ones
 serve, a killed worker is replaced at once also during a reload, no worker is told to stop twice, and a worker that
-cannot start is tried again, ever less often, while the others serve. Not here: what a worker does.
+cannot start is tried again, ever less often, while the others serve. A worker that has served enough is replaced in the
+same way. Not here: what a worker does.
 """
 
 import os
@@ -39,6 +40,9 @@ class Member(Protocol):
 
     def look(self) -> bool:
         """Ask the process whether it serves."""
+
+    def is_worn(self) -> bool:
+        """Ask the process whether it has served enough and is to be replaced."""
 
 
 class FleetArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
@@ -124,6 +128,7 @@ class FleetArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             if not worker.is_ready and worker.look():
                 worker.is_ready = self._has_served = True
                 self._failures = 0
+            worker.is_old = worker.is_old or worker.is_worn()
 
     def _delay(self) -> None:
         wait_seconds = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self._failures)
@@ -136,6 +141,16 @@ def mark_ready(descriptor: int) -> None:
     os.write(descriptor, b"1")
 
 
+def mark_worn(descriptor: int) -> None:
+    """Say through the same file that a worker that serves is to be replaced."""
+    os.write(descriptor, b"2")
+
+
 def is_marked_ready(descriptor: int) -> bool:
     """Ask whether ``mark_ready`` was called on the file."""
     return os.fstat(descriptor).st_size > 0
+
+
+def is_marked_worn(descriptor: int) -> bool:
+    """Ask whether ``mark_worn`` was called on the file."""
+    return os.fstat(descriptor).st_size > 1

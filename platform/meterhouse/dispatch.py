@@ -19,7 +19,7 @@ from meterhouse.telemetry.metrics import Metrics, Watched
 def build_attempts(upstream: Upstream, journal: AppendsToJournal, metrics: Metrics, pepper: bytes) -> Attempts:
     """Make the attempts of a process; ``pepper`` keys what separates tenants at providers."""
     tenant_secret = hmac.new(pepper, b"tenant separation", hashlib.sha256).digest()
-    operators = _Operators(metrics)
+    operators = _Operators()
     attempts = Attempts(
         upstream,
         Breakers(on_change=operators.hear_of_deployment),
@@ -37,8 +37,7 @@ def build_attempts(upstream: Upstream, journal: AppendsToJournal, metrics: Metri
 class _Operators:
     """Tells operators what tenants need not know."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self) -> None:
         self._told: set[tuple[str, str]] = set()
 
     def hear_of_deployment(self, deployment_id: str, state: State, reason: str) -> None:
@@ -47,7 +46,6 @@ class _Operators:
         if state == "closed":
             log.warning(Event.DEPLOYMENT_CLOSED, deployment=deployment_id)
             return
-        self._metrics.observe_opening(deployment_id.partition("/")[0], state)
         say = log.error if state == "account" else log.warning
         say(Event.DEPLOYMENT_OPENED, deployment=deployment_id, state=state, reason=reason)
 

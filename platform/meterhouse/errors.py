@@ -227,6 +227,12 @@ class PlatformError(GatewayError):
     retry_after_seconds = 1.0
 
 
+class Overloaded(PlatformError):
+    """This process has as much to do as it can; another one, or a moment later, may do."""
+
+    code = "overloaded"
+
+
 class MeterDown(PlatformError):
     """The meter cannot decide; nothing is admitted that might overspend."""
 

@@ -41,6 +41,8 @@ MOST_LOOK_SECONDS = 0.1
 LIST_SECONDS = 1.0
 """How often the table is looked at during a flush: whoever is waited for may have died and been adopted."""
 ACKNOWLEDGED_SECONDS = 120
+CUT_OFF_BEATS = 3
+"""For so many heartbeats a worker is believed to be cut off: time to renew what it holds once it is not any more."""
 MOST_TICKETS = 1_000
 """Of the list, and of those that a worker remembers to have answered."""
 
@@ -66,6 +68,8 @@ class Member:
     """Brings this worker's live reservations of an organization into Redis; raises MeterDown when it cannot."""
     count_unshipped: Callable[[], int]
     """How many records SQL does not have yet."""
+    is_cut_off: Callable[[], bool] = lambda: False
+    """Whether it has reservations in Redis and cannot reach Redis to renew them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ class Fleet:
         self._answered: OrderedDict[str, None] = OrderedDict()
         self._failed_at: float | None = None
         """When a heartbeat failed last, by ``time.monotonic``."""
+        self._cut_off_until = 0.0
+        self._has_news = asyncio.Event()
         self._table_turn = asyncio.Lock()
         self._is_closed = False
         notices.on(FLUSH, self._hear)
@@ -112,6 +118,11 @@ class Fleet:
     def live_workers(self) -> int:
         """How many workers were alive when the table was read last; this one counts always."""
         return self._live_workers
+
+    @property
+    def may_reap(self) -> bool:
+        """Whether a lease that has expired means that its worker is dead: not while one lives that cannot renew."""
+        return time.monotonic() >= self._cut_off_until
 
     # --- being alive
 
@@ -127,13 +138,20 @@ class Fleet:
     async def run(self) -> None:
         """Say at every heartbeat that this worker is alive, and look for tickets that it did not hear of."""
         while True:
-            await asyncio.sleep(self._rhythm.heartbeat_seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._rhythm.heartbeat_seconds):
+                    await self._has_news.wait()
+            self._has_news.clear()
             with suppress(StoreDown):  # shipping tells of it
                 await self._beat()
             try:
                 await self._look_for_tickets()
             except (LinkDown, CommandRefused):
                 continue  # the meter tells of it
+
+    def beat_soon(self) -> None:
+        """Say at once what has changed."""
+        self._has_news.set()
 
     async def close(self) -> None:
         """Leave the table, or stay in it as one that has left records behind.
@@ -153,17 +171,28 @@ class Fleet:
 
     def _heartbeat(self, *, is_leaving: bool = False) -> Heartbeat:
         member = self._member
-        return Heartbeat(member.worker_id, member.host, member.journal_id, member.count_unshipped(), is_leaving)
+        return Heartbeat(
+            id=member.worker_id,
+            host=member.host,
+            journal_id=member.journal_id,
+            unshipped_records=member.count_unshipped(),
+            is_leaving=is_leaving,
+            is_cut_off=member.is_cut_off(),
+        )
 
     async def _beat(self) -> None:
         try:
             async with self._table_turn:
                 if not self._is_closed:
                     await self._workers.beat(self._heartbeat())
-            self._live_workers = 1 + sum(self._standing_of(await self._workers.list_workers()).values())
+            rows = await self._workers.list_workers()
         except StoreDown:
             self._failed_at = time.monotonic()
             raise
+        standing = self._standing_of(rows)
+        self._live_workers = 1 + sum(standing.values())
+        if any(row.heartbeat.is_cut_off and standing.get(row.heartbeat.id) for row in rows):
+            self._cut_off_until = time.monotonic() + self._rhythm.heartbeat_seconds * CUT_OFF_BEATS
 
     def _standing_of(self, rows: Collection[Worker]) -> Mapping[str, bool]:
         """Return the other workers that may have journaled something: whether each can be expected to answer."""

@@ -5,7 +5,7 @@ entry points import this.
 """
 
 import asyncio
-import time
+import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from meterhouse.http.call import Pace, Pacer
 from meterhouse.http.exchange import Observer
 from meterhouse.http.health import HealthParts
 from meterhouse.http.inference import InferenceParts
+from meterhouse.http.shedding import LoopProbe, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.keys.keyring import Keyring
@@ -43,7 +44,10 @@ from meterhouse.telemetry.traces import Tracing
 from meterhouse.upkeep import repeat, start_upkeep
 
 LAST_USED_SECONDS = 60.0
-LAG_SECONDS = 0.5
+MOST_REQUESTS = 9_000
+DESCRIPTORS_PER_REQUEST = 2.2
+"""A client's connection, a provider's, and what is kept open between requests."""
+OTHER_DESCRIPTORS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +155,8 @@ def _build_inference(
     shared: tuple[Upstream, Tasks, Metrics, Meter],
 ) -> InferenceParts:
     upstream, tasks, metrics, meter = shared
+    probe = LoopProbe(metrics.observe_loop_lag)
+    tasks.keep(probe.run)
     pace = Pace(
         tick=min(0.2, settings.head_seconds / 2, settings.keep_alive_seconds / 2),
         head=settings.head_seconds,
@@ -172,6 +178,7 @@ def _build_inference(
         tasks=tasks,
         metrics=metrics,
         clock=stores.clock,
+        slots=Slots(_most_requests(settings), settings.max_lag_seconds, probe),
         degraded=partial(_name_degraded, records),
         default_model=settings.default_model,
     )
@@ -185,6 +192,16 @@ def _name_degraded(records: Records, reservation: Reservation) -> bytes:
     return b", ".join(words)
 
 
+def _most_requests(settings: Settings) -> int:
+    """Return how many requests may be under way: what is set, else what the limit of open files allows."""
+    if settings.max_requests is not None:
+        return settings.max_requests
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return MOST_REQUESTS
+    return max(1, min(MOST_REQUESTS, int((files - OTHER_DESCRIPTORS) / DESCRIPTORS_PER_REQUEST)))
+
+
 def _log_format(settings: Settings, stream: BinaryIO) -> Format:
     if settings.log_format != "auto":
         return settings.log_format
@@ -193,6 +210,10 @@ def _log_format(settings: Settings, stream: BinaryIO) -> Format:
 
 def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog) -> None:
     metrics.watch(Watched.OPEN_REQUESTS, lambda: len(inference.checkpointer.live))
+    slots = inference.slots
+    metrics.watch(Watched.SHED_REQUESTS, lambda: slots.refused_for_slots, label="slots")
+    metrics.watch(Watched.SHED_REQUESTS, lambda: slots.refused_for_share, label="share")
+    metrics.watch(Watched.SHED_REQUESTS, lambda: slots.refused_for_lag, label="lag")
     metrics.watch(Watched.TASKS, lambda: len(asyncio.all_tasks()))
     metrics.watch(Watched.KEYRING_HITS, lambda: inference.keyring.hits)
     metrics.watch(Watched.KEYRING_MISSES, lambda: inference.keyring.misses)
@@ -211,7 +232,6 @@ def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) 
     if stores.notices is not None:
         stores.notices.on(NOTICE, stores.keyring.hear)
     keep(lambda: repeat(LAST_USED_SECONDS, stores.keyring.flush_last_used))
-    keep(lambda: _watch_loop(inference.metrics))
 
 
 async def _watch_keys(inference: InferenceParts, every_seconds: float) -> None:
@@ -233,14 +253,6 @@ async def _cut_dead_keys(inference: InferenceParts) -> None:
         if call.tally.principal.key_id in dead:
             reason = StreamCut("The key of this request is no longer good.", code="key_revoked")
             inference.pacer.cut(call, reason)
-
-
-async def _watch_loop(metrics: Metrics) -> None:
-    """Measure how late the event loop runs."""
-    while True:
-        asked = time.monotonic()
-        await asyncio.sleep(LAG_SECONDS)
-        metrics.observe_loop_lag(max(0.0, time.monotonic() - asked - LAG_SECONDS))
 
 
 async def _repeat(every_seconds: float, work: Callable[[], object]) -> None:

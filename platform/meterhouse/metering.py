@@ -252,6 +252,16 @@ class Sums:
     charge_nanos: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class LedgerSums:
+    """What the ledger says in one snapshot."""
+
+    periods: Sequence[Sums]
+    """Of each period that was asked for, without the requests that were left out."""
+    left_out: Mapping[str, Sums]
+    """Of each request that was left out and has records, by its id."""
+
+
 class Clock(Protocol):
     """Wall time, injected so that tests can move it."""
 

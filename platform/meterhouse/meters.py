@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meterhouse.db.balances import LedgerBalances
+from meterhouse.db.engine import close
 from meterhouse.db.ledger import Adjustment
 from meterhouse.db.reviews import ReviewStore
 from meterhouse.db.workers import WorkerStore
@@ -28,7 +29,7 @@ from meterhouse.limits.scripts import load_scripts
 from meterhouse.metering import Correction, Meter
 from meterhouse.records import Records
 from meterhouse.settings import Settings, SettingsError
-from meterhouse.stores import Stores
+from meterhouse.stores import Stores, open_patient_engine
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.metrics import Metrics, Watched
 
@@ -129,21 +130,26 @@ async def _open_redis(
         ship=records.ship_all,
         register=register,
         count_unshipped=lambda: records.shipper.lag.unshipped_records,
+        is_cut_off=lambda: meter.is_cut_off,
     )
     rhythm = Rhythm(settings.heartbeat_seconds, settings.lease_seconds)
     fleet = Fleet(WorkerStore(stores.engine), notices, link, member, rhythm)
-    learner = Learner(link, load_scripts(), fleet, LedgerBalances(stores.engine), lease_seconds=settings.lease_seconds)
-    allowance = AllowanceFile(settings.data / ALLOWANCE_FILE, clock=stores.clock, log=get_logger())
+    sums_engine = open_patient_engine(settings)
+    stack.push_async_callback(close, sums_engine)
+    learner = Learner(link, load_scripts(), fleet, LedgerBalances(sums_engine), lease_seconds=settings.lease_seconds)
     lease_ms = int(settings.lease_seconds * 1000)
-    outage = OutageMeter(
-        allowance,
+    allowance = AllowanceFile(settings.data / ALLOWANCE_FILE, clock=stores.clock, log=get_logger())
+    outage = _build_outage(settings, stores, allowance, fleet)
+    meter: RedisMeter = RedisMeter(
+        link,
+        learner,
+        outage,
         stores.clock,
-        percent=settings.outage_percent,
-        hosts=settings.hosts,
-        live_workers=lambda: fleet.live_workers,
         lease_ms=lease_ms,
+        silence_ms=lease_ms * 3 // 5,
+        may_reap=lambda: fleet.may_reap,
     )
-    meter = RedisMeter(link, learner, outage, stores.clock, lease_ms=lease_ms, silence_ms=lease_ms * 3 // 5)
+    link.on_down.append(fleet.beat_soon)
 
     async def welcome(organization_id: str) -> None:
         with suppress(MeterDown):  # it will be recovered when it is met
@@ -158,8 +164,8 @@ async def _open_redis(
 
     stores.service.on_organization.append(welcome)
     records.on_drained.append(fleet.close)
-    for close in (allowance.close, link.close, learner.close, meter.close):
-        stack.push_async_callback(close)
+    for closing in (allowance.close, link.close, learner.close, meter.close):
+        stack.push_async_callback(closing)
     await link.open()
     try:
         await fleet.open()
@@ -171,6 +177,17 @@ async def _open_redis(
         ((settings.sweep_seconds, meter.sweep), (settings.reconcile_seconds, reconcile)),
         (notices.run, fleet.run),
         lambda: not link.is_up,
+    )
+
+
+def _build_outage(settings: Settings, stores: Stores, allowance: AllowanceFile, fleet: Fleet) -> OutageMeter:
+    return OutageMeter(
+        allowance,
+        stores.clock,
+        percent=settings.outage_percent,
+        hosts=settings.hosts,
+        live_workers=lambda: fleet.live_workers,
+        lease_ms=int(settings.lease_seconds * 1000),
     )
 
 

@@ -5,12 +5,15 @@ and serves nothing. Not here: what a worker does (``worker``), and when workers 
 """
 
 import asyncio
+import math
 import os
+import resource
 import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,8 @@ SHUTDOWN_SECONDS = 120.0
 """How long streams may go on when the server stops, where the settings do not say."""
 CLOSE_SECONDS = 10.0
 """How long shipping and closing may take after the last request has ended."""
+LEAST_RENEWALS = 3
+"""How often a lease is renewed before it could end."""
 STALL_SECONDS = 30
 """A worker whose event loop has stood still for so long is ended."""
 BACKLOG = 2048
@@ -134,7 +139,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
             "worker_class": FleetWorker,
             "logger_class": QuietLog,
             "timeout": STALL_SECONDS,
-            "graceful_timeout": int(self.settings.shutdown_seconds + CANCEL_SECONDS + CLOSE_SECONDS),
+            "graceful_timeout": graceful_seconds(self.settings),
             "keepalive": KEEP_ALIVE_SECONDS,
             "backlog": BACKLOG,
             "preload_app": False,
@@ -203,6 +208,7 @@ def run_serve(address: Address, workers: int | None, read: ReadSettings) -> None
     configure(format=log_format, level=settings.log_level, stream=sys.stderr.buffer)
     _check_schema(settings)
     make_folder(settings.data)
+    raise_file_limit()
     owner = os.getpid()
     parent = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
     folder = Path(tempfile.mkdtemp(prefix=f"meterhouse-{owner}-", dir=parent))
@@ -225,9 +231,33 @@ def check_settings(settings: Settings, workers: int) -> None:
         raise SettingsError(
             "METERHOUSE_REDIS_URL is not set: a meter in memory serves one worker only. Set it, or use --workers 1."
         )
+    if settings.lease_seconds < LEAST_RENEWALS * settings.renew_seconds:
+        raise SettingsError(
+            f"METERHOUSE_LEASE_SECONDS must be at least {LEAST_RENEWALS} times METERHOUSE_RENEW_SECONDS "
+            f"({settings.renew_seconds:g}): a reservation whose lease ends is given to others."
+        )
+    if settings.worker_requests is not None and settings.redis_url is None:
+        raise SettingsError("METERHOUSE_WORKER_REQUESTS needs METERHOUSE_REDIS_URL: old and new workers overlap.")
+    if graceful_seconds(settings) <= settings.shutdown_seconds + CANCEL_SECONDS:
+        raise SettingsError(
+            f"METERHOUSE_GRACEFUL_SECONDS must be more than {CANCEL_SECONDS:g} s above METERHOUSE_SHUTDOWN_SECONDS "
+            f"({settings.shutdown_seconds:g}): it ends a worker whose answers are not recorded yet."
+        )
     if settings.key_pepper is None:
         raise SettingsError("METERHOUSE_KEY_PEPPER is not set: expected version:secret with at least 32 characters.")
     parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER")
+
+
+def graceful_seconds(settings: Settings) -> int:
+    """Return after how long a worker that was told to stop is killed."""
+    return math.ceil(settings.graceful_seconds or settings.shutdown_seconds + CANCEL_SECONDS + CLOSE_SECONDS)
+
+
+def raise_file_limit() -> None:
+    """Let this process and its workers open as many files as the system allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _read_checked(read: ReadSettings, workers: int = 1) -> tuple[Settings, Environment]:

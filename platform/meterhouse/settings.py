@@ -115,6 +115,10 @@ class Settings(BaseSettings):
     )
     otlp_endpoint: str | None = Field(None, description="OTLP/HTTP address for traces; unset: no traces")
     trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="Part of the requests that are traced")
+    max_requests: Count | None = Field(
+        None, description="Most requests under way in a worker; unset: what its open files allow, at most 9,000"
+    )
+    max_lag_seconds: Seconds = Field(0.5, description="A worker whose event loop is so late refuses requests")
     max_body_bytes: Count = Field(20 * 1_048_576, description="Longest request body")
     journal_durability: Literal["fsync", "write"] = Field(
         "fsync", description="`write` survives a killed process, but not a loss of power"
@@ -144,7 +148,15 @@ class Settings(BaseSettings):
     write_stall_seconds: Seconds = Field(30, description="A client that reads nothing for so long is dropped")
     drain_seconds: Seconds = Field(60, description="How long an answer is read on after its client left")
     drain_most: Count = Field(64, description="Most answers that are read on at a time after their clients left")
-    shutdown_seconds: Seconds = Field(5, description="How long running streams may go on when the server stops")
+    shutdown_seconds: Seconds = Field(
+        5, description="How long running streams may go on when the server stops; 120 in `serve` if unset"
+    )
+    graceful_seconds: Seconds | None = Field(
+        None, description="A worker that is told to stop is killed after so long; unset: 15 s above the former"
+    )
+    worker_requests: Count | None = Field(
+        None, description="A worker is replaced after so many requests, up to a tenth more; unset: never"
+    )
     connect_timeout_seconds: Seconds | None = Field(None, description="Overrides every provider's connect timeout")
     first_token_timeout_seconds: Seconds | None = Field(None, description="Overrides the first-token timeout")
     idle_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout between two data events")

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time_ns
 
@@ -34,6 +34,9 @@ MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic"
 EMBEDDED, PRODUCTION = "dev", "live"
 """What tenants' keys of each form carry in their text."""
 PEPPER_CHARACTERS = 43
+PATIENT_CONNECTIONS = 2
+PATIENT_SECONDS = 60.0
+"""Longest statement of an ``open_patient_engine``; longer than any bound of whoever asks."""
 CLOCK_SECONDS = 1.0
 """How long the database may take to say the time before the rest opens without."""
 
@@ -75,11 +78,9 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         StoreDown: The embedded database cannot be opened.
     """
     make_folder(settings.data)
+    url = _database_url(settings)
     if settings.database_url is None:
-        url = f"sqlite+aiosqlite:///{settings.data / 'ledger.db'}"
         await upgrade(url, MIGRATIONS)
-    else:
-        url = settings.database_url.get_secret_value()
     peppers = _peppers(settings)
     async with AsyncExitStack() as stack:
         engine = open_engine(url, _policy(settings))
@@ -117,6 +118,27 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             notices=notices,
             mirror=mirror,
         )
+
+
+def open_patient_engine(settings: Settings) -> AsyncEngine:
+    """Open the same database once more, with few connections on which a statement may take long.
+
+    For sums over an organization with millions of rows, which nobody waits for at the database's expense: whoever asks
+    sets the bound.
+    """
+    policy = replace(
+        _policy(settings),
+        connections=PATIENT_CONNECTIONS,
+        acquire_timeout_seconds=PATIENT_SECONDS,
+        statement_timeout_seconds=PATIENT_SECONDS,
+    )
+    return open_engine(_database_url(settings), policy)
+
+
+def _database_url(settings: Settings) -> str:
+    if settings.database_url is None:
+        return f"sqlite+aiosqlite:///{settings.data / 'ledger.db'}"
+    return settings.database_url.get_secret_value()
 
 
 async def _open_clock(engine: AsyncEngine) -> DatabaseClock:

@@ -7,7 +7,9 @@ start and stop (``arbiter``), and what is checked before there are any (``serve`
 
 import asyncio
 import logging
+import math
 import os
+import random
 import signal
 import socket
 import sys
@@ -21,7 +23,7 @@ import uvloop
 from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
 
-from meterhouse.arbiter import is_marked_ready, mark_ready
+from meterhouse.arbiter import is_marked_ready, is_marked_worn, mark_ready, mark_worn
 from meterhouse.dev import calm_garbage_collector, server_config
 from meterhouse.errors import GatewayError, StoreDown
 from meterhouse.gateway import Gateway, Options, open_gateway
@@ -116,6 +118,10 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
         """Ask the process whether it serves; in the arbiter."""
         return is_marked_ready(self.tmp.fileno())
 
+    def is_worn(self) -> bool:
+        """Ask the process whether it is to be replaced; in the arbiter."""
+        return is_marked_worn(self.tmp.fileno())
+
     def run(self) -> None:
         """Serve until told to stop; the last thing that the process does."""
         try:
@@ -187,14 +193,24 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _share(self, gateway: Gateway) -> None:
-        """Let the other workers know the figures of this one."""
+        """Let the other workers know the figures of this one, and ask to be replaced after enough requests."""
+        assert self._server is not None
+        most = _draw_requests(gateway.settings.worker_requests)
         while True:
             self._publish(gateway)
+            if self._server.server_state.total_requests >= most:
+                mark_worn(self.tmp.fileno())
+                most = math.inf
             await asyncio.sleep(BEAT_SECONDS)
 
     def _publish(self, gateway: Gateway) -> None:
         with suppress(OSError):  # a full /dev/shm shall not keep a worker from serving
             self.app.board.write(self.age, gateway.health.metrics.snapshot())
+
+
+def _draw_requests(requests: int | None) -> float:
+    """Return after how many requests to go: up to a tenth more than set, so that workers do not go together."""
+    return math.inf if requests is None else requests + random.randint(0, requests // 10)  # noqa: S311 - spreads load
 
 
 async def _warm(gateway: Gateway) -> None:

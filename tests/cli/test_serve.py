@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,19 @@ class Reader:
         ({"METERHOUSE_REDIS_URL": ""}, "METERHOUSE_REDIS_URL"),
         ({"METERHOUSE_KEY_PEPPER": ""}, "METERHOUSE_KEY_PEPPER"),
         ({"METERHOUSE_KEY_PEPPER": "1:short"}, "METERHOUSE_KEY_PEPPER"),
+        ({"METERHOUSE_LEASE_SECONDS": "40"}, "METERHOUSE_LEASE_SECONDS"),
+        ({"METERHOUSE_GRACEFUL_SECONDS": "124"}, "METERHOUSE_GRACEFUL_SECONDS"),
     ],
 )
 def test_settings_on_which_several_workers_cannot_serve(
     tmp_path: Path, settings: dict[str, str], changes: dict[str, str], word: str
 ) -> None:
     assert word in complaint(tmp_path, "serve", *ADDRESS, "--workers", "2", environment={**settings, **changes})
+
+
+def test_one_worker_that_must_not_overlap_with_another(tmp_path: Path, settings: dict[str, str]) -> None:
+    alone = {**settings, "METERHOUSE_REDIS_URL": "", "METERHOUSE_WORKER_REQUESTS": "9"}
+    assert "METERHOUSE_WORKER_REQUESTS" in complaint(tmp_path, "serve", *ADDRESS, "--workers", "1", environment=alone)
 
 
 @pytest.mark.parametrize("address", ["8000", "127.0.0.1:", "127.0.0.1:70000", "unix:", "127.0.0.1:port"])
@@ -244,7 +252,10 @@ def test_a_stream_outlives_reloads_and_nobody_waits_for_it(fleet: ServeProcess, 
     assert len(fleet.wait_workers()) == 2
 
 
-def test_no_request_fails_during_reloads(fleet: ServeProcess) -> None:
+@contextmanager
+def asking_without_a_failure(fleet: ServeProcess) -> Iterator[None]:
+    """Four clients ask while the body runs; every answer was whole and is in the ledger once."""
+
     def ask_again_and_again() -> list[int]:
         with fleet.client() as client:
             return [
@@ -257,14 +268,28 @@ def test_no_request_fails_during_reloads(fleet: ServeProcess) -> None:
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask_again_and_again) for _ in range(4)]
         try:
-            for _ in range(2):
-                replace_all(fleet)
+            yield
         finally:
             is_over.append(True)
         statuses = [status for answers in asking for status in answers.result(20)]
     assert set(statuses) == {200}
     rows = fleet.wait_ledger(lambda rows: len(rows) - before >= len(statuses))
     assert len(rows) - before == len(statuses)
+
+
+def test_no_request_fails_during_reloads(fleet: ServeProcess) -> None:
+    with asking_without_a_failure(fleet):
+        for _ in range(2):
+            replace_all(fleet)
+
+
+def test_a_worker_that_has_served_enough_is_replaced_unnoticed(fleet: ServeProcess) -> None:
+    fleet.env_file.write_text("METERHOUSE_WORKER_REQUESTS=100\n")
+    worn = replace_all(fleet)
+    with asking_without_a_failure(fleet):
+        fleet.wait_workers(but=worn)
+    fleet.env_file.write_text("")
+    replace_all(fleet)
 
 
 def test_a_reload_that_cannot_work_leaves_the_old_workers_alone(fleet: ServeProcess) -> None:

@@ -25,6 +25,8 @@ from meterhouse.usage import Exactness
 
 MEMORY_EXAMPLES = 60
 REDIS_EXAMPLES = 20
+SLACK_MS = 10
+"""How far the clock is moved on after something was learned, and a little more."""
 RARELY = st.sampled_from([False, False, True])
 
 
@@ -95,12 +97,20 @@ class RedisMachine(MeterMachine):
         """The ledger reads it from the model; what was learned since the reaping misses what the settlement changes."""
 
     def settle_one(self, request: Request, share: int, exactness: Exactness, *, is_sent: bool) -> None:
-        was_reaped = request.reaped_at_ms is not None
+        self.note_learning()
         super().settle_one(request, share, exactness, is_sent=is_sent)
-        if was_reaped and request.learnings_at_reaping != self.oracle.calls:
+        if request.is_of_the_ledger:
             self.runner.run(self.bench.reconcile())
             self.asked = self.oracle.calls
             self.clock.move(ms=3)
+
+    def note_learning(self) -> None:
+        """Whoever is silent for a third of a lease when something is learned is over: the ledger accounts for it."""
+        now_ms = self.clock.now_ms()
+        for request in self.requests:
+            was_quiet = request.heard_at_ms is not None and now_ms - request.heard_at_ms >= LEASE_MS // 3 - SLACK_MS
+            if was_quiet and request.settlement is None and request.learnings_at_reaping != self.oracle.calls:
+                request.is_of_the_ledger = True
 
     def settle_again(self, request: Request, settlement: Settlement) -> None:
         """The answer was lost, and the settlement is sent again."""
@@ -114,6 +124,7 @@ class RedisMachine(MeterMachine):
         super().resolve(request, settlement, is_reaping=is_reaping)
         if is_reaping:
             request.learnings_at_reaping = self.oracle.calls
+            request.heard_at_ms = self.clock.now_ms()
 
     @property
     def redis_meter(self) -> RedisMeter:
@@ -210,7 +221,7 @@ class RedisMachine(MeterMachine):
     def hold_again(self, request: Request) -> None:
         """Also what was reaped is held again: its worker has it still."""
         if request.reaped_at_ms is not None:
-            applied, request.reaped_at_ms = request.applied, None
+            applied, request.reaped_at_ms, request.heard_at_ms = request.applied, None, None
             for limit in {*self.limits["key_1"], *self.limits["key_2"]}:
                 if is_in_scope(limit, request.demand) and limit.nature in {Nature.QUOTA, Nature.BUDGET}:
                     self.add_overrun(

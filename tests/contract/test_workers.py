@@ -15,7 +15,7 @@ from meterhouse.db.tables import HOUR_MS
 from meterhouse.db.workers import Heartbeat, WorkerStore
 from meterhouse.errors import StoreDown
 from meterhouse.ids import new_request_id
-from meterhouse.metering import Scope, Sums
+from meterhouse.metering import LedgerSums, Scope, Sums
 from meterhouse.usage import Usage
 
 
@@ -99,7 +99,8 @@ async def test_sums_end_before_a_moment_and_leave_requests_out(engine):
         before_ms,
         {excluded.request_id, both.request_id, new_request_id()},
     )
-    assert sums == [Sums(1, 110, 1)] * 2
+    assert sums.periods == [Sums(1, 110, 1)] * 2
+    assert sums.left_out == {excluded.request_id: Sums(1, 110, 100)}
 
 
 async def test_sums_are_of_the_scope_the_model_and_the_period(engine):
@@ -122,7 +123,7 @@ async def test_sums_are_of_the_scope_the_model_and_the_period(engine):
 
     async def nanos(before_ms, excluded=()):
         sums = await LedgerBalances(engine).sum_before(periods, before_ms, excluded)
-        return [known.charge_nanos for known in sums]
+        return [known.charge_nanos for known in sums.periods]
 
     assert await nanos(DAY + 48 * HOUR_MS) == [11_011, 100, 111, 10, 10_111, 1_000, 0]
     assert await nanos(DAY + 24 * HOUR_MS) == [1_011, 100, 111, 10, 111, 1_000, 0]
@@ -139,8 +140,9 @@ async def test_a_request_of_several_attempts_is_left_out_whole(engine):
     await LedgerStore(engine).insert([first, second])
     balances = LedgerBalances(engine)
     whole = [period(Scope.KEY, "key_1")]
-    assert await balances.sum_before(whole, DAY * 2, ()) == [Sums(1, 220, 12)]
-    assert await balances.sum_before(whole, DAY * 2, [first.request_id]) == [Sums()]
+    assert await balances.sum_before(whole, DAY * 2, ()) == LedgerSums([Sums(1, 220, 12)], {})
+    left_out = {first.request_id: Sums(1, 220, 12)}
+    assert await balances.sum_before(whole, DAY * 2, [first.request_id]) == LedgerSums([Sums()], left_out)
 
 
 async def test_thousands_of_requests_can_be_left_out(engine):
@@ -148,8 +150,9 @@ async def test_thousands_of_requests_can_be_left_out(engine):
     await LedgerStore(engine).insert(records)
     excluded = [one.request_id for one in records[1:]] + [new_request_id() for _ in range(2 * CHUNK_IDS)]
     random.shuffle(excluded)
-    (known,) = await LedgerBalances(engine).sum_before([period(Scope.KEY, "key_1")], DAY * 2, excluded)
-    assert known.requests == 1
+    sums = await LedgerBalances(engine).sum_before([period(Scope.KEY, "key_1")], DAY * 2, excluded)
+    assert sums.periods[0].requests == 1
+    assert len(sums.left_out) == 49
 
 
 async def test_sums_are_one_snapshot_while_records_arrive(engine):
@@ -163,7 +166,7 @@ async def test_sums_are_one_snapshot_while_records_arrive(engine):
     inserting = asyncio.ensure_future(insert())
     looks = 0
     while not inserting.done():
-        first, *others = await balances.sum_before(whole, DAY * 2, ())
+        first, *others = (await balances.sum_before(whole, DAY * 2, ())).periods
         assert others == [first, first]
         looks += 1
     await inserting

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -319,7 +320,14 @@ class GatewayProcess:
 
 
 def http_request(
-    url: str, method: str, path: str, body: object = None, *, key: str = "", headers: Mapping[str, str] | None = None
+    url: str,
+    method: str,
+    path: str,
+    body: object = None,
+    *,
+    key: str = "",
+    headers: Mapping[str, str] | None = None,
+    trust: ssl.SSLContext | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
     """Send one HTTP request without the SDK; bytes are sent as they are, anything else as JSON."""
     data = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
@@ -330,7 +338,7 @@ def http_request(
     for name, value in (headers or {}).items():
         request.add_header(name, value)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30, context=trust) as answer:
             return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
     except urllib.error.HTTPError as error:
         with error:

@@ -24,6 +24,10 @@ class Request:
     """The worker that had it is gone."""
     learnings_at_reaping: int = 0
     """How often the ledger had been asked when it was reaped."""
+    heard_at_ms: int | None = None
+    """When it was reaped, or renewed since."""
+    is_of_the_ledger: bool = False
+    """It was silent for long when something was learned, so a settlement that comes yet changes nothing by itself."""
 
     @property
     def is_live(self) -> bool:

@@ -8,7 +8,7 @@ from itertools import count
 
 from meterhouse.errors import StoreDown
 from meterhouse.limits.limit import parse_limits
-from meterhouse.metering import Demand, Limit, Period, Reservation, Scope, Settlement, Sums
+from meterhouse.metering import Demand, LedgerSums, Limit, Period, Reservation, Scope, Settlement, Sums
 from meterhouse.usage import Exactness
 
 ORGANIZATION, PROJECT, KEY = "org_1", "proj_1", "key_1"
@@ -53,9 +53,17 @@ class Oracle:
         """Answer a memory meter."""
         return await self._answer([self.sums(period) for period in periods])
 
-    async def sum_before(self, periods: Sequence[Period], before_ms: int, excluded: Collection[str]) -> list[Sums]:
+    async def sum_before(self, periods: Sequence[Period], before_ms: int, excluded: Collection[str]) -> LedgerSums:
         """Answer a learner."""
-        return await self._answer([self.sums(period, before_ms, excluded) for period in periods])
+        left_out = {
+            record.demand.request_id: Sums(
+                record.settlement.requests, record.settlement.total_tokens, record.settlement.charge_nanos
+            )
+            for record in self.records
+            if record.demand.request_id in excluded
+        }
+        sums = [self.sums(period, before_ms, excluded) for period in periods]
+        return LedgerSums(await self._answer(sums), left_out)
 
     async def _answer(self, answer: list[Sums]) -> list[Sums]:
         self.calls += 1

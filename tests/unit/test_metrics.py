@@ -198,10 +198,7 @@ def test_watched_values_are_read_at_each_scrape() -> None:
 def test_everything_watched_has_a_name_and_a_help_that_render() -> None:
     metrics = Metrics()
     for watched in Watched:
-        if watched is Watched.DEPLOYMENTS_OUT:
-            metrics.watch_each(watched, lambda: {"openai": 1})
-        else:
-            metrics.watch(watched, lambda: 1, label="part" if watched is Watched.DEGRADED else "")
+        metrics.watch(watched, lambda: 1, label=watched.value[3] or "")
     names = {name for name, _ in scrape(metrics)}
     for watched in Watched:
         suffix = "_total" if watched.value[1] == "counter" else ""

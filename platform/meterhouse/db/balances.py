@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from meterhouse.db.engine import reading
 from meterhouse.db.projection import record_measure
 from meterhouse.db.tables import HOUR_MS, adjustment, usage_hour, usage_record
-from meterhouse.metering import Period, Scope, Sums
+from meterhouse.metering import LedgerSums, Period, Scope, Sums
 
 CHUNK_IDS = 10_000
 """Request ids in one statement of SQLite, which takes 32,766 variables; PostgreSQL gets them as one array."""
@@ -69,7 +69,7 @@ class LedgerBalances:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def sum_before(self, periods: Sequence[Period], before_ms: int, excluded: Collection[str]) -> list[Sums]:
+    async def sum_before(self, periods: Sequence[Period], before_ms: int, excluded: Collection[str]) -> LedgerSums:
         """Sum each period as far as it was admitted before a moment, without some requests; all in one snapshot.
 
         Adjustments count whenever they were made.
@@ -78,11 +78,18 @@ class LedgerBalances:
             periods: quotas' and budgets'; those of whole hours cost the least.
             before_ms: Unix ms near now: what was admitted at or after it is looked at row by row.
             excluded: request ids (32 hexadecimal characters) that do not count; most of them may have no record.
+                What the ledger has of each that has one is told beside.
         """
         async with reading(self._engine) as connection:
             sums = [await _sum(connection, period, before_ms) for period in periods]
             rows = await _find_excluded(connection, before_ms, excluded)
-        return [_without(known, period, rows) for known, period in zip(sums, periods, strict=True)]
+        left_out: dict[str, Sums] = {}
+        for row in rows:
+            request_id = row["request_id"].replace("-", "")
+            known = left_out.get(request_id, Sums())
+            left_out[request_id] = Sums(*(getattr(known, name) + row[name] for name in _NAMES))
+        remaining = [_without(known, period, rows) for known, period in zip(sums, periods, strict=True)]
+        return LedgerSums(remaining, left_out)
 
 
 class _Shape(NamedTuple):
@@ -155,6 +162,7 @@ async def _find_excluded(connection: AsyncConnection, before_ms: int, excluded: 
     columns = usage_record.c
     statement = sa.select(
         *(columns[name] for name in _SCOPE_COLUMNS.values()),
+        columns.request_id,
         columns.model,
         columns.admitted_at_ms,
         columns.requests,

@@ -247,6 +247,7 @@ worker = sa.Table(
     _integer("seen_at_ms"),
     _integer("unshipped_records"),
     sa.Column("is_leaving", sa.Boolean, nullable=False),
+    sa.Column("is_cut_off", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.PrimaryKeyConstraint("id"),
 )
 

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from meterhouse.db.engine import insert_into, reading, writing
 from meterhouse.db.tables import worker
 
+_SAID = ("id", "host", "journal_id", "unshipped_records", "is_leaving", "is_cut_off")
 _NOW_MS = {
     "postgresql": "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
@@ -28,6 +29,8 @@ class Heartbeat:
     unshipped_records: int
     is_leaving: bool = False
     """It serves nothing any more, and its journal is not all in SQL."""
+    is_cut_off: bool = False
+    """It has reservations in Redis and cannot reach Redis to renew them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,9 @@ class WorkerStore:
                 seen_at_ms=now_ms,
                 unshipped_records=heartbeat.unshipped_records,
                 is_leaving=heartbeat.is_leaving,
+                is_cut_off=heartbeat.is_cut_off,
             )
-            changed = ("journal_id", "seen_at_ms", "unshipped_records", "is_leaving")
+            changed = ("journal_id", "seen_at_ms", "unshipped_records", "is_leaving", "is_cut_off")
             await connection.execute(
                 statement.on_conflict_do_update(
                     index_elements=["id"], set_={name: statement.excluded[name] for name in changed}
@@ -73,7 +77,7 @@ class WorkerStore:
             result = await connection.execute(statement.order_by(worker.c.id))
             return [
                 Worker(
-                    Heartbeat(row["id"], row["host"], row["journal_id"], row["unshipped_records"], row["is_leaving"]),
+                    Heartbeat(**{name: row[name] for name in _SAID}),
                     row["started_at_ms"],
                     row["silent_ms"],
                 )

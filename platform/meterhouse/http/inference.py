@@ -1,6 +1,6 @@
 """``POST /v1/chat/completions``, and the simple chat endpoints: from the key to the released end of the answer.
 
-It reads top to bottom in ``__call__``: verify, parse, resolve, reserve, answer, settle, barrier, release. Nothing after
+It reads top to bottom in ``_serve``: verify, parse, resolve, reserve, answer, settle, barrier, release. Nothing after
 ``reserve`` can skip ``settle``: it is synchronous, in one ``finally``, in one place. The end of an answer leaves only
 when its record is durable. A simple endpoint differs at the two ends only: how a body is read, how the outlet writes.
 """
@@ -30,6 +30,7 @@ from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.respond import Headers, rate_limit_headers, refused
+from meterhouse.http.shedding import Slot, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.whole import WholeAnswer
@@ -68,6 +69,7 @@ class InferenceParts:
     tasks: Tasks
     metrics: Metrics
     clock: Clock
+    slots: Slots
     degraded: Callable[[Reservation], bytes]
     """Names what a request was served without, for the header ``x-meterhouse-degraded``; empty when all is well."""
     default_model: str | None = None
@@ -85,11 +87,17 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        parts = self._parts
         exchange = exchange_of(scope)
         exchange.route = self._path
+        with self._parts.slots.take() as slot:
+            await self._serve(exchange, slot, (scope, receive, send))
+
+    async def _serve(self, exchange: Exchange, slot: Slot, connection: tuple[Scope, Receive, Send]) -> None:
+        parts = self._parts
+        scope, receive, send = connection
         principal = await parts.keyring.verify(header(scope, b"authorization"), exchange.address)
         exchange.principal = principal
+        slot.assign(principal.organization_id)
         parsed = self._parse(await read_body(receive), principal)
         exchange.model = parsed.request.model
         route = parts.routes.resolve(parsed.request.model, parts.clock.now_ms())

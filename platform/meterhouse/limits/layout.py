@@ -6,7 +6,6 @@ half of this module: a change here is a change there. Not here: what to do with 
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -33,12 +32,15 @@ from meterhouse.usage import Exactness
 
 Reply = Sequence[Any]
 """A flat array of integers and byte strings."""
-_encode = msgspec.msgpack.Encoder().encode
-EMPTY = _encode([])
+encode = msgspec.msgpack.Encoder().encode
+"""Writes a payload."""
+EMPTY = encode([])
 ACTIVE_KEY = "mh:active"
 """Sorted set of organizations by the milliseconds of their last activity; the one key outside a hash tag."""
 MOST_PLANS = 10_000
-_NO = -1
+REAP_NOTHING = -1
+"""In place of a silence: no expired lease is reaped now."""
+NO = -1
 """Stands for None in payloads and replies."""
 
 
@@ -99,76 +101,6 @@ def period_of_slot(slot: str, start_ms: int) -> Period:
     return Period(limit, None, None) if limit.window is Window.TOTAL else period_of(limit, start_ms)
 
 
-# --- learning
-
-
-class SlotState(NamedTuple):
-    """Where a slot stood when its learning began."""
-
-    slot: str
-    is_known: bool
-    spent: int
-    start_ms: int
-    """Of the period that it counts; 0 for a total."""
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """The answer to ``learn_begin``."""
-
-    begin_ms: int
-    """Requests admitted from here on, and the live ones, are Redis's to account for; all others the ledger's."""
-    slots: tuple[SlotState, ...]
-    live: frozenset[str]
-    """The ids of all live reservations of the organization."""
-
-
-class SlotCorrection(NamedTuple):
-    """What ``learn_finish`` shall do with a slot."""
-
-    slot: str
-    start_ms: int
-    delta: int
-    may_lower: bool
-
-
-def encode_learn_begin(token: str, lock_ms: int, slots: Sequence[str]) -> bytes:
-    """Lock slots for a learner and attach those that are new."""
-    return _encode([token, lock_ms, *slots])
-
-
-def decode_learn_begin(reply: Reply, slots: Sequence[str]) -> Begun | Status:
-    """Read where the slots stand, or why it did not begin: ``BUSY`` or ``UNKNOWN``."""
-    if reply[0] != Status.DONE:
-        return Status(reply[0])
-    end = 2 + 3 * len(slots)
-    states = tuple(
-        SlotState(slot, reply[at] == 1, reply[at + 1], reply[at + 2])
-        for slot, at in zip(slots, range(2, end, 3), strict=True)
-    )
-    return Begun(reply[1], states, frozenset(_text(name) for name in reply[end:]))
-
-
-def encode_learn_finish(token: str, corrections: Sequence[SlotCorrection]) -> bytes:
-    """Correct slots by what the ledger says, make them known, and unlock them."""
-    return _encode([token, *[field for correction in corrections for field in correction]])
-
-
-def untouched(slots: Iterable[str]) -> list[SlotCorrection]:
-    """Return what unlocks slots after a failure and leaves them as they are: corrections of no period."""
-    return [SlotCorrection(slot, _NO, 0, may_lower=False) for slot in slots]
-
-
-def decode_status(reply: Reply) -> Status:
-    """Read a reply that says nothing more.
-
-    ``learn_finish``: ``DONE``, ``BUSY`` (the lock of a slot was lost; the others are finished), ``UNKNOWN``.
-    ``open``: ``DONE`` (opened), ``OPEN`` (it was), or ``RESOLVED`` (the organization is known).
-    ``known`` and ``create``: ``DONE``, or ``UNKNOWN`` where there was nothing to do it to.
-    """
-    return Status(reply[0])
-
-
 # --- reserving
 
 
@@ -198,7 +130,7 @@ class Plans:
         if found is not None:
             return found[1]
         limits = strictest(limit for limit in demand.limits if limit.model in {None, demand.model})
-        plan = Plan(limits, msgspec.Raw(_encode([demand.model, *_lists_of(demand), *_flatten(limits)])))
+        plan = Plan(limits, msgspec.Raw(encode([demand.model, *_lists_of(demand), *_flatten(limits)])))
         if len(self._plans) >= MOST_PLANS:
             self._plans.clear()
         # The tuple is kept with its plan, so that its id is not given to another.
@@ -232,7 +164,7 @@ def _lists_of(demand: Demand) -> tuple[str, str, str]:
 
 def encode_reserve(demand: Demand, plan: Plan, lease_ms: int, silence_ms: int) -> bytes:
     """Ask for a demand to be held."""
-    return _encode(
+    return encode(
         (
             demand.request_id,
             lease_ms,
@@ -259,14 +191,14 @@ def decode_reserve(reply: Reply, request_id: str, limits: Sequence[Limit]) -> Re
         return Reservation(
             request_id,
             admitted_at_ms,
-            None if allowance == _NO else allowance,
-            None if held_output == _NO else held_output,
+            None if allowance == NO else allowance,
+            None if held_output == NO else held_output,
             held_nanos,
             _read_states(limits, states),
         )
     if status == Status.REFUSED:
         _, index, kind, used, demanded, wait_ms, *states = reply
-        retry_after_seconds = None if wait_ms == _NO else wait_ms / 1000
+        retry_after_seconds = None if wait_ms == NO else wait_ms / 1000
         return Refusal(
             _REFUSALS[kind], limits[index], used, demanded, retry_after_seconds, _read_states(limits, states)
         )
@@ -275,7 +207,7 @@ def decode_reserve(reply: Reply, request_id: str, limits: Sequence[Limit]) -> Re
 
 def decode_slots(reply: Reply) -> list[str]:
     """Read the slots of a ``LEARN`` reply."""
-    return [_text(slot) for slot in reply[1:]]
+    return [text_of(slot) for slot in reply[1:]]
 
 
 # --- live reservations
@@ -283,7 +215,7 @@ def decode_slots(reply: Reply) -> list[str]:
 
 def encode_extend(request_id: str, held_output_tokens: int) -> bytes:
     """Ask for so much output over all choices to be held."""
-    return _encode((request_id, held_output_tokens))
+    return encode((request_id, held_output_tokens))
 
 
 def encode_settle(settlements: Iterable[tuple[str, Settlement]]) -> bytes:
@@ -292,7 +224,7 @@ def encode_settle(settlements: Iterable[tuple[str, Settlement]]) -> bytes:
     for request_id, truth in settlements:
         is_reported = 1 if truth.exactness is Exactness.REPORTED else 0
         flat += (request_id, truth.requests, truth.total_tokens, truth.charge_nanos, is_reported)
-    return _encode(flat)
+    return encode(flat)
 
 
 def encode_renew(lease_ms: int, uses: Mapping[str, Use]) -> bytes:
@@ -300,17 +232,17 @@ def encode_renew(lease_ms: int, uses: Mapping[str, Use]) -> bytes:
     flat: list[str | int] = [lease_ms]
     for request_id, use in uses.items():
         flat += (request_id, 1 if use.is_sent else 0, use.total_tokens, use.charge_nanos)
-    return _encode(flat)
+    return encode(flat)
 
 
 def decode_ids(reply: Reply) -> list[str]:
     """Read the ids of a reply to ``renew``."""
-    return [_text(name) for name in reply[1:]]
+    return [text_of(name) for name in reply[1:]]
 
 
 def encode_register(lease_ms: int, reservations: Collection[tuple[Demand, Reservation, Use | None]]) -> bytes:
     """Describe live reservations, with what each has used so far."""
-    return _encode([lease_ms, *[_describe(*reservation) for reservation in reservations]])
+    return encode([lease_ms, *[_describe(*reservation) for reservation in reservations]])
 
 
 def _describe(demand: Demand, reservation: Reservation, use: Use | None) -> list[object]:
@@ -321,8 +253,8 @@ def _describe(demand: Demand, reservation: Reservation, use: Use | None) -> list
     return [
         demand.request_id,
         reservation.admitted_at_ms,
-        _NO if reservation.allowance_tokens is None else reservation.allowance_tokens,
-        _NO if reservation.held_output_tokens is None else reservation.held_output_tokens,
+        NO if reservation.allowance_tokens is None else reservation.allowance_tokens,
+        NO if reservation.held_output_tokens is None else reservation.held_output_tokens,
         reservation.held_nanos,
         key,
         project,
@@ -344,7 +276,7 @@ def _describe(demand: Demand, reservation: Reservation, use: Use | None) -> list
 
 def encode_states(limits: Sequence[Limit]) -> bytes:
     """Ask where limits stand."""
-    return _encode(_flatten(limits))
+    return encode(_flatten(limits))
 
 
 def decode_states(reply: Reply, limits: Sequence[Limit]) -> list[LimitState]:
@@ -354,17 +286,12 @@ def decode_states(reply: Reply, limits: Sequence[Limit]) -> list[LimitState]:
 
 def encode_sweep(most: int, cursor: str, silence_ms: int) -> bytes:
     """Ask for at most so many leases to be reaped, and for the page of the counters at a cursor; ``0`` is the first."""
-    return _encode([most, cursor, silence_ms])
+    return encode([most, cursor, silence_ms])
 
 
 def decode_sweep(reply: Reply) -> tuple[int, str, list[str]]:
     """Read how many leases were reaped, the cursor of the next page, and the known slots of this one."""
-    return reply[1], _text(reply[2]), [_text(slot) for slot in reply[3:]]
-
-
-def encode_known(opened_at_ms: int) -> bytes:
-    """Say that an organization is registered, as it was opened at a moment."""
-    return _encode([opened_at_ms])
+    return reply[1], text_of(reply[2]), [text_of(slot) for slot in reply[3:]]
 
 
 def encode_adjust(correction: Correction) -> bytes:
@@ -375,7 +302,7 @@ def encode_adjust(correction: Correction) -> bytes:
     ]
     if correction.root_key_id is not None:
         lists.append(_attachments_of(Scope.KEY, correction.root_key_id))
-    return _encode([correction.at_ms, correction.nanos, correction.tokens, *lists])
+    return encode([correction.at_ms, correction.nanos, correction.tokens, *lists])
 
 
 def _flatten(limits: Iterable[Limit]) -> list[str | int]:
@@ -389,10 +316,11 @@ def _flatten(limits: Iterable[Limit]) -> list[str | int]:
 
 def _read_states(limits: Sequence[Limit], flat: Reply) -> list[LimitState]:
     return [
-        LimitState(limit, flat[at], flat[at + 1], None if flat[at + 2] == _NO else flat[at + 2])
+        LimitState(limit, flat[at], flat[at + 1], None if flat[at + 2] == NO else flat[at + 2])
         for limit, at in zip(limits, range(0, len(flat), 3), strict=True)
     ]
 
 
-def _text(name: str | bytes) -> str:
+def text_of(name: str | bytes) -> str:
+    """Read a name of a reply."""
     return name.decode() if isinstance(name, bytes) else name

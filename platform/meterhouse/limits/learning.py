@@ -1,9 +1,11 @@
 """Makes known to Redis what only the ledger knows: learning a slot and reconciling it are one operation.
 
-Redis accounts for every request that is live when the operation begins or is admitted later; the ledger, once all
-workers have shipped what they had journaled, accounts for all others. So what a slot must say of the others is the
-ledger's sum before the beginning, without the live ones; what it said of them when it began is its ``spent`` of that
-moment; and the difference may be added at any time after, because settlements only ever add.
+Redis accounts for every request that is live when the operation begins or is admitted later, and for those that were
+reaped and may be settled yet; the ledger, once all workers have shipped what they had journaled, accounts for all
+others. So what a slot must say of the others is the ledger's sum before the beginning, without these; what it said of
+them when it began is its ``spent`` of that moment; and the difference may be added at any time after, because
+settlements only ever add. A reaped one is told by itself what the ledger has of it, so that a settlement that comes
+late finds that counted.
 
 Invariant: an unknown slot becomes known only by that sum; a known one is lowered only if no worker can have kept a
 record back. Not here: the scripts (``lua``), when to learn, and what a request does that waits.
@@ -18,28 +20,29 @@ from typing import Any, NamedTuple, Protocol
 from meterhouse.errors import GatewayError, MeterDown
 from meterhouse.ids import new_request_id
 from meterhouse.limits.counters import meter_down
-from meterhouse.limits.layout import (
-    EMPTY,
+from meterhouse.limits.layout import EMPTY, Status, keys_of, limit_of, period_of_slot
+from meterhouse.limits.learning_layout import (
     Begun,
     SlotCorrection,
-    Status,
     decode_learn_begin,
     decode_status,
     encode_known,
     encode_learn_begin,
     encode_learn_finish,
-    keys_of,
-    limit_of,
-    period_of_slot,
     untouched,
 )
 from meterhouse.limits.link import CommandRefused, LinkDown, LinkScript
-from meterhouse.metering import Kind, Period, Sums
+from meterhouse.limits.settlements import batches
+from meterhouse.metering import Kind, LedgerSums, Period, Sums
 
 BUSY_SECONDS = 0.05
 """How long a slot that another worker learns is left to it before it is looked at again."""
-LOCK_MARGIN_SECONDS = 2.0
-"""A lock outlives the wait for the workers by the time that the sums take."""
+SUM_SECONDS = 2.0
+"""How long the ledger may take for its sums in the usual case; a lock outlives the wait for the workers by it."""
+LONGEST_SUM_SECONDS = 30.0
+"""How long it may take where that was too short: an organization with millions of rows in a period."""
+QUIET_PART = 3
+"""Whoever lives renews more often than in so small a part of a lease."""
 MOST_SLOTS = 20
 """In one operation; more follow in further ones."""
 
@@ -64,7 +67,7 @@ class Fleet(Protocol):
 class SumsBefore(Protocol):
     """The ledger, as it accounts for what Redis does not."""
 
-    async def sum_before(self, periods: Sequence[Period], before_ms: int, excluded: Collection[str]) -> list[Sums]:
+    async def sum_before(self, periods: Sequence[Period], before_ms: int, excluded: Collection[str]) -> LedgerSums:
         """Sum what was admitted before a moment, without some requests, in one snapshot; raises StoreDown."""
         ...
 
@@ -126,6 +129,27 @@ class _Course(NamedTuple):
     aim: _Aim
 
 
+class _Found:
+    """What the ledger says of slots whose learning began."""
+
+    __slots__ = ("begun", "corrections", "may_lower", "sums")
+
+    def __init__(self, begun: Begun, sums: LedgerSums, *, may_lower: bool) -> None:
+        self.begun = begun
+        self.sums = sums
+        self.may_lower = may_lower
+        """Nobody can have kept a record back."""
+        self.corrections = [
+            SlotCorrection(
+                state.slot,
+                state.start_ms,
+                _amount_of(limit_of(state.slot).kind, known) - state.spent,
+                may_lower=may_lower,
+            )
+            for state, known in zip(begun.slots, sums.periods, strict=True)
+        ]
+
+
 @dataclass(slots=True)
 class _Batch:
     """One operation, and everybody who waits for its end."""
@@ -175,6 +199,7 @@ class Learner:
             lock_seconds: how long slots stay locked behind a learner that died in the usual case, where all workers
                 answer at once.
             lease_seconds: how long a silent worker is waited for; then it is tried again with a lock as long as that.
+                Workers renew at least three times in it.
         """
         self._link = link
         self._scripts = scripts
@@ -274,8 +299,11 @@ class Learner:
     async def _operate(self, organization_id: str, slots: Sequence[str], aim: _Aim) -> bool:
         """Learn or reconcile slots; False when somebody else is at one of them."""
         token = new_request_id()
-        for patience_seconds in (self._lock_seconds, self._lease_seconds + self._lock_seconds):
-            begun = await self._begin(organization_id, slots, token, patience_seconds)
+        for patience_seconds, sum_seconds in (
+            (self._lock_seconds, SUM_SECONDS),
+            (self._lease_seconds + self._lock_seconds, LONGEST_SUM_SECONDS),
+        ):
+            begun = await self._begin(organization_id, slots, token, patience_seconds + sum_seconds)
             if not isinstance(begun, Begun):
                 return begun is not Status.BUSY
             if aim is _Aim.LEARN and all(state.is_known for state in begun.slots):
@@ -284,41 +312,49 @@ class Learner:
             try:
                 async with asyncio.timeout(patience_seconds):
                     may_lower = await self._fleet.flush(organization_id, registers=False)
-                corrections = await self._sum_up(begun, may_lower=may_lower)
+                async with asyncio.timeout(sum_seconds):
+                    found = _Found(begun, await self._sum_up(begun), may_lower=may_lower)
             except TimeoutError:
-                continue  # begins again, because the lock would end before the last worker answers
+                continue  # begins again, because the lock would end before the last answer
             except GatewayError:
                 await self._finish(organization_id, token, untouched(slots))
                 raise
-            if await self._finish(organization_id, token, corrections):
-                self._count(begun, corrections)
+            await self._correct(organization_id, token, found)
             return True
         await self._finish(organization_id, token, untouched(slots))
-        raise meter_down("the workers did not answer")
+        raise meter_down("the workers or the ledger did not answer")
 
     async def _begin(
-        self, organization_id: str, slots: Sequence[str], token: str, patience_seconds: float
+        self, organization_id: str, slots: Sequence[str], token: str, lock_seconds: float
     ) -> Begun | Status:
-        lock_ms = round((patience_seconds + LOCK_MARGIN_SECONDS) * 1000)
-        payload = encode_learn_begin(token, lock_ms, slots)
+        payload = encode_learn_begin(token, round(lock_seconds * 1000), slots)
         return decode_learn_begin(
             await self._link.call(self._scripts.learn_begin, keys_of(organization_id), payload), slots
         )
 
-    async def _finish(self, organization_id: str, token: str, corrections: Sequence[SlotCorrection]) -> bool:
+    async def _finish(self, organization_id: str, token: str, corrections: Sequence[SlotCorrection]) -> None:
         payload = encode_learn_finish(token, corrections)
-        reply = await self._link.call(self._scripts.learn_finish, keys_of(organization_id), payload)
-        return decode_status(reply) is Status.DONE
+        await self._link.call(self._scripts.learn_finish, keys_of(organization_id), payload)
 
-    async def _sum_up(self, begun: Begun, *, may_lower: bool) -> list[SlotCorrection]:
+    async def _sum_up(self, begun: Begun) -> LedgerSums:
         periods = [period_of_slot(state.slot, state.start_ms) for state in begun.slots]
-        sums = await self._sums.sum_before(periods, begun.begin_ms, begun.live)
-        return [
-            SlotCorrection(
-                state.slot, state.start_ms, _amount_of(period.limit.kind, known) - state.spent, may_lower=may_lower
-            )
-            for state, period, known in zip(begun.slots, periods, sums, strict=True)
-        ]
+        return await self._sums.sum_before(periods, begun.begin_ms, begun.live | begun.reaped)
+
+    async def _correct(self, organization_id: str, token: str, found: "_Found") -> None:
+        """Finish with what was found; reaped reservations beyond the first few in calls of their own."""
+        begun, corrections = found.begun, found.corrections
+        reaped = [(request_id, found.sums.left_out.get(request_id, Sums())) for request_id in sorted(begun.reaped)]
+        quiet_since_ms = None
+        if found.may_lower:
+            quiet_since_ms = begun.begin_ms - round(self._lease_seconds * 1000 / QUIET_PART)
+        first, *more = list(batches(reaped)) or [[]]
+        payload = encode_learn_finish(token, corrections, first, quiet_since_ms)
+        reply = await self._link.call(self._scripts.learn_finish, keys_of(organization_id), payload)
+        for batch in more:
+            payload = encode_learn_finish(token, (), batch, quiet_since_ms)
+            await self._link.call(self._scripts.learn_finish, keys_of(organization_id), payload)
+        if decode_status(reply) is Status.DONE:
+            self._count(begun, corrections)
 
     def _count(self, begun: Begun, corrections: Sequence[SlotCorrection]) -> None:
         figures = self.figures

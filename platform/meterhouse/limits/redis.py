@@ -8,13 +8,14 @@ scripts do (``lua``), how slots become known (``learning``), and the connection 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from meterhouse.errors import MeterDown
 from meterhouse.limits.counters import meter_down
 from meterhouse.limits.layout import (
     EMPTY,
+    REAP_NOTHING,
     Plans,
     Reply,
     Status,
@@ -85,6 +86,7 @@ class RedisMeter:
         lease_ms: int = LEASE_MS,
         wait_seconds: float = 1.0,
         silence_ms: int = 0,
+        may_reap: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepare, and be told when Redis returns.
 
@@ -97,6 +99,7 @@ class RedisMeter:
             wait_seconds: how long a request waits for what must be learned.
             silence_ms: after so long without a sweep or a renewal by anybody, leases get as long to be renewed; more
                 than the time between two sweeps, less than a lease. 0: an expired lease is reaped at once.
+            may_reap: whether an expired lease may be reaped at all now.
         """
         self._link = link
         self._scripts = load_scripts()
@@ -106,6 +109,7 @@ class RedisMeter:
         self._lease_ms = lease_ms
         self._wait_seconds = wait_seconds
         self._silence_ms = silence_ms
+        self._may_reap = may_reap
         self._plans = Plans()
         self._settlements = Settlements(link, self._scripts.settle)
         self._live: dict[str, _Live] = {}
@@ -119,6 +123,11 @@ class RedisMeter:
     def is_degraded(self) -> bool:
         """Whether Redis is away."""
         return not self._link.is_up
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether this worker has reservations in Redis that it cannot renew now."""
+        return not self._link.is_up and any(not live.reservation.is_degraded for live in self._live.values())
 
     @property
     def live(self) -> int:
@@ -147,7 +156,7 @@ class RedisMeter:
         self._activity.note(organization_id)
         plan = self._plans.of(demand)
         try:
-            payload = encode_reserve(demand, plan, self._lease_ms, self._silence_ms)
+            payload = encode_reserve(demand, plan, self._lease_ms, self._patience_ms())
             reply = await self._ask(self._scripts.reserve, organization_id, payload)
             decided = decode_reserve(reply, demand.request_id, plan.limits)
             is_held = reply[0] == Status.DONE
@@ -293,6 +302,9 @@ class RedisMeter:
         self._settlements.flush()
         return self._link.call(script, keys_of(organization_id), payload)
 
+    def _patience_ms(self) -> int:
+        return self._silence_ms if self._may_reap() else REAP_NOTHING
+
     async def _tell(self, script: Script, organization_id: str, payload: bytes) -> Reply:
         try:
             reply: Reply = await self._call(script, organization_id, payload)
@@ -360,6 +372,6 @@ class RedisMeter:
                 return  # it is away again; what is missing is registered at its next return, or renewed
 
     async def _sweep(self, organization_id: str, cursor: str) -> Reply:
-        payload = encode_sweep(MOST_REAPED, cursor, self._silence_ms)
+        payload = encode_sweep(MOST_REAPED, cursor, self._patience_ms())
         reply: Reply = await self._call(self._scripts.sweep, organization_id, payload)
         return reply

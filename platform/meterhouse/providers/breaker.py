@@ -234,6 +234,10 @@ class Breakers:
         """Return how many deployments of each provider are not asked."""
         return Counter(name.partition("/")[0] for name, breaker in self._breakers.items() if breaker.is_open)
 
+    def count_without_account(self) -> Mapping[str, int]:
+        """Return of how many of these it is because the provider does not accept our account."""
+        return Counter(name.partition("/")[0] for name, breaker in self._breakers.items() if breaker.account_error)
+
     def order(self, deployments: Sequence[Deployment]) -> Sequence[Deployment]:
         """Return the deployments as they are to be tried.
 

@@ -48,6 +48,7 @@ class Watched(Enum):
     """What is read from elsewhere at each scrape: name, kind, help, and the one label it may have."""
 
     OPEN_REQUESTS = ("meterhouse_open_requests", "gauge", "Requests that are being answered now", None)
+    SHED_REQUESTS = ("meterhouse_shed_requests", "counter", "Requests refused for want of room", "reason")
     TASKS = ("meterhouse_tasks", "gauge", "Tasks of the event loop", None)
     JOURNAL_BYTES = ("meterhouse_journal_bytes", "gauge", "Size of this process's journals on disk", None)
     UNSHIPPED_RECORDS = ("meterhouse_unshipped_records", "gauge", "Records that SQL does not have yet", None)
@@ -67,6 +68,12 @@ class Watched(Enum):
     MIRROR_FAILURES = ("meterhouse_key_mirror_failures", "counter", "Times that keys' mirror did not answer", None)
     STRAY_RECORDS = ("meterhouse_stray_records", "gauge", "Ledger rows in no month's partition: an alarm", None)
     DEPLOYMENTS_OUT = ("meterhouse_deployments_out", "gauge", "Deployments that are not asked", "provider")
+    ACCOUNTS_OUT = (
+        "meterhouse_deployments_without_account",
+        "gauge",
+        "Deployments that are not asked because the provider does not accept our account: an alarm",
+        "provider",
+    )
     EXTRA_ATTEMPTS = ("meterhouse_extra_attempts", "counter", "Attempts after the first of a request", None)
     EXTRA_ATTEMPTS_REFUSED = (
         "meterhouse_extra_attempts_refused",
@@ -152,12 +159,6 @@ class Metrics:
             buckets=LAG_BUCKETS_SECONDS,
             registry=registry,
         )
-        self._openings = Counter(
-            "meterhouse_deployment_openings_total",
-            "Times that a deployment was taken out; account: the provider does not accept ours",
-            ("provider", "reason"),
-            registry=registry,
-        )
         self._read_others: Callable[[], list[list[Family]]] | None = None
         self._watches = _Watches()
         registry.register(self._watches)
@@ -215,11 +216,6 @@ class Metrics:
             child = self._refusals.labels(*key)
             self._refusal_children[key] = child
         child.inc()
-
-    def observe_opening(self, provider: str, reason: str) -> None:
-        """Count a deployment that was taken out: ``open`` for its failures, or ``account``."""
-        label = provider if provider in self._providers or len(self._providers) < MAX_CHILDREN else OTHER
-        self._openings.labels(label, reason).inc()
 
     def observe_loop_lag(self, seconds: float) -> None:
         """Count how late a timer ran."""

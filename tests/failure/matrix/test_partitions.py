@@ -12,20 +12,22 @@ from pathlib import Path
 import pytest
 
 from failure.killing import Conversation
-from failure.matrix.aiming import replay
+from failure.matrix.aiming import LEASE_SECONDS, SWEEP_SECONDS, Standing, replay
 from failure.matrix.house import AMPLE, LONG, PACED, QUICK_ANSWER, UNCOUNTED, House
 from fakes.proxy import Direction, FaultProxy
+from meterhouse.keys.secret import make
 
 pytestmark = pytest.mark.slow_fault
 
 FAILING = tuple(f"error-500?code=broken{number}" for number in range(40))
 """So many, because a breaker soon spares a deployment that only fails."""
+STEADY = "paced?tokens=80&duration_ms=8000"
 SHARED = {f"shared-{number}": name for number, name in enumerate(FAILING)}
 """Models of two providers, of which both fail: so that there is something to fail over to."""
 SERVED = ",".join(f"{name}={upstream}" for name, upstream in SHARED.items())
 HOUSE = {
     "workers": 3,
-    "models": FAILING,
+    "models": (*FAILING, STEADY),
     "providers": ("fake", "spare"),
     "environment": {"METERHOUSE_PROVIDER_FAKE_MODELS": SERVED, "METERHOUSE_PROVIDER_SPARE_MODELS": SERVED},
 }
@@ -49,6 +51,8 @@ def cut_off(house: House, proxy: FaultProxy, pid: int, *directions: Direction) -
         yield
     finally:
         proxy.heal()
+        # For a second after its last failure PostgreSQL is not asked: that belongs to this partition still.
+        house.wait_for(lambda: all(house.ask(make("live").value).status == 401 for _ in range(4 * house.fleet.workers)))
 
 
 async def live_through(
@@ -199,6 +203,30 @@ async def test_long_streams_outlive_a_partition(house: House) -> None:
         with cut_off(house, house.redis_proxy, house.fleet.pids()[0]):
             await asyncio.sleep(4.5)
     await check_exact(house, talks, [key])
+
+
+@pytest.mark.slow_fault
+@pytest.mark.cell(30, "R")
+async def test_what_a_worker_without_redis_holds_is_not_given_to_others(house: House) -> None:
+    """It cannot renew for longer than a lease, but it says in PostgreSQL that it lives."""
+    key = await asyncio.to_thread(house.new_key, AMPLE)
+    standing = await Standing(house).add("S", key, STEADY)
+    before = holds(house)
+    assert before
+    async with house.crowd([key], [QUICK_ANSWER], clients=4, **SHORT) as talks:
+        with cut_off(house, house.redis_proxy, standing.pid):
+            until = time.monotonic() + LEASE_SECONDS + 4 * SWEEP_SECONDS
+            while time.monotonic() < until:
+                await asyncio.sleep(0.2)
+                assert before <= await asyncio.to_thread(holds, house)
+    talks += await standing.end()
+    await check_exact(house, talks, [key])
+
+
+def holds(house: House) -> set[tuple[str, str]]:
+    """Return what Redis holds: the organization's key and the request of each reservation."""
+    names = house.redis.cli("KEYS", "mh:{*}:h")
+    return {(name, request_id) for name in names for request_id in house.redis.cli("HKEYS", name)}
 
 
 # --- row 34

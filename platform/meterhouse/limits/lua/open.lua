@@ -6,6 +6,6 @@ local run, count = run_id(), tonumber(values[3])
 if values[1] == run and count and count == call('HLEN', h) and count == call('ZCARD', l) then
   return {values[2] == 'k' and 4 or 7, tonumber(values[4])}
 end
-call('DEL', m, h, l)
+call('DEL', m, h, l, prefix .. 'y')
 call('HSET', m, 'run', run, 'st', 'o', 'n', 0, 'la', now, 'o', now)
 return {0, now}

@@ -5,7 +5,7 @@
 local run = run_id()
 local known = call('HGET', m, 'run')
 if known ~= run then
-  call('DEL', m, h, l)
+  call('DEL', m, h, l, prefix .. 'y')
   call('HSET', m, 'run', run, 'st', 'o', 'n', 0, 'la', now, 'o', now)
 end
 

@@ -1,8 +1,10 @@
 -- uses: alive
--- Moves the leases of live reservations with what each has used so far.
+-- rarely: stone
+-- Moves the leases of live reservations with what each has used so far. One that was reaped meanwhile goes on without
+-- a hold until it is settled; that it was heard of is noted.
 -- ARGV: {lease ms, id, 1 if sent, tokens, nanos, id, ...}. Reply: {0, ids that are neither live nor reaped...}.
-local known, unknown = call('HGET', m, 'run'), {0}
-local is_mine = known and known == run_id()
+local known, unknown = call('HMGET', m, 'run', 'o'), {0}
+local is_mine = known[1] and known[1] == run_id()
 if is_mine then call('HSET', m, 'lr', now) end
 for i = 2, #a, 4 do
   local id = a[i]
@@ -14,6 +16,13 @@ for i = 2, #a, 4 do
     call('ZADD', l, now + a[1], id)
   elseif not is_mine or call('EXISTS', prefix .. 'z:' .. id) == 0 then
     unknown[#unknown + 1] = id
+  else
+    local rare = rarely()
+    local stone = rare.find_stone(id, life(known[1], known[2]))
+    if stone then
+      stone[2] = now
+      rare.keep_on(id, stone)
+    end
   end
 end
 return unknown

@@ -1,5 +1,5 @@
 -- uses: alive arithmetic calendar rate settled stand sizing
--- rarely: hold resolve reap slot refused companions
+-- rarely: hold resolve stone reap slot refused companions
 -- Holds a demand against all limits of its principal or none.
 -- ARGV: {id, lease ms, 3 to 11 as sizing.lua, {model, attachments of key, project and
 -- organization, plan...}, silence ms}.

@@ -1,10 +1,11 @@
--- Moves the counters of debits, which begin at `first` of a list, to the truth. Of a live hold the debits hold; of a
--- tombstone they were applied before, and the difference counts. Afterwards the list says what is applied.
-local function resolve(list, first, is_live, truth, is_reported)
-  if #list < first then return end
+-- Moves the counters of a hold's debits to the truth. Of a live hold the debits hold; of a stone's they were counted
+-- before, and the difference counts. Afterwards the debits say what is counted. Options: is_reported lets rates be given
+-- back, only_raises takes nothing off quotas and budgets.
+local function resolve(hold, truth, is_live, is_reported, only_raises)
+  if #hold < HOLD_HEAD then return end
   local fields, size = {}, 0
-  for i = first, #list, 5 do
-    local slot, type = list[i], list[i + 1]
+  for i = HOLD_HEAD, #hold, 5 do
+    local slot, type = hold[i], hold[i + 1]
     if type < 3 then
       fields[size + 1], fields[size + 2], fields[size + 3] = slot .. '|i', slot .. '|c', slot .. '|v'
       size = size + 3
@@ -12,20 +13,20 @@ local function resolve(list, first, is_live, truth, is_reported)
       size = size + 1
       fields[size] = slot .. '|n'
     else
-      local period = slot .. '|' .. list[i + 2]
+      local period = slot .. '|' .. hold[i + 2]
       fields[size + 1], fields[size + 2], fields[size + 3] = slot .. '|p', period .. '|s', period .. '|r'
       size = size + 3
     end
   end
   local values = call('HMGET', m, unpack(fields))
   local at, writes, gone, written = 1, {}, {}, 0
-  for i = first, #list, 5 do
-    local type, before, amount = list[i + 1], list[i + 3], truth[list[i + 1]]
+  for i = HOLD_HEAD, #hold, 5 do
+    local type, before, amount = hold[i + 1], hold[i + 3], truth[hold[i + 1]]
     if type < 3 then
       local difference = amount - before
       if difference > 0 or (difference < 0 and is_reported) then
-        local index, current, previous = turn_rate(values[at], values[at + 1], values[at + 2], list[i + 4])
-        local counted = list[i + 2]
+        local index, current, previous = turn_rate(values[at], values[at + 1], values[at + 2], hold[i + 4])
+        local counted = hold[i + 2]
         if counted == index or (difference > 0 and counted < index - 1) then
           current = current + difference
         elseif counted == index - 1 then
@@ -35,7 +36,7 @@ local function resolve(list, first, is_live, truth, is_reported)
         writes[written + 3], writes[written + 4] = fields[at + 1], current
         writes[written + 5], writes[written + 6] = fields[at + 2], previous
         written = written + 6
-        list[i + 3] = amount
+        hold[i + 3] = amount
       end
       at = at + 3
     elseif type == 3 then
@@ -46,10 +47,11 @@ local function resolve(list, first, is_live, truth, is_reported)
       at = at + 1
     else
       local spent, reserved = tonumber(values[at + 1]), tonumber(values[at + 2])
+      if only_raises and amount < before then amount = before end
       if spent and reserved then
         spent = spent + amount
         if is_live then reserved = reserved - before else spent = spent - before end
-        if reserved == 0 and tonumber(values[at]) > list[i + 2] then
+        if reserved == 0 and tonumber(values[at]) > hold[i + 2] then
           gone[#gone + 1], gone[#gone + 2] = fields[at + 1], fields[at + 2]
         else
           writes[written + 1], writes[written + 2] = fields[at + 1], spent
@@ -57,7 +59,7 @@ local function resolve(list, first, is_live, truth, is_reported)
           written = written + 4
         end
       end
-      list[i + 3] = amount
+      hold[i + 3] = amount
       at = at + 3
     end
   end

@@ -1,5 +1,5 @@
 -- uses: rate resolve settled
--- rarely: alive
+-- rarely: alive stone
 -- Resolves reservations with the truth: live ones, and once those that were reaped; others change nothing. Each id is
 -- remembered, so that a reservation which arrives after its settlement holds nothing.
 -- ARGV: {id, requests, tokens, nanos, 1 if reported, id, ...}. Reply: {0, how many were live}.
@@ -9,19 +9,17 @@ for i = 1, #a, 5 do
   ids[#ids + 1] = id
   local raw = call('HGET', h, id)
   if raw then
-    resolve(message(raw), HOLD_HEAD, true, truth, a[i + 4] == 1)
+    resolve(message(raw), truth, true, a[i + 4] == 1)
     call('HDEL', h, id)
     call('ZREM', l, id)
     live = live + 1
-  else
-    raw = call('GET', prefix .. 'z:' .. id)
-    if raw then
-      local stone, known, alive = message(raw), call('HMGET', m, 'run', 'o'), rarely()
-      if known[1] and known[1] == alive.run_id() and stone[1] == alive.life(known[1], known[2]) then
-        resolve(stone, 2, false, truth, a[i + 4] == 1)
-      end
-      call('DEL', prefix .. 'z:' .. id)
+  elseif call('EXISTS', prefix .. 'z:' .. id) == 1 then
+    local known, rare = call('HMGET', m, 'run', 'o'), rarely()
+    if known[1] and known[1] == rare.run_id() then
+      local stone = rare.find_stone(id, rare.life(known[1], known[2]))
+      if stone then resolve(stone[3], truth, false, a[i + 4] == 1) end
     end
+    rare.drop_stone(id)
   end
 end
 if live > 0 then call('HINCRBY', m, 'n', -live) end

@@ -1,0 +1,209 @@
+"""``infra/up``: the whole stack on one machine, in a folder of its own.
+
+A start brings up what is missing and leaves alone what runs, so that it also mends a stack of which a part has died.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from meterhouse import __version__
+from meterhouse.dev import curl_line
+from stack import process
+from stack.parts import Part, environment, is_postgres_there, make_roles, meterhouse, parts, run
+from stack.parts import check_ports as check_free_ports
+from stack.place import Place, prepare, read_place, turn, write_closed
+from stack.process import StackError
+
+START_SECONDS = 60
+UNWELL = 1
+FAILED = 2
+RETRIES = 3
+"""PostgreSQL refuses to start while what a killed one left behind still ends."""
+
+
+def main() -> int:
+    """Do what the command line says."""
+    options = read_options()
+    place = read_place(options.data)
+    try:
+        if options.status:
+            return print_status(place)
+        with turn(place.folder):
+            place = read_place(options.data)
+            return bring_down(place) if options.down else bring_up(place, options)
+    except StackError as error:
+        print(f"infra/up: {error}", file=sys.stderr)
+        return FAILED
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="infra/up",
+        description="Run PostgreSQL, Redis, two workers of Meterhouse and nginx with TLS on this machine.",
+        epilog="Everything listens on 127.0.0.1. Ports that are not given are the first free ones from 8443, 8080, "
+        "5440 and 6380 on, and stay the same from then on.",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--status", action="store_true", help="say of each part whether it runs and is well; 1: not all")
+    what.add_argument("--down", action="store_true", help="end everything; running streams may end first")
+    folder = Path(".meterhouse-up")
+    parser.add_argument("--data", type=Path, default=folder, metavar="DIR", help=f"folder of it all [{folder}]")
+    for name in ("https", "http", "postgres", "redis"):
+        parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help=f"port of {name}")
+    return parser.parse_args()
+
+
+def bring_up(place: Place, options: argparse.Namespace) -> int:
+    """Start what does not run, and say where everything is."""
+    given = {name: getattr(options, f"{name}_port") for name in ("https", "http", "postgres", "redis")}
+    asked = {name: port for name, port in given.items() if port is not None and port != place.ports.get(name)}
+    if asked and any(started.is_running for started in place.started.values()):
+        raise StackError(f"It runs on other ports ({', '.join(asked)}): infra/up --down comes first.")
+    prepare(place, asked)
+    had_keys = "admin_key" in place.secrets
+    is_changed = False
+    for part in parts():
+        if _is_running(place, part):
+            continue
+        is_changed = True
+        _start(place, part)
+        if part.name == "postgres":
+            make_roles(place)
+        if part.name == "redis":
+            _make_keys(place)
+    print_banner(place, is_changed=is_changed, has_new_keys=not had_keys)
+    return 0
+
+
+def _start(place: Place, part: Part) -> None:
+    old = place.started.get(part.name)
+    if old is not None:
+        process.kill(old)
+    check_free_ports(place, part)
+    is_ready = is_postgres_there if part.name == "postgres" else part.is_well
+    log = place.log(part.name)
+    for tries_left in reversed(range(RETRIES)):
+        print(f"Starting {part.name} ...", file=sys.stderr)
+        started = place.started[part.name] = part.start(place)
+        place.save()
+        try:
+            process.await_ready(started, lambda: is_ready(place), part.name, log, START_SECONDS)
+        except StackError:
+            process.kill(started)
+            if not tries_left or part.name != "postgres":
+                raise
+        else:
+            return
+
+
+def _make_keys(place: Place) -> None:
+    """Bring the schema up to date, and make the first keys if there are none."""
+    urls = f"METERHOUSE_DATABASE_URL={place.database_url}\nMETERHOUSE_MIGRATION_DATABASE_URL={place.owner_url}\n"
+    pepper = f"METERHOUSE_KEY_PEPPER=1:{place.secrets['pepper']}\nMETERHOUSE_REDIS_URL={place.redis_url}\n"
+    settings = place.folder / "migrate.env"
+    write_closed(settings, urls + pepper)
+    words = ["--env-file", str(settings)]
+    run([*meterhouse(), "migrate", *words], environment=environment())
+    if "admin_key" not in place.secrets:
+        words += ["--data", str(place.folder / "gateway")]
+        keys = place.folder / "first.env"
+        keys.unlink(missing_ok=True)
+        try:
+            run([*meterhouse(), "bootstrap", *words, "--env-file-out", str(keys)], environment=environment())
+            found = dotenv_values(keys, interpolate=False)
+            made = (found["OPENAI_API_KEY"], found["OPENAI_ADMIN_KEY"])
+        except StackError as error:
+            if "organization already" not in str(error):
+                raise
+            # A start that was interrupted had made the first ones, and nobody knows them.
+            made = (_issue("create", words), _issue("create-admin", words))
+        place.secrets |= {"key": str(made[0]), "admin_key": str(made[1])}
+        place.save()
+        keys.unlink(missing_ok=True)
+    write_closed(
+        place.folder / "keys.env",
+        f"OPENAI_BASE_URL={place.base_url}/v1\nOPENAI_API_KEY={place.secrets['key']}\n"
+        f"OPENAI_ADMIN_KEY={place.secrets['admin_key']}\nSSL_CERT_FILE={place.folder / 'tls' / 'ca.pem'}\n",
+    )
+
+
+def _issue(command: str, words: list[str]) -> str:
+    text = run([*meterhouse(), "keys", command, "--name", "infra/up", *words], environment=environment())
+    return next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("key:"))
+
+
+def _is_running(place: Place, part: Part) -> bool:
+    started = place.started.get(part.name)
+    return started is not None and started.is_running
+
+
+def bring_down(place: Place) -> int:
+    """End everything: nginx takes nothing new while the gateway drains, and the stores end last."""
+    running = [part for part in reversed(parts()) if _is_running(place, part)]
+    for part in running:
+        if part.name in {"nginx", "gateway"}:
+            process.tell(place.started[part.name], part.end_signal)
+    # Streams pass through nginx, so it ends after the gateway, which says how long they may take.
+    for part in sorted(running, key=lambda part: ("gateway", "nginx", "redis", "postgres").index(part.name)):
+        print(f"Ending {part.name} ...", file=sys.stderr)
+        started = place.started[part.name]
+        if part.name not in {"nginx", "gateway"}:
+            process.tell(started, part.end_signal)
+        if not process.await_end(started, part.patience_seconds):
+            process.tell(started, signal.SIGTERM)
+            process.await_end(started, part.patience_seconds)
+    for started in place.started.values():
+        process.kill(started)
+    place.started.clear()
+    if place.folder.joinpath("stack.json").exists():
+        place.save()
+    print("Everything has ended." if running else f"Nothing runs in {place.folder}.")
+    return 0
+
+
+def print_status(place: Place) -> int:
+    """Say of each part how it is; returns 1 unless all are well."""
+    is_all_well = True
+    for part in parts():
+        started = place.started.get(part.name)
+        is_running = started is not None and started.is_running
+        is_well = is_running and part.is_well(place)
+        is_all_well = is_all_well and is_well
+        where = f"127.0.0.1:{place.ports[part.port]}" if part.port in place.ports else str(place.socket)
+        state = f"running  pid {started.pid:<8}" if started is not None and is_running else "stopped              "
+        print(f"{part.name:<9} {state} {where if is_running else '':<24} {'well' if is_well else 'not well'}")
+    return 0 if is_all_well else UNWELL
+
+
+def print_banner(place: Place, *, is_changed: bool, has_new_keys: bool) -> None:
+    """Say where everything is, as ``infra/run`` does; the keys only when they are new."""
+    keys = place.folder / "keys.env"
+    authority = place.folder / "tls" / "ca.pem"
+    head = "runs" if is_changed else "runs already"
+    print(
+        f"\nMeterhouse {__version__} {head} with PostgreSQL, Redis, two workers and nginx (infra/up --down ends it)\n"
+    )
+    for name, value in (
+        ("Base URL", f"{place.base_url}/v1"),
+        ("API page", f"{place.base_url}/docs"),
+        ("Health", f"{place.base_url}/health"),
+        ("CA file", f"{authority} (clients: SSL_CERT_FILE)"),
+        ("Data", str(place.folder)),
+        ("Settings", f"{place.folder / 'gateway.env'} (kill -HUP {place.started['gateway'].pid} takes them up)"),
+        ("Keys", f"{keys} (source it: set -a; . {keys}; set +a)"),
+    ):
+        print(f"  {name:<10} {value}")
+    if has_new_keys:
+        print(f"\n  Key        {place.secrets['key']}\n  Admin key  {place.secrets['admin_key']}")
+        command = curl_line(place.base_url, place.secrets["key"]).replace("curl ", f"curl --cacert {authority} ", 1)
+        print(f"\nTry it:\n\n{command}")
+    print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Refuses at once what this worker could only serve late: more requests than it has slots, or while its loop lags.
+
+Invariant: a request that is refused here has cost nothing yet, and holds nothing. The last tenth of the slots is for
+organizations that have less than their share, so that one tenant cannot keep all others out. Only inference asks;
+health, metrics and administration are never refused here. Not here: limits that tenants have (``limits``).
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from meterhouse.errors import Overloaded
+
+RESERVED_PART = 10
+"""One slot of so many is for organizations that have less than their share."""
+PROBE_SECONDS = 0.1
+
+
+class LoopProbe:
+    """Measures how late the event loop is by its own work.
+
+    A process that stood still, or that the machine gave no time, has no backlog that refusing would shorten; so a
+    delay counts only as far as this thread has used the processor meanwhile.
+    """
+
+    def __init__(self, observe: Callable[[float], None] | None = None) -> None:
+        self._observe = observe
+        self._due = self._used = 0.0
+        self._last_lag_seconds = 0.0
+        self._is_running = False
+
+    async def run(self) -> None:
+        """Probe, over and over."""
+        self._is_running = True
+        try:
+            while True:
+                self._due = time.monotonic() + PROBE_SECONDS
+                self._used = time.thread_time()
+                await asyncio.sleep(PROBE_SECONDS)
+                self._last_lag_seconds = self._lag_seconds()
+                if self._observe is not None:
+                    self._observe(max(0.0, time.monotonic() - self._due))
+        finally:
+            self._is_running = False
+
+    @property
+    def lag_seconds(self) -> float:
+        """How late the loop was at the last probe, or is already at the next one."""
+        return max(self._last_lag_seconds, self._lag_seconds()) if self._is_running else 0.0
+
+    def _lag_seconds(self) -> float:
+        late_seconds = time.monotonic() - self._due
+        if late_seconds <= 0:
+            return 0.0
+        return min(late_seconds, time.thread_time() - self._used)
+
+
+class Slot:
+    """A request's place in this worker; a context manager."""
+
+    __slots__ = ("_organization_id", "_slots")
+
+    def __init__(self, slots: "Slots") -> None:
+        self._slots = slots
+        self._organization_id: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._slots.give_back(self._organization_id)
+
+    def assign(self, organization_id: str) -> None:
+        """Say whose request it is; raises Overloaded when others are to have what is left."""
+        self._slots.check_share(organization_id)
+        self._organization_id = organization_id
+
+
+class Slots:
+    """How many requests are under way, of whom, and whether there is room for one more."""
+
+    def __init__(self, most: int, most_lag_seconds: float, probe: LoopProbe) -> None:
+        self._most = most
+        self._reserved = most // RESERVED_PART
+        self._most_lag_seconds = most_lag_seconds
+        self._probe = probe
+        self._taken = 0
+        self._by_organization: defaultdict[str, int] = defaultdict(int)
+        self.refused_for_slots = self.refused_for_share = self.refused_for_lag = 0
+        """How many requests were refused, since the start."""
+
+    @property
+    def taken(self) -> int:
+        """How many are under way."""
+        return self._taken
+
+    def take(self) -> Slot:
+        """Take a slot for a request of which nothing is known yet.
+
+        Raises:
+            Overloaded: There is none, or the loop lags.
+        """
+        if self._taken >= self._most:
+            self.refused_for_slots += 1
+            raise _overloaded(f"{self._taken} requests are under way")
+        lag_seconds = self._probe.lag_seconds
+        if lag_seconds > self._most_lag_seconds:
+            self.refused_for_lag += 1
+            raise _overloaded(f"the event loop is {lag_seconds:.2f} s late")
+        self._taken += 1
+        return Slot(self)
+
+    def check_share(self, organization_id: str) -> None:
+        """Count a request for its organization, if it may have one more."""
+        mine = self._by_organization[organization_id] + 1
+        # As if one more came: where there is only one, it leaves room for a second.
+        share = max(1, self._most // (len(self._by_organization) + 1))
+        if self._most - self._taken < self._reserved and mine > share:
+            self._forget(organization_id)
+            self.refused_for_share += 1
+            raise _overloaded(f"{mine - 1} of {self._taken} requests under way are of {organization_id}")
+        self._by_organization[organization_id] = mine
+
+    def give_back(self, organization_id: str | None) -> None:
+        """Count a request as ended."""
+        self._taken -= 1
+        if organization_id is not None:
+            self._by_organization[organization_id] -= 1
+            self._forget(organization_id)
+
+    def _forget(self, organization_id: str) -> None:
+        if not self._by_organization[organization_id]:
+            del self._by_organization[organization_id]
+
+
+def _overloaded(detail: str) -> Overloaded:
+    return Overloaded("This server has more to do than it can just now. Try again in a moment.", detail=detail)
