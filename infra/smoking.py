@@ -222,7 +222,14 @@ def _try_errors(server: Server) -> str:
 
 
 def _try_admin(server: Server) -> str:
-    for path in ("/admin/organizations", "/admin/projects", "/admin/keys", "/admin/prices"):
+    for path in (
+        "/admin/organizations",
+        "/admin/projects",
+        "/admin/keys",
+        "/admin/prices",
+        "/admin/providers",
+        "/admin/routes",
+    ):
         need("data" in server.get(path, key=server.admin_key), f"{path} is no list")
     need(expect(server.send("GET", "/admin/keys"), FORBIDDEN), "a tenant's key may administrate")
     return "lists, and refuses a tenant's key"

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from meterhouse.admin.guard import AdminLimiter
 from meterhouse.admin.router import AdminParts
+from meterhouse.admin.supply import SupplyParts
 from meterhouse.dispatch import build_attempts
 from meterhouse.errors import StreamCut
 from meterhouse.http.account import AccountParts
@@ -31,13 +32,17 @@ from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.settler import Settler
 from meterhouse.metering import Meter, Reservation
 from meterhouse.meters import open_meter
+from meterhouse.notices import CONNECTED
 from meterhouse.providers.probe import Probe
 from meterhouse.providers.simulator import Simulator
 from meterhouse.providers.upstream import Upstream
+from meterhouse.providers.vault import Vault
 from meterhouse.records import Records, open_records
 from meterhouse.settings import Environment, Settings
 from meterhouse.stores import Stores, open_stores
 from meterhouse.supply import Supply
+from meterhouse.supply_changes import NOTICE as SUPPLY_NOTICE
+from meterhouse.supply_changes import SupplyChanges
 from meterhouse.telemetry.logs import Format, RequestLog, configure
 from meterhouse.telemetry.metrics import Metrics, Watched
 from meterhouse.telemetry.traces import Tracing
@@ -112,8 +117,9 @@ async def open_gateway(
         stack.callback(tracing.close)
         metrics = Metrics()
         stores = await stack.enter_async_context(open_stores(settings))
-        supply = Supply(environment, settings, stores.catalog.prices, stores.clock, has_simulator=options.has_simulator)
-        await supply.open()
+        vault = Vault(stores.peppers)
+        supply = Supply(environment, settings, stores.catalog, stores.clock, vault)
+        await supply.open(has_simulator=options.has_simulator)
         upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
         records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
         parts = await stack.enter_async_context(open_meter(settings, stores, records, metrics))
@@ -143,8 +149,19 @@ async def open_gateway(
                 unshipped_age_ms=records.unshipped_age_ms,
                 clock=stores.clock,
             ),
-            admin=AdminParts(stores.service, stores.catalog, supply.set_price),
+            admin=AdminParts(stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference)),
         )
+
+
+def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: InferenceParts) -> SupplyParts:
+    """Let operators change the supply, and every process hear of it."""
+    notices = stores.notices
+    if notices is not None:
+        notices.on(SUPPLY_NOTICE, supply.hear)
+        notices.on(CONNECTED, supply.hear)
+    publish = notices.publish if notices is not None else None
+    changes = SupplyChanges(supply, stores.catalog.supply, vault, publish)
+    return SupplyParts(changes, supply.routes, inference.attempts, stores.clock)
 
 
 def _build_inference(

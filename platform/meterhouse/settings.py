@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     retired_models: Literal["refuse", "replace"] = Field(
         "refuse", description="`replace`: a retired model's name is answered by its replacement"
     )
+    private_providers: bool = Field(
+        False, description="Whether a provider that is set through the API may have a private address, or plain http"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least level that is logged"
     )

@@ -59,7 +59,7 @@ class Bench:
         async def insert() -> None:
             now_ms = parts.stores.clock.now_ms()
             await parts.stores.catalog.prices.insert_prices([operator_price(order, now_ms) for order in orders])
-            await parts.supply.refresh_prices()
+            await parts.supply.refresh()
 
         self.gateway.run(insert)
 

@@ -234,7 +234,7 @@ def test_a_deployment_that_asked_for_patience_comes_last(pair: Pair) -> None:
 
 def test_extra_attempts_come_out_of_a_budget(pair: Pair) -> None:
     statuses = []
-    for script in ("error-529", "error-first", "eof-after-head", "html-200", "error-401"):
+    for script in ("error-529", "error-first", "eof-after-head", "html-200", "reset-after-head"):
         client, records, _ = pair.play(script)
         statuses.append(client.status)
         assert len(records) == (2 if client.status == 200 else 1)

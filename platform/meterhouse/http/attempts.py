@@ -103,7 +103,7 @@ class Attempts:
             except Malformed as error:
                 refusal = error  # another provider may take the parameter that this one does not
                 continue
-            if failure is not None and (call.is_overdue or not self._budget.try_spend()):
+            if failure is not None and (call.is_overdue or not self._may_retry(failure)):
                 break
             breaker = self._breakers.of(deployment.id)
             permit = breaker.try_acquire()
@@ -138,6 +138,14 @@ class Attempts:
                 retry_after_seconds=5,
             )
         )
+
+    def _may_retry(self, failure: UpstreamError) -> bool:
+        """Whether there may be one more attempt.
+
+        Where our account is the trouble it is free: that happens once a minute to a deployment, and multiplies nothing.
+        """
+        is_ours = isinstance(failure, UpstreamAccount) and failure.is_certain
+        return is_ours or self._budget.try_spend()
 
     def _begin(self, call: Call, deployment: Deployment) -> Attempt:
         """Note an attempt in the tally and leave its INTENT in the journal."""

@@ -7,6 +7,7 @@ where the settings come from (the environment, the database), what a provider se
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from meterhouse.providers.address import check_public
 from meterhouse.providers.catalog import OPENAI_COMPATIBLE, PROVIDERS, SIMULATOR, find_provider, named_provider
 from meterhouse.providers.provider import ActiveProvider, Provider, ProviderSetting
 
@@ -33,11 +34,15 @@ def activate(setting: ProviderSetting) -> ActiveProvider | None:
     base_url = setting.base_url or _region_url(row, setting) or row.base_url
     if base_url is None:
         raise ValueError(f"provider {setting.name} needs a base URL")
+    normal = _normal_base_url(row, base_url)
+    if setting.is_public_only:
+        check_public(normal)
     return ActiveProvider(
         provider=row,
-        base_url=_normal_base_url(row, base_url),
+        base_url=normal,
         credential=setting.credential,
         models=setting.models,
+        is_public_only=setting.is_public_only,
     )
 
 

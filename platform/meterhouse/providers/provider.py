@@ -194,6 +194,11 @@ class Endpoint(Protocol):
         """The secret, never logged."""
         ...
 
+    @property
+    def is_public_only(self) -> bool:
+        """Whether its name must lead to a public address."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
@@ -212,6 +217,7 @@ class Deployment:
     """Those of a lower order are asked first."""
     weight: int = 1
     """Its part of the requests among those of its order."""
+    is_public_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +266,8 @@ class ProviderSetting:
     models: tuple[str, ...] = ()
     shows_all_output: bool = False
     """The operator vouches that the server shows all that its models write."""
+    is_public_only: bool = False
+    """Set through the API, and private addresses are not allowed there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +278,7 @@ class ActiveProvider:
     base_url: str
     credential: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
+    is_public_only: bool = False
 
     @property
     def name(self) -> str:

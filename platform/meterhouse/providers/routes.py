@@ -276,6 +276,7 @@ def _deploy(active: ActiveProvider, model: Model) -> Deployment:
         upstream_model=model.upstream_model,
         model=model,
         price=None,
+        is_public_only=active.is_public_only,
     )
 
 
