@@ -28,7 +28,8 @@ def build_attempts(upstream: Upstream, journal: AppendsToJournal, metrics: Metri
         BodyEditor(tenant_secret, operators.hear_of_parameter),
         _log_failed_attempt,
     )
-    metrics.watch_each(Watched.DEPLOYMENTS_OUT, lambda: dict(attempts.breakers.count_out()))
+    metrics.watch_each(Watched.DEPLOYMENTS_OUT, attempts.breakers.count_out)
+    metrics.watch_each(Watched.ACCOUNTS_OUT, attempts.breakers.count_without_account)
     metrics.watch(Watched.EXTRA_ATTEMPTS, lambda: attempts.budget.spent)
     metrics.watch(Watched.EXTRA_ATTEMPTS_REFUSED, lambda: attempts.budget.refused)
     return attempts
