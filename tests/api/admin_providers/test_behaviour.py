@@ -10,7 +10,7 @@ import pytest
 
 from api.asking import Tenant, marked
 from failure.raw_client import Client as RawClient
-from fakes.gateway import Gateway, GatewayProcess
+from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 
 SECRET = "sk-set-through-the-api-0123456789"
@@ -144,17 +144,16 @@ def test_private_addresses_are_an_opt_in(up: FakeUpstream, tmp_path: Path) -> No
 def test_it_is_there_after_a_restart_and_unreadable_under_another_pepper(up: FakeUpstream, tmp_path: Path) -> None:
     data = tmp_path / "data"
     body = {"base_url": up.base_url, "credential": SECRET, "models": ["lab-model=normal"]}
-    with GatewayProcess(data, SETTINGS) as first:
+    with Gateway(data, SETTINGS) as first:
         assert first.request("PUT", "/admin/providers/lab", body, key=first.admin_key)[0] == 200
-        first.kill()
-    ask = {"model": "lab-model", "messages": [{"role": "user", "content": "Hi"}]}
-    with GatewayProcess(data, SETTINGS) as second:
-        assert second.request("POST", "/v1/chat/completions", ask)[0] == 200
+    with Gateway(data, SETTINGS) as second:
+        assert second.chat("lab-model")[0] == 200
     (data / "pepper").unlink()
     (data / "dev.env").unlink()
-    with GatewayProcess(data, SETTINGS) as third:
-        assert third.request("POST", "/v1/chat/completions", ask)[0] == 404
+    with Gateway(data, SETTINGS) as third:
+        assert third.chat("lab-model")[0] == 404
         listing = json.loads(third.request("GET", "/admin/providers", key=third.admin_key)[2])
         (lab,) = [row for row in listing["data"] if row["name"] == "lab"]
         assert lab["is_on"] is False
         assert "give it again" in lab["detail"]
+        assert "provider.refused" in {line["event"] for line in third.log_lines()}
