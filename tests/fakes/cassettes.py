@@ -232,6 +232,23 @@ ANSWERS = (
         whole('"content":"Hi there"', usage(9, 2, CACHED) + ',"timings":{"cache_n":4,"predicted_n":2}'),
         (9, 4, 2, 0),
     ),
+    # A model that thinks in its text, behind a server that does not know.
+    Answer(
+        "openai_compatible",
+        stream(
+            ROLE,
+            chunk('{"content":"<thi"}'),
+            chunk('{"content":"nk>Let me see</think>"}'),
+            HI,
+            THERE,
+            STOP,
+            alone(usage(9, 8)),
+        ),
+        whole('"content":"<think>Let me see</think>\\n\\nHi there"', usage(9, 8)),
+        (9, 0, 8, 0),
+        reasoning="Let me see",
+        name="tags",
+    ),
     # The usage is with the finish_reason, and there is no [DONE].
     Answer(
         "transformers",

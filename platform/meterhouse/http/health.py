@@ -73,7 +73,7 @@ def build_health_router(parts: HealthParts) -> APIRouter:
         names = [active.name for active in parts.routes.snapshot.providers]
         reachable = {name: status.is_reachable for name, status in statuses.items()}
         unready = parts.unready()
-        away = [f"provider {name} is not reachable" for name in names if reachable.get(name) is False]
+        away = [_complaint(statuses[name]) for name in names if reachable.get(name) is False]
         return Health(
             status="degraded" if unready or away else "ok",
             providers={name: reachable.get(name, True) for name in names},
@@ -109,6 +109,12 @@ def build_health_router(parts: HealthParts) -> APIRouter:
         return Response(body, headers={"content-type": content_type})
 
     return router
+
+
+def _complaint(status: ProviderStatus) -> str:
+    if status.refuses_credential:
+        return f"provider {status.name} refuses our credential: check its key"
+    return f"provider {status.name} is not reachable"
 
 
 def _backend(is_reachable: bool | None) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Raw
 
-from meterhouse.http.chunk import Choice, Chunk, Delta
+from meterhouse.http.chunk import Choice, Chunk
 
 _object_decoder = msgspec.json.Decoder(dict[str, Raw])
 _objects_decoder = msgspec.json.Decoder(list[dict[str, Raw]])
@@ -29,8 +29,10 @@ def tidy(payload: bytes, chunk: Chunk, asked: str, finish_reasons: Mapping[str, 
         asked: the model's name that the client asked for.
         finish_reasons: of the provider's row.
     """
-    if any(_is_untidy(choice, finish_reasons) for choice in chunk.choices or ()):
-        payload = _tidy_choices(payload, finish_reasons)
+    for choice in chunk.choices or ():
+        if _is_untidy(choice, finish_reasons):
+            payload = _tidy_choices(payload, finish_reasons)
+            break
     return rename_model(payload, chunk.model, asked)
 
 
@@ -50,14 +52,14 @@ def rename_model(payload: bytes, served: str | None, asked: str) -> bytes:
 
 
 def _is_untidy(choice: Choice, finish_reasons: Mapping[str, str]) -> bool:
-    if choice.finish_reason in finish_reasons:
-        return True
-    return any(_is_untidy_text(text) for text in (choice.delta, choice.message) if text is not None)
-
-
-def _is_untidy_text(text: Delta) -> bool:
-    has_other_name = bool(text.reasoning) and text.reasoning_content is None
-    return has_other_name or any(call.id == "" for call in text.tool_calls or ())
+    """Whether a choice needs any of this; every chunk is asked, and hardly any does."""
+    text = choice.delta or choice.message
+    if text is not None:
+        if text.reasoning and text.reasoning_content is None:
+            return True
+        if text.tool_calls is not None and any(call.id == "" for call in text.tool_calls):
+            return True
+    return choice.finish_reason is not None and choice.finish_reason in finish_reasons
 
 
 def _tidy_choices(payload: bytes, finish_reasons: Mapping[str, str]) -> bytes:

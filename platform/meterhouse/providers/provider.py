@@ -110,6 +110,8 @@ class Provider:
     assumed_max_output_tokens: int = 16_384
     """What a model may answer at most where no row says it."""
 
+    reads_think_tags: bool = False
+    """Whether an answer that begins with ``<think>`` has thoughts in its text (a local server without a parser)."""
     finish_reasons: Mapping[str, str] = field(default_factory=_no_mapping)
     """Finish reasons that OpenAI spells otherwise, for example ``model_length`` > ``length``."""
     sends_include_usage: bool = True
@@ -295,5 +297,7 @@ class ProviderStatus:
     checked_at_ms: int
     models: tuple[str, ...] = ()
     """What the provider says it serves; empty where it does not say."""
+    refuses_credential: bool = False
+    """It is there, and does not accept the operator's credential."""
     detail: str = ""
     """Why it is not reachable, for operators; no secret in it."""

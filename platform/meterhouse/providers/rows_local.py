@@ -21,6 +21,7 @@ LOCAL_PROVIDERS = (
         name=OLLAMA,
         wire="ollama",
         shows_all_output=True,
+        reads_think_tags=True,
         base_url="http://localhost:11434",
         credential_names=("OLLAMA_API_KEY",),
         chat_path="/api/chat",
@@ -52,6 +53,7 @@ LOCAL_PROVIDERS = (
         wire="openai",
         base_url=None,
         shows_all_output=True,
+        reads_think_tags=True,
         assumed_max_output_tokens=16_384,
         sends_continuous_usage=True,
         discovers_models=True,
@@ -81,6 +83,7 @@ LOCAL_PROVIDERS = (
         wire="openai",
         base_url=None,
         shows_all_output=True,
+        reads_think_tags=True,
         assumed_max_output_tokens=16_384,
         sends_continuous_usage=True,
         discovers_models=True,
@@ -105,6 +108,7 @@ LOCAL_PROVIDERS = (
         wire="openai",
         base_url=None,
         shows_all_output=True,
+        reads_think_tags=True,
         renames=MappingProxyType({"repetition_penalty": "repeat_penalty"}),
         assumed_max_output_tokens=16_384,
         discovers_models=True,
@@ -127,6 +131,7 @@ LOCAL_PROVIDERS = (
         wire="openai",
         base_url=None,
         shows_all_output=True,
+        reads_think_tags=True,
         renames=MappingProxyType({"repetition_penalty": "frequency_penalty"}),
         dropped_parameters=frozenset(
             {
@@ -171,11 +176,18 @@ LOCAL_PROVIDERS = (
         name=OPENAI_COMPATIBLE,
         wire="openai",
         base_url=None,
+        reads_think_tags=True,
         assumed_max_output_tokens=16_384,
         discovers_models=True,
         hidden_thinking_prefixes=HIDDEN_THINKING,
         timeouts=LOCAL_TIMEOUTS,
         quirks=(
+            Quirk(
+                date(2026, 11, 20),
+                "A thinking model behind a server without a parser writes its thoughts as <think>...</think> before its"
+                " answer.",
+                "the sources of vLLM and SGLang, whose reasoning parsers do the same",
+            ),
             Quirk(
                 date(2026, 11, 20),
                 "Servers disagree on max_completion_tokens (Ollama, Mistral and older ones refuse or ignore it);"
