@@ -1,8 +1,8 @@
 """The ASGI application: routes, middleware, pages and error shapes over an open gateway.
 
-The middleware order, outermost first: ``CORSMiddleware`` where origins are set (so that a page may read errors too),
-``RequestContext``, ``BodyLimit``, then the router. Every answer, also a 404, a
-405 or a 500, has OpenAI's error envelope.
+The middleware order, outermost first: ``CORSMiddleware`` where origins are set (a page may read errors too),
+``RequestContext``, ``BodyLimit``, then the router. Every answer, also a 404, a 405 or a 500, has OpenAI's error
+envelope.
 """
 
 from fastapi import FastAPI, Request, Response

@@ -64,7 +64,7 @@ def gateway(heard: Heard, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with FakeUpstream() as up:
         for cassette in (*ANSWERS, *REFUSALS):
             up.script(cassette.model, cassette.play)
-        for name in ("listen", "kimi-k2.6", "o9-listen"):
+        for name in ("listen", "kimi-k2.6", "deepseek-flash"):
             up.script(name, heard.play)
         environment = {"METERHOUSE_SHIP_SECONDS": "0.01", "METERHOUSE_RETIRED_MODELS": "replace"}
         for row in ROWS:
@@ -315,3 +315,13 @@ def test_a_retired_name_that_is_replaced_behaves_as_it_did(gateway: Gateway) -> 
     thinking = {name: route.deployments[0].model.body_defaults["thinking"]["type"] for name, route in modes.items()}
     assert thinking == {"deepseek-chat": "disabled", "deepseek-reasoner": "enabled"}
     assert {"deepseek-chat", "kimi-k2-thinking"} <= {model.name for model in routes.list_models()}
+
+
+def test_a_replacement_is_told_how_to_behave(gateway: Gateway, heard: Heard) -> None:
+    for name, mode in (("deepseek-chat", "disabled"), ("deepseek-reasoner", "enabled")):
+        assert gateway.chat(name, messages=CALLED)[0] == 200
+        assert (heard.body["model"], heard.body["thinking"]) == ("deepseek-flash", {"type": mode})
+        blanks = [m.get("reasoning_content") for m in heard.body["messages"] if m["role"] == "assistant"]
+        assert blanks == ([None, None] if mode == "disabled" else [" ", " "])
+    assert gateway.chat("deepseek-chat", thinking={"type": "enabled"})[0] == 200
+    assert heard.body["thinking"] == {"type": "enabled"}, "what the caller says holds"

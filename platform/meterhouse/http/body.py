@@ -209,13 +209,11 @@ class BodyEditor:
         if is_hidden_thinker(provider, deployment.upstream_model):
             for name in parsed.defaulted:
                 fields.pop(name, None)
-        for name, value in deployment.model.body_defaults.items():
-            fields.setdefault(name, value)
-        for name, value in provider.body_defaults.items():
-            fields.setdefault(name, value)
-        if not parsed.request.stream:
-            for name, value in provider.unstreamed_body_defaults.items():
-                fields.setdefault(name, value)
+        unstreamed = {} if parsed.request.stream else provider.unstreamed_body_defaults
+        for defaults in (deployment.model.body_defaults, provider.body_defaults, unstreamed):
+            for name, value in defaults.items():
+                if name not in fields:
+                    fields[name] = Raw(self._encoder.encode(value))
 
     def _bound(
         self, fields: dict[str, object], request: ChatRequest, provider: Provider, allowance_tokens: int | None

@@ -101,8 +101,14 @@ class Breaker:
 
     @property
     def account_error(self) -> UpstreamAccount | None:
-        """Why it is out, if it is because the provider does not accept our account."""
-        return self._account_error
+        """Why it is out, if it is because the provider does not accept our account; new each time, to be raised."""
+        error = self._account_error
+        return None if error is None else UpstreamAccount(error.message, detail=error.detail)
+
+    @property
+    def has_no_account(self) -> bool:
+        """Whether it is out because the provider does not accept our account."""
+        return self._account_error is not None
 
     def condition(self) -> Condition:
         """Say how it fares."""
@@ -177,7 +183,8 @@ class Breaker:
         again = self._account_error is not None
         pause = self._pause_seconds * 2 if again else FIRST_ACCOUNT_PAUSE_SECONDS
         self._pause_seconds = min(pause, LONGEST_ACCOUNT_PAUSE_SECONDS)
-        self._account_error = error
+        # A copy: the error itself holds on to the request that met it.
+        self._account_error = UpstreamAccount(error.message, detail=error.detail)
         self._window.add(self._monotonic(), failures=1)
         self._open(self._monotonic(), error)
 
@@ -236,7 +243,7 @@ class Breakers:
 
     def count_without_account(self) -> Mapping[str, int]:
         """Return of how many of these it is because the provider does not accept our account."""
-        return Counter(name.partition("/")[0] for name, breaker in self._breakers.items() if breaker.account_error)
+        return Counter(name.partition("/")[0] for name, breaker in self._breakers.items() if breaker.has_no_account)
 
     def order(self, deployments: Sequence[Deployment]) -> Sequence[Deployment]:
         """Return the deployments as they are to be tried.

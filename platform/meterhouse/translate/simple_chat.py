@@ -143,7 +143,8 @@ def _choices(answer: Any) -> list[dict[str, Any]]:
 
 def _said(choice: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a choice says; nothing at all for one that only opens or ends the answer."""
-    delta = choice.get("delta") or {}
+    delta = choice.get("delta")
+    delta = delta if isinstance(delta, dict) else {}
     said: dict[str, Any] = {}
     text = _text(delta.get("content")) or _text(delta.get("refusal"))
     if reasoning := _text(delta.get("reasoning_content")):
