@@ -19,7 +19,6 @@ OnDropped = Callable[[Deployment, str], None]
 
 _UNSET = frozenset({b"null", b"false", b"[]", b"{}"})
 _BLANK = Raw(b'" "')
-_REASONING_FIELDS = ("reasoning_content", "reasoning")
 _messages_decoder = msgspec.json.Decoder(list[dict[str, Raw]])
 _text_decoder = msgspec.json.Decoder(str)
 
@@ -31,21 +30,31 @@ def adapt(fields: Fields, request: ChatRequest, deployment: Deployment, on_dropp
         Malformed: It has a parameter, or a value of one, that the provider cannot honour.
     """
     row = deployment.provider
-    for name in sorted(row.denied_parameters & fields.keys()):
-        if _is_unset(fields[name]):
+    # Each step is asked for first: most rows need few of them, and every request comes by here.
+    if not row.denied_parameters.isdisjoint(fields):
+        _deny(fields, request, row)
+    dropped = row.dropped_parameters
+    if row.model_rules:
+        dropped |= row.rule_of(deployment.upstream_model).dropped_parameters
+    if not dropped.isdisjoint(fields):
+        for name in sorted(dropped & fields.keys()):
             del fields[name]
-            continue
-        raise Malformed(f"'{name}' is not supported by '{request.model}'.", param=name, code="unsupported_parameter")
-    dropped = row.dropped_parameters | row.rule_of(deployment.upstream_model).dropped_parameters
-    for name in sorted(dropped & fields.keys()):
-        del fields[name]
-        on_dropped(deployment, name)
-    _spell_values(fields, request, row)
+            on_dropped(deployment, name)
+    if row.denied_values or row.value_renames:
+        _spell_values(fields, request, row)
     if _needs_other_messages(fields, request, row):
         _adapt_messages(fields, request, deployment, on_dropped)
     for old, new in row.renames.items():
         if old in fields:
             fields[new] = fields.pop(old)
+
+
+def _deny(fields: Fields, request: ChatRequest, row: Provider) -> None:
+    for name in sorted(row.denied_parameters & fields.keys()):
+        if not _is_unset(fields[name]):
+            text = f"'{name}' is not supported by '{request.model}'."
+            raise Malformed(text, param=name, code="unsupported_parameter")
+        del fields[name]
 
 
 def _is_unset(value: object) -> bool:
@@ -72,13 +81,15 @@ def _text(value: object) -> str | None:
 def _needs_other_messages(fields: Fields, request: ChatRequest, row: Provider) -> bool:
     """Whether a rule of the row applies to any message; almost always none does."""
     names = row.dropped_message_fields
-    if row.reasoning_replay == "strip":
-        names |= frozenset(_REASONING_FIELDS)
-    if any(getattr(message, name, None) is not None for message in request.messages for name in names):
-        return True
-    if row.flattens_text_parts and any(_is_all_text(message) for message in request.messages):
-        return True
-    return any(_lacks_reasoning(message, fields, row) for message in request.messages)
+    for message in request.messages:
+        for name in names:
+            if getattr(message, name, None) is not None:
+                return True
+        if row.flattens_text_parts and _is_all_text(message):
+            return True
+        if row.reasoning_replay != "keep" and _lacks_reasoning(message, fields, row):
+            return True
+    return False
 
 
 def _is_all_text(message: Message) -> bool:
@@ -102,7 +113,7 @@ def _raw(value: object) -> Raw:
 def _adapt_messages(fields: Fields, request: ChatRequest, deployment: Deployment, on_dropped: OnDropped) -> None:
     row = deployment.provider
     messages = _messages_decoder.decode(_raw(fields["messages"]))
-    names = row.dropped_message_fields | (frozenset(_REASONING_FIELDS) if row.reasoning_replay == "strip" else set())
+    names = row.dropped_message_fields
     for message, seen in zip(messages, request.messages, strict=True):
         for name in sorted(names & message.keys()):
             del message[name]

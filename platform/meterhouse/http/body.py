@@ -206,7 +206,7 @@ class BodyEditor:
     def _fill(self, fields: dict[str, object], parsed: ParsedBody, deployment: Deployment) -> None:
         """Set what the rows send when the caller sent nothing, and take back a default that the model would refuse."""
         provider = deployment.provider
-        if is_hidden_thinker(provider, deployment.upstream_model):
+        if parsed.defaulted and is_hidden_thinker(provider, deployment.upstream_model):
             for name in parsed.defaulted:
                 fields.pop(name, None)
         unstreamed = {} if parsed.request.stream else provider.unstreamed_body_defaults

@@ -15,7 +15,7 @@ from meterhouse.money import Price
 Wire = Literal["openai", "ollama", "simulator"]
 OnClientGone = Literal["cancel", "drain"]
 MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
-ReasoningReplay = Literal["keep", "strip", "fill", "fill_for_calls"]
+ReasoningReplay = Literal["keep", "fill", "fill_for_calls"]
 
 
 def _no_mapping() -> Mapping[str, Any]:
@@ -95,8 +95,8 @@ class Provider:
     """The same, of a message."""
     model_rules: tuple[ModelRule, ...] = ()
     reasoning_replay: ReasoningReplay = "keep"
-    """What becomes of the reasoning that a caller sends back with the history: ``strip`` where it is refused; ``fill``
-    where each message of the assistant must have some, ``fill_for_calls`` where those with tool calls must."""
+    """What becomes of the reasoning in the history: ``fill`` where each message of the assistant must have some,
+    ``fill_for_calls`` where those with tool calls must. Where it is refused, it is a dropped message field."""
     flattens_text_parts: bool = False
     """Whether content that is a list of text parts goes out as one string."""
     body_defaults: Mapping[str, Any] = field(default_factory=_no_mapping)

@@ -74,7 +74,6 @@ HOSTED_PROVIDERS = (
             {"frequency_penalty", "presence_penalty", "parallel_tool_calls", "service_tier", "user", "store"}
         ),
         dropped_message_fields=_REASONING,
-        reasoning_replay="strip",
         price_source="cerebras",
         quirks=(
             Quirk(
