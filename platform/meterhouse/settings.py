@@ -186,7 +186,7 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderValues:
-    """What the environment says about one provider; the credential never shows in a repr."""
+    """What the environment says about one provider, unchecked; the credential never shows in a repr."""
 
     name: str
     kind: str | None = None
@@ -196,6 +196,8 @@ class ProviderValues:
     credential: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
     shows_all_output: bool = False
+    tool_call_format: str = ""
+    tools: str = "send"
 
 
 class Environment:
@@ -249,6 +251,8 @@ class Environment:
             credential=self._first(f"{stem}API_KEY", *credential_names),
             models=tuple(m.strip() for m in self._values.get(f"{stem}MODELS", "").split(",") if m.strip()),
             shows_all_output=self._values.get(f"{stem}SHOWS_ALL_OUTPUT", "").lower() in {"1", "true", "yes", "on"},
+            tool_call_format=self._values.get(f"{stem}TOOL_CALL_FORMAT", ""),
+            tools=self._values.get(f"{stem}TOOLS") or "send",
         )
 
     def named_providers(self) -> list[str]:

@@ -294,6 +294,8 @@ def provider_settings(environment: Environment) -> list[ProviderSetting]:
                 credential=credential,
                 models=values.models,
                 shows_all_output=values.shows_all_output,
+                tool_call_format=values.tool_call_format,
+                tools=values.tools,
             )
         )
     return found
@@ -313,6 +315,8 @@ def setting_of(row: StoredProvider, vault: Vault, *, is_public_only: bool) -> Pr
         models=tuple(fields.get("models") or ()),
         shows_all_output=bool(fields.get("shows_all_output")),
         is_public_only=is_public_only,
+        tool_call_format=fields.get("tool_call_format") or "",
+        tools=fields.get("tools") or "send",
     )
 
 

@@ -90,10 +90,14 @@ class NginxServer:
     def reload(self) -> list[int]:
         """SIGHUP; returns the old workers that still end what they have begun, once only new ones take connections."""
         old = self.workers()
-        os.kill(self._daemon.pid, signal.SIGHUP)
+        self.signal_reload()
         wait_until(lambda: len(set(self.workers()) - set(old)) >= len(old), "new workers of nginx")
         wait_until(lambda: all(map(is_draining, old)), "the end of old workers of nginx")
         return [pid for pid in old if is_alive(pid)]
+
+    def signal_reload(self) -> None:
+        """SIGHUP, and no more."""
+        os.kill(self._daemon.pid, signal.SIGHUP)
 
     def workers(self) -> list[int]:
         """Return its workers, also those that drain."""

@@ -66,17 +66,19 @@ def test_a_stream_is_told_apart_and_then_passes_byte_for_byte():
     sent = (chunk("", role="assistant"), chunk("<thi"), chunk("nk>I s"), chunk("ee</think>\nHi"), late, b"[DONE]")
     *found, passed, done = read(*sent)
     assert found[0] == sent[0]
-    assert deltas(found)[1:] == [
-        {"content": ""},
-        {"content": "", "reasoning_content": "I s"},
-        {"content": "Hi", "reasoning_content": "ee"},
-    ]
+    assert deltas(found)[1:] == [{"reasoning_content": "I s"}, {"content": "Hi", "reasoning_content": "ee"}]
     assert (passed, done) == (late, b"[DONE]")
 
 
 def test_what_is_held_back_comes_with_the_end():
     found = deltas(read(chunk("<"), chunk(None, "stop")))
     assert "".join(delta.get("content", "") for delta in found) == "<"
+
+
+def test_a_payload_whose_text_is_held_back_goes_out_if_it_says_something_else():
+    sent = chunk("<th", role="assistant")
+    assert deltas(read(sent)) == [{"role": "assistant"}]
+    assert read(chunk("<th")) == []
 
 
 def test_a_server_that_tells_them_apart_itself_is_left_alone():

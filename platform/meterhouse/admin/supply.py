@@ -6,7 +6,7 @@ answers: each worker has breakers of its own.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, SecretStr, StringConstraints
@@ -39,6 +39,8 @@ class ProviderRequest(Strict):
         default=[], description="What it serves, in place of its own list; `name=upstream-model` for another name"
     )
     shows_all_output: bool = Field(default=False, description="You know that it sends every token that it counts")
+    tool_call_format: str = Field("", max_length=2_000, description="How its models write tool calls into their text")
+    tools: Literal["send", "withhold", "prompt"] = "send"
 
 
 class TargetRequest(Strict):

@@ -42,7 +42,8 @@ def adapt(fields: Fields, request: ChatRequest, deployment: Deployment, on_dropp
             on_dropped(deployment, name)
     if row.denied_values or row.value_renames:
         _spell_values(fields, request, row)
-    if _needs_other_messages(fields, request, row):
+    # Messages with the tools told in them are made anew afterwards.
+    if not row.renders_tools and _needs_other_messages(fields, request, row):
         _adapt_messages(fields, request, deployment, on_dropped)
     for old, new in row.renames.items():
         if old in fields:

@@ -20,6 +20,8 @@ from meterhouse.http.guard import ClientGone
 from meterhouse.providers.catalog import is_hidden_thinker
 from meterhouse.providers.provider import Deployment, Provider
 from meterhouse.request import ChatRequest
+from meterhouse.translate.tool_text import GRAMMARS
+from meterhouse.translate.tool_text.prompt import Prompt, render_prompt
 
 _request_decoder = msgspec.json.Decoder(ChatRequest)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
@@ -121,14 +123,6 @@ def _check_messages(request: ChatRequest) -> None:
     messages = request.messages
     if not messages:
         raise Malformed("Invalid request: 'messages' is empty. Send at least one message.", param="messages")
-    last = messages[-1]
-    is_prefix = last.prefix or last.partial or request.continue_final_message
-    if last.role == "assistant" and not is_prefix:
-        raise Malformed(
-            "Invalid request: the last message is from the assistant. End with a user or tool message, "
-            'or declare it a prefix with "prefix": true.',
-            param="messages",
-        )
     for index, message in enumerate(messages):
         if message.content is None and message.role in _CONTENT_ROLES:
             param = f"messages[{index}].content"
@@ -142,6 +136,17 @@ def _check_messages(request: ChatRequest) -> None:
             for number, part in enumerate(message.content):
                 if part.file is not None and part.file.file_id:
                     raise _stored(f"messages[{index}].content[{number}].file.file_id")
+
+
+def _check_last(request: ChatRequest) -> None:
+    last = request.messages[-1]
+    is_prefix = last.prefix or last.partial or request.continue_final_message
+    if last.role == "assistant" and not is_prefix:
+        raise Malformed(
+            "Invalid request: the last message is from the assistant. End with a user or tool message, "
+            'or declare it a prefix with "prefix": true.',
+            param="messages",
+        )
 
 
 def _check_options(request: ChatRequest) -> None:
@@ -167,6 +172,14 @@ def _stored(param: str) -> Malformed:
     )
 
 
+def render_tools(parsed: ParsedBody, provider: Provider) -> Prompt:
+    """Return a request's messages with its tools told in them, for a provider that must not get ``tools``."""
+    assert provider.tool_call_format is not None
+    tools = parsed.fields["tools"] if parsed.request.tools else None
+    choice = parsed.request.tool_choice
+    return render_prompt(parsed.fields["messages"], tools, choice, GRAMMARS[provider.tool_call_format])
+
+
 class BodyEditor:
     """Makes the body that goes to a deployment; ``secret`` keys the digest that separates tenants upstream."""
 
@@ -181,13 +194,17 @@ class BodyEditor:
         """Return the upstream body: model, bound, usage and quirks of the provider's row.
 
         Raises:
-            Malformed: The provider's row refuses a parameter.
+            Malformed: The provider's row refuses a parameter, or how the messages end.
         """
         provider = deployment.provider
         request = parsed.request
         fields: dict[str, object] = dict(parsed.fields)
         self._fill(fields, parsed, deployment)
         adapt(fields, request, deployment, self._on_dropped)
+        if provider.refuses_assistant_last:
+            _check_last(request)
+        if provider.renders_tools:
+            fields["messages"] = render_tools(parsed, provider).messages
         fields["model"] = deployment.upstream_model
         self._bound(fields, request, provider, allowance_tokens)
         self._separate_tenants(fields, request, organization_id)

@@ -33,6 +33,7 @@ from meterhouse.http.respond import Headers, rate_limit_headers, refused
 from meterhouse.http.shedding import Slot, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
+from meterhouse.http.tool_text import ToolTextRelay, find_tool_text, report, with_rendered_tools
 from meterhouse.http.whole import WholeAnswer
 from meterhouse.identity import Principal
 from meterhouse.keys.keyring import Keyring
@@ -102,7 +103,7 @@ class ChatCompletions:
         exchange.model = parsed.request.model
         route = parts.routes.resolve(parsed.request.model, parts.clock.now_ms())
         _permit(principal, parsed.request.model, route)
-        size = measure(parsed.request, parsed.fields)
+        size = with_rendered_tools(measure(parsed.request, parsed.fields), parsed, route)
         demand = _demand(exchange, principal, parsed, size, route)
         limits = self._limit_names.translate(principal.limits)
         if limits is not principal.limits:
@@ -125,7 +126,7 @@ class ChatCompletions:
             await self._answer_and_settle(call, exchange, headers)
         except GatewayError as error:
             exchange.error = error
-            if not call.outlet.is_started:
+            if not call.outlet.is_started and not call.outlet.unsent:
                 raise
             await call.outlet.fail(error)
         finally:
@@ -173,10 +174,14 @@ class ChatCompletions:
         """Get the answer up to its end from the first deployment that gives one."""
         parts, tally = self._parts, call.tally
         if not tally.is_streamed:
-            body = await parts.attempts.fetch_whole(call)
-            return WholeAnswer(call, body)
+            return _read_whole(call, await parts.attempts.fetch_whole(call), parts.metrics)
         opened = await parts.attempts.open_stream(call)
-        relay = StreamRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
+        found = find_tool_text(call)
+        if found is None:
+            relay = StreamRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
+        else:
+            searching = ToolTextRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
+            relay = searching.search(found, parts.metrics)
         call.parsed.let_go(KEPT_PROMPT_BYTES)
         await relay.run()
         return relay
@@ -194,6 +199,15 @@ def _default_model(parts: InferenceParts, principal: Principal) -> str:
         if principal.models is None or listed.name in principal.models:
             return listed.name
     raise Malformed("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
+
+
+def _read_whole(call: Call, body: bytes, metrics: Metrics) -> WholeAnswer:
+    answer = WholeAnswer(call, body)
+    found = find_tool_text(call)
+    if found is not None:
+        answer.rewrite(found.rewrite_body)
+        report(call, found, metrics)
+    return answer
 
 
 def _permit(principal: Principal, model: str, route: Route) -> None:

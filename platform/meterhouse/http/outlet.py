@@ -41,7 +41,17 @@ class Outlet:
     With a dialect, all that is written as OpenAI's is turned into it here, errors in the stream included.
     """
 
-    __slots__ = ("_dialect", "_head", "_is_over", "_send", "is_gone", "is_started", "sending_since_ns", "wrote_at_ns")
+    __slots__ = (
+        "_dialect",
+        "_head",
+        "_is_over",
+        "_send",
+        "is_gone",
+        "is_started",
+        "sending_since_ns",
+        "unsent",
+        "wrote_at_ns",
+    )
 
     def __init__(self, send: Send, head: Callable[[], Headers], dialect: Dialect | None = None) -> None:
         self._send = send
@@ -52,6 +62,8 @@ class Outlet:
         self.is_gone = False
         self.sending_since_ns: int | None = None
         self.wrote_at_ns = 0
+        self.unsent = b""
+        """Frames that a failed answer still owes its client: they go out with the error, after the settlement."""
 
     async def write(self, data: bytes, *, is_last: bool = False) -> None:
         """Send bytes, and the head before the first of them."""
@@ -86,8 +98,8 @@ class Outlet:
             await self.write(KEEP_ALIVE_FRAME)
 
     async def fail(self, error: GatewayError) -> None:
-        """End a started stream with one error event and no ``[DONE]`` (design.md 3)."""
-        await self.write(render_event(error), is_last=True)
+        """End a started stream with what was held back of it, one error event and no ``[DONE]`` (design.md 3)."""
+        await self.write(self.unsent + render_event(error), is_last=True)
 
     async def _start(self) -> None:
         if not self.is_started:

@@ -140,10 +140,11 @@ class StreamRelay:
             if progress.has_ended:
                 call.has_finish = True
                 call.guard.clear()
-            if frames:
+            data = b"".join(frames)
+            if data:
                 # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
                 self._checkpointer.note(call.tally)
-                await call.guard.wait(call.outlet.write(b"".join(frames)))
+                await call.guard.wait(call.outlet.write(data))
                 call.event_at_ns = time.monotonic_ns()
             if progress.failure is not None:
                 raise progress.failure
@@ -192,7 +193,7 @@ class StreamRelay:
             except UpstreamError as error:
                 progress.failure = error
                 break
-            framed = frame(tidy(payload, chunk, self._model, self._finish_reasons))
+            framed = self._compose(payload, chunk)
             if not chunk.choices and is_set(chunk.usage):
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif progress.is_finished:
@@ -217,7 +218,7 @@ class StreamRelay:
                 return
             chunk = decode_chunk(payload)
             is_charged = self._note(chunk, payload)
-            framed = frame(tidy(payload, chunk, self._model, self._finish_reasons))
+            framed = self._compose(payload, chunk)
             if not chunk.choices and is_set(chunk.usage):
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif chunk.choices:
@@ -225,6 +226,14 @@ class StreamRelay:
                 progress.tail_bytes += len(framed)
                 if progress.tail_bytes > MAX_TAIL_BYTES:
                     raise UpstreamDown("The provider went on after its answer was finished.", detail="tail too long")
+
+    def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
+        """Return what goes to the client for a payload: one frame, put right, with the asked model's name in it."""
+        payload = tidy(payload, chunk, self._model, self._finish_reasons)
+        if b"\n" in payload or b"\r" in payload:
+            return frame(payload)
+        # What ``frame`` does, without a call for each event.
+        return b"data: " + payload + b"\n\n"
 
     def _note(self, chunk: Chunk, payload: bytes) -> bool:
         """Take from a chunk what the ledger and the end need; says whether its usage is what will be charged."""

@@ -1,5 +1,7 @@
 """Reads an answer that is not streamed: the same tally, one body instead of events."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from meterhouse.http.call import Call
@@ -49,6 +51,10 @@ class WholeAnswer:
             attempt.known_input_tokens, attempt.known_output_tokens = read.input_tokens, read.output_tokens
         attempt.outcome = Outcome.CLIENT_GONE if call.is_draining else Outcome.COMPLETED
         self._chunk = chunk
+
+    def rewrite(self, rewrite: Callable[[bytes], bytes]) -> None:
+        """Change what the client gets; what is counted and charged stays what the provider sent."""
+        self._body = rewrite(self._body)
 
     def body(self, usage: Usage) -> bytes:
         """Return the provider's bytes under the asked model name, with our usage where it sent none."""

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from meterhouse.providers.address import check_public
 from meterhouse.providers.catalog import OPENAI_COMPATIBLE, PROVIDERS, SIMULATOR, find_provider, named_provider
 from meterhouse.providers.provider import ActiveProvider, Provider, ProviderSetting
+from meterhouse.providers.tool_text import read_formats, read_handling
 
 _PLACE = "{workspace}"
 
@@ -35,6 +36,7 @@ def activate(setting: ProviderSetting) -> ActiveProvider | None:
     if base_url is None:
         raise ValueError(f"provider {setting.name} needs a base URL")
     normal = _normal_base_url(row, base_url)
+    formats = read_formats(setting.name, setting.tool_call_format)
     if setting.is_public_only:
         check_public(normal)
     return ActiveProvider(
@@ -43,6 +45,8 @@ def activate(setting: ProviderSetting) -> ActiveProvider | None:
         credential=setting.credential,
         models=setting.models,
         is_public_only=setting.is_public_only,
+        tool_call_formats=formats,
+        tools=read_handling(setting.name, setting.tools, formats),
     )
 
 

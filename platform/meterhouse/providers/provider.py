@@ -16,6 +16,12 @@ Wire = Literal["openai", "ollama", "simulator"]
 OnClientGone = Literal["cancel", "drain"]
 MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
 ReasoningReplay = Literal["keep", "fill", "fill_for_calls"]
+ToolCallFormat = Literal[
+    "glm4", "glm45", "hermes", "qwen3_coder", "llama3_json", "pythonic", "mistral", "deepseek_v3", "kimi_k2"
+]
+"""How a model writes its tool calls where its server leaves them in the text (wire.md 4)."""
+ToolsHandling = Literal["send", "withhold", "prompt"]
+"""What a server gets of a request's tools: all, nothing, or nothing but what is said of them in the prompt."""
 
 
 def _no_mapping() -> Mapping[str, Any]:
@@ -109,6 +115,12 @@ class Provider:
     """Sent when the caller asked for no bound; None sends none."""
     assumed_max_output_tokens: int = 16_384
     """What a model may answer at most where no row says it."""
+    tool_call_format: ToolCallFormat | None = None
+    """Answers to requests with tools are searched for calls in this format; None: the server finds them itself."""
+    renders_tools: bool = False
+    """Tools are told to the model in its prompt, in the words of the format."""
+    refuses_assistant_last: bool = False
+    """The model answers others only: messages that end with the assistant's, undeclared, are a mistake."""
 
     reads_think_tags: bool = False
     """Whether an answer that begins with ``<think>`` has thoughts in its text (a local server without a parser)."""
@@ -270,6 +282,10 @@ class ProviderSetting:
     """The operator vouches that the server shows all that its models write."""
     is_public_only: bool = False
     """Set through the API, and private addresses are not allowed there."""
+    tool_call_format: str = ""
+    """``format`` for every model, or ``model=format``, several separated by commas."""
+    tools: str = "send"
+    """What the server gets of a request's tools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +297,9 @@ class ActiveProvider:
     credential: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
     is_public_only: bool = False
+    tool_call_formats: Mapping[str, ToolCallFormat] = field(default_factory=_no_mapping)
+    """By upstream model; ``""`` is every other one."""
+    tools: ToolsHandling = "send"
 
     @property
     def name(self) -> str:

@@ -30,6 +30,7 @@ from meterhouse.providers.provider import (
     RouteSetting,
     Timeouts,
 )
+from meterhouse.providers.tool_text import adapt_row
 
 MAX_NAME_LENGTH = 200
 _OLLAMA_DEFAULT_TAG = ":latest"
@@ -270,7 +271,7 @@ def _by_name(providers: Sequence[ActiveProvider]) -> dict[str, ActiveProvider]:
 def _deploy(active: ActiveProvider, model: Model) -> Deployment:
     return Deployment(
         id=f"{active.name}/{model.upstream_model}",
-        provider=active.provider,
+        provider=adapt_row(active.provider, active.tool_call_formats, active.tools, model.upstream_model),
         base_url=active.base_url,
         credential=active.credential,
         upstream_model=model.upstream_model,

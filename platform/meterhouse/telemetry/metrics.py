@@ -101,8 +101,7 @@ class Metrics:
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
-        registry = self._registry
+        registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "meterhouse_requests_total",
             "Finished requests",
@@ -168,6 +167,7 @@ class Metrics:
         self._duration_children: dict[str, Histogram] = {}
         self._attempt_children: dict[tuple[str, Outcome], Counter] = {}
         self._refusal_children: dict[tuple[str, str], Counter] = {}
+        self._tool_texts = _ToolTexts(registry)
         self._providers: dict[str, _Provider] = {}
 
     def observe_request(
@@ -216,6 +216,10 @@ class Metrics:
             child = self._refusals.labels(*key)
             self._refusal_children[key] = child
         child.inc()
+
+    def observe_tool_texts(self, provider: str, results: Mapping[str, int]) -> None:
+        """Count the tool calls that a model wrote as text; a result is ``parsed`` or why it stayed text."""
+        self._tool_texts.add(provider, results)
 
     def observe_loop_lag(self, seconds: float) -> None:
         """Count how late a timer ran."""
@@ -282,6 +286,29 @@ class Metrics:
         if not is_full:
             self._providers[name] = children
         return children
+
+
+class _ToolTexts:
+    """The counter of tool calls that models wrote as text."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._counter = Counter(
+            "meterhouse_tool_texts_total",
+            "Texts of models that looked like a tool call: parsed, or why they stayed text",
+            ("provider", "result"),
+            registry=registry,
+        )
+        self._children: dict[tuple[str, str], Counter] = {}
+
+    def add(self, provider: str, results: Mapping[str, int]) -> None:
+        for result, count in results.items():
+            key = (provider, result)
+            child = self._children.get(key)
+            if child is None and len(self._children) >= MAX_CHILDREN:
+                child = self._counter.labels(OTHER, result)
+            elif child is None:
+                child = self._children[key] = self._counter.labels(*key)
+            child.inc(count)
 
 
 class _Watches(Collector):

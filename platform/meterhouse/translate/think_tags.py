@@ -102,13 +102,17 @@ class ThinkTagReader:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes; returns the payloads that they complete. Raises as the reader does."""
-        return [self._read(payload) for payload in self._reader.feed(data)]
+        return self._read_all(self._reader.feed(data))
 
     def close(self) -> list[bytes]:
         """Say that the bytes have ended; returns what was still to come. Raises as the reader does."""
-        return [self._read(payload) for payload in self._reader.close()]
+        return self._read_all(self._reader.close())
+
+    def _read_all(self, payloads: list[bytes]) -> list[bytes]:
+        return [read for payload in payloads if (read := self._read(payload))]
 
     def _read(self, payload: bytes) -> bytes:
+        """Return a payload told apart; empty: all that it said is held back."""
         if self._choices and all(tags.is_over for tags in self._choices.values()):
             # A choice that begins later than all others ended is not looked at: none was ever seen.
             return payload
@@ -117,8 +121,12 @@ class ThinkTagReader:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return payload  # [DONE], or garbage, which others deal with
         choices = chunk.get("choices") if isinstance(chunk, dict) else None
-        changes = [self._split(choice) for choice in choices or () if isinstance(choice, dict)]
-        return msgspec.json.encode(chunk) if any(changes) else payload
+        rows = [choice for choice in choices or () if isinstance(choice, dict)]
+        changes = [self._split(choice) for choice in rows]
+        if not any(changes):
+            return payload
+        says_nothing = not chunk.get("usage") and not any(row.get("delta") or row.get("finish_reason") for row in rows)
+        return b"" if says_nothing else msgspec.json.encode(chunk)
 
     def _split(self, choice: dict[str, Any]) -> bool:
         delta, index = choice.get("delta"), choice.get("index", 0)
@@ -135,7 +143,9 @@ class ThinkTagReader:
             reasoning, text = reasoning + more_reasoning, text + more_text
         if text == piece and not reasoning:
             return False
-        delta["content"] = text
+        delta.pop("content", None)
+        if text:
+            delta["content"] = text
         if reasoning:
             delta["reasoning_content"] = reasoning
         return True

@@ -20,16 +20,13 @@ from urllib.parse import urlsplit
 from failure.killing import Conversation
 from fakes.fleet import ServeProcess, run_apart
 from fakes.gateway import provider_environment
+from fakes.prices import set_prices
 from fakes.proxy import FaultProxy
 from fakes.servers import PostgresServer, RedisServer
 from fakes.truth import Attempt
 from fakes.upstream import FakeUpstream
 from fakes.words import answer_text
-from meterhouse.admin.schemas import PriceRequest
 from meterhouse.keys.secret import parse
-from meterhouse.settings import Environment
-from meterhouse.stores import open_stores
-from meterhouse.supply import operator_price
 
 INPUT_NANOS, OUTPUT_NANOS = 1_000, 4_000
 """Per token: 1 and 4 USD per million."""
@@ -108,7 +105,9 @@ class House:
             launcher=self._launcher,
         )
         self.fleet.set_up()
-        run_apart(self._set_prices())
+        set_prices(
+            self.fleet.environment, [(provider, model) for provider in self._providers for model in self._models]
+        )
         self.fleet.start()
         return self
 
@@ -120,17 +119,6 @@ class House:
         for part in (self.redis_proxy, self.postgres_proxy, self.up, self.redis):
             part.stop()
         self.postgres.discard()
-
-    async def _set_prices(self) -> None:
-        settings = Environment(self.fleet.environment).settings()
-        async with open_stores(settings) as stores:
-            orders = [
-                PriceRequest(provider=provider, model=model, input_usd="1", output_usd="4")
-                for provider in self._providers
-                for model in self._models
-            ]
-            now_ms = stores.clock.now_ms()
-            await stores.catalog.prices.insert_prices([operator_price(order, now_ms) for order in orders])
 
     @property
     def kills(self) -> int:
