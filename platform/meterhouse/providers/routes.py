@@ -94,7 +94,7 @@ class Snapshot:
         self._prices = prices
         served: dict[str, list[Deployment]] = {}
         for active in self.providers:
-            for model in _served_models(active, discovered.get(active.name, ())):
+            for model in self._unambiguous(active, _served_models(active, discovered.get(active.name, ()))):
                 found = served.setdefault(model.name, [])
                 found.append(replace(_deploy(active, model), order=len(found)))
         self._names = {deployment.id: name for name, found in served.items() for deployment in found}
@@ -138,6 +138,16 @@ class Snapshot:
     def list_routes(self, at_ms: int) -> Iterator[tuple[str, Route]]:
         """Yield every name that leads to a route, with the route; several names may lead to one model."""
         return ((name, entry.at(at_ms)) for name, entry in self._entries.items())
+
+    def _unambiguous(self, active: ActiveProvider, models: Iterable[Model]) -> Iterator[Model]:
+        """Put a provider's name before names that begin with another's: ``openai/gpt-4o`` is OpenAI's while that is on.
+
+        Names that an operator gave stay as they are.
+        """
+        for model in models:
+            first, slash, _ = model.name.partition("/")
+            is_anothers = slash and self._active.get(first, active) is not active
+            yield replace(model, name=f"{active.name}/{model.name}") if is_anothers and not active.models else model
 
     def _written(self, routes: Iterable[RouteSetting]) -> dict[str, list[Deployment]]:
         """Return the deployments of the routes that an operator wrote down; of a provider that is off there is none."""
