@@ -11,7 +11,6 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from meterhouse import __version__
-from meterhouse.dev import curl_line
 from stack import process
 from stack.parts import Part, environment, is_postgres_there, make_roles, meterhouse, parts, run
 from stack.parts import check_ports as check_free_ports
@@ -21,6 +20,7 @@ from stack.process import StackError
 START_SECONDS = 60
 UNWELL = 1
 FAILED = 2
+BODY = '{"model": "simulator", "stream": true, "messages": [{"role": "user", "content": "Hello!"}]}'
 RETRIES = 3
 """PostgreSQL refuses to start while what a killed one left behind still ends."""
 
@@ -199,9 +199,10 @@ def print_banner(place: Place, *, is_changed: bool, has_new_keys: bool) -> None:
     ):
         print(f"  {name:<10} {value}")
     if has_new_keys:
-        print(f"\n  Key        {place.secrets['key']}\n  Admin key  {place.secrets['admin_key']}")
-        command = curl_line(place.base_url, place.secrets["key"]).replace("curl ", f"curl --cacert {authority} ", 1)
-        print(f"\nTry it:\n\n{command}")
+        key = place.secrets["key"]
+        print(f"\n  Key        {key}\n  Admin key  {place.secrets['admin_key']}")
+        print(f"\nTry it:\n\ncurl --cacert {authority} --no-buffer {place.base_url}/v1/chat/completions \\")
+        print(f"  -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{BODY}'")
     print()
 
 

@@ -34,7 +34,17 @@ TOP_LEVEL = {
 }
 GRAB_BAGS = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "misc.py"}
 KNOWN_PTH = ("__editable__.meterhouse-", "distutils-precedence.pth", "_virtualenv.pth")
-SCRIPTS = ("infra/run", "infra/test", ".ci/run", "infra/smoke")
+SCRIPTS = (
+    "infra/run",
+    "infra/test",
+    "infra/up",
+    "infra/tls",
+    "infra/nginx-conf",
+    "infra/build",
+    "infra/secrets",
+    "infra/smoke",
+    ".ci/run",
+)
 
 
 def ignored_names() -> set[str]:
