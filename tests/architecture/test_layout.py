@@ -29,6 +29,7 @@ TOP_LEVEL = {
     ".git",
     ".gitignore",
     ".gitattributes",
+    ".env.example",
     ".dockerignore",
 }
 GRAB_BAGS = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "misc.py"}
@@ -41,6 +42,7 @@ SCRIPTS = (
     "infra/nginx-conf",
     "infra/build",
     "infra/secrets",
+    "infra/smoke",
     ".ci/run",
 )
 

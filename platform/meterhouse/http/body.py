@@ -15,7 +15,9 @@ from msgspec import Raw
 from starlette.types import Receive
 
 from meterhouse.errors import BodyTooSlow, Malformed
+from meterhouse.http.adapt import OnDropped, adapt
 from meterhouse.http.guard import ClientGone
+from meterhouse.providers.catalog import is_hidden_thinker
 from meterhouse.providers.provider import Deployment, Provider
 from meterhouse.request import ChatRequest
 from meterhouse.translate.tool_text import GRAMMARS
@@ -61,6 +63,8 @@ class ParsedBody:
     request: ChatRequest
     fields: dict[str, Raw]
     stream_options: dict[str, object]
+    defaulted: frozenset[str] = frozenset()
+    """Fields that the caller left out and an endpoint filled in: no provider is to refuse the request for them."""
 
     def let_go(self, kept_bytes: int) -> None:
         """Drop the raw body, which nobody needs once an answer has begun, and a prompt that is longer than stated."""
@@ -176,25 +180,13 @@ def render_tools(parsed: ParsedBody, provider: Provider) -> Prompt:
     return render_prompt(parsed.fields["messages"], tools, choice, GRAMMARS[provider.tool_call_format])
 
 
-def _adapt(fields: dict[str, object], parsed: ParsedBody, provider: Provider) -> None:
-    """Refuse what a provider cannot do, and leave out or put into words what it must not get."""
-    request = parsed.request
-    for name in provider.denied_parameters & fields.keys():
-        raise Malformed(f"'{name}' is not supported by '{request.model}'.", param=name, code="unsupported_parameter")
-    for name in provider.dropped_parameters & fields.keys():
-        del fields[name]
-    if provider.refuses_assistant_last:
-        _check_last(request)
-    if provider.renders_tools:
-        fields["messages"] = render_tools(parsed, provider).messages
-
-
 class BodyEditor:
     """Makes the body that goes to a deployment; ``secret`` keys the digest that separates tenants upstream."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, on_dropped: OnDropped) -> None:
         self._secret = secret
-        self._encoder = msgspec.json.Encoder()
+        self._on_dropped = on_dropped
+        self._encoder = msgspec.json.Encoder(enc_hook=dict)
 
     def edit(
         self, parsed: ParsedBody, deployment: Deployment, organization_id: str, allowance_tokens: int | None
@@ -207,14 +199,12 @@ class BodyEditor:
         provider = deployment.provider
         request = parsed.request
         fields: dict[str, object] = dict(parsed.fields)
-        _adapt(fields, parsed, provider)
-        defaults = (
-            provider.body_defaults
-            if request.stream
-            else {**provider.body_defaults, **provider.unstreamed_body_defaults}
-        )
-        for name, value in defaults.items():
-            fields.setdefault(name, value)
+        self._fill(fields, parsed, deployment)
+        adapt(fields, request, deployment, self._on_dropped)
+        if provider.refuses_assistant_last:
+            _check_last(request)
+        if provider.renders_tools:
+            fields["messages"] = render_tools(parsed, provider).messages
         fields["model"] = deployment.upstream_model
         self._bound(fields, request, provider, allowance_tokens)
         self._separate_tenants(fields, request, organization_id)
@@ -228,10 +218,19 @@ class BodyEditor:
             fields["stream_options"] = options
         else:
             fields.pop("stream_options", None)
-        for old, new in provider.renames.items():
-            if old in fields:
-                fields[new] = fields.pop(old)
         return self._encoder.encode(fields)
+
+    def _fill(self, fields: dict[str, object], parsed: ParsedBody, deployment: Deployment) -> None:
+        """Set what the rows send when the caller sent nothing, and take back a default that the model would refuse."""
+        provider = deployment.provider
+        if parsed.defaulted and is_hidden_thinker(provider, deployment.upstream_model):
+            for name in parsed.defaulted:
+                fields.pop(name, None)
+        unstreamed = {} if parsed.request.stream else provider.unstreamed_body_defaults
+        for defaults in (deployment.model.body_defaults, provider.body_defaults, unstreamed):
+            for name, value in defaults.items():
+                if name not in fields:
+                    fields[name] = Raw(self._encoder.encode(value))
 
     def _bound(
         self, fields: dict[str, object], request: ChatRequest, provider: Provider, allowance_tokens: int | None

@@ -30,9 +30,9 @@ from meterhouse.http.chunk import (
     text_of,
 )
 from meterhouse.http.guard import ClientGone
-from meterhouse.http.rename import rename_model
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
 from meterhouse.http.tasks import Tasks
+from meterhouse.http.tidy import tidy
 from meterhouse.http.wire import new_completion_id
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.metering import Demand, Meter
@@ -94,6 +94,7 @@ class StreamRelay:
         self._choices = request.choices
         self._wants_usage = request.wants_usage
         self._model = request.model
+        self._finish_reasons = opened.deployment.provider.finish_reasons
 
     async def run(self) -> None:
         """Forward the answer up to its end, and settle in the tally how it went.
@@ -227,10 +228,8 @@ class StreamRelay:
                     raise UpstreamDown("The provider went on after its answer was finished.", detail="tail too long")
 
     def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
-        """Return what goes to the client for a payload: one frame with the asked model's name in it."""
-        served = chunk.model
-        if served is not None and served != self._model:
-            payload = rename_model(payload, served, self._model)
+        """Return what goes to the client for a payload: one frame, put right, with the asked model's name in it."""
+        payload = tidy(payload, chunk, self._model, self._finish_reasons)
         if b"\n" in payload or b"\r" in payload:
             return frame(payload)
         # What ``frame`` does, without a call for each event.

@@ -67,6 +67,20 @@ class Watched(Enum):
     LOWERED_NANOS = ("meterhouse_counter_lowered_nanos", "counter", "Taken off budgets by reconciling", None)
     MIRROR_FAILURES = ("meterhouse_key_mirror_failures", "counter", "Times that keys' mirror did not answer", None)
     STRAY_RECORDS = ("meterhouse_stray_records", "gauge", "Ledger rows in no month's partition: an alarm", None)
+    DEPLOYMENTS_OUT = ("meterhouse_deployments_out", "gauge", "Deployments that are not asked", "provider")
+    ACCOUNTS_OUT = (
+        "meterhouse_deployments_without_account",
+        "gauge",
+        "Deployments that are not asked because the provider does not accept our account: an alarm",
+        "provider",
+    )
+    EXTRA_ATTEMPTS = ("meterhouse_extra_attempts", "counter", "Attempts after the first of a request", None)
+    EXTRA_ATTEMPTS_REFUSED = (
+        "meterhouse_extra_attempts_refused",
+        "counter",
+        "Attempts that the retry budget did not have",
+        None,
+    )
     DROPPED_LOG_LINES = ("meterhouse_dropped_log_lines", "counter", "Log lines that were never written", None)
 
 
@@ -215,6 +229,10 @@ class Metrics:
         """Read a value at each scrape. ``read`` must not raise or wait; ``label`` only where ``watched`` has one."""
         self._watches.add(watched, read, label)
 
+    def watch_each(self, watched: Watched, read: Callable[[], Mapping[str, float]]) -> None:
+        """Read the values of all labels at each scrape; see ``watch``."""
+        self._watches.add_each(watched, read)
+
     def join(self, read_others: Callable[[], list[list[Family]]]) -> None:
         """Add the figures of other processes to each scrape."""
         self._read_others = read_others
@@ -298,6 +316,10 @@ class _Watches(Collector):
 
     def __init__(self) -> None:
         self._reads: dict[Watched, dict[str, Callable[[], float]]] = {}
+        self._each: dict[Watched, Callable[[], Mapping[str, float]]] = {}
+
+    def add_each(self, watched: Watched, read: Callable[[], Mapping[str, float]]) -> None:
+        self._each[watched] = read
 
     def add(self, watched: Watched, read: Callable[[], float], label: str) -> None:
         if (watched.value[3] is None) != (label == ""):
@@ -316,6 +338,12 @@ class _Watches(Collector):
             for value, read in reads.items():
                 family.add_metric([value] if label else [], read())
             yield family
+        for watched, read_each in self._each.items():
+            name, _, text, label = watched.value
+            each = GaugeMetricFamily(name, text, labels=(label or "",))
+            for value, number in list(read_each().items())[:MAX_CHILDREN]:
+                each.add_metric([value], number)
+            yield each
 
 
 def _observe_usage(provider: _Provider, record: UsageRecord) -> None:
