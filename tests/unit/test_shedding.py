@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 
 import pytest
@@ -66,37 +67,59 @@ def test_a_request_of_nobody_known_counts_and_goes_without_a_trace() -> None:
     assert not party.slots._by_organization
 
 
-async def probed(work: float, pause: float) -> tuple[float, bool, float]:
-    """Keep the loop from running; returns the lag right after, whether a slot is refused, and the lag when it rests."""
-    observed: list[float] = []
-    probe = LoopProbe(observed.append)
-    running = asyncio.create_task(probe.run())
-    slots = Slots(10, 0.2, probe)
-    await asyncio.sleep(0)
-    end = time.thread_time() + work
-    while time.thread_time() < end:
-        pass
-    time.sleep(pause)  # noqa: ASYNC251 - the process stands still
-    late = probe.lag_seconds()
-    try:
-        slots.take()
-        is_refused = False
-    except Overloaded:
-        is_refused = True
-    await asyncio.sleep(3 * PROBE_SECONDS)
+class Loop:
+    """A loop with a probe, that a test keeps from running."""
+
+    def __init__(self) -> None:
+        self.observed: list[float] = []
+        self.probe = LoopProbe(self.observed.append)
+        self.slots = Slots(10, 0.2, self.probe)
+
+    async def keep(self, *, work: float = 0, pause: float = 0) -> None:
+        """Let the loop be late once, by work or by standing still."""
+        await asyncio.sleep(0.01)
+        end = time.thread_time() + work
+        while time.thread_time() < end:
+            pass
+        time.sleep(pause)  # noqa: ASYNC251 - the process stands still
+
+    def refuses(self) -> bool:
+        try:
+            self.slots.take()
+        except Overloaded:
+            return True
+        return False
+
+
+@pytest.fixture
+async def loop() -> AsyncIterator[Loop]:
+    made = Loop()
+    running = asyncio.create_task(made.probe.run())
+    await asyncio.sleep(2 * PROBE_SECONDS)
+    yield made
     running.cancel()
-    assert max(observed) > (work + pause) / 2
-    return late, is_refused, probe.lag_seconds()
 
 
-async def test_a_loop_that_works_too_long_refuses_until_it_is_in_time_again() -> None:
-    late, is_refused, rested = await probed(work=0.5, pause=0)
-    assert late > 0.3
-    assert is_refused
-    assert rested < 0.2
+async def test_a_loop_that_is_late_again_and_again_refuses_until_it_is_in_time(loop: Loop) -> None:
+    for _ in range(2):
+        await loop.keep(work=0.5)
+    assert loop.refuses()
+    assert loop.probe.lag_seconds() > 0.3
+    await asyncio.sleep(4 * PROBE_SECONDS)
+    assert not loop.refuses()
+    assert loop.slots.refused_for_lag == 1
+    assert max(loop.observed) > 0.3
 
 
-async def test_a_process_that_stood_still_refuses_nothing() -> None:
-    late, is_refused, _ = await probed(work=0, pause=0.6)
-    assert late < 0.2
-    assert not is_refused
+async def test_one_long_step_refuses_nothing(loop: Loop) -> None:
+    await loop.keep(work=0.6)
+    assert not loop.refuses()
+    await asyncio.sleep(0.01)
+    assert not loop.refuses()
+
+
+async def test_a_process_that_stands_still_refuses_nothing(loop: Loop) -> None:
+    for _ in range(2):
+        await loop.keep(pause=0.5)
+        assert not loop.refuses()
+    assert loop.probe.lag_seconds() < 0.2

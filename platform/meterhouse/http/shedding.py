@@ -23,13 +23,14 @@ class LoopProbe:
     """Measures how late the event loop is by its own work.
 
     A process that stood still, or that the machine gave no time, has no backlog that refusing would shorten; so a
-    delay counts only as far as this thread has used the processor meanwhile.
+    delay counts only as far as this thread has used the processor meanwhile. And one long step is no overload: what
+    counts is two delays in a row.
     """
 
     def __init__(self, observe: Callable[[float], None] | None = None) -> None:
         self._observe = observe
         self._due = self._used = 0.0
-        self._last_lag_seconds = 0.0
+        self._last_seconds = self._before_seconds = 0.0
         self._is_running = False
 
     async def run(self) -> None:
@@ -40,21 +41,23 @@ class LoopProbe:
                 self._due = time.monotonic() + PROBE_SECONDS
                 self._used = time.thread_time()
                 await asyncio.sleep(PROBE_SECONDS)
-                self._last_lag_seconds = self._lag_seconds(0.0)
+                self._before_seconds, self._last_seconds = self._last_seconds, self._late_seconds(0.0)
                 if self._observe is not None:
                     self._observe(max(0.0, time.monotonic() - self._due))
         finally:
             self._is_running = False
 
     def lag_seconds(self, noticed_seconds: float = 0.0) -> float:
-        """Return how late the loop was at the last probe, or is already at the next one.
+        """Return how late the loop was at least at the last two probes, or at the last one and is again by now.
 
         Args:
             noticed_seconds: less than this is not looked at closely: asking for the time used costs a system call.
         """
-        return max(self._last_lag_seconds, self._lag_seconds(noticed_seconds)) if self._is_running else 0.0
+        if not self._is_running or self._last_seconds <= noticed_seconds:
+            return 0.0
+        return min(self._last_seconds, max(self._before_seconds, self._late_seconds(noticed_seconds)))
 
-    def _lag_seconds(self, noticed_seconds: float) -> float:
+    def _late_seconds(self, noticed_seconds: float) -> float:
         late_seconds = time.monotonic() - self._due
         if late_seconds <= noticed_seconds:
             return 0.0
