@@ -121,7 +121,9 @@ class Settings(BaseSettings):
     max_requests: Count | None = Field(
         None, description="Most requests under way in a worker; unset: what its open files allow, at most 9,000"
     )
-    max_lag_seconds: Seconds = Field(0.5, description="A worker whose event loop is so late refuses requests")
+    max_lag_seconds: Seconds = Field(
+        1, description="A worker whose event loop is late by more than this again and again refuses requests"
+    )
     max_body_bytes: Count = Field(20 * 1_048_576, description="Longest request body")
     journal_durability: Literal["fsync", "write"] = Field(
         "fsync", description="`write` survives a killed process, but not a loss of power"

@@ -77,6 +77,7 @@ class FleetServer(uvicorn.Server):
             server.close()
         for listener in sockets or ():
             listener.close()
+        get_logger().info(Event.WORKER_DRAINING, pid=os.getpid(), requests=len(self.server_state.tasks))
         began = time.monotonic()
         is_cut = False
         idle_seconds = min(IDLE_SECONDS, self.patience_seconds)

@@ -101,7 +101,7 @@ def test_a_connection_whose_stream_ends_while_its_worker_drains_takes_one_more_r
         old = set(fleet.serving())
         fleet.reload()
         fleet.wait_workers(but=old)
-        time.sleep(0.5)  # nothing tells when the old ones have begun to drain
+        fleet.wait_for(lambda: old <= {line["pid"] for line in fleet.events("worker.draining")})
         up.release()
         while not data.endswith(b"\r\n0\r\n\r\n"):
             data += connection.recv(65_536)
