@@ -105,6 +105,8 @@ class Cell:
     """To the pass-through."""
     p50_added_ms: float | None = None
     """Above the pass-through."""
+    cpu_ratio: float | None = None
+    """Of the CPU per answer, the median of the rounds: it holds where others use the machine too."""
 
 
 def make_cells(measurements: Iterable[Measurement]) -> list[Cell]:
@@ -114,12 +116,27 @@ def make_cells(measurements: Iterable[Measurement]) -> list[Cell]:
         groups.setdefault((item.target, item.kind, item.connections), []).append(item.values)
     cells = {key: _sum_up(key, rounds) for key, rounds in groups.items()}
     compared = []
-    for (_, kind, connections), cell in cells.items():
-        bare = cells.get(("pass-through", kind, connections))
-        ratio = cell.rate / bare.rate if bare and bare.rate else None
-        added = cell.p50_ms - bare.p50_ms if bare else None
-        compared.append(replace(cell, ratio=ratio, p50_added_ms=added))
+    for key, cell in cells.items():
+        bare_key = ("pass-through", *key[1:])
+        bare = cells.get(bare_key)
+        compared.append(cell if bare is None else _compare(cell, bare, groups[key], groups[bare_key]))
     return compared
+
+
+def _compare(cell: Cell, bare: Cell, rounds: list[dict[str, Any]], bare_rounds: list[dict[str, Any]]) -> Cell:
+    pairs = zip(map(_cpu_us, rounds), map(_cpu_us, bare_rounds), strict=True)
+    ratios = [own / other for own, other in pairs if other]
+    return replace(
+        cell,
+        ratio=cell.rate / bare.rate if bare.rate else None,
+        p50_added_ms=cell.p50_ms - bare.p50_ms,
+        cpu_ratio=statistics.median(ratios) if ratios else None,
+    )
+
+
+def _cpu_us(values: Mapping[str, Any]) -> float:
+    """CPU of the server process per answer of a window."""
+    return float(values["cpu_seconds"]["server"]) / max(values["answers"], 1) * 1e6
 
 
 def _sum_up(key: tuple[str, str, int], rounds: list[dict[str, Any]]) -> Cell:
@@ -183,15 +200,16 @@ def _where(cell: Cell) -> str:
 
 def format_table(cells: list[Cell]) -> str:
     """Lay the cells out for people."""
-    columns = ("answers", "conn.", "server", "per second", "p50 ms", "p99 ms", "CPU us", "core", "load core", "ratio")
+    columns = ("answers", "conn.", "server", "per second", "p50 ms", "p99 ms", "CPU us", "core", "load core")
+    columns += ("ratio", "CPU ratio")
     rows = [columns]
     order = {"json": 0, "stream": 1}
     for cell in sorted(cells, key=lambda cell: (order[cell.kind], cell.connections)):
-        ratio = f"{cell.ratio:.2f}" if cell.ratio is not None else "-"
+        ratios = tuple("-" if ratio is None else f"{ratio:.2f}" for ratio in (cell.ratio, cell.cpu_ratio))
         name = "JSON" if cell.kind == "json" else "streams"
         figures = (f"{cell.rate:,.0f}", f"{cell.p50_ms:.2f}", f"{cell.p99_ms:.2f}", f"{cell.cpu_us:,.0f}")
         shares = (f"{cell.server_busy:.0%}", f"{cell.load_busy:.0%}")
-        rows.append((name, str(cell.connections), cell.target, *figures, *shares, ratio))
+        rows.append((name, str(cell.connections), cell.target, *figures, *shares, *ratios))
     widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
     left = {0, 2}
     lines = []
