@@ -6,7 +6,7 @@ shares the others. Figures of one run compare with one another, not with those o
 
 VOID, exit 1: the ledger has not a row for each answer that the upstream served, or a request failed; or the machine
 was too disturbed to measure (the pass-through reached less than 0.10 (JSON) or 0.45 (streams) of the upstream itself at
-32 connections, or the load generator held it up), which --quick only says.
+32 connections, or the load generator held it up), which --quick only says. SLOWER, exit 1: see --judge.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import bodies, comparison, hold, keys, queries, soak
+from benchmark import bodies, comparison, hold, judge, keys, queries, soak
 from benchmark.plot import draw
 from benchmark.report import Cell, Outcome
 from benchmark.servers import BenchError
@@ -40,11 +40,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--embedded", action="store_true", help="meterhouse dev: SQLite, a meter in memory, one process"
     )
+    parser.add_argument(
+        "--spool", action="store_true", help="ship nothing to PostgreSQL before the end, where its core is what is full"
+    )
     parser.add_argument("--seconds", type=float, help="a window (default 4; quick 1)")
     parser.add_argument("--rounds", type=int, help="windows of each cell (default 5; quick 2)")
     parser.add_argument("--connections", type=int, nargs="+", metavar="N", help="default 1 32 128; quick 1 32")
     parser.add_argument("--targets", nargs="+", choices=comparison.TARGETS, default=list(comparison.TARGETS))
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - for standard output")
+    parser.add_argument("--record", metavar="FILE", help="write the ratios of CPU time at 32 connections")
+    parser.add_argument(
+        "--judge", metavar="FILE", help="fail when they are 1.3 times those of FILE, and again when measured once more"
+    )
     parser.add_argument("--svg", metavar="FILE", help="draw the rates of the main measurement")
     other = parser.add_argument_group("other measurements, in place of the main one").add_mutually_exclusive_group()
     other.add_argument("--hold", type=int, metavar="N", help="N open streams of 2 tokens/s: memory, CPU, first token")
@@ -58,8 +65,11 @@ def parse_arguments() -> argparse.Namespace:
     arguments.connections = arguments.connections or ([1, 32] if arguments.quick else [1, 32, 128])
     chosen = next((name for name in MEASUREMENTS if getattr(arguments, name) is not None), None)
     arguments.measurement = chosen
-    if chosen and (arguments.embedded or arguments.svg):
-        parser.error(f"--{chosen} is of the production form and has no picture: leave --embedded and --svg out")
+    of_the_main = [name for name in ("embedded", "spool", "svg", "record", "judge") if getattr(arguments, name)]
+    if chosen and of_the_main:
+        parser.error(f"--{of_the_main[0]} is of the main measurement, and cannot be had with --{chosen}")
+    if arguments.embedded and arguments.spool:
+        parser.error("--spool is of the production form: leave --embedded out")
     numbers = [arguments.seconds, arguments.rounds, *arguments.connections]
     given = getattr(arguments, chosen) if chosen else None
     numbers += [] if given is None else given if isinstance(given, list) else [given]
@@ -87,7 +97,7 @@ def publish(arguments: argparse.Namespace, outcome: Outcome) -> None:
     for reason in (*outcome.void, *outcome.disturbed):
         print(f"VOID: {reason}", file=sys.stderr if arguments.json == "-" else sys.stdout)
     if arguments.svg:
-        Path(arguments.svg).write_text(draw([Cell(**cell) for cell in outcome.figures["cells"]]), encoding="utf-8")
+        Path(arguments.svg).write_text(draw(read_cells(outcome)), encoding="utf-8")
     if arguments.json:
         figures = {**outcome.figures, "void": [*outcome.void, *outcome.disturbed]}
         text = json.dumps(figures, indent=2)
@@ -97,20 +107,52 @@ def publish(arguments: argparse.Namespace, outcome: Outcome) -> None:
             Path(arguments.json).write_text(text + "\n", encoding="utf-8")
 
 
+def judge_cells(arguments: argparse.Namespace, outcome: Outcome) -> list[str]:
+    """Write the ratios of CPU time down, or say which have grown, as far as either was asked for.
+
+    Raises:
+        BenchError: They were not measured, or the file holds none.
+    """
+    if not arguments.record and not arguments.judge:
+        return []
+    cells = read_cells(outcome)
+    if arguments.record:
+        judge.record(Path(arguments.record), cells)
+    return judge.find_growth(Path(arguments.judge), cells) if arguments.judge else []
+
+
+def read_cells(outcome: Outcome) -> list[Cell]:
+    """Return the cells of the main measurement."""
+    return [Cell(**cell) for cell in outcome.figures["cells"]]
+
+
+def _stop(*_: object) -> None:
+    """Told to stop, it still ends what it started, and is not to be interrupted at that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main() -> int:
     """Run, print, judge."""
     arguments = parse_arguments()
-    # Told to stop, it still ends what it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _stop)
     try:
         outcome = measure(arguments)
+        publish(arguments, outcome)
+        growth = judge_cells(arguments, outcome)
+        if growth and not outcome.void:
+            print("measuring once more: " + "; ".join(growth), file=sys.stderr)
+            outcome = measure(arguments)
+            publish(arguments, outcome)
+            growth = judge_cells(arguments, outcome)
     except (BenchError, StackError) as error:
         print(f"VOID: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    publish(arguments, outcome)
-    return 1 if outcome.void or (outcome.disturbed and not arguments.quick) else 0
+    for line in growth:
+        print(f"SLOWER: {line}", file=sys.stderr)
+    return 1 if outcome.void or growth or (outcome.disturbed and not arguments.quick) else 0
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from benchmark.session import Question, Session, open_session
 
 TARGETS = ("direct", "pass-through", "meterhouse")
 KINDS = ("json", "stream")
+NEVER_SECONDS = 86_400
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> Outcome:
     """Measure every target, kind and number of connections, round after round."""
     with open_session(folder) as session:
-        targets = [_start(session, name, is_embedded=arguments.embedded) for name in arguments.targets]
+        targets = [_start(session, name, arguments) for name in arguments.targets]
         measurements: list[Measurement] = []
         for _ in range(arguments.rounds):
             for kind in KINDS:
@@ -33,7 +34,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> Outcome:
                     measurements += [session.ask(target, question) for target in targets]
         gateway = next((target for target in targets if isinstance(target, Gateway)), None)
         if gateway is not None:
-            session.close_books(gateway)
+            session.close_books(gateway, is_spooled=arguments.spool)
     cells = make_cells(measurements)
     outcome = Outcome(
         lines=[format_table(cells), *format_stores(cells)],
@@ -47,7 +48,10 @@ def compare(arguments: argparse.Namespace, folder: Path) -> Outcome:
     return outcome
 
 
-def _start(session: Session, name: str, *, is_embedded: bool) -> Server:
+def _start(session: Session, name: str, arguments: argparse.Namespace) -> Server:
     if name == "direct":
         return session.upstream
-    return session.start_bare() if name == "pass-through" else session.start_gateway(is_embedded=is_embedded)
+    if name == "pass-through":
+        return session.start_bare()
+    extra = {"METERHOUSE_SHIP_SECONDS": str(NEVER_SECONDS)} if arguments.spool else {}
+    return session.start_gateway(is_embedded=arguments.embedded, extra=extra)

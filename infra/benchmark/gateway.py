@@ -8,6 +8,7 @@ Invariant: the stores lie in the run's own folder, and end with it.
 import os
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -30,13 +31,14 @@ from benchmark.servers import (
 from benchmark.wire import MODEL
 from stack import process
 from stack.bring import make_keys, start_part
-from stack.parts import make_roles, meterhouse, parts, write_settings
+from stack.parts import environment, make_roles, meterhouse, parts, run, write_settings
 from stack.place import Place, prepare
 
 CREATED = 201
 LIMITS = "requests 60000000/minute; tokens 400000000000/minute; concurrent 100000; spend 1000000 USD/month"
 """Limits that never refuse, so that the meter has its work to do: two rates, a gauge, a budget."""
 PRICE = {"provider": "bench", "model": MODEL, "input_usd": "0.15", "output_usd": "0.60"}
+STOP_SECONDS = 60
 STORES = ("postgres", "redis")
 
 
@@ -51,6 +53,8 @@ class Gateway(Server):
     """What works for it in other processes, by name."""
     count: Callable[[], int] = int
     """Counts the ledger's usage records; raises BenchError when it cannot."""
+    stop: Callable[[], None] | None = None
+    """Ends it and ships what is left in its journals; None in the embedded form."""
 
     @property
     def database(self) -> Place:
@@ -105,6 +109,7 @@ def run_production(cores: Cores, folder: Path, upstream: Server, extra: Mapping[
                 place=place,
                 helpers={name: place.started[name].pid for name in STORES},
                 count=lambda: _count_postgres(place),
+                stop=lambda: _stop(place, running),
             )
 
 
@@ -165,6 +170,17 @@ def _find_worker(parent: int) -> int:
     if len(children) != 1:
         raise BenchError(f"one worker was expected, there are {len(children)}")
     return int(children[0])
+
+
+def _stop(place: Place, running: "subprocess.Popen[bytes]") -> None:
+    running.terminate()
+    try:
+        running.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"Meterhouse did not end within {STOP_SECONDS} s") from None
+    data = place.folder / "gateway"
+    words = ["--data", str(data), "--env-file", str(place.folder / "gateway.env")]
+    run([*meterhouse(), "ledger", "adopt", str(data / "journals"), *words], environment=environment())
 
 
 def _count_sqlite(database: Path) -> int:

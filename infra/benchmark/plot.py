@@ -7,7 +7,7 @@ from benchmark.report import Cell
 
 WIDTH, HEIGHT = 760, 330
 TOP, BOTTOM, LEFT = 70, 60, 30
-BAR, GAP, GROUP_GAP = 46, 6, 34
+BAR, GAP, GROUP_GAP = 40, 6, 28
 COLORS = {"pass-through": "#9aa5b1", "meterhouse": "#2f6f8f"}
 NAMES = {"json": "JSON answers", "stream": "streams of 20 tokens"}
 STYLE = "font-family:system-ui,sans-serif;font-size:12px;fill:#1f2933"

@@ -136,7 +136,9 @@ def _compare(cell: Cell, bare: Cell, rounds: list[dict[str, Any]], bare_rounds: 
 
 def _cpu_us(values: Mapping[str, Any]) -> float:
     """CPU of the server process per answer of a window."""
-    return float(values["cpu_seconds"]["server"]) / max(values["answers"], 1) * 1e6
+    used: float = values["cpu_seconds"]["server"]
+    answers: int = values["answers"]
+    return used / max(answers, 1) * 1e6
 
 
 def _sum_up(key: tuple[str, str, int], rounds: list[dict[str, Any]]) -> Cell:
@@ -200,9 +202,9 @@ def _where(cell: Cell) -> str:
 
 def format_table(cells: list[Cell]) -> str:
     """Lay the cells out for people."""
-    columns = ("answers", "conn.", "server", "per second", "p50 ms", "p99 ms", "CPU us", "core", "load core")
-    columns += ("ratio", "CPU ratio")
-    rows = [columns]
+    measured = ("per second", "p50 ms", "p99 ms", "CPU us", "core", "load core")
+    columns = ("answers", "conn.", "server", *measured, "ratio", "CPU ratio")
+    rows: list[tuple[str, ...]] = [columns]
     order = {"json": 0, "stream": 1}
     for cell in sorted(cells, key=lambda cell: (order[cell.kind], cell.connections)):
         ratios = tuple("-" if ratio is None else f"{ratio:.2f}" for ratio in (cell.ratio, cell.cpu_ratio))

@@ -110,12 +110,18 @@ class Session:
         values: dict[str, Any] = json.loads(text.splitlines()[-1])
         return values
 
-    def close_books(self, gateway: Gateway) -> None:
-        """Wait until the ledger has a row for each answer that was served, or its rows no longer grow."""
+    def close_books(self, gateway: Gateway, *, is_spooled: bool = False) -> None:
+        """Wait until the ledger has a row for each answer that was served, or its rows no longer grow.
+
+        What was spooled is not shipped by waiting: then the server is ended first, and its journals are adopted.
+        """
         books, began = self.books, time.monotonic()
         books.rows = gateway.count()
         books.backlog = books.served - books.rows
+        if is_spooled and gateway.stop is not None:
+            gateway.stop()
         still_since = time.monotonic()
+        books.rows = gateway.count()
         while books.rows != books.served and time.monotonic() - began < DRAIN_SECONDS:
             time.sleep(0.1)
             before, books.rows = books.rows, gateway.count()

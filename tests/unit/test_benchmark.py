@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmark import __main__ as command
-from benchmark import hold
+from benchmark import hold, judge
 from benchmark.load import Connection, Load
 from benchmark.plot import draw
 from benchmark.proc import read_cpu_seconds
@@ -29,6 +29,7 @@ from benchmark.report import (
     format_table,
     make_cells,
 )
+from benchmark.servers import BenchError
 from benchmark.wire import TOKENS, request_body, stream_answer
 
 
@@ -158,7 +159,7 @@ def test_the_picture_shows_rates_and_ratios_in_proportion() -> None:
     texts = [element.text for element in tree if element.tag.endswith("text")]
     assert {"1,000", "400", "0.40", "32 connections", "JSON answers"} <= set(texts)
     assert "9,000" not in texts
-    bars = [element for element in tree if element.get("width") == "46"]
+    bars = [element for element in tree if element.get("width") == "40"]
     low, high = sorted(float(bar.get("height", 0)) for bar in bars)
     assert low / high == pytest.approx(0.4, abs=0.01)
 
@@ -199,6 +200,38 @@ def connect(load: Load) -> tuple[Connection, Transport]:
     connection, transport = Connection(load), Transport()
     connection.connection_made(transport)  # type: ignore[arg-type]  # all that is used of one
     return connection, transport
+
+
+def measured(cpu: float, connections: int = 32) -> Outcome:
+    cells = cells_of(connections=connections, bare=window(1000, server=0.1), meterhouse=window(1000, server=cpu))
+    return Outcome(figures={"cells": [vars(cell) for cell in cells]})
+
+
+@pytest.mark.parametrize(
+    ("costs", "status"),
+    [([0.3], 0), ([0.39], 0), ([0.4, 0.3], 0), ([0.4, 0.4], 1)],
+    ids=["as recorded", "within 1.3", "once over", "twice over"],
+)
+def test_cpu_time_that_has_grown_fails_when_it_has_twice(costs: list[float], status: int, tmp_path: Path) -> None:
+    recorded = tmp_path / "cpu.json"
+    judge.record(recorded, [Cell(**cell) for cell in measured(0.3).figures["cells"]])
+    assert json.loads(recorded.read_text()) == {"json": 3.0}
+    outcomes = [measured(cost) for cost in costs]
+    with (
+        mock.patch.object(sys, "argv", ["infra/bench", "--judge", str(recorded)]),
+        mock.patch.object(command, "measure", side_effect=outcomes) as measure,
+    ):
+        assert command.main() == status
+    assert measure.call_count == len(costs)
+
+
+@pytest.mark.parametrize(("text", "connections"), [("{}", 1), ("[]", 32), ("{", 32), ('{"json": null}', 32)])
+def test_what_cannot_be_judged_is_an_error(text: str, connections: int, tmp_path: Path) -> None:
+    recorded = tmp_path / "cpu.json"
+    recorded.write_text(text)
+    cells = [Cell(**cell) for cell in measured(0.3, connections).figures["cells"]]
+    with pytest.raises(BenchError):
+        judge.find_growth(recorded, cells)
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
@@ -257,7 +290,13 @@ def test_cpu_time_is_that_of_a_process_and_its_children() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--hold", "5", "--embedded"], ["--keys", "5", "--svg", "x"], ["--hold", "5", "--soak", "1"], ["--body", "0"]],
+    [
+        ["--hold", "5", "--embedded"],
+        ["--keys", "5", "--svg", "x"],
+        ["--spool", "--embedded"],
+        ["--hold", "5", "--soak", "1"],
+        ["--body", "0"],
+    ],
 )
 def test_what_cannot_be_measured_together_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with mock.patch.object(sys, "argv", ["infra/bench", *words]), pytest.raises(SystemExit) as ended:
