@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from meterhouse import __version__
-from meterhouse.dev import curl_line
 from stack import process
 from stack.bring import is_running, make_keys, start_part
 from stack.parts import make_roles, parts
@@ -18,6 +17,7 @@ from stack.process import StackError
 
 UNWELL = 1
 FAILED = 2
+BODY = '{"model": "simulator", "stream": true, "messages": [{"role": "user", "content": "Hello!"}]}'
 
 
 def main() -> int:
@@ -132,9 +132,10 @@ def print_banner(place: Place, *, is_changed: bool, has_new_keys: bool) -> None:
     ):
         print(f"  {name:<10} {value}")
     if has_new_keys:
-        print(f"\n  Key        {place.secrets['key']}\n  Admin key  {place.secrets['admin_key']}")
-        command = curl_line(place.base_url, place.secrets["key"]).replace("curl ", f"curl --cacert {authority} ", 1)
-        print(f"\nTry it:\n\n{command}")
+        key = place.secrets["key"]
+        print(f"\n  Key        {key}\n  Admin key  {place.secrets['admin_key']}")
+        print(f"\nTry it:\n\ncurl --cacert {authority} --no-buffer {place.base_url}/v1/chat/completions \\")
+        print(f"  -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{BODY}'")
     print()
 
 

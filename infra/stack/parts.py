@@ -15,13 +15,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from pathlib import Path
-from socket import AF_UNIX, socket
 
-import asyncpg
-import redis
-
+from stack.health import is_ready
 from stack.place import DATABASE_USER, EDGE_USER, ROOT, Place, is_free, write_closed
 from stack.process import StackError, Started, start
 
@@ -95,6 +92,7 @@ def make_roles(place: Place) -> None:
 
 def is_postgres_well(place: Place) -> bool:
     """Whether the application's role is served."""
+    import asyncpg  # noqa: PLC0415 - most commands need no driver, and are quick without
 
     async def ask() -> bool:
         connection = await asyncpg.connect(place.database_url, timeout=HEALTH_SECONDS)
@@ -130,6 +128,8 @@ def start_redis(place: Place) -> Started:
 
 def is_redis_well(place: Place) -> bool:
     """Whether the application's user is served."""
+    import redis  # noqa: PLC0415 - as above
+
     try:
         with redis.Redis.from_url(place.redis_url, socket_timeout=HEALTH_SECONDS) as client:
             return bool(client.ping())
@@ -164,25 +164,7 @@ def write_settings(place: Place) -> Path:
 
 def is_gateway_well(place: Place) -> bool:
     """Whether new requests are admitted."""
-    connection = _UnixConnection(place.socket)
-    try:
-        connection.request("GET", "/health/ready")
-        return connection.getresponse().status == 200  # noqa: PLR2004 - ok
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-class _UnixConnection(HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=HEALTH_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket(AF_UNIX)
-        self.sock.settimeout(HEALTH_SECONDS)
-        self.sock.connect(str(self._path))
+    return is_ready(place.socket)
 
 
 def meterhouse() -> list[str]:

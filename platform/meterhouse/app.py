@@ -1,16 +1,15 @@
 """The ASGI application: routes, middleware, pages and error shapes over an open gateway.
 
-The middleware order, outermost first: ``RequestContext``, ``BodyLimit``, then the router. Every answer, also a 404, a
-405 or a 500, has OpenAI's error envelope.
+The middleware order, outermost first: ``CORSMiddleware`` where origins are set (a page may read errors too),
+``RequestContext``, ``BodyLimit``, then the router. Every answer, also a 404, a 405 or a 500, has OpenAI's error
+envelope.
 """
 
-from typing import Any
-
-import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from meterhouse import __version__
@@ -18,18 +17,33 @@ from meterhouse.admin.router import build_admin_router
 from meterhouse.errors import GatewayError, Malformed, MethodNotAllowed, NotFound
 from meterhouse.gateway import Gateway
 from meterhouse.http.account import build_account_router
-from meterhouse.http.described import ChatCompletion, ChatCompletionChunk, ErrorAnswer
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
-from meterhouse.http.inference import ChatCompletions
+from meterhouse.http.inference import CHAT_COMPLETIONS, ChatCompletions
 from meterhouse.http.middleware import BodyLimit, RequestContext
+from meterhouse.http.openapi import OpenApi
 from meterhouse.http.respond import render
-from meterhouse.request import ChatRequest
+from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
 DESCRIPTION = """\
 Point the official OpenAI SDK at `/v1` of this server with a key of ours. `GET /health` says which providers are on.
 Errors have OpenAI's shape; `x-request-id` names a request, and `GET /v1/receipts/{request_id}` says what it cost.
 """
+
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
+    "x-meterhouse-max-tokens",
+    "x-meterhouse-degraded",
+)
 
 
 def build_app(gateway: Gateway) -> FastAPI:
@@ -39,22 +53,44 @@ def build_app(gateway: Gateway) -> FastAPI:
         version=__version__,
         description=DESCRIPTION,
         middleware=[
+            *_cors(gateway.settings.cors_origins),
             Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing),
             Middleware(BodyLimit, limit_bytes=gateway.settings.max_body_bytes),
         ],
     )
     app.state.keyring = gateway.keyring
     app.state.admin_limiter = gateway.admin_limiter
-    app.router.routes.append(
-        Route("/v1/chat/completions", ChatCompletions(gateway.inference), methods=["POST"], name="chat_completions")
-    )
+    for path, endpoint in _inference_endpoints(gateway).items():
+        app.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
     app.include_router(build_health_router(gateway.health))
     app.include_router(build_account_router(gateway.account))
     app.include_router(build_admin_router(gateway.admin))
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.openapi = _OpenApi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+    app.openapi = OpenApi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
     return app
+
+
+def _inference_endpoints(gateway: Gateway) -> dict[str, ChatCompletions]:
+    simple = {wire.path: ChatCompletions(gateway.inference, wire) for wire in SIMPLE_CHATS}
+    return {CHAT_COMPLETIONS: ChatCompletions(gateway.inference), **simple}
+
+
+def _cors(origins: str | None) -> list[Middleware]:
+    """Let these origins call from a browser. Keys travel in a header, so no credentials (cookies) are allowed."""
+    if origins is None:
+        return []
+    named = [origin.strip() for origin in origins.split(",")]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=named,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+            max_age=600,
+        )
+    ]
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -94,50 +130,3 @@ def _respond(request: Request, error: GatewayError) -> Response:
     response = Response(body, status_code=status)
     response.raw_headers = headers
     return response
-
-
-class _OpenApi:
-    """Adds the inference endpoints, whose schemas are msgspec's, to the page that FastAPI makes."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
-        self._make = app.openapi
-        self._schema: dict[str, Any] | None = None
-
-    def __call__(self) -> dict[str, Any]:
-        if self._schema is None:
-            self._schema = self._build()
-        return self._schema
-
-    def _build(self) -> dict[str, Any]:
-        schema = self._make()
-        (request, whole, chunk, failure), definitions = msgspec.json.schema_components(
-            [ChatRequest, ChatCompletion, ChatCompletionChunk, ErrorAnswer], ref_template="#/components/schemas/{name}"
-        )
-        error_content = {"application/json": {"schema": failure}}
-        components = schema.setdefault("components", {})
-        components.setdefault("schemas", {}).update(definitions)
-        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{"bearer": []}]
-        schema["paths"]["/v1/chat/completions"] = {
-            "post": {
-                "tags": ["inference"],
-                "summary": "Create a chat completion, streamed or not",
-                "operationId": "create_chat_completion",
-                "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-                "responses": {
-                    "200": {
-                        "description": "A chat completion, or with `stream` the events of one, ended by `[DONE]`",
-                        "content": {"application/json": {"schema": whole}, "text/event-stream": {"schema": chunk}},
-                    },
-                    "4XX": {"description": "The request, the key or a limit", "content": error_content},
-                    "5XX": {"description": "A provider, or this server", "content": error_content},
-                },
-            }
-        }
-        for path in schema["paths"].values():
-            for operation in path.values():
-                operation.get("responses", {}).pop("422", None)
-                if "health" in operation.get("tags", ()):
-                    operation["security"] = []
-        return schema

@@ -142,12 +142,24 @@ def bootstrap(
 
 
 @app.command()
-def check(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
-    """Print the settings in force, secrets masked."""
-    from meterhouse.tables import print_settings  # noqa: PLC0415 - as in dev
+def check(
+    nginx: Annotated[Path | None, typer.Option(help="The nginx.conf in front of it")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="A certificate that the nginx.conf does not name")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of a host [default: one for each CPU]")] = None,
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Print the settings in force, secrets masked, and look whether all that a deployment needs is in order.
+
+    Nothing is changed. Exits with 2 when something failed.
+    """
+    from meterhouse.checkup.run import check_deployment, print_findings  # noqa: PLC0415 - as in dev
+    from meterhouse.tables import print_settings  # noqa: PLC0415
 
     settings, _ = read_settings(data, env_file)
     print_settings(settings)
+    if status := print_findings(check_deployment(settings, workers, nginx, certificate)):
+        raise typer.Exit(status)
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

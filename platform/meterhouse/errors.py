@@ -193,6 +193,15 @@ class UpstreamDown(UpstreamError):
     code = "upstream_unavailable"
 
 
+class UpstreamAccount(UpstreamDown):
+    """The provider does not accept our own account: its credential, its credit, or what it may do."""
+
+    code = "upstream_account"
+    should_retry = False
+    is_certain = True
+    """False where the request may be to blame: a 403 is also what some providers answer to an input they dislike."""
+
+
 class UpstreamTimeout(UpstreamError):
     """The provider did not answer in time."""
 

@@ -5,8 +5,6 @@ entry points import this.
 """
 
 import asyncio
-import hashlib
-import hmac
 import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -16,10 +14,10 @@ from typing import BinaryIO
 
 from meterhouse.admin.guard import AdminLimiter
 from meterhouse.admin.router import AdminParts
-from meterhouse.errors import StreamCut, UpstreamError
+from meterhouse.admin.supply import SupplyParts
+from meterhouse.dispatch import build_attempts
+from meterhouse.errors import StreamCut
 from meterhouse.http.account import AccountParts
-from meterhouse.http.attempts import Attempts
-from meterhouse.http.body import BodyEditor
 from meterhouse.http.call import Pace, Pacer
 from meterhouse.http.exchange import Observer
 from meterhouse.http.health import HealthParts
@@ -27,7 +25,6 @@ from meterhouse.http.inference import InferenceParts
 from meterhouse.http.shedding import LoopProbe, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
-from meterhouse.ids import public_request_id
 from meterhouse.keys.keyring import Keyring
 from meterhouse.keys.service import NOTICE
 from meterhouse.ledger.checkpointer import Checkpointer
@@ -35,16 +32,18 @@ from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.settler import Settler
 from meterhouse.metering import Meter, Reservation
 from meterhouse.meters import open_meter
-from meterhouse.providers.breaker import Breakers, RetryBudget
+from meterhouse.notices import CONNECTED
 from meterhouse.providers.probe import Probe
 from meterhouse.providers.simulator import Simulator
 from meterhouse.providers.upstream import Upstream
+from meterhouse.providers.vault import Vault
 from meterhouse.records import Records, open_records
-from meterhouse.request import Attempt
 from meterhouse.settings import Environment, Settings
 from meterhouse.stores import Stores, open_stores
 from meterhouse.supply import Supply
-from meterhouse.telemetry.logs import Event, Format, RequestLog, configure, get_logger
+from meterhouse.supply_changes import NOTICE as SUPPLY_NOTICE
+from meterhouse.supply_changes import SupplyChanges
+from meterhouse.telemetry.logs import Format, RequestLog, configure
 from meterhouse.telemetry.metrics import Metrics, Watched
 from meterhouse.telemetry.traces import Tracing
 from meterhouse.upkeep import repeat, start_upkeep
@@ -118,8 +117,9 @@ async def open_gateway(
         stack.callback(tracing.close)
         metrics = Metrics()
         stores = await stack.enter_async_context(open_stores(settings))
-        supply = Supply(environment, settings, stores.catalog.prices, stores.clock, has_simulator=options.has_simulator)
-        await supply.open()
+        vault = Vault(stores.peppers)
+        supply = Supply(environment, settings, stores.catalog, stores.clock, vault)
+        await supply.open(has_simulator=options.has_simulator)
         upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
         records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
         parts = await stack.enter_async_context(open_meter(settings, stores, records, metrics))
@@ -149,8 +149,19 @@ async def open_gateway(
                 unshipped_age_ms=records.unshipped_age_ms,
                 clock=stores.clock,
             ),
-            admin=AdminParts(stores.service, stores.catalog, supply.set_price),
+            admin=AdminParts(stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference)),
         )
+
+
+def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: InferenceParts) -> SupplyParts:
+    """Let operators change the supply, and every process hear of it."""
+    notices = stores.notices
+    if notices is not None:
+        notices.on(SUPPLY_NOTICE, supply.hear)
+        notices.on(CONNECTED, supply.hear)
+    publish = notices.publish if notices is not None else None
+    changes = SupplyChanges(supply, stores.catalog.supply, vault, publish)
+    return SupplyParts(changes, supply.routes, inference.attempts, stores.clock)
 
 
 def _build_inference(
@@ -163,10 +174,6 @@ def _build_inference(
     upstream, tasks, metrics, meter = shared
     probe = LoopProbe(metrics.observe_loop_lag)
     tasks.keep(probe.run)
-    tenant_secret = hmac.new(stores.pepper, b"tenant separation", hashlib.sha256).digest()
-    attempts = Attempts(
-        upstream, Breakers(), RetryBudget(), records.journal, BodyEditor(tenant_secret), _log_failed_attempt
-    )
     pace = Pace(
         tick=min(0.2, settings.head_seconds / 2, settings.keep_alive_seconds / 2),
         head=settings.head_seconds,
@@ -179,7 +186,7 @@ def _build_inference(
         keyring=stores.keyring,
         routes=supply.routes,
         meter=meter,
-        attempts=attempts,
+        attempts=build_attempts(upstream, records.journal, metrics, stores.pepper),
         settler=Settler(records.journal, meter),
         journal=records.journal,
         checkpointer=Checkpointer(records.journal),
@@ -190,6 +197,7 @@ def _build_inference(
         clock=stores.clock,
         slots=Slots(_most_requests(settings), settings.max_lag_seconds, probe),
         degraded=partial(_name_degraded, records),
+        default_model=settings.default_model,
     )
 
 
@@ -215,18 +223,6 @@ def _log_format(settings: Settings, stream: BinaryIO) -> Format:
     if settings.log_format != "auto":
         return settings.log_format
     return "console" if stream.isatty() else "json"
-
-
-def _log_failed_attempt(request_id: str, attempt: Attempt, error: UpstreamError) -> None:
-    get_logger().warning(
-        Event.ATTEMPT_FAILED,
-        request_id=public_request_id(request_id),
-        attempt=attempt.number,
-        deployment=attempt.deployment,
-        status=error.status,
-        code=error.code,
-        detail=error.detail,
-    )
 
 
 def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog) -> None:

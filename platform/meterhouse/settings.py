@@ -6,6 +6,7 @@ No other module reads the environment (a test greps). What is sold and to whom i
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "METERHOUSE_"
-_PROVIDER_NAME = re.compile(r"^METERHOUSE_PROVIDER_(?P<name>[A-Z0-9_]+)_BASE_URL$")
+_PROVIDER_NAME = re.compile(r"^METERHOUSE_PROVIDER_(?P<name>[A-Z0-9_]+)_(?:BASE_URL|REGION|KIND)$")
 
 
 def _check_rate(text: str) -> str:
@@ -45,6 +46,16 @@ def _check_address(schemes: Sequence[str], address: SecretStr) -> SecretStr:
     return address
 
 
+def _check_origins(text: str) -> str:
+    """Refuse what no browser sends as an origin, and the asterisk: who may use a key from a page is named."""
+    for origin in text.split(","):
+        parts = urlsplit(origin.strip())
+        is_bare = not (parts.path or parts.query or parts.fragment or parts.username)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not is_bare or "*" in origin:
+            raise ValueError("expected origins as browsers send them, https://app.example.com,http://localhost:3000")
+    return text
+
+
 REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 RedisAddress = Annotated[SecretStr, AfterValidator(partial(_check_address, REDIS_SCHEMES))]
@@ -52,6 +63,7 @@ DatabaseAddress = Annotated[SecretStr, AfterValidator(partial(_check_address, DA
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[str, AfterValidator(_check_rate)]
+Origins = Annotated[str, AfterValidator(_check_origins)]
 
 
 class SettingsError(Exception):
@@ -88,6 +100,16 @@ class Settings(BaseSettings):
         2, description="Part of each budget and quota that may be used per period while Redis is away; 0 refuses"
     )
     simulator: bool | None = Field(None, description="Whether the simulator answers; unset: only in `dev`")
+    default_model: str | None = Field(
+        None,
+        description="Who answers the simple endpoints when no model is named; unset: the first of `GET /v1/models`",
+    )
+    retired_models: Literal["refuse", "replace"] = Field(
+        "refuse", description="`replace`: a retired model's name is answered by its replacement"
+    )
+    private_providers: bool = Field(
+        False, description="Whether a provider that is set through the API may have a private address, or plain http"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least level that is logged"
     )
@@ -142,6 +164,9 @@ class Settings(BaseSettings):
     first_token_timeout_seconds: Seconds | None = Field(None, description="Overrides the first-token timeout")
     idle_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout between two data events")
     total_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout of a whole answer")
+    cors_origins: Origins | None = Field(
+        None, description="Pages that may call from a browser: `https://app.example.com,http://localhost:3000`"
+    )
     admin_rate: Rate = Field("300/minute", description="Administration requests per address")
     admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")
 
@@ -159,25 +184,20 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderValues:
-    """What the environment says about one provider; the credential never shows in a repr."""
+    """What the environment says about one provider, unchecked; the credential never shows in a repr."""
 
-    __slots__ = ("base_url", "credential", "models", "name", "shows_all_output")
-
-    def __init__(
-        self,
-        name: str,
-        base_url: str | None,
-        credential: str | None,
-        models: tuple[str, ...],
-        *,
-        shows_all_output: bool,
-    ) -> None:
-        self.name = name
-        self.base_url = base_url
-        self.credential = credential
-        self.models = models
-        self.shows_all_output = shows_all_output
+    name: str
+    kind: str | None = None
+    base_url: str | None = None
+    region: str | None = None
+    workspace: str | None = None
+    credential: str | None = field(default=None, repr=False)
+    models: tuple[str, ...] = ()
+    shows_all_output: bool = False
+    tool_call_format: str = ""
+    tools: str = "send"
 
 
 class Environment:
@@ -217,20 +237,31 @@ class Environment:
             name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
             raise SettingsError(f"{name}: {text}.") from None
 
-    def provider(self, name: str, credential_names: Sequence[str]) -> ProviderValues:
+    def provider(
+        self, name: str, credential_names: Sequence[str], base_url_names: Sequence[str] = ()
+    ) -> ProviderValues:
         """Return what is set for a provider: ``METERHOUSE_PROVIDER_<NAME>_...`` before its usual variables."""
-        stem = f"{PREFIX}PROVIDER_{name.upper()}_"
-        names = [f"{stem}API_KEY", *credential_names]
-        credential = next((self._values[n] for n in names if self._values.get(n)), None)
-        models = tuple(m.strip() for m in self._values.get(f"{stem}MODELS", "").split(",") if m.strip())
-        shows_all = self._values.get(f"{stem}SHOWS_ALL_OUTPUT", "").lower() in {"1", "true", "yes", "on"}
-        base_url = self._values.get(f"{stem}BASE_URL") or None
-        return ProviderValues(name, base_url, credential, models, shows_all_output=shows_all)
+        stem = f"{PREFIX}PROVIDER_{name.upper().replace('-', '_')}_"
+        return ProviderValues(
+            name=name,
+            kind=self._first(f"{stem}KIND"),
+            base_url=self._first(f"{stem}BASE_URL", *base_url_names),
+            region=self._first(f"{stem}REGION"),
+            workspace=self._first(f"{stem}WORKSPACE"),
+            credential=self._first(f"{stem}API_KEY", *credential_names),
+            models=tuple(m.strip() for m in self._values.get(f"{stem}MODELS", "").split(",") if m.strip()),
+            shows_all_output=self._values.get(f"{stem}SHOWS_ALL_OUTPUT", "").lower() in {"1", "true", "yes", "on"},
+            tool_call_format=self._values.get(f"{stem}TOOL_CALL_FORMAT", ""),
+            tools=self._values.get(f"{stem}TOOLS") or "send",
+        )
 
     def named_providers(self) -> list[str]:
-        """Return the names, in lower case, of all providers that have a base URL set."""
+        """Return the names, in lower case, of all providers that have a base URL, a region or a kind set."""
         found = (_PROVIDER_NAME.match(name) for name, value in self._values.items() if value)
-        return sorted(match["name"].lower() for match in found if match)
+        return sorted({match["name"].lower() for match in found if match})
+
+    def _first(self, *names: str) -> str | None:
+        return next((self._values[name] for name in names if self._values.get(name)), None)
 
 
 def _read_file(path: Path) -> dict[str, str]:

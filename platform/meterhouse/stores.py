@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import time_ns
 
@@ -60,6 +60,8 @@ class Stores:
     service: KeyService
     pepper: bytes
     """The newest pepper, from which other secrets of the installation are derived."""
+    peppers: Mapping[int, bytes] = field(repr=False)
+    """All of them, by version."""
     clock: Clock
     """The database's, where it is a server that several hosts share."""
     notices: Notices | None
@@ -114,6 +116,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             keyring=keyring,
             service=service,
             pepper=peppers[max(peppers)],
+            peppers=peppers,
             clock=clock,
             notices=notices,
             mirror=mirror,

@@ -36,7 +36,7 @@ BEAT_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 15
 """Idle connections are closed after so long: longer than nginx keeps them, which is 5 s, so that nginx closes first."""
 IDLE_SECONDS = 6.0
-"""How long a draining worker keeps idle connections: whoever closes them after 5 s never meets a closed one."""
+"""How long a draining worker keeps a connection that is idle: who closes it after 5 s never meets a closed one."""
 CANCEL_SECONDS = 5.0
 """How long after the streams were cut a request that is still there is cancelled."""
 TICK_SECONDS = 0.05
@@ -79,14 +79,16 @@ class FleetServer(uvicorn.Server):
             listener.close()
         began = time.monotonic()
         is_cut = False
+        idle_seconds = min(IDLE_SECONDS, self.patience_seconds)
         while self.server_state.connections or self.server_state.tasks:
             waited = time.monotonic() - began
-            is_late = waited >= min(IDLE_SECONDS, self.patience_seconds)
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Connection):
-                    connection.shutdown() if is_late else connection.drain()
+                    connection.drain()
+                    connection.release(idle_seconds)
             if waited >= self.patience_seconds and not is_cut:
                 is_cut = True
+                idle_seconds = min(idle_seconds, CANCEL_SECONDS / 2)
                 self._gateway.cut_streams()
             if waited >= self.patience_seconds + CANCEL_SECONDS:
                 self._cancel()

@@ -29,11 +29,22 @@ TOP_LEVEL = {
     ".git",
     ".gitignore",
     ".gitattributes",
+    ".env.example",
     ".dockerignore",
 }
 GRAB_BAGS = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "misc.py"}
 KNOWN_PTH = ("__editable__.meterhouse-", "distutils-precedence.pth", "_virtualenv.pth")
-SCRIPTS = ("infra/run", "infra/test", ".ci/run")
+SCRIPTS = (
+    "infra/run",
+    "infra/test",
+    "infra/up",
+    "infra/tls",
+    "infra/nginx-conf",
+    "infra/build",
+    "infra/secrets",
+    "infra/smoke",
+    ".ci/run",
+)
 
 
 def ignored_names() -> set[str]:

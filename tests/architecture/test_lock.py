@@ -13,7 +13,10 @@ PIN = re.compile(
 )
 # In pieces, so that this file does not hold what it forbids.
 REGISTRY_WORDS = ("pypi" + ".org", "python" + "hosted", "index" + "-url", "trusted" + "-host", "find" + "-links")
-INSTALLING_FILES = ("pyproject.toml", *LOCKS, "infra/run", "infra/test", "infra/setup.sh", ".ci/run")
+INSTALLING_FILES = (
+    *("pyproject.toml", *LOCKS, "infra/run", "infra/test", "infra/up", "infra/build", "infra/setup.sh", ".ci/run"),
+    *("infra/Dockerfile", "docker-compose.yml"),
+)
 
 
 def pins(name: str) -> dict[str, tuple[str, str]]:

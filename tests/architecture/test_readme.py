@@ -6,6 +6,7 @@ import re
 import pytest
 
 from architecture.tree import ROOT, nodes
+from meterhouse.providers.catalog import PROVIDERS
 from meterhouse.settings import PREFIX, Settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,3 +56,19 @@ def test_every_setting_is_in_the_readme(name: str) -> None:
 def default_of(name: str) -> str:
     default = Settings.model_fields[name].default
     return "" if default is None else f"`{default}`"
+
+
+def test_the_example_of_an_env_file_names_only_what_is_read() -> None:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    names = re.findall(r"^(?:# )?([A-Z][A-Z0-9_]+)=", text, re.MULTILINE)
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known |= {name for row in PROVIDERS.values() for name in (*row.credential_names, *row.base_url_names)}
+    unread = [name for name in names if name not in known and not name.startswith(f"{PREFIX}PROVIDER_")]
+    assert names
+    assert not unread, f".env.example promises {unread}, which nothing reads"
+
+
+def test_every_provider_and_its_credential_is_in_the_readme() -> None:
+    for row in PROVIDERS.values():
+        missing = [name for name in (row.name, *row.credential_names[:1]) if f"`{name}`" not in README]
+        assert not missing or row.name == "openai_compatible", f"the README's table of providers lacks {missing}"

@@ -67,6 +67,7 @@ async def test_a_probe_says_why_a_provider_cannot_be_used(upstream, data, is_rea
         status = await probe(upstream, server.endpoint)
     assert status.is_reachable is is_reachable
     assert text in status.detail
+    assert status.refuses_credential is (text == "credential")
     assert SECRET not in status.detail
 
 

@@ -136,6 +136,15 @@ async def test_a_name_that_does_not_exist_is_down(upstream):
         await upstream.open(endpoint, "/x", b"{}", is_streamed=False)
 
 
+async def test_a_name_that_leads_to_a_private_address_is_not_connected_to(upstream):
+    async with serving(reply(sized(b"{}"))) as server:
+        address = server.endpoint.base_url.replace("127.0.0.1", "localhost")
+        guarded = ActiveProvider(provider=PROVIDERS["openai"], base_url=address, is_public_only=True)
+        with pytest.raises(UpstreamDown, match="could not be found"):
+            await upstream.open(guarded, "/x", b"{}", is_streamed=False)
+        assert server.bodies == []
+
+
 async def test_a_server_without_tls_is_down_over_https(upstream):
     def plain(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")

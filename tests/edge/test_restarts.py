@@ -1,6 +1,7 @@
 """Rows 27 and 31: nginx is reloaded or killed in mid-stream, a worker is killed, and no POST is ever sent twice."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from edge.wire import error_of
+from edge.wire import error_of, read_answer
 from fakes.daemon import is_alive, wait_until
 from fakes.fleet import ServeProcess
 from fakes.h2_client import H2Client
@@ -82,6 +83,32 @@ def test_a_killed_nginx_is_a_client_that_leaves(own_edge: NginxServer, fleet: Se
     own_edge.start()
     with own_edge.client(fleet.key) as client:
         assert client.chat.completions.create(**ask_for("after", "fake/normal")).choices
+
+
+def test_a_connection_whose_stream_ends_while_its_worker_drains_takes_one_more_request(
+    fleet: ServeProcess, up: FakeUpstream, socket_path: Path
+) -> None:
+    """nginx may send a request on it the moment the stream has ended, and would not send it again."""
+    body = json.dumps({**ask_for("draining", "fake/normal?tokens=9&gate=5"), "stream": True})
+    head = f"host: localhost\r\nauthorization: Bearer {fleet.key}\r\n"
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(socket_path))
+        connection.sendall(
+            f"POST /v1/chat/completions HTTP/1.1\r\n{head}content-length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        data = connection.recv(65_536)
+        old = set(fleet.serving())
+        fleet.reload()
+        fleet.wait_workers(but=old)
+        time.sleep(0.5)  # nothing tells when the old ones have begun to drain
+        up.release()
+        while not data.endswith(b"\r\n0\r\n\r\n"):
+            data += connection.recv(65_536)
+        connection.sendall(f"GET /v1/models HTTP/1.1\r\n{head}\r\n".encode())
+        status, headers, _ = read_answer(connection)
+    assert status == 200
+    assert headers["connection"] == "close"
 
 
 # --- row 31: exactly one attempt, whenever the worker dies

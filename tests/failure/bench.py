@@ -13,6 +13,7 @@ from fakes.truth import Attempt
 from fakes.upstream import FakeUpstream
 from meterhouse.admin.schemas import PriceRequest
 from meterhouse.ids import public_request_id
+from meterhouse.providers.breaker import Breakers
 from meterhouse.providers.routes import Snapshot
 from meterhouse.supply import operator_price
 from meterhouse.usage import UsageRecord
@@ -58,7 +59,7 @@ class Bench:
         async def insert() -> None:
             now_ms = parts.stores.clock.now_ms()
             await parts.stores.catalog.prices.insert_prices([operator_price(order, now_ms) for order in orders])
-            await parts.supply.refresh_prices()
+            await parts.supply.refresh()
 
         self.gateway.run(insert)
 
@@ -86,6 +87,11 @@ class Bench:
 
         found = [self.gateway.run(lambda i=i: ledger.find_records(i)) for i in wait_for(find)]
         return [record for records in found for record in records]
+
+    def forget_failures(self) -> None:
+        """Forget how the deployments fared in other tests."""
+        attempts = self.gateway.parts.inference.attempts
+        self.gateway.call(lambda: setattr(attempts, "_breakers", Breakers()))
 
     def attempt_of(self, marker: str) -> Attempt:
         """Return the one attempt that reached the provider for a marker."""

@@ -8,7 +8,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -21,7 +21,16 @@ READ_BYTES = 65_536
 class Client:
     """One POST. ``body`` is what was read of the answer's body; ``is_whole`` says whether its end came."""
 
-    def __init__(self, url: str, key: str, body: Any, *, receive_buffer_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        body: Any,
+        *,
+        receive_buffer_bytes: int = 0,
+        path: str = "/v1/chat/completions",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         parts = urlsplit(url)
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -37,8 +46,10 @@ class Client:
         self._parser = httptools.HttpResponseParser(self)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
-            f"authorization: Bearer {key}\r\ncontent-length: {len(data)}\r\n\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
+            f"authorization: Bearer {key}\r\ncontent-length: {len(data)}\r\n"
+            + "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+            + "\r\n"
         )
         self.socket.sendall(head.encode() + data)
 
@@ -175,7 +186,8 @@ class Client:
 
 def said_by(message: dict[str, Any]) -> str:
     """Return all that a delta or a message says."""
-    pieces = [message.get(name) for name in ("content", "reasoning_content", "reasoning", "refusal")]
+    thought = message.get("reasoning_content") or message.get("reasoning")  # the same, under two names
+    pieces = [message.get("content"), thought, message.get("refusal")]
     for call in message.get("tool_calls") or ():
         pieces += [call["function"].get("name"), call["function"].get("arguments")]
     return "".join(piece for piece in pieces if piece)

@@ -13,7 +13,7 @@ from failure.raw_client import Client
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 from fakes.words import answer_text
-from meterhouse.providers.breaker import CONSECUTIVE_FAILURES, Breakers, RetryBudget
+from meterhouse.providers.breaker import CONSECUTIVE_FAILURES, RetryBudget
 from meterhouse.usage import Exactness, Outcome, UsageRecord
 
 HEAD_SECONDS = 0.2
@@ -79,15 +79,8 @@ class Pair:
 
     def forget_retries(self) -> None:
         """Give a test the whole retry budget, which others have used: it counts over ten seconds."""
-        self._set(_budget=RetryBudget())
-
-    def forget_failures(self) -> None:
-        """Forget how the deployments fared in other tests."""
-        self._set(_breakers=Breakers())
-
-    def _set(self, **values: object) -> None:
         attempts = self.bench.gateway.parts.inference.attempts
-        self.bench.gateway.call(lambda: [setattr(attempts, name, value) for name, value in values.items()])
+        self.bench.gateway.call(lambda: setattr(attempts, "_budget", RetryBudget()))
 
     def asked(self, marker: str) -> tuple[int, int]:
         """How often each provider was asked."""
@@ -121,7 +114,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 @pytest.fixture
 def pair(opened: Pair) -> Pair:
     opened.forget_retries()
-    opened.forget_failures()
+    opened.bench.forget_failures()
     return opened
 
 
@@ -241,7 +234,7 @@ def test_a_deployment_that_asked_for_patience_comes_last(pair: Pair) -> None:
 
 def test_extra_attempts_come_out_of_a_budget(pair: Pair) -> None:
     statuses = []
-    for script in ("error-529", "error-first", "eof-after-head", "html-200", "error-401"):
+    for script in ("error-529", "error-first", "eof-after-head", "html-200", "reset-after-head"):
         client, records, _ = pair.play(script)
         statuses.append(client.status)
         assert len(records) == (2 if client.status == 200 else 1)

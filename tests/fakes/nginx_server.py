@@ -5,6 +5,7 @@ and die behind it as it likes.
 """
 
 import os
+import resource
 import signal
 import ssl
 import subprocess
@@ -44,6 +45,8 @@ class NginxServer:
             "USER": "root" if os.geteuid() == 0 else "www-data",  # or the workers could not enter a test's folder
             "WORKERS": "2",
             "PID": str(folder / "nginx.pid"),
+            "FILES": str(files := min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 70_000)),
+            "WORKER_CONNECTIONS": str(files // 2),
             "ERRORS": "stderr notice",
             "ACCESS": str(self.access_log),
             "TEMP": str(folder),

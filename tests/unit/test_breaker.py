@@ -1,14 +1,15 @@
 """A breaker opens, probes and closes on an injected clock; a retry budget bounds extra attempts."""
 
 import asyncio
+import random
 
 import pytest
 
-from meterhouse.errors import UpstreamBusy, UpstreamDown, UpstreamRefused, UpstreamTimeout
+from meterhouse.errors import UpstreamAccount, UpstreamBusy, UpstreamDown, UpstreamRefused, UpstreamTimeout
 from meterhouse.providers.breaker import MAX_BREAKERS, Breaker, Breakers, Permit, RetryBudget
 from meterhouse.providers.prices import PriceBook
-from meterhouse.providers.provider import ProviderSetting
-from meterhouse.providers.routes import build_snapshot
+from meterhouse.providers.provider import ProviderSetting, RouteSetting, RouteTarget
+from meterhouse.providers.routes import Wishes, build_snapshot
 
 DOWN = UpstreamDown("down")
 REFUSED = UpstreamRefused("no", status=400, code=None, param=None)
@@ -200,3 +201,88 @@ def test_extra_attempts_are_a_tenth_with_a_small_floor(ticks):
     assert [budget.try_spend() for _ in range(9)] == [True] * 7 + [False] * 2
     ticks.now = 11
     assert [budget.try_spend() for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_refused_account_takes_the_deployment_out_at_once_and_for_longer(breaker, ticks):
+    told = []
+    breaker._on_change = lambda state, reason: told.append((state, reason))
+    attempt(breaker, UpstreamAccount("no", detail="status 402"))
+    condition = breaker.condition()
+    assert (condition.state, condition.reason) == ("account", "upstream_account: status 402")
+    assert breaker.account_error is not None
+    for pause in (60, 120, 240, 480, 600, 600):
+        assert breaker.condition().retry_in_seconds == pause
+        ticks.now += pause - 0.1
+        assert breaker.try_acquire() is None
+        ticks.now += 0.1
+        assert attempt(breaker, UpstreamAccount("no"))
+    ticks.now += 600
+    assert attempt(breaker, None)
+    assert breaker.condition().state == "closed"
+    assert breaker.account_error is None
+    assert [state for state, _ in told] == ["account"] * 7 + ["closed"]
+
+
+def test_a_refusal_that_may_be_the_inputs_fault_is_one_failure_among_others(breaker):
+    forbidden = UpstreamAccount("no")
+    forbidden.is_certain = False
+    for _ in range(4):
+        attempt(breaker, forbidden)
+    assert not breaker.is_open, "a caller could take a deployment away from all others"
+    attempt(breaker, forbidden)
+    assert breaker.condition().state == "open"
+
+
+def routed(*targets: tuple[str, int, int]):
+    """Return the deployments of a written route: (provider, order, weight)."""
+    settings = [ProviderSetting(name=name, base_url="http://x", models=("m",)) for name, _, _ in targets]
+    made = [
+        RouteTarget(provider=name, upstream_model="m", order=order, weight=weight) for name, order, weight in targets
+    ]
+    wishes = Wishes(routes=(RouteSetting(model="m", targets=tuple(made)),))
+    snapshot = build_snapshot(settings, is_simulator_on=False, prices=PriceBook([]), built_at_ms=0, wishes=wishes)
+    return snapshot.resolve("m", 0).deployments
+
+
+def first_of(breakers: Breakers, deployments) -> str:
+    return breakers.order(deployments)[0].provider.name
+
+
+def test_a_lower_order_goes_first_whatever_the_weights(ticks):
+    deployments = routed(("spare", 1, 1_000), ("main", 0, 1))
+    for draw in (0.0001, 0.5, 0.9999):
+        assert first_of(Breakers(ticks, draw=lambda draw=draw: draw), deployments) == "main"
+
+
+def test_of_the_same_order_the_least_busy_for_its_weight_goes_first(ticks):
+    deployments = routed(("large", 0, 3), ("small", 0, 1))
+    breakers = Breakers(ticks)
+    large, small = breakers.of("large/m"), breakers.of("small/m")
+    for large.in_flight, small.in_flight, expected in ((2, 1, "large"), (4, 1, "small"), (5, 2, "large")):
+        assert first_of(breakers, deployments) == expected
+
+
+def test_among_equals_chance_decides_by_weight(ticks):
+    deployments = routed(("large", 0, 3), ("small", 0, 1))
+    breakers = Breakers(ticks, draw=random.Random(7).random)
+    count = sum(first_of(breakers, deployments) == "large" for _ in range(4_000))
+    assert 2_900 < count < 3_100
+
+
+def test_how_many_are_out_is_told_by_provider(ticks):
+    breakers = Breakers(ticks)
+    trip(breakers.of("a/1"))
+    trip(breakers.of("a/2"))
+    attempt(breakers.of("b/1"), UpstreamAccount("no"))
+    breakers.of("b/2")
+    assert breakers.count_out() == {"a": 2, "b": 1}
+    assert breakers.count_without_account() == {"b": 1}
+    assert breakers.condition_of("nobody/knows").state == "closed"
+    assert len(breakers._breakers) == 4
+
+
+def test_a_budget_says_what_it_gave_and_refused(ticks):
+    budget = RetryBudget(ticks)
+    for _ in range(5):
+        budget.try_spend()
+    assert (budget.spent, budget.refused) == (3, 2)

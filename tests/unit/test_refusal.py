@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterhouse.errors import UpstreamBusy, UpstreamDown, UpstreamRefused
+from meterhouse.errors import UpstreamAccount, UpstreamBusy, UpstreamDown, UpstreamRefused
 from meterhouse.providers.catalog import PROVIDERS
 from meterhouse.providers.provider import ActiveProvider
 from meterhouse.providers.refusal import MAX_MESSAGE_LENGTH, error_in_stream, to_error
@@ -164,8 +164,8 @@ def test_no_body_of_a_provider_breaks_it(value):
         ({"message": "The engine is overloaded", "type": "engine_overloaded_error"}, UpstreamBusy, 503),
         ({"message": "too long", "code": 400, "type": "BadRequestError"}, UpstreamRefused, 400),
         ({"message": "too long", "type": "invalid_request_error"}, UpstreamRefused, 400),
-        ({"message": "no money", "code": 402}, UpstreamDown, 502),
-        ({"message": "no money", "code": "insufficient_quota"}, UpstreamDown, 502),
+        ({"message": "no money", "code": 402}, UpstreamAccount, 502),
+        ({"message": "no money", "code": "insufficient_quota"}, UpstreamAccount, 502),
         ("plain words", UpstreamDown, 502),
     ],
 )
@@ -175,3 +175,10 @@ def test_an_error_inside_a_stream_is_understood_bare_and_in_its_event(value, kin
         assert type(error) is kind
         assert error.status == status
     assert "boom" not in error.message
+
+
+@pytest.mark.parametrize(("status", "is_certain"), [(401, True), (402, True), (403, False)])
+def test_a_403_may_be_the_inputs_fault(status, is_certain):
+    error = convert(status, {"error": {"message": "m"}})
+    assert isinstance(error, UpstreamAccount)
+    assert error.is_certain is is_certain

@@ -197,3 +197,16 @@ def test_a_setting_that_cannot_work_is_said_in_a_line(setting, text):
 def test_a_provider_cannot_be_configured_twice():
     with pytest.raises(ValueError, match="twice"):
         build(OPENAI, OPENAI)
+
+
+def test_a_name_that_begins_with_another_providers_is_listed_under_its_own():
+    router = ProviderSetting(name="openrouter", credential=SECRET)
+    snapshot = build(router, OPENAI, openrouter=["openai/gpt-4o", "qwen/qwen3"])
+    assert snapshot.resolve("openai/gpt-4o", 0).deployments[0].provider.name == "openai"
+    [through] = snapshot.resolve("openrouter/openai/gpt-4o", 0).deployments
+    assert (through.provider.name, through.upstream_model) == ("openrouter", "openai/gpt-4o")
+    assert {"openrouter/openai/gpt-4o", "qwen/qwen3"} <= {model.name for model in snapshot.list_models()}
+    alone = build(router, openrouter=["openai/gpt-4o"])
+    assert alone.resolve("openai/gpt-4o", 0).deployments[0].provider.name == "openrouter"
+    named = build(replace(router, models=("openai/gpt-4o",)), OPENAI)
+    assert named.resolve("openai/gpt-4o", 0).deployments[0].provider.name == "openrouter", "the operator says so"

@@ -77,7 +77,7 @@ async def probed(work: float, pause: float) -> tuple[float, bool, float]:
     while time.thread_time() < end:
         pass
     time.sleep(pause)  # noqa: ASYNC251 - the process stands still
-    late = probe.lag_seconds
+    late = probe.lag_seconds()
     try:
         slots.take()
         is_refused = False
@@ -86,7 +86,7 @@ async def probed(work: float, pause: float) -> tuple[float, bool, float]:
     await asyncio.sleep(3 * PROBE_SECONDS)
     running.cancel()
     assert max(observed) > (work + pause) / 2
-    return late, is_refused, probe.lag_seconds
+    return late, is_refused, probe.lag_seconds()
 
 
 async def test_a_loop_that_works_too_long_refuses_until_it_is_in_time_again() -> None:

@@ -1,6 +1,6 @@
-"""The routes of ``/admin``: organizations, projects, keys, limits, prices. Every one takes an operator's admin key."""
+"""The routes of ``/admin``: organizations, projects, keys, limits, supply. Every one takes an operator's admin key."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -17,17 +17,15 @@ from meterhouse.admin.schemas import (
     Listing,
     OrganizationObject,
     OrganizationRequest,
-    PriceObject,
-    PriceRequest,
     ProjectObject,
     ProjectRequest,
     RotateRequest,
 )
+from meterhouse.admin.supply import SupplyParts, add_supply
 from meterhouse.db.catalog import Catalog
 from meterhouse.keys.service import KeyOrder, KeyService
 from meterhouse.limits.limit import parse_limits
 from meterhouse.metering import Scope
-from meterhouse.money import Price
 
 Shown = TypeVar("Shown", bound=BaseModel)
 
@@ -40,7 +38,7 @@ class AdminParts:
 
     service: KeyService
     catalog: Catalog
-    set_price: Callable[[PriceRequest], Awaitable[Price]]
+    supply: SupplyParts
 
 
 def build_admin_router(parts: AdminParts) -> APIRouter:
@@ -48,7 +46,8 @@ def build_admin_router(parts: AdminParts) -> APIRouter:
     router = APIRouter(prefix="/admin", tags=["administration"], dependencies=[Depends(sign_in_operator)])
     _add_organizations(router, parts)
     _add_keys(router, parts)
-    _add_limits_and_prices(router, parts)
+    _add_limits(router, parts)
+    add_supply(router, parts.supply, parts.catalog.prices)
     return router
 
 
@@ -119,8 +118,8 @@ def _add_keys(router: APIRouter, parts: AdminParts) -> None:
         return KeyObject.of(await service.revoke(key_id))
 
 
-def _add_limits_and_prices(router: APIRouter, parts: AdminParts) -> None:
-    service, prices = parts.service, parts.catalog.prices
+def _add_limits(router: APIRouter, parts: AdminParts) -> None:
+    service = parts.service
 
     @router.put("/limits", summary="Set all limits of an organization, a project or a key")
     async def set_limits(body: LimitsRequest) -> LimitsObject:
@@ -130,16 +129,6 @@ def _add_limits_and_prices(router: APIRouter, parts: AdminParts) -> None:
     @router.get("/limits", summary="The limits that an organization, a project or a key has itself")
     async def get_limits(scope: Scope, scope_id: str) -> LimitsObject:
         return LimitsObject.of(scope, scope_id, await service.list_limits(scope, scope_id))
-
-    @router.post("/prices", status_code=201, summary="Set a price from now on")
-    async def set_price(body: PriceRequest) -> PriceObject:
-        return PriceObject.of(await parts.set_price(body))
-
-    @router.get("/prices", summary="Every price that was ever set")
-    async def list_prices(provider: str | None = None, model: str | None = None) -> Listing[PriceObject]:
-        found = await prices.list_prices()
-        wanted = [p for p in found if provider in (None, p.provider) and model in (None, p.model)]
-        return _listing([PriceObject.of(price) for price in wanted], len(wanted))
 
 
 def _listing(items: Sequence[Shown], limit: int) -> Listing[Shown]:

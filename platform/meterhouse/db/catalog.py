@@ -9,6 +9,7 @@ from meterhouse.db.keys import KeyStore
 from meterhouse.db.limits import LimitStore
 from meterhouse.db.organizations import OrganizationStore
 from meterhouse.db.prices import MetaStore, PriceStore
+from meterhouse.db.supply import SupplyStore
 
 
 class Catalog:
@@ -19,4 +20,5 @@ class Catalog:
         self.keys = KeyStore(engine)
         self.limits = LimitStore(engine)
         self.prices = PriceStore(engine)
+        self.supply = SupplyStore(engine)
         self.meta = MetaStore(engine)

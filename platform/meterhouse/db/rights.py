@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 _READ_AND_ADD = ("SELECT", "INSERT")
 _READ_AND_PUT = ("SELECT", "INSERT", "UPDATE")
+_READ_PUT_AND_REMOVE = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 RIGHTS: dict[str, tuple[str, ...]] = {
     "usage_record": _READ_AND_ADD,
@@ -22,7 +23,9 @@ RIGHTS: dict[str, tuple[str, ...]] = {
     "admin_key": _READ_AND_PUT,
     "meta": _READ_AND_PUT,
     "limit_rule": ("SELECT", "INSERT", "DELETE"),
-    "worker": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "provider_setting": _READ_PUT_AND_REMOVE,
+    "route_setting": _READ_PUT_AND_REMOVE,
+    "worker": _READ_PUT_AND_REMOVE,
     "alembic_version": ("SELECT",),
 }
 """The rights of the application's role, by table."""

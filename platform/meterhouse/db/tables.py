@@ -281,3 +281,22 @@ meta = sa.Table(
     _text("value"),
     sa.PrimaryKeyConstraint("name"),
 )
+
+provider_setting = sa.Table(
+    "provider_setting",
+    metadata,
+    _text("name"),
+    sa.Column("fields", sa.JSON, nullable=False),
+    sa.Column("sealed_credential", sa.LargeBinary, nullable=True),
+    _integer("updated_at_ms"),
+    sa.PrimaryKeyConstraint("name"),
+)
+
+route_setting = sa.Table(
+    "route_setting",
+    metadata,
+    _text("model"),
+    sa.Column("targets", sa.JSON, nullable=False),
+    _integer("updated_at_ms"),
+    sa.PrimaryKeyConstraint("model"),
+)

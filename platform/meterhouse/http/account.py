@@ -190,6 +190,7 @@ def _model(listed: ListedModel) -> ModelObject:
         id=listed.name,
         created=listed.created_seconds,
         owned_by=listed.provider,
+        shutdown_date=listed.shutdown.isoformat() if listed.shutdown is not None else None,
         max_input_tokens=listed.context_tokens,
         max_output_tokens=listed.max_output_tokens,
     )

@@ -13,12 +13,12 @@ from typing import TypeVar
 
 import msgspec
 
-from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamRefused
+from meterhouse.errors import Malformed, UpstreamAccount, UpstreamDown, UpstreamError, UpstreamRefused
 from meterhouse.http.body import BodyEditor
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import decode_chunk, is_failure
 from meterhouse.http.sse import DONE
-from meterhouse.http.wire import EVENT_STREAM_TYPES, Reader, decode_whole, encode_body, open_reader
+from meterhouse.http.wire import EVENT_STREAM_TYPES, decode_whole, encode_body, open_reader
 from meterhouse.ledger.record import Intent, encode
 from meterhouse.ledger.settler import AppendsToJournal
 from meterhouse.money import Price
@@ -28,6 +28,7 @@ from meterhouse.providers.provider import Deployment
 from meterhouse.providers.refusal import error_in_stream, to_error
 from meterhouse.providers.upstream import Upstream
 from meterhouse.request import Attempt
+from meterhouse.translate.think_tags import Reader
 from meterhouse.usage import Outcome
 
 MAX_ANSWER_BYTES = 64 * 1_048_576
@@ -69,11 +70,22 @@ class Attempts:
         self._on_failed = on_failed
         self._encoded_prices: dict[str, msgspec.Raw] = {}
 
+    @property
+    def breakers(self) -> Breakers:
+        """How the deployments fare in this process."""
+        return self._breakers
+
+    @property
+    def budget(self) -> RetryBudget:
+        """What extra attempts come out of."""
+        return self._budget
+
     async def open_stream(self, call: Call) -> OpenAnswer:
         """Open a streamed answer up to its first data event.
 
         Raises:
             UpstreamError: Every deployment failed, or the provider refused the request.
+            Malformed: No deployment takes a parameter of the request.
             JournalDown: The attempt could not be recorded; nothing was sent.
         """
         return await self._try_each(call, self._first_events)
@@ -85,13 +97,21 @@ class Attempts:
     async def _try_each(self, call: Call, fetch: Callable[[Call, Deployment, Answer], Awaitable[Result]]) -> Result:
         self._budget.record_request()
         failure: UpstreamError | None = None
+        refusal: Malformed | UpstreamAccount | None = None
         for deployment in self._breakers.order(call.route.deployments):
-            body = self._encode(call, deployment)
-            if failure is not None and (call.is_overdue or not self._budget.try_spend()):
-                break
-            permit = self._breakers.of(deployment.id).try_acquire()
-            if permit is None:
+            try:
+                body = self._encode(call, deployment)
+            except Malformed as error:
+                refusal = error  # another provider may take the parameter that this one does not
                 continue
+            if failure is not None and (call.is_overdue or not self._may_retry(failure)):
+                break
+            breaker = self._breakers.of(deployment.id)
+            permit = breaker.try_acquire()
+            if permit is None:
+                refusal = refusal or breaker.account_error
+                continue
+            call.occupy(breaker)
             try:
                 attempt = self._begin(call, deployment)
                 result = await self._connect(call, deployment, body, fetch)
@@ -109,12 +129,24 @@ class Attempts:
             else:
                 permit.record(None)
                 return result
-        raise failure or UpstreamDown(
-            f"Every provider of '{call.route.model}' is out of order at the moment. Try again in a few seconds.",
-            detail="breakers open",
-            code="upstream_unavailable",
-            retry_after_seconds=5,
+        raise (
+            failure
+            or refusal
+            or UpstreamDown(
+                f"Every provider of '{call.route.model}' is out of order at the moment. Try again in a few seconds.",
+                detail="breakers open",
+                code="upstream_unavailable",
+                retry_after_seconds=5,
+            )
         )
+
+    def _may_retry(self, failure: UpstreamError) -> bool:
+        """Whether there may be one more attempt.
+
+        Where our account is the trouble it is free: that happens once a minute to a deployment, and multiplies nothing.
+        """
+        is_ours = isinstance(failure, UpstreamAccount) and failure.is_certain
+        return is_ours or self._budget.try_spend()
 
     def _begin(self, call: Call, deployment: Deployment) -> Attempt:
         """Note an attempt in the tally and leave its INTENT in the journal."""

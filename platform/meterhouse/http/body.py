@@ -15,9 +15,13 @@ from msgspec import Raw
 from starlette.types import Receive
 
 from meterhouse.errors import BodyTooSlow, Malformed
+from meterhouse.http.adapt import OnDropped, adapt
 from meterhouse.http.guard import ClientGone
+from meterhouse.providers.catalog import is_hidden_thinker
 from meterhouse.providers.provider import Deployment, Provider
 from meterhouse.request import ChatRequest
+from meterhouse.translate.tool_text import GRAMMARS
+from meterhouse.translate.tool_text.prompt import Prompt, render_prompt
 
 _request_decoder = msgspec.json.Decoder(ChatRequest)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
@@ -59,6 +63,8 @@ class ParsedBody:
     request: ChatRequest
     fields: dict[str, Raw]
     stream_options: dict[str, object]
+    defaulted: frozenset[str] = frozenset()
+    """Fields that the caller left out and an endpoint filled in: no provider is to refuse the request for them."""
 
     def let_go(self, kept_bytes: int) -> None:
         """Drop the raw body, which nobody needs once an answer has begun, and a prompt that is longer than stated."""
@@ -117,14 +123,6 @@ def _check_messages(request: ChatRequest) -> None:
     messages = request.messages
     if not messages:
         raise Malformed("Invalid request: 'messages' is empty. Send at least one message.", param="messages")
-    last = messages[-1]
-    is_prefix = last.prefix or last.partial or request.continue_final_message
-    if last.role == "assistant" and not is_prefix:
-        raise Malformed(
-            "Invalid request: the last message is from the assistant. End with a user or tool message, "
-            'or declare it a prefix with "prefix": true.',
-            param="messages",
-        )
     for index, message in enumerate(messages):
         if message.content is None and message.role in _CONTENT_ROLES:
             param = f"messages[{index}].content"
@@ -138,6 +136,17 @@ def _check_messages(request: ChatRequest) -> None:
             for number, part in enumerate(message.content):
                 if part.file is not None and part.file.file_id:
                     raise _stored(f"messages[{index}].content[{number}].file.file_id")
+
+
+def _check_last(request: ChatRequest) -> None:
+    last = request.messages[-1]
+    is_prefix = last.prefix or last.partial or request.continue_final_message
+    if last.role == "assistant" and not is_prefix:
+        raise Malformed(
+            "Invalid request: the last message is from the assistant. End with a user or tool message, "
+            'or declare it a prefix with "prefix": true.',
+            param="messages",
+        )
 
 
 def _check_options(request: ChatRequest) -> None:
@@ -163,12 +172,21 @@ def _stored(param: str) -> Malformed:
     )
 
 
+def render_tools(parsed: ParsedBody, provider: Provider) -> Prompt:
+    """Return a request's messages with its tools told in them, for a provider that must not get ``tools``."""
+    assert provider.tool_call_format is not None
+    tools = parsed.fields["tools"] if parsed.request.tools else None
+    choice = parsed.request.tool_choice
+    return render_prompt(parsed.fields["messages"], tools, choice, GRAMMARS[provider.tool_call_format])
+
+
 class BodyEditor:
     """Makes the body that goes to a deployment; ``secret`` keys the digest that separates tenants upstream."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, on_dropped: OnDropped) -> None:
         self._secret = secret
-        self._encoder = msgspec.json.Encoder()
+        self._on_dropped = on_dropped
+        self._encoder = msgspec.json.Encoder(enc_hook=dict)
 
     def edit(
         self, parsed: ParsedBody, deployment: Deployment, organization_id: str, allowance_tokens: int | None
@@ -176,24 +194,17 @@ class BodyEditor:
         """Return the upstream body: model, bound, usage and quirks of the provider's row.
 
         Raises:
-            Malformed: The provider's row refuses a parameter.
+            Malformed: The provider's row refuses a parameter, or how the messages end.
         """
         provider = deployment.provider
         request = parsed.request
         fields: dict[str, object] = dict(parsed.fields)
-        for name in provider.denied_parameters & fields.keys():
-            raise Malformed(
-                f"'{name}' is not supported by '{request.model}'.", param=name, code="unsupported_parameter"
-            )
-        for name in provider.dropped_parameters & fields.keys():
-            del fields[name]
-        defaults = (
-            provider.body_defaults
-            if request.stream
-            else {**provider.body_defaults, **provider.unstreamed_body_defaults}
-        )
-        for name, value in defaults.items():
-            fields.setdefault(name, value)
+        self._fill(fields, parsed, deployment)
+        adapt(fields, request, deployment, self._on_dropped)
+        if provider.refuses_assistant_last:
+            _check_last(request)
+        if provider.renders_tools:
+            fields["messages"] = render_tools(parsed, provider).messages
         fields["model"] = deployment.upstream_model
         self._bound(fields, request, provider, allowance_tokens)
         self._separate_tenants(fields, request, organization_id)
@@ -207,10 +218,19 @@ class BodyEditor:
             fields["stream_options"] = options
         else:
             fields.pop("stream_options", None)
-        for old, new in provider.renames.items():
-            if old in fields:
-                fields[new] = fields.pop(old)
         return self._encoder.encode(fields)
+
+    def _fill(self, fields: dict[str, object], parsed: ParsedBody, deployment: Deployment) -> None:
+        """Set what the rows send when the caller sent nothing, and take back a default that the model would refuse."""
+        provider = deployment.provider
+        if parsed.defaulted and is_hidden_thinker(provider, deployment.upstream_model):
+            for name in parsed.defaulted:
+                fields.pop(name, None)
+        unstreamed = {} if parsed.request.stream else provider.unstreamed_body_defaults
+        for defaults in (deployment.model.body_defaults, provider.body_defaults, unstreamed):
+            for name, value in defaults.items():
+                if name not in fields:
+                    fields[name] = Raw(self._encoder.encode(value))
 
     def _bound(
         self, fields: dict[str, object], request: ChatRequest, provider: Provider, allowance_tokens: int | None

@@ -15,6 +15,7 @@ from meterhouse.http.body import ParsedBody
 from meterhouse.http.guard import ClientGone, Guard
 from meterhouse.http.outlet import Outlet
 from meterhouse.http.tasks import Tasks
+from meterhouse.providers.breaker import Breaker
 from meterhouse.providers.provider import Deployment, Route, Timeouts
 from meterhouse.request import Tally
 
@@ -54,6 +55,16 @@ class Call:
     is_ending: bool = False
     """The answer is over, its end on the way: nothing interrupts that."""
     watch: "asyncio.Task[None] | None" = None
+    occupied: Breaker | None = None
+    """Of the deployment that works for this call."""
+
+    def occupy(self, breaker: Breaker | None) -> None:
+        """Count this call as under way at a deployment, and no more at the one before; None: at none."""
+        if self.occupied is not None:
+            self.occupied.in_flight -= 1
+        if breaker is not None:
+            breaker.in_flight += 1
+        self.occupied = breaker
 
     @property
     def is_draining(self) -> bool:

@@ -40,6 +40,7 @@ class CustomDelta(msgspec.Struct):
 class ToolDelta(msgspec.Struct):
     """A piece of a tool call."""
 
+    id: str | None = None
     function: FunctionDelta | None = None
     custom: CustomDelta | None = None
 

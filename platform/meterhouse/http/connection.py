@@ -19,15 +19,33 @@ class Connection(HttpToolsProtocol):
 
     _drop: asyncio.TimerHandle | None = None
     _is_draining = False
+    _idle_since = 0.0
 
     def drain(self) -> None:
-        """Close after the answer that is being sent, or after the next one; an idle connection stays for it.
+        """Say with the next head that is sent that the connection is closed after its answer.
 
-        A proxy may be sending a request on an idle connection at this moment, and would not send it again.
+        An answer whose head is on its way has not said so: the connection then stays for one more, because a proxy may
+        send a request the moment that answer has ended, and would not send it again.
         """
         self._is_draining = True
-        if self.cycle is not None:
+        if self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
+
+    def release(self, idle_seconds: float) -> None:
+        """Close the connection if it has been idle for so long."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self.loop.time() - self._idle_since >= idle_seconds:
+            self.shutdown()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn says it
+        """Begin to be idle."""
+        self._idle_since = self.loop.time()
+        super().connection_made(transport)
+
+    def on_response_complete(self) -> None:
+        """Be idle again."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
 
     def on_headers_complete(self) -> None:
         """Begin a request."""

@@ -106,3 +106,38 @@ class ErrorAnswer(msgspec.Struct):
     """Every answer that is not a success, and the last event of a stream that failed."""
 
     error: ErrorObject
+
+
+class SimpleMessages(msgspec.Struct):
+    """The body of ``POST /api/chat``; every other field of a chat completion is understood as well."""
+
+    messages: list[dict[str, Any]]
+    model: Annotated[str | None, Meta(description="The operator's default where none is given")] = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+
+
+class SimpleMessage(msgspec.Struct):
+    """The body of ``POST /chat`` and ``POST /stream``; other fields as at ``/api/chat``."""
+
+    message: str
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.7
+    model: str | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+
+
+class SimpleResponse(msgspec.Struct):
+    """The answer of ``POST /chat``."""
+
+    response: str
+    reasoning_content: Annotated[str, Meta(description="What a thinking model thought")] | None = None
+
+
+class SimpleContent(msgspec.Struct):
+    """The data of one event; ``done`` only at ``POST /stream``."""
+
+    content: str
+    reasoning_content: str | None = None
+    finish_reason: Annotated[str, Meta(description="Where the answer ended early: `length`, ...")] | None = None
+    done: bool | None = None

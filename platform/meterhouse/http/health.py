@@ -20,6 +20,9 @@ class Root(BaseModel):
 
     name: str = "Meterhouse"
     version: str = __version__
+    status: str = Field(description="As at `/health`")
+    providers: dict[str, bool] = Field(description="As at `/health`")
+    models_count: int
     docs: str = "/docs"
     health: str = "/health"
     models: str = "/v1/models"
@@ -65,17 +68,12 @@ def build_health_router(parts: HealthParts) -> APIRouter:
     """Make the routes."""
     router = APIRouter(tags=["health"])
 
-    @router.get("/", summary="What this is")
-    async def root() -> Root:
-        return Root()
-
-    @router.get("/health", summary="The gateway, its providers and its models")
-    async def health() -> Health:
+    def look() -> Health:
         statuses = parts.statuses()
         names = [active.name for active in parts.routes.snapshot.providers]
         reachable = {name: status.is_reachable for name, status in statuses.items()}
         unready = parts.unready()
-        away = [f"provider {name} is not reachable" for name in names if reachable.get(name) is False]
+        away = [_complaint(statuses[name]) for name in names if reachable.get(name) is False]
         return Health(
             status="degraded" if unready or away else "ok",
             providers={name: reachable.get(name, True) for name in names},
@@ -84,6 +82,15 @@ def build_health_router(parts: HealthParts) -> APIRouter:
             versions=Versions(),
             degraded=unready + away,
         )
+
+    @router.get("/", summary="What this is")
+    async def root() -> Root:
+        found = look()
+        return Root(status=found.status, providers=found.providers, models_count=found.models_count)
+
+    @router.get("/health", summary="The gateway, its providers and its models")
+    async def health() -> Health:
+        return look()
 
     @router.get("/health/live", summary="The process answers")
     async def live() -> Ready:
@@ -102,6 +109,12 @@ def build_health_router(parts: HealthParts) -> APIRouter:
         return Response(body, headers={"content-type": content_type})
 
     return router
+
+
+def _complaint(status: ProviderStatus) -> str:
+    if status.refuses_credential:
+        return f"provider {status.name} refuses our credential: check its key"
+    return f"provider {status.name} is not reachable"
 
 
 def _backend(is_reachable: bool | None) -> str:

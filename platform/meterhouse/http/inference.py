@@ -1,8 +1,8 @@
-"""``POST /v1/chat/completions``: the inference path, from the key to the released end of the answer.
+"""``POST /v1/chat/completions``, and the simple chat endpoints: from the key to the released end of the answer.
 
 It reads top to bottom in ``_serve``: verify, parse, resolve, reserve, answer, settle, barrier, release. Nothing after
 ``reserve`` can skip ``settle``: it is synchronous, in one ``finally``, in one place. The end of an answer leaves only
-when its record is durable.
+when its record is durable. A simple endpoint differs at the two ends only: how a body is read, how the outlet writes.
 """
 
 import time
@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 
 from starlette.types import Receive, Scope, Send
 
-from meterhouse.errors import GatewayError, JournalDown, NotPermitted, StreamCut, UpstreamError, UpstreamRefused
+from meterhouse.errors import (
+    GatewayError,
+    JournalDown,
+    Malformed,
+    NotPermitted,
+    StreamCut,
+    UpstreamError,
+    UpstreamRefused,
+)
 from meterhouse.http.attempts import Attempts
 from meterhouse.http.body import ParsedBody, parse_chat, read_body
 from meterhouse.http.call import Call, Pacer
@@ -25,6 +33,7 @@ from meterhouse.http.respond import Headers, rate_limit_headers, refused
 from meterhouse.http.shedding import Slot, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
+from meterhouse.http.tool_text import ToolTextRelay, find_tool_text, report, with_rendered_tools
 from meterhouse.http.whole import WholeAnswer
 from meterhouse.identity import Principal
 from meterhouse.keys.keyring import Keyring
@@ -37,8 +46,10 @@ from meterhouse.providers.provider import Route
 from meterhouse.providers.routes import Routes
 from meterhouse.request import InputSize, Tally, measure
 from meterhouse.telemetry.metrics import Metrics
+from meterhouse.translate.simple_chat import SimpleChat
 from meterhouse.usage import Outcome
 
+CHAT_COMPLETIONS = "/v1/chat/completions"
 KEPT_PROMPT_BYTES = 65_536
 """A longer prompt is let go once the answer has begun; if it must be counted, its estimate is charged."""
 
@@ -62,19 +73,23 @@ class InferenceParts:
     slots: Slots
     degraded: Callable[[Reservation], bytes]
     """Names what a request was served without, for the header ``x-meterhouse-degraded``; empty when all is well."""
+    default_model: str | None = None
+    """Who answers a simple endpoint when no model is named; None: the first listed one that the key may use."""
 
 
 class ChatCompletions:
-    """The endpoint."""
+    """The endpoint; with a simple chat wire, that one's."""
 
-    def __init__(self, parts: InferenceParts) -> None:
+    def __init__(self, parts: InferenceParts, simple: SimpleChat | None = None) -> None:
         self._parts = parts
         self._limit_names = LimitNames(parts.routes)
+        self._simple = simple
+        self._path = simple.path if simple is not None else CHAT_COMPLETIONS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         exchange = exchange_of(scope)
-        exchange.route = "/v1/chat/completions"
+        exchange.route = self._path
         with self._parts.slots.take() as slot:
             await self._serve(exchange, slot, (scope, receive, send))
 
@@ -84,11 +99,11 @@ class ChatCompletions:
         principal = await parts.keyring.verify(header(scope, b"authorization"), exchange.address)
         exchange.principal = principal
         slot.assign(principal.organization_id)
-        parsed = parse_chat(await read_body(receive))
+        parsed = self._parse(await read_body(receive), principal)
         exchange.model = parsed.request.model
         route = parts.routes.resolve(parsed.request.model, parts.clock.now_ms())
         _permit(principal, parsed.request.model, route)
-        size = measure(parsed.request, parsed.fields)
+        size = with_rendered_tools(measure(parsed.request, parsed.fields), parsed, route)
         demand = _demand(exchange, principal, parsed, size, route)
         limits = self._limit_names.translate(principal.limits)
         if limits is not principal.limits:
@@ -104,18 +119,28 @@ class ChatCompletions:
         headers = _headers(parsed, demand, reservation, parts.clock.now_ms())
         if degraded := parts.degraded(reservation):
             headers.append((b"x-meterhouse-degraded", degraded))
-        call = Call(parsed, route, tally, Outlet(send, lambda: headers), Guard(), receive)
+        call = Call(parsed, route, tally, Outlet(send, lambda: headers, self._simple), Guard(), receive)
         parts.checkpointer.watch(tally)
         parts.pacer.watch(call)
         try:
             await self._answer_and_settle(call, exchange, headers)
         except GatewayError as error:
             exchange.error = error
-            if not call.outlet.is_started:
+            if not call.outlet.is_started and not call.outlet.unsent:
                 raise
             await call.outlet.fail(error)
         finally:
+            call.occupy(None)
             parts.pacer.forget(call)
+
+    def _parse(self, body: bytes, principal: Principal) -> ParsedBody:
+        """Check the body; one of a simple wire becomes OpenAI's first."""
+        if self._simple is None:
+            return parse_chat(body)
+        asked = self._simple.read(body, lambda: _default_model(self._parts, principal))
+        parsed = parse_chat(asked.body)
+        parsed.defaulted = asked.defaulted
+        return parsed
 
     async def _answer_and_settle(self, call: Call, exchange: Exchange, headers: Headers) -> None:
         parts, tally = self._parts, call.tally
@@ -149,13 +174,40 @@ class ChatCompletions:
         """Get the answer up to its end from the first deployment that gives one."""
         parts, tally = self._parts, call.tally
         if not tally.is_streamed:
-            body = await parts.attempts.fetch_whole(call)
-            return WholeAnswer(call, body)
+            return _read_whole(call, await parts.attempts.fetch_whole(call), parts.metrics)
         opened = await parts.attempts.open_stream(call)
-        relay = StreamRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
+        found = find_tool_text(call)
+        if found is None:
+            relay = StreamRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
+        else:
+            searching = ToolTextRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
+            relay = searching.search(found, parts.metrics)
         call.parsed.let_go(KEPT_PROMPT_BYTES)
         await relay.run()
         return relay
+
+
+def _default_model(parts: InferenceParts, principal: Principal) -> str:
+    """Return who answers when no model is named: the operator's choice, or the first listed one that the key may use.
+
+    Raises:
+        Malformed: There is none.
+    """
+    if parts.default_model is not None:
+        return parts.default_model
+    for listed in parts.routes.list_models():
+        if principal.models is None or listed.name in principal.models:
+            return listed.name
+    raise Malformed("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
+
+
+def _read_whole(call: Call, body: bytes, metrics: Metrics) -> WholeAnswer:
+    answer = WholeAnswer(call, body)
+    found = find_tool_text(call)
+    if found is not None:
+        answer.rewrite(found.rewrite_body)
+        report(call, found, metrics)
+    return answer
 
 
 def _permit(principal: Principal, model: str, route: Route) -> None:

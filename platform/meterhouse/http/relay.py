@@ -30,9 +30,9 @@ from meterhouse.http.chunk import (
     text_of,
 )
 from meterhouse.http.guard import ClientGone
-from meterhouse.http.rename import rename_model
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
 from meterhouse.http.tasks import Tasks
+from meterhouse.http.tidy import tidy
 from meterhouse.http.wire import new_completion_id
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.metering import Demand, Meter
@@ -94,6 +94,7 @@ class StreamRelay:
         self._choices = request.choices
         self._wants_usage = request.wants_usage
         self._model = request.model
+        self._finish_reasons = opened.deployment.provider.finish_reasons
 
     async def run(self) -> None:
         """Forward the answer up to its end, and settle in the tally how it went.
@@ -139,10 +140,11 @@ class StreamRelay:
             if progress.has_ended:
                 call.has_finish = True
                 call.guard.clear()
-            if frames:
+            data = b"".join(frames)
+            if data:
                 # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
                 self._checkpointer.note(call.tally)
-                await call.guard.wait(call.outlet.write(b"".join(frames)))
+                await call.guard.wait(call.outlet.write(data))
                 call.event_at_ns = time.monotonic_ns()
             if progress.failure is not None:
                 raise progress.failure
@@ -191,7 +193,7 @@ class StreamRelay:
             except UpstreamError as error:
                 progress.failure = error
                 break
-            framed = frame(rename_model(payload, chunk.model, self._model))
+            framed = self._compose(payload, chunk)
             if not chunk.choices and is_set(chunk.usage):
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif progress.is_finished:
@@ -216,7 +218,7 @@ class StreamRelay:
                 return
             chunk = decode_chunk(payload)
             is_charged = self._note(chunk, payload)
-            framed = frame(rename_model(payload, chunk.model, self._model))
+            framed = self._compose(payload, chunk)
             if not chunk.choices and is_set(chunk.usage):
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif chunk.choices:
@@ -224,6 +226,14 @@ class StreamRelay:
                 progress.tail_bytes += len(framed)
                 if progress.tail_bytes > MAX_TAIL_BYTES:
                     raise UpstreamDown("The provider went on after its answer was finished.", detail="tail too long")
+
+    def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
+        """Return what goes to the client for a payload: one frame, put right, with the asked model's name in it."""
+        payload = tidy(payload, chunk, self._model, self._finish_reasons)
+        if b"\n" in payload or b"\r" in payload:
+            return frame(payload)
+        # What ``frame`` does, without a call for each event.
+        return b"data: " + payload + b"\n\n"
 
     def _note(self, chunk: Chunk, payload: bytes) -> bool:
         """Take from a chunk what the ledger and the end need; says whether its usage is what will be charged."""

@@ -40,20 +40,23 @@ class LoopProbe:
                 self._due = time.monotonic() + PROBE_SECONDS
                 self._used = time.thread_time()
                 await asyncio.sleep(PROBE_SECONDS)
-                self._last_lag_seconds = self._lag_seconds()
+                self._last_lag_seconds = self._lag_seconds(0.0)
                 if self._observe is not None:
                     self._observe(max(0.0, time.monotonic() - self._due))
         finally:
             self._is_running = False
 
-    @property
-    def lag_seconds(self) -> float:
-        """How late the loop was at the last probe, or is already at the next one."""
-        return max(self._last_lag_seconds, self._lag_seconds()) if self._is_running else 0.0
+    def lag_seconds(self, noticed_seconds: float = 0.0) -> float:
+        """Return how late the loop was at the last probe, or is already at the next one.
 
-    def _lag_seconds(self) -> float:
+        Args:
+            noticed_seconds: less than this is not looked at closely: asking for the time used costs a system call.
+        """
+        return max(self._last_lag_seconds, self._lag_seconds(noticed_seconds)) if self._is_running else 0.0
+
+    def _lag_seconds(self, noticed_seconds: float) -> float:
         late_seconds = time.monotonic() - self._due
-        if late_seconds <= 0:
+        if late_seconds <= noticed_seconds:
             return 0.0
         return min(late_seconds, time.thread_time() - self._used)
 
@@ -108,7 +111,7 @@ class Slots:
         if self._taken >= self._most:
             self.refused_for_slots += 1
             raise _overloaded(f"{self._taken} requests are under way")
-        lag_seconds = self._probe.lag_seconds
+        lag_seconds = self._probe.lag_seconds(self._most_lag_seconds)
         if lag_seconds > self._most_lag_seconds:
             self.refused_for_lag += 1
             raise _overloaded(f"the event loop is {lag_seconds:.2f} s late")

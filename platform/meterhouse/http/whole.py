@@ -1,5 +1,7 @@
 """Reads an answer that is not streamed: the same tally, one body instead of events."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from meterhouse.http.call import Call
@@ -14,7 +16,7 @@ from meterhouse.http.chunk import (
     text_of,
 )
 from meterhouse.http.relay import usage_on_wire
-from meterhouse.http.rename import rename_model
+from meterhouse.http.tidy import tidy
 from meterhouse.usage import Outcome, Usage
 
 
@@ -25,6 +27,8 @@ class WholeAnswer:
         self._body = body
         self._model = call.parsed.request.model
         attempt = call.tally.attempt
+        assert call.deployment is not None
+        self._finish_reasons = call.deployment.provider.finish_reasons
         chunk = decode_chunk(body)
         attempt.served_model = (chunk.model or "")[:MAX_NAME_LENGTH]
         attempt.service_tier = (chunk.service_tier or "")[:MAX_NAME_LENGTH]
@@ -46,11 +50,15 @@ class WholeAnswer:
             attempt.reported = read.usage
             attempt.known_input_tokens, attempt.known_output_tokens = read.input_tokens, read.output_tokens
         attempt.outcome = Outcome.CLIENT_GONE if call.is_draining else Outcome.COMPLETED
-        self._served = chunk.model
+        self._chunk = chunk
+
+    def rewrite(self, rewrite: Callable[[bytes], bytes]) -> None:
+        """Change what the client gets; what is counted and charged stays what the provider sent."""
+        self._body = rewrite(self._body)
 
     def body(self, usage: Usage) -> bytes:
         """Return the provider's bytes under the asked model name, with our usage where it sent none."""
-        body = rename_model(self._body, self._served, self._model)
+        body = tidy(self._body, self._chunk, self._model, self._finish_reasons)
         if self._has_usage:
             return body
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])

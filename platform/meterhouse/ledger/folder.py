@@ -92,7 +92,7 @@ class SegmentFolder:
         try:
             self._files.make_folder(self.path)
             kind = self._files.find_filesystem(self.path)
-            if kind in _NETWORK:
+            if self.is_network(kind):
                 raise JournalDown(
                     f"The journal folder {self.path} is on a network file system ({kind}), where a crash can lose "
                     "what was acknowledged. Choose a folder on a local disk.",
@@ -105,6 +105,11 @@ class SegmentFolder:
         if not has_locks:
             message = f"The journal folder {self.path} is on a file system without working locks. Choose a local disk."
             raise JournalDown(message, detail="flock does not exclude")
+
+    @staticmethod
+    def is_network(kind: str | None) -> bool:
+        """Whether a file system of this kind cannot keep a journal."""
+        return kind in _NETWORK
 
     def list_segments(self, *states: State) -> list[SegmentName]:
         """Return the segments in these states, by journal (the oldest first) and number."""

@@ -1,14 +1,18 @@
 """How deployments fare: a breaker each, and a budget for extra attempts. Per process; nothing here is shared.
 
 Invariant: an open breaker lets one probe through at a time; a request that the provider refused, or that was
-cancelled, says nothing about the deployment. Not here: the order of a route as configured (``routes``).
+cancelled, says nothing about the deployment. An account that the provider does not accept takes its deployment out at
+once. Not here: the order of a route as configured (``routes``).
 """
 
+import random
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from meterhouse.errors import UpstreamBusy, UpstreamError, UpstreamRefused
+from meterhouse.errors import UpstreamAccount, UpstreamBusy, UpstreamError, UpstreamRefused
 from meterhouse.providers.provider import Deployment
 
 CONSECUTIVE_FAILURES = 5
@@ -16,6 +20,9 @@ WINDOW_SECONDS = 30
 MIN_ATTEMPTS = 20
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
+FIRST_ACCOUNT_PAUSE_SECONDS = 60.0
+LONGEST_ACCOUNT_PAUSE_SECONDS = 600.0
+"""Nobody fills an account within seconds, and a provider may block who comes with a wrong key again and again."""
 PROBE_LEASE_SECONDS = 60.0
 """A probe that never reported (its request was lost) is given up after this long."""
 MAX_BREAKERS = 4_096
@@ -24,6 +31,25 @@ MAX_BREAKERS = 4_096
 _NEVER = -(1 << 40)
 
 Monotonic = Callable[[], float]
+State = Literal["closed", "busy", "open", "account"]
+"""``busy``: it asked for patience, and is asked last. ``open``: it failed. ``account``: it does not accept ours."""
+OnChange = Callable[[str, State, str], None]
+"""Gets the deployment's id, its new state (``closed`` or one in which it is not asked), and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a deployment fares in this process."""
+
+    state: State = "closed"
+    reason: str = ""
+    """Of the failure that opened it, for operators: a code and what the log says; no word of the provider's."""
+    retry_in_seconds: float = 0.0
+    """Until it is asked again."""
+    in_flight: int = 0
+    attempts: int = 0
+    failures: int = 0
+    """Both of the last 30 seconds."""
 
 
 class Permit:
@@ -47,8 +73,13 @@ class Permit:
 class Breaker:
     """Opens after 5 failures in a row, or when more than half of at least 20 attempts in 30 s failed."""
 
-    def __init__(self, monotonic: Monotonic) -> None:
+    def __init__(self, monotonic: Monotonic, on_change: Callable[[State, str], None] | None = None) -> None:
         self._monotonic = monotonic
+        self._on_change = on_change
+        self._reason = ""
+        self._account_error: UpstreamAccount | None = None
+        self.in_flight = 0
+        """Answers that are under way."""
         self._generation = 0
         self._permit = Permit(self, 0)
         self._window = SlidingCounts(WINDOW_SECONDS)
@@ -68,6 +99,31 @@ class Breaker:
         """Whether the provider asked for patience."""
         return self._monotonic() < self._busy_until
 
+    @property
+    def account_error(self) -> UpstreamAccount | None:
+        """Why it is out, if it is because the provider does not accept our account; new each time, to be raised."""
+        error = self._account_error
+        return None if error is None else UpstreamAccount(error.message, detail=error.detail)
+
+    @property
+    def has_no_account(self) -> bool:
+        """Whether it is out because the provider does not accept our account."""
+        return self._account_error is not None
+
+    def condition(self) -> Condition:
+        """Say how it fares."""
+        now = self._monotonic()
+        state: State = "closed"
+        wait = 0.0
+        if self._opened_at is not None:
+            state = "open" if self._account_error is None else "account"
+            wait = self._opened_at + self._pause_seconds - now
+        elif self.is_busy:
+            state, wait = "busy", self._busy_until - now
+        attempts, failures = self._window.sums(now)
+        reason = self._reason if state != "closed" else ""
+        return Condition(state, reason, max(0.0, wait), self.in_flight, attempts, failures)
+
     def try_acquire(self) -> Permit | None:
         """Return the leave to try, or None while open; after the pause one probe at a time may pass."""
         if self._opened_at is None:
@@ -83,14 +139,17 @@ class Breaker:
     def record(self, generation: int, error: BaseException | None) -> None:
         """Count how an attempt went; one from before the last change of state is ignored."""
         if isinstance(error, UpstreamBusy):
+            self._reason = _reason_of(error)
             wait = error.retry_after_seconds or FIRST_PAUSE_SECONDS
             self._busy_until = self._monotonic() + min(wait, LONGEST_PAUSE_SECONDS)
         if generation != self._generation:
             return
         if error is None:
             self._succeeded()
+        elif isinstance(error, UpstreamAccount) and error.is_certain:
+            self._lost_account(error)
         elif isinstance(error, UpstreamError) and not isinstance(error, UpstreamRefused | UpstreamBusy):
-            self._failed()
+            self._failed(error)
         else:
             self._probe_since = None
 
@@ -100,28 +159,46 @@ class Breaker:
             self._window.add(self._monotonic(), failures=0)
             return
         self._opened_at = None
+        self._account_error = None
         self._probe_since = None
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._window.clear()
         self._permit = self._next_generation()
+        self._tell("closed", "")
 
-    def _failed(self) -> None:
+    def _failed(self, error: UpstreamError) -> None:
         now = self._monotonic()
         if self._opened_at is not None:
             self._pause_seconds = min(self._pause_seconds * 2, LONGEST_PAUSE_SECONDS)
-            self._open(now)
+            self._account_error = None
+            self._open(now, error)
             return
         self._consecutive += 1
         self._window.add(now, failures=1)
         attempts, failures = self._window.sums(now)
         if self._consecutive >= CONSECUTIVE_FAILURES or (attempts >= MIN_ATTEMPTS and failures * 2 > attempts):
-            self._open(now)
+            self._open(now, error)
 
-    def _open(self, now: float) -> None:
+    def _lost_account(self, error: UpstreamAccount) -> None:
+        again = self._account_error is not None
+        pause = self._pause_seconds * 2 if again else FIRST_ACCOUNT_PAUSE_SECONDS
+        self._pause_seconds = min(pause, LONGEST_ACCOUNT_PAUSE_SECONDS)
+        # A copy: the error itself holds on to the request that met it.
+        self._account_error = UpstreamAccount(error.message, detail=error.detail)
+        self._window.add(self._monotonic(), failures=1)
+        self._open(self._monotonic(), error)
+
+    def _open(self, now: float, error: UpstreamError) -> None:
         self._opened_at = now
         self._probe_since = None
         self._consecutive = 0
+        self._reason = _reason_of(error)
         self._next_generation()
+        self._tell("open" if self._account_error is None else "account", self._reason)
+
+    def _tell(self, state: State, reason: str) -> None:
+        if self._on_change is not None:
+            self._on_change(state, reason)
 
     def _next_generation(self) -> Permit:
         self._generation += 1
@@ -131,30 +208,64 @@ class Breaker:
 class Breakers:
     """The breakers of all deployments, by id; they outlive a swap of the routes."""
 
-    def __init__(self, monotonic: Monotonic = time.monotonic) -> None:
+    def __init__(
+        self,
+        monotonic: Monotonic = time.monotonic,
+        *,
+        on_change: OnChange | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """Take the clock, who is told when a deployment goes out or comes back, and where chance comes from."""
         self._monotonic = monotonic
+        self._on_change = on_change
+        self._draw = draw
         self._breakers: OrderedDict[str, Breaker] = OrderedDict()
 
     def of(self, deployment_id: str) -> Breaker:
         """Return a deployment's breaker, made when first asked for."""
         breaker = self._breakers.get(deployment_id)
         if breaker is None:
-            breaker = self._breakers[deployment_id] = Breaker(self._monotonic)
+            breaker = self._breakers[deployment_id] = Breaker(self._monotonic, self._teller(deployment_id))
             if len(self._breakers) > MAX_BREAKERS:
                 self._breakers.popitem(last=False)
         else:
             self._breakers.move_to_end(deployment_id)
         return breaker
 
-    def order(self, deployments: Iterable[Deployment]) -> list[Deployment]:
-        """Return the deployments in their order, those that are busy behind the others, those that are open last."""
-        return sorted(deployments, key=self._rank)
+    def condition_of(self, deployment_id: str) -> Condition:
+        """Say how a deployment fares, without remembering it."""
+        breaker = self._breakers.get(deployment_id)
+        return breaker.condition() if breaker is not None else Condition()
 
-    def _rank(self, deployment: Deployment) -> int:
+    def count_out(self) -> Mapping[str, int]:
+        """Return how many deployments of each provider are not asked."""
+        return Counter(name.partition("/")[0] for name, breaker in self._breakers.items() if breaker.is_open)
+
+    def count_without_account(self) -> Mapping[str, int]:
+        """Return of how many of these it is because the provider does not accept our account."""
+        return Counter(name.partition("/")[0] for name, breaker in self._breakers.items() if breaker.has_no_account)
+
+    def order(self, deployments: Sequence[Deployment]) -> Sequence[Deployment]:
+        """Return the deployments as they are to be tried.
+
+        Those that are busy stand behind the others, those that are out last; then by their order. Of the same order
+        the one with the least under way for its weight comes first, and among equals chance decides by weight.
+        """
+        return deployments if len(deployments) == 1 else sorted(deployments, key=self._rank)
+
+    def _rank(self, deployment: Deployment) -> tuple[int, int, float, float]:
+        chance = -(self._draw() ** (1 / deployment.weight))
         breaker = self._breakers.get(deployment.id)
         if breaker is None:
-            return 0
-        return 2 if breaker.is_open else int(breaker.is_busy)
+            return 0, deployment.order, 0.0, chance
+        state = 2 if breaker.is_open else int(breaker.is_busy)
+        return state, deployment.order, breaker.in_flight / deployment.weight, chance
+
+    def _teller(self, deployment_id: str) -> Callable[[State, str], None] | None:
+        on_change = self._on_change
+        if on_change is None:
+            return None
+        return lambda state, reason: on_change(deployment_id, state, reason)
 
 
 class RetryBudget:
@@ -171,6 +282,10 @@ class RetryBudget:
         self._monotonic = monotonic
         self._requests = SlidingCounts(self.WINDOW_SECONDS)
         self._extra = SlidingCounts(self.WINDOW_SECONDS)
+        self.spent = 0
+        """Extra attempts since the start."""
+        self.refused = 0
+        """Extra attempts that the budget did not have since the start."""
 
     def record_request(self) -> None:
         """Count a request; once for each, however many attempts it has."""
@@ -182,7 +297,9 @@ class RetryBudget:
         requests, _ = self._requests.sums(now)
         extra, _ = self._extra.sums(now)
         if extra >= max(self.FLOOR, requests * self.PERCENT // 100):
+            self.refused += 1
             return False
+        self.spent += 1
         self._extra.add(now)
         return True
 
@@ -218,3 +335,7 @@ class SlidingCounts:
     def clear(self) -> None:
         """Forget everything."""
         self._seconds = [_NEVER] * self._size
+
+
+def _reason_of(error: UpstreamError) -> str:
+    return f"{error.code}: {error.detail}" if error.detail else str(error.code)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from meterhouse.money import MILLION, NANOS_PER_USD, Component, Meterable, Price
-from meterhouse.providers.catalog import SIMULATOR, list_models_of, undated
+from meterhouse.providers.catalog import PROVIDERS, SIMULATOR, list_models_of, undated
 from meterhouse.providers.provider import Provider
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def simulator_prices() -> list[Price]:
     )
     return [
         make_price(SIMULATOR, row.upstream_model, components, effective_from_ms=0, source="simulator")
-        for row in list_models_of(SIMULATOR)
+        for row in list_models_of(PROVIDERS[SIMULATOR])
     ]
 
 

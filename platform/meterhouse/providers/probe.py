@@ -6,6 +6,7 @@ to be routed and logged. Not here: what is done with the answer (a new snapshot,
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -61,7 +62,8 @@ class Probe:
         except UpstreamError as error:
             return self._status(active, is_reachable=False, detail=f"{error.message} {error.detail}")
         if status in {401, 403}:
-            return self._status(active, is_reachable=False, detail=f"status {status}: it refuses the credential")
+            refused = self._status(active, is_reachable=False, detail=f"status {status}: it refuses the credential")
+            return replace(refused, refuses_credential=True)
         if status >= SERVER_ERRORS:
             return self._status(active, is_reachable=False, detail=f"status {status}")
         models = read_models(body) if status == OK and row.discovers_models else ()

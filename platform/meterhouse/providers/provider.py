@@ -15,12 +15,13 @@ from meterhouse.money import Price
 Wire = Literal["openai", "ollama", "simulator"]
 OnClientGone = Literal["cancel", "drain"]
 MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
-
-USAGE_PLACES = ("usage", "choices.usage", "x_groq.usage")
-"""Where a streamed answer may carry its usage; the last that is not null holds (wire.md 7, row 4)."""
-
-CACHED_TOKENS_PLACES = ("prompt_tokens_details.cached_tokens", "prompt_cache_hit_tokens", "cached_tokens")
-"""Where a usage may carry the cached part of its input (wire.md 7, row 14)."""
+ReasoningReplay = Literal["keep", "fill", "fill_for_calls"]
+ToolCallFormat = Literal[
+    "glm4", "glm45", "hermes", "qwen3_coder", "llama3_json", "pythonic", "mistral", "deepseek_v3", "kimi_k2"
+]
+"""How a model writes its tool calls where its server leaves them in the text (wire.md 4)."""
+ToolsHandling = Literal["send", "withhold", "prompt"]
+"""What a server gets of a request's tools: all, nothing, or nothing but what is said of them in the prompt."""
 
 
 def _no_mapping() -> Mapping[str, Any]:
@@ -47,14 +48,36 @@ class Quirk:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class ModelRule:
+    """What differs for some models of a provider; the first rule that fits a model holds."""
+
+    prefixes: tuple[str, ...]
+    """How the upstream models' names begin."""
+    dropped_parameters: frozenset[str] = frozenset()
+
+
+NO_RULE = ModelRule(prefixes=())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """One row of the catalog: a company or a server kind, and all that is particular about it."""
 
     name: str
+    kind: str = ""
+    """The catalog's row that a provider of another name was made from; empty: its own."""
+    aliases: tuple[str, ...] = ()
+    """Other names that it is asked for and set up by."""
     wire: Wire
     base_url: str | None
     """The default; None where every installation has its own."""
+    base_url_names: tuple[str, ...] = ()
+    """The environment variables that usually hold its address, after ours."""
+    base_url_suffix: str = ""
+    """What is added to an address without a path."""
+    regions: Mapping[str, str] = field(default_factory=_no_mapping)
+    """Base URLs by region; ``{workspace}`` stands for the operator's workspace."""
     credential_names: tuple[str, ...] = ()
     """The environment variables that hold its credential; settings reads them, nothing here does."""
     credential_header: str = "authorization"
@@ -66,10 +89,22 @@ class Provider:
 
     renames: Mapping[str, str] = field(default_factory=_no_mapping)
     """Body parameters that have another name here, for example ``seed`` > ``random_seed``."""
+    value_renames: Mapping[str, Mapping[str, str]] = field(default_factory=_no_mapping)
+    """Values of parameters that are spelled otherwise here, for example ``tool_choice`` ``required`` > ``any``."""
     denied_parameters: frozenset[str] = frozenset()
     """Parameters that it cannot honour: a 400 before the call, because to drop them would change the answer."""
+    denied_values: Mapping[str, frozenset[str]] = field(default_factory=_no_mapping)
+    """Values of parameters that it cannot honour, likewise."""
     dropped_parameters: frozenset[str] = frozenset()
     """Parameters that may be left out without changing what the answer means."""
+    dropped_message_fields: frozenset[str] = frozenset()
+    """The same, of a message."""
+    model_rules: tuple[ModelRule, ...] = ()
+    reasoning_replay: ReasoningReplay = "keep"
+    """What becomes of the reasoning in the history: ``fill`` where each message of the assistant must have some,
+    ``fill_for_calls`` where those with tool calls must. Where it is refused, it is a dropped message field."""
+    flattens_text_parts: bool = False
+    """Whether content that is a list of text parts goes out as one string."""
     body_defaults: Mapping[str, Any] = field(default_factory=_no_mapping)
     """Sent when the caller sent nothing under that name."""
     unstreamed_body_defaults: Mapping[str, Any] = field(default_factory=_no_mapping)
@@ -80,9 +115,17 @@ class Provider:
     """Sent when the caller asked for no bound; None sends none."""
     assumed_max_output_tokens: int = 16_384
     """What a model may answer at most where no row says it."""
+    tool_call_format: ToolCallFormat | None = None
+    """Answers to requests with tools are searched for calls in this format; None: the server finds them itself."""
+    renders_tools: bool = False
+    """Tools are told to the model in its prompt, in the words of the format."""
+    refuses_assistant_last: bool = False
+    """The model answers others only: messages that end with the assistant's, undeclared, are a mistake."""
 
-    usage_places: tuple[str, ...] = USAGE_PLACES
-    cached_tokens_places: tuple[str, ...] = CACHED_TOKENS_PLACES
+    reads_think_tags: bool = False
+    """Whether an answer that begins with ``<think>`` has thoughts in its text (a local server without a parser)."""
+    finish_reasons: Mapping[str, str] = field(default_factory=_no_mapping)
+    """Finish reasons that OpenAI spells otherwise, for example ``model_length`` > ``length``."""
     sends_include_usage: bool = True
     """Whether ``stream_options.include_usage`` may be sent; False for a provider that refuses it."""
     sends_continuous_usage: bool = False
@@ -102,6 +145,15 @@ class Provider:
     timeouts: Timeouts = field(default_factory=Timeouts)
     quirks: tuple[Quirk, ...] = ()
 
+    @property
+    def row_name(self) -> str:
+        """The name of the catalog's row, whatever the provider is called here."""
+        return self.kind or self.name
+
+    def rule_of(self, upstream_model: str) -> ModelRule:
+        """Return what differs for a model."""
+        return next((rule for rule in self.model_rules if upstream_model.startswith(rule.prefixes)), NO_RULE)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
@@ -119,9 +171,23 @@ class Model:
     image_tokens_bound: int | None = None
     """No image counts for more; None: no bound is known."""
     audio_tokens_bound: int | None = None
-    retired: date | None = None
-    """The day since which the provider refuses it; such a row serves nothing, it explains."""
-    replacement: str | None = None
+    body_defaults: Mapping[str, Any] = field(default_factory=_no_mapping)
+    """Sent when the caller sent nothing under that name."""
+    shutdown: date | None = None
+    """The day on which the provider will stop serving it, where it has said so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetiredModel:
+    """A name that a provider served once, and what serves in its place."""
+
+    name: str
+    provider: str
+    replacement: str
+    since: date | None = None
+    """The first day on which it was refused; None where nobody wrote it down."""
+    body_defaults: Mapping[str, Any] = field(default_factory=_no_mapping)
+    """What makes the replacement behave like it."""
 
 
 class Endpoint(Protocol):
@@ -142,6 +208,11 @@ class Endpoint(Protocol):
         """The secret, never logged."""
         ...
 
+    @property
+    def is_public_only(self) -> bool:
+        """Whether its name must lead to a public address."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
@@ -156,6 +227,11 @@ class Deployment:
     model: Model = field(repr=False)
     price: Price | None = field(repr=False)
     """What applies at the moment that the route was resolved for; None: unpriced."""
+    order: int = 0
+    """Those of a lower order are asked first."""
+    weight: int = 1
+    """Its part of the requests among those of its order."""
+    is_public_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +243,24 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTarget:
+    """One deployment of a route that an operator wrote down."""
+
+    provider: str
+    upstream_model: str
+    order: int = 0
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSetting:
+    """A model's name and who answers it, in place of what the providers serve by themselves."""
+
+    model: str
+    targets: tuple[RouteTarget, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSetting:
     """How an operator switches a provider on.
 
@@ -175,11 +269,23 @@ class ProviderSetting:
     """
 
     name: str
+    kind: str | None = None
+    """The catalog's row that it behaves like; None: the one of its name, or any OpenAI-compatible server's."""
     base_url: str | None = None
+    region: str | None = None
+    """One of the row's, in place of a base URL."""
+    workspace: str | None = None
+    """The operator's at the provider, where the region's address has one in it."""
     credential: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
     shows_all_output: bool = False
     """The operator vouches that the server shows all that its models write."""
+    is_public_only: bool = False
+    """Set through the API, and private addresses are not allowed there."""
+    tool_call_format: str = ""
+    """``format`` for every model, or ``model=format``, several separated by commas."""
+    tools: str = "send"
+    """What the server gets of a request's tools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +296,10 @@ class ActiveProvider:
     base_url: str
     credential: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
+    is_public_only: bool = False
+    tool_call_formats: Mapping[str, ToolCallFormat] = field(default_factory=_no_mapping)
+    """By upstream model; ``""`` is every other one."""
+    tools: ToolsHandling = "send"
 
     @property
     def name(self) -> str:
@@ -206,5 +316,7 @@ class ProviderStatus:
     checked_at_ms: int
     models: tuple[str, ...] = ()
     """What the provider says it serves; empty where it does not say."""
+    refuses_credential: bool = False
+    """It is there, and does not accept the operator's credential."""
     detail: str = ""
     """Why it is not reachable, for operators; no secret in it."""

@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from meterhouse.errors import UpstreamBusy, UpstreamDown, UpstreamError, UpstreamRefused
+from meterhouse.errors import UpstreamAccount, UpstreamBusy, UpstreamDown, UpstreamError, UpstreamRefused
 from meterhouse.providers.provider import Endpoint
 
 MAX_MESSAGE_LENGTH = 2_048
 _MAX_WORD_LENGTH = 64
 
 BAD_REQUEST = 400
+FORBIDDEN = 403
 NOT_FOUND = 404
 TOO_MANY = 429
 _CALLERS_FAULT = frozenset({BAD_REQUEST, NOT_FOUND, 413, 422})
@@ -72,7 +73,7 @@ def to_error(status: int, body: bytes, endpoint: Endpoint, retry_after_seconds: 
             return _busy(endpoint, detail, retry_after_seconds)
         return _refused(status, said, endpoint)
     if status in _OPERATORS_FAULT:
-        return _operators_fault(endpoint, detail)
+        return _operators_fault(endpoint, detail, is_certain=status != FORBIDDEN)
     return UpstreamDown(
         f"The provider {endpoint.provider.name} failed to answer.",
         detail=detail,
@@ -90,7 +91,7 @@ def error_in_stream(raw: bytes, endpoint: Endpoint) -> UpstreamError:
     detail = _detail(status, said, endpoint)
     words = f"{said.code or ''} {said.type or ''}".lower()
     if _is_out_of_credit(said) or status in _OPERATORS_FAULT:
-        return _operators_fault(endpoint, detail)
+        return _operators_fault(endpoint, detail, is_certain=status != FORBIDDEN)
     if status == TOO_MANY or any(word in words for word in _BUSY_WORDS):
         return _busy(endpoint, detail, None)
     if status in _CALLERS_FAULT or (status == 0 and any(word in words for word in _CALLER_WORDS)):
@@ -130,14 +131,14 @@ def _busy(endpoint: Endpoint, detail: str, retry_after_seconds: float | None) ->
     )
 
 
-def _operators_fault(endpoint: Endpoint, detail: str) -> UpstreamDown:
-    return UpstreamDown(
+def _operators_fault(endpoint: Endpoint, detail: str, *, is_certain: bool = True) -> UpstreamAccount:
+    error = UpstreamAccount(
         f"The provider {endpoint.provider.name} does not accept this server's account (its credential, credit or"
         " permissions). Your key and request are fine; please tell the operator of this server.",
         detail=detail,
-        code="upstream_account",
-        should_retry=False,
     )
+    error.is_certain = is_certain
+    return error
 
 
 def _is_out_of_credit(said: _Said) -> bool:

@@ -5,19 +5,19 @@ request that holds a route is not disturbed by a swap. Not here: how a deploymen
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
+from datetime import date
 
 from meterhouse.errors import UnknownModel
 from meterhouse.money import Price
+from meterhouse.providers.activation import activate
 from meterhouse.providers.catalog import (
-    MODELS,
-    OPENAI_COMPATIBLE,
     PROVIDERS,
     SIMULATOR,
-    custom_provider,
+    find_retired,
     list_models_of,
+    list_retired_of,
     model_of,
 )
 from meterhouse.providers.prices import PriceBook, price_at
@@ -25,11 +25,12 @@ from meterhouse.providers.provider import (
     ActiveProvider,
     Deployment,
     Model,
-    Provider,
     ProviderSetting,
     Route,
+    RouteSetting,
     Timeouts,
 )
+from meterhouse.providers.tool_text import adapt_row
 
 MAX_NAME_LENGTH = 200
 _OLLAMA_DEFAULT_TAG = ":latest"
@@ -46,6 +47,21 @@ class ListedModel:
     """When this list was made: providers do not agree on what a model's date is."""
     context_tokens: int | None
     max_output_tokens: int
+    shutdown: date | None = None
+    """The day on which its provider will stop serving it, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What an operator wants of the routes beyond what the providers serve."""
+
+    routes: tuple[RouteSetting, ...] = ()
+    replaces_retired: bool = False
+    """Whether a retired name is answered by its replacement; otherwise it is a 404 that names it."""
+    adjust_timeouts: Callable[[Timeouts], Timeouts] | None = None
+
+
+NO_WISHES = Wishes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +86,25 @@ class Snapshot:
         prices: PriceBook,
         discovered: Mapping[str, Sequence[str]],
         built_at_ms: int,
+        wishes: Wishes = NO_WISHES,
     ) -> None:
         """Take the providers that are on in order of preference, and what each says that it serves."""
         self.providers = tuple(providers)
-        self._active = {active.name: active for active in self.providers}
+        self._active = _by_name(self.providers)
         self._prices = prices
         served: dict[str, list[Deployment]] = {}
         for active in self.providers:
-            for model in _served_models(active, discovered.get(active.name, ())):
-                served.setdefault(model.name, []).append(_deploy(active, model))
-        self._listed = {name: _list(deployments[0].model, built_at_ms // 1_000) for name, deployments in served.items()}
-        self._entries = {name: self._entry(name, deployments) for name, deployments in served.items()}
+            for model in self._unambiguous(active, _served_models(active, discovered.get(active.name, ()))):
+                found = served.setdefault(model.name, [])
+                found.append(replace(_deploy(active, model), order=len(found)))
         self._names = {deployment.id: name for name, found in served.items() for deployment in found}
         """What ``provider/upstream-model`` is listed as: one model has one set of limits, however it is asked for."""
-        for name, deployments in served.items():
-            bare = name.removesuffix(_OLLAMA_DEFAULT_TAG)
-            if bare not in self._entries and deployments[0].provider.wire == "ollama":
-                self._entries[bare] = self._entry(name, deployments)
-                self._names.setdefault(f"{deployments[0].provider.name}/{bare}", name)
+        served.update(self._written(wishes.routes))
+        self._listed = {name: _list(deployments[0].model, built_at_ms // 1_000) for name, deployments in served.items()}
+        self._entries = {name: self._entry(name, deployments) for name, deployments in served.items()}
+        self._add_default_tags(served)
+        if wishes.replaces_retired:
+            self._replace_retired(built_at_ms // 1_000)
 
     def resolve(self, model: str, at_ms: int) -> Route:
         """Return the route of a model's name, or of ``provider/upstream-model``, with the prices of a moment.
@@ -117,6 +134,56 @@ class Snapshot:
     def find_model(self, name: str) -> ListedModel | None:
         """Return a listed model; None when the name is not listed (it may be routable all the same)."""
         return self._listed.get(name)
+
+    def list_routes(self, at_ms: int) -> Iterator[tuple[str, Route]]:
+        """Yield every name that leads to a route, with the route; several names may lead to one model."""
+        return ((name, entry.at(at_ms)) for name, entry in self._entries.items())
+
+    def _unambiguous(self, active: ActiveProvider, models: Iterable[Model]) -> Iterator[Model]:
+        """Put a provider's name before names that begin with another's: ``openai/gpt-4o`` is OpenAI's while that is on.
+
+        Names that an operator gave stay as they are.
+        """
+        for model in models:
+            first, slash, _ = model.name.partition("/")
+            is_anothers = slash and self._active.get(first, active) is not active
+            yield replace(model, name=f"{active.name}/{model.name}") if is_anothers and not active.models else model
+
+    def _written(self, routes: Iterable[RouteSetting]) -> dict[str, list[Deployment]]:
+        """Return the deployments of the routes that an operator wrote down; of a provider that is off there is none."""
+        written: dict[str, list[Deployment]] = {}
+        for route in routes:
+            found = [
+                replace(
+                    _deploy(active, model_of(active.provider, route.model, target.upstream_model)),
+                    order=target.order,
+                    weight=target.weight,
+                )
+                for target in sorted(route.targets, key=lambda target: target.order)
+                if (active := self._active.get(target.provider)) is not None
+            ]
+            if found:
+                written[route.model] = found
+        return written
+
+    def _add_default_tags(self, served: Mapping[str, Sequence[Deployment]]) -> None:
+        for name, deployments in served.items():
+            bare = name.removesuffix(_OLLAMA_DEFAULT_TAG)
+            if bare not in self._entries and deployments[0].provider.wire == "ollama":
+                self._entries[bare] = self._entry(name, deployments)
+                self._names.setdefault(f"{deployments[0].provider.name}/{bare}", name)
+
+    def _replace_retired(self, created_seconds: int) -> None:
+        """Let retired names lead to their replacements, under whose names their requests are limited and recorded."""
+        for active in self.providers:
+            for row in list_retired_of(active.provider):
+                if row.name in self._entries or row.replacement not in self._listed:
+                    continue
+                model = model_of(active.provider, row.name, row.replacement)
+                model = replace(model, body_defaults=row.body_defaults)
+                self._entries[row.name] = self._entry(row.replacement, [_deploy(active, model)])
+                self._listed[row.name] = _list(model, created_seconds)
+                self._names.setdefault(f"{active.name}/{row.name}", row.replacement)
 
     def _entry(self, name: str, deployments: Sequence[Deployment]) -> _Entry:
         changes = {price.effective_from_ms for d in deployments for price in self._find_prices(d)}
@@ -161,7 +228,7 @@ def build_snapshot(
     prices: PriceBook,
     built_at_ms: int,
     discovered: Mapping[str, Sequence[str]] | None = None,
-    adjust_timeouts: Callable[[Timeouts], Timeouts] | None = None,
+    wishes: Wishes = NO_WISHES,
 ) -> Snapshot:
     """Make a snapshot of the providers that these settings switch on; their order is the order of preference.
 
@@ -176,65 +243,14 @@ def build_snapshot(
     if is_simulator_on and SIMULATOR not in names:
         row = PROVIDERS[SIMULATOR]
         active.append(ActiveProvider(provider=row, base_url=row.base_url or ""))
-    if adjust_timeouts is not None:
-        active = [
-            replace(a, provider=replace(a.provider, timeouts=adjust_timeouts(a.provider.timeouts))) for a in active
-        ]
-    return Snapshot(active, prices, discovered or {}, built_at_ms)
-
-
-def activate(setting: ProviderSetting) -> ActiveProvider | None:
-    """Return the provider that a setting switches on, or None: it has neither a credential nor a base URL.
-
-    Raises:
-        ValueError: an unknown provider without a base URL, or a base URL that is none.
-    """
-    if setting.name == SIMULATOR:
-        raise ValueError("the simulator is no provider to configure; it is switched on or off")
-    if not is_provider_name(setting.name):
-        raise ValueError(f"provider name {setting.name!r}: use lower-case letters, digits, hyphens and underscores")
-    if setting.credential is None and setting.base_url is None:
-        return None
-    row = PROVIDERS.get(setting.name)
-    if row is None:
-        if setting.base_url is None:
-            known = ", ".join(name for name in PROVIDERS if name not in {SIMULATOR, OPENAI_COMPATIBLE})
-            raise ValueError(f"provider {setting.name} needs a base URL; without one these are known: {known}")
-        row = custom_provider(setting.name)
-    if setting.shows_all_output:
-        row = replace(row, shows_all_output=True)
-    if setting.credential is not None and not (setting.credential.isascii() and setting.credential.isprintable()):
-        raise ValueError(f"provider {setting.name}: its credential has characters that no header can carry")
-    base_url = setting.base_url or row.base_url
-    if base_url is None:
-        raise ValueError(f"provider {setting.name} needs a base URL")
-    return ActiveProvider(
-        provider=row,
-        base_url=_normal_base_url(row, base_url),
-        credential=setting.credential,
-        models=setting.models,
-    )
-
-
-def is_provider_name(name: str) -> bool:
-    """Whether a name can be a provider's: it appears in settings, ids, metrics and before a slash."""
-    return bool(name) and name.isascii() and name.replace("-", "").replace("_", "").isalnum() and name == name.lower()
+    if (adjust := wishes.adjust_timeouts) is not None:
+        active = [replace(a, provider=replace(a.provider, timeouts=adjust(a.provider.timeouts))) for a in active]
+    return Snapshot(active, prices, discovered or {}, built_at_ms, wishes)
 
 
 def is_model_name(name: str) -> bool:
     """Whether a name may go upstream and into logs: printable, no blanks, at most 200 characters."""
     return 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() and " " not in name
-
-
-def _normal_base_url(row: Provider, base_url: str) -> str:
-    parts = urlsplit(base_url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"provider {row.name}: base URL {base_url!r} is no http(s) address")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(f"provider {row.name}: a base URL has no user, query or fragment")
-    plain = base_url.rstrip("/")
-    # People paste the address of Ollama's /v1; its native wire starts above it.
-    return plain.removesuffix("/v1") if row.wire == "ollama" else plain
 
 
 def _served_models(active: ActiveProvider, discovered: Sequence[str]) -> list[Model]:
@@ -245,40 +261,54 @@ def _served_models(active: ActiveProvider, discovered: Sequence[str]) -> list[Mo
             name, _, upstream_model = text.partition("=")
             models.setdefault(name, model_of(active.provider, name, upstream_model or name))
         return list(models.values())
-    for row in list_models_of(active.name):
-        if row.retired is None:
-            models[row.name] = row
+    for row in list_models_of(active.provider):
+        models[row.name] = row
     for name in discovered:
         if is_model_name(name):
             models.setdefault(name, model_of(active.provider, name, name))
     return list(models.values())
 
 
+def _by_name(providers: Sequence[ActiveProvider]) -> dict[str, ActiveProvider]:
+    """Return the providers by their names, and by their aliases where no other has that name."""
+    found = {active.name: active for active in providers}
+    for active in providers:
+        for alias in active.provider.aliases:
+            found.setdefault(alias, active)
+    return found
+
+
 def _deploy(active: ActiveProvider, model: Model) -> Deployment:
     return Deployment(
         id=f"{active.name}/{model.upstream_model}",
-        provider=active.provider,
+        provider=adapt_row(active.provider, active.tool_call_formats, active.tools, model.upstream_model),
         base_url=active.base_url,
         credential=active.credential,
         upstream_model=model.upstream_model,
         model=model,
         price=None,
+        is_public_only=active.is_public_only,
     )
 
 
 def _list(model: Model, created_seconds: int) -> ListedModel:
-    return ListedModel(model.name, model.provider, created_seconds, model.context_tokens, model.max_output_tokens)
+    return ListedModel(
+        model.name, model.provider, created_seconds, model.context_tokens, model.max_output_tokens, model.shutdown
+    )
 
 
 def _unknown(model: str) -> UnknownModel:
     shown = model if is_model_name(model) else "of this name"
-    for row in MODELS.values():
-        if row.retired is not None and row.name == model.rpartition("/")[2]:
-            return UnknownModel(
-                f"The model {row.name} was retired by its provider on {row.retired.isoformat()}. "
-                f"Use {row.replacement} instead; GET /v1/models lists every model that is served.",
-                param="model",
-            )
+    retired = find_retired(model.rpartition("/")[2])
+    if retired:
+        row = retired[0]
+        when = f" on {row.since.isoformat()}" if row.since is not None else ""
+        replacements = " or ".join(dict.fromkeys(found.replacement for found in retired))
+        return UnknownModel(
+            f"The model {row.name} was retired by its provider{when}. "
+            f"Use {replacements} instead; GET /v1/models lists every model that is served.",
+            param="model",
+        )
     return UnknownModel(
         f"The model {shown} does not exist here. GET /v1/models lists the models that are served; "
         "any model of a provider that is switched on can also be asked for as provider/model.",

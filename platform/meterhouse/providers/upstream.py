@@ -7,6 +7,7 @@ caller forwarded that is not on the list. Not here: what an answer means (relay,
 
 import asyncio
 import functools
+import socket
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.abc import AbstractStreamWriter, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.payload import Payload
 from multidict import CIMultiDict
@@ -22,6 +23,7 @@ from yarl import URL
 
 from meterhouse import __version__
 from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
+from meterhouse.providers.address import is_public
 from meterhouse.providers.answer import Answer, Opener
 from meterhouse.providers.provider import Endpoint
 
@@ -77,10 +79,14 @@ class Upstream:
     def __init__(self, *, simulator: Opener | None = None) -> None:
         self._simulator = simulator
         self._session: aiohttp.ClientSession | None = None
-        self._targets: dict[tuple[str, str, str | None, bool], _Target] = {}
+        self._resolver: _Resolver | None = None
+        self._targets: dict[tuple[str, str, str, str | None, bool], _Target] = {}
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=IDLE_CONNECTION_SECONDS)
+        self._resolver = _Resolver()
+        connector = aiohttp.TCPConnector(
+            limit=MAX_CONNECTIONS, keepalive_timeout=IDLE_CONNECTION_SECONDS, resolver=self._resolver
+        )
         kind: type[ResponseHandler] = _Connection
         connector._factory = functools.partial(kind, loop=asyncio.get_running_loop())  # noqa: SLF001 - no public way; see _Connection
         self._session = aiohttp.ClientSession(
@@ -105,6 +111,8 @@ class Upstream:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+        if self._resolver is not None:
+            await self._resolver.close()
 
     @property
     def open_connections(self) -> int:
@@ -185,12 +193,14 @@ class Upstream:
         return answer
 
     def _target(self, endpoint: Endpoint, path: str, *, is_streamed: bool) -> "_Target":
-        key = (endpoint.base_url, path, endpoint.credential, is_streamed)
+        key = (endpoint.provider.name, endpoint.base_url, path, endpoint.credential, is_streamed)
         target = self._targets.get(key)
         if target is None:
             if len(self._targets) >= _TARGETS_LIMIT:
                 self._targets.clear()
             target = self._targets[key] = _Target(endpoint, path, is_streamed=is_streamed)
+            if endpoint.is_public_only and self._resolver is not None and target.url.host:
+                self._resolver.public_hosts.add(target.url.host)
         return target
 
 
@@ -215,6 +225,23 @@ class _Target:
         self.headers["user-agent"] = f"meterhouse/{__version__}"
         if endpoint.credential is not None:
             self.headers[row.credential_header] = row.credential_prefix + endpoint.credential
+
+
+class _Resolver(aiohttp.ThreadedResolver):
+    """Leads no name of ``public_hosts`` to an address that is not public: what is checked is what is connected to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.public_hosts: set[str] = set()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Look a name up."""
+        found = await super().resolve(host, port, family)
+        if host in self.public_hosts and not all(is_public(result["host"]) for result in found):
+            raise OSError(f"{host} leads to an address that is not public")
+        return found
 
 
 class _Body(Payload):

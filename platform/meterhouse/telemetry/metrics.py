@@ -6,7 +6,7 @@ fail. What is not here: where gauges get their values (composition hands in func
 figures of several processes are added up (``board``).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -67,6 +67,20 @@ class Watched(Enum):
     LOWERED_NANOS = ("meterhouse_counter_lowered_nanos", "counter", "Taken off budgets by reconciling", None)
     MIRROR_FAILURES = ("meterhouse_key_mirror_failures", "counter", "Times that keys' mirror did not answer", None)
     STRAY_RECORDS = ("meterhouse_stray_records", "gauge", "Ledger rows in no month's partition: an alarm", None)
+    DEPLOYMENTS_OUT = ("meterhouse_deployments_out", "gauge", "Deployments that are not asked", "provider")
+    ACCOUNTS_OUT = (
+        "meterhouse_deployments_without_account",
+        "gauge",
+        "Deployments that are not asked because the provider does not accept our account: an alarm",
+        "provider",
+    )
+    EXTRA_ATTEMPTS = ("meterhouse_extra_attempts", "counter", "Attempts after the first of a request", None)
+    EXTRA_ATTEMPTS_REFUSED = (
+        "meterhouse_extra_attempts_refused",
+        "counter",
+        "Attempts that the retry budget did not have",
+        None,
+    )
     DROPPED_LOG_LINES = ("meterhouse_dropped_log_lines", "counter", "Log lines that were never written", None)
 
 
@@ -87,8 +101,7 @@ class Metrics:
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
-        registry = self._registry
+        registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "meterhouse_requests_total",
             "Finished requests",
@@ -154,6 +167,7 @@ class Metrics:
         self._duration_children: dict[str, Histogram] = {}
         self._attempt_children: dict[tuple[str, Outcome], Counter] = {}
         self._refusal_children: dict[tuple[str, str], Counter] = {}
+        self._tool_texts = _ToolTexts(registry)
         self._providers: dict[str, _Provider] = {}
 
     def observe_request(
@@ -203,6 +217,10 @@ class Metrics:
             self._refusal_children[key] = child
         child.inc()
 
+    def observe_tool_texts(self, provider: str, results: Mapping[str, int]) -> None:
+        """Count the tool calls that a model wrote as text; a result is ``parsed`` or why it stayed text."""
+        self._tool_texts.add(provider, results)
+
     def observe_loop_lag(self, seconds: float) -> None:
         """Count how late a timer ran."""
         self._loop_lag.observe(seconds)
@@ -210,6 +228,10 @@ class Metrics:
     def watch(self, watched: Watched, read: Callable[[], float], *, label: str = "") -> None:
         """Read a value at each scrape. ``read`` must not raise or wait; ``label`` only where ``watched`` has one."""
         self._watches.add(watched, read, label)
+
+    def watch_each(self, watched: Watched, read: Callable[[], Mapping[str, float]]) -> None:
+        """Read the values of all labels at each scrape; see ``watch``."""
+        self._watches.add_each(watched, read)
 
     def join(self, read_others: Callable[[], list[list[Family]]]) -> None:
         """Add the figures of other processes to each scrape."""
@@ -266,11 +288,38 @@ class Metrics:
         return children
 
 
+class _ToolTexts:
+    """The counter of tool calls that models wrote as text."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._counter = Counter(
+            "meterhouse_tool_texts_total",
+            "Texts of models that looked like a tool call: parsed, or why they stayed text",
+            ("provider", "result"),
+            registry=registry,
+        )
+        self._children: dict[tuple[str, str], Counter] = {}
+
+    def add(self, provider: str, results: Mapping[str, int]) -> None:
+        for result, count in results.items():
+            key = (provider, result)
+            child = self._children.get(key)
+            if child is None and len(self._children) >= MAX_CHILDREN:
+                child = self._counter.labels(OTHER, result)
+            elif child is None:
+                child = self._children[key] = self._counter.labels(*key)
+            child.inc(count)
+
+
 class _Watches(Collector):
     """Turns the functions handed to ``watch`` into families at each scrape."""
 
     def __init__(self) -> None:
         self._reads: dict[Watched, dict[str, Callable[[], float]]] = {}
+        self._each: dict[Watched, Callable[[], Mapping[str, float]]] = {}
+
+    def add_each(self, watched: Watched, read: Callable[[], Mapping[str, float]]) -> None:
+        self._each[watched] = read
 
     def add(self, watched: Watched, read: Callable[[], float], label: str) -> None:
         if (watched.value[3] is None) != (label == ""):
@@ -289,6 +338,12 @@ class _Watches(Collector):
             for value, read in reads.items():
                 family.add_metric([value] if label else [], read())
             yield family
+        for watched, read_each in self._each.items():
+            name, _, text, label = watched.value
+            each = GaugeMetricFamily(name, text, labels=(label or "",))
+            for value, number in list(read_each().items())[:MAX_CHILDREN]:
+                each.add_metric([value], number)
+            yield each
 
 
 def _observe_usage(provider: _Provider, record: UsageRecord) -> None:

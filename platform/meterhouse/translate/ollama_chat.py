@@ -4,13 +4,13 @@ Invariant: pure; the same bytes give the same payloads however they are cut. Wha
 so that whoever meters counts it. Not here: the connection, the parsing of tool calls out of text.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from meterhouse.errors import UpstreamDown
-from meterhouse.ids import random_base62
+from meterhouse.translate.call_id import NewCallId, new_call_id
 from meterhouse.translate.ollama_request import to_ollama_request
 
 __all__ = ["OllamaChatStream", "from_ollama_response", "to_ollama_request"]
@@ -18,13 +18,6 @@ __all__ = ["OllamaChatStream", "from_ollama_response", "to_ollama_request"]
 MAX_LINE_BYTES = 1_048_576
 """A longer line is refused; Ollama sends a token, or one whole tool call, per line."""
 DONE = b"[DONE]"
-
-NewCallId = Callable[[], str]
-
-
-def new_call_id() -> str:
-    """Return a fresh tool-call id: ``call_`` and 24 characters."""
-    return f"call_{random_base62(24)}"
 
 
 class _SaidFunction(msgspec.Struct):

@@ -24,6 +24,12 @@ ROUTES = [
     ("GET", "/admin/limits?scope=key&scope_id=key_x", None),
     ("POST", "/admin/prices", {"provider": "p", "model": "m", "input_usd": "1", "output_usd": "1"}),
     ("GET", "/admin/prices", None),
+    ("GET", "/admin/providers", None),
+    ("PUT", "/admin/providers/prov_x", {"base_url": "https://example.com/v1"}),
+    ("DELETE", "/admin/providers/prov_x", None),
+    ("GET", "/admin/routes", None),
+    ("PUT", "/admin/routes/model_x", {"deployments": [{"provider": "simulator", "upstream_model": "simulator"}]}),
+    ("DELETE", "/admin/routes/model_x", None),
 ]
 
 
@@ -35,7 +41,7 @@ def test_every_route_of_the_administration_is_in_the_list_above(gateway: Gateway
         (method.upper(), path) for path, item in schema["paths"].items() for method in item if path.startswith("/admin")
     }
     listed = {(method, path.partition("?")[0]) for method, path, _ in ROUTES}
-    plain = {("proj_x", "{project_id}"), ("key_x", "{key_id}")}
+    plain = {("proj_x", "{project_id}"), ("key_x", "{key_id}"), ("prov_x", "{name}"), ("model_x", "{model}")}
     for word, name in plain:
         listed = {(method, path.replace(word, name)) for method, path in listed}
     assert listed == described

@@ -198,16 +198,6 @@ def test_the_bounds_themselves_and_null_are_good(gateway: Gateway, value: dict[s
     assert status == 200, body
 
 
-@pytest.mark.parametrize("last", [{"role": "assistant", "content": "The"}, {"role": "assistant", "content": None}])
-def test_a_last_message_of_the_assistant_that_is_no_declared_prefix_is_refused(
-    gateway: Gateway, last: dict[str, object]
-) -> None:
-    error = chat(gateway, messages=[USER, last])
-    assert error["param"] == "messages"
-    assert '"prefix": true' in error["message"]
-    assert chat(gateway, messages=[USER, {**last, "prefix": False}])["param"] == "messages"
-
-
 @pytest.mark.parametrize(
     ("param", "message"),
     [

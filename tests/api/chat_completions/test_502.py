@@ -31,7 +31,8 @@ STATUSES = [
 def test_a_status_of_the_provider_has_its_own_here(
     gateway: Gateway, stream: bool, upstream: int, ours: int, code: str | None
 ) -> None:
-    status, headers, body = gateway.chat(f"fake/error-{upstream}", stream=stream)
+    # A deployment of its own for each: one that does not accept our account is not asked again.
+    status, headers, body = gateway.chat(f"fake/error-{upstream}?done={int(stream)}", stream=stream)
     error = error_of(body)
     kind = "invalid_request_error" if ours < 500 else "upstream_error"
     assert (status, error["type"], error["code"]) == (ours, kind, code)
@@ -61,7 +62,7 @@ def test_every_shape_of_a_providers_error_becomes_the_envelope(
 
 @BOTH
 def test_an_empty_account_at_the_provider_is_not_the_callers_quota(gateway: Gateway, stream: bool) -> None:
-    status, headers, body = gateway.chat("fake/insufficient-quota", stream=stream)
+    status, headers, body = gateway.chat(f"fake/insufficient-quota?done={int(stream)}", stream=stream)
     assert (status, error_of(body)["code"]) == (502, "upstream_account")
     assert headers["x-should-retry"] == "false"
 

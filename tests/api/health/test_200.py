@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import openai
@@ -23,6 +24,10 @@ def get(gateway: Gateway, path: str) -> dict[str, Any]:
 def test_the_root_says_what_this_is_and_where_to_look(gateway: Gateway) -> None:
     found = get(gateway, "/")
     assert (found["name"], found["version"]) == ("Meterhouse", __version__)
+    health = get(gateway, "/health")
+    assert found["providers"] == health["providers"] == {"fake": True, "simulator": True}
+    assert found["models_count"] == health["models_count"]
+    assert found["status"] in {"ok", "degraded"}
     for name in ("docs", "health"):
         assert gateway.request("GET", found[name], key="")[0] == 200
     assert gateway.request("GET", found["models"])[0] == 200
@@ -65,3 +70,28 @@ def test_a_provider_that_is_away_is_said_to_be_and_the_rest_works(tmp_path: Path
             assert gateway.chat("simulator-instant")[0] == 200
             status, _, body = gateway.chat("away/model")
             assert (status, error_of(body)["code"]) == (502, "upstream_unavailable")
+
+
+def test_a_wrong_key_of_a_provider_is_told_from_a_provider_that_is_away(tmp_path: Path) -> None:
+    refusal = b"HTTP/1.1 401 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+    def refuse() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(refusal)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=refuse, daemon=True).start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        with Gateway(tmp_path / "data", provider_environment("wrong", address)) as gateway:
+            deadline = time.monotonic() + 5
+            while not (found := get(gateway, "/health"))["degraded"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert found["degraded"] == ["provider wrong refuses our credential: check its key"]
+            assert found["backends"]["wrong"] == "disconnected"

@@ -1,0 +1,67 @@
+"""All looks at a deployment, in the order in which an operator puts it up."""
+
+import asyncio
+import os
+from collections import Counter
+from pathlib import Path
+
+from rich.table import Table
+
+from meterhouse.checkup.edge import check_edge
+from meterhouse.checkup.finding import Finding
+from meterhouse.checkup.host import check_host
+from meterhouse.checkup.stores import check_stores
+from meterhouse.settings import Settings, SettingsError
+from meterhouse.stores import parse_peppers
+from meterhouse.tables import print_table
+
+FAILED_STATUS = 2
+SUBJECT = "settings"
+
+
+def check_deployment(
+    settings: Settings, workers: int | None, conf: Path | None, certificate: Path | None
+) -> list[Finding]:
+    """Look at everything; nothing is changed.
+
+    Args:
+        settings: in force.
+        workers: of a host; None: one for each CPU.
+        conf: the nginx.conf in front of it.
+        certificate: one that the conf does not name.
+    """
+    count = workers or len(os.sched_getaffinity(0))
+    return [
+        _check_settings(settings),
+        *asyncio.run(check_stores(settings, count)),
+        *check_host(settings, count),
+        *check_edge(conf, certificate, settings),
+    ]
+
+
+def print_findings(found: list[Finding]) -> int:
+    """Print a line for each; returns the exit status of the command."""
+    table = Table("", "", "", box=None, show_header=False)
+    for finding in found:
+        table.add_row(finding.state, finding.subject, finding.text)
+    print_table(table)
+    counts = Counter(finding.state for finding in found)
+    print(f"{counts['ok']} ok, {counts['warning']} warnings, {counts['failed']} failed")
+    return FAILED_STATUS if counts["failed"] else 0
+
+
+def _check_settings(settings: Settings) -> Finding:
+    """Look whether they belong together."""
+    if settings.database_url is None:
+        return Finding("ok", SUBJECT, "of the embedded form, for one process.")
+    if settings.key_pepper is None:
+        return Finding("failed", SUBJECT, "METERHOUSE_KEY_PEPPER is not set: `meterhouse serve` needs it.")
+    try:
+        parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER")
+    except SettingsError as error:
+        return Finding("failed", SUBJECT, str(error))
+    if settings.redis_url is None:
+        return Finding("warning", SUBJECT, "METERHOUSE_REDIS_URL is not set: only one worker can serve.")
+    if settings.lease_seconds <= settings.renew_seconds:
+        return Finding("failed", SUBJECT, "METERHOUSE_LEASE_SECONDS must be above METERHOUSE_RENEW_SECONDS.")
+    return Finding("ok", SUBJECT, "they belong together.")

@@ -1,0 +1,122 @@
+"""The description of the API: adds the inference endpoints, whose schemas are msgspec's, to what FastAPI makes."""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+
+from meterhouse.http.described import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ErrorAnswer,
+    SimpleContent,
+    SimpleMessage,
+    SimpleMessages,
+    SimpleResponse,
+)
+from meterhouse.request import ChatRequest
+
+_SHAPES = (
+    ChatRequest,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ErrorAnswer,
+    SimpleMessages,
+    SimpleMessage,
+    SimpleResponse,
+    SimpleContent,
+)
+_JSON = "application/json"
+_EVENTS = "text/event-stream"
+
+Schema = dict[str, Any]
+
+
+class OpenApi:
+    """Makes the description once, when it is first asked for."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._make = app.openapi
+        self._schema: Schema | None = None
+
+    def __call__(self) -> Schema:
+        """Return the description."""
+        if self._schema is None:
+            self._schema = self._build()
+        return self._schema
+
+    def _build(self) -> Schema:
+        schema = self._make()
+        shapes, definitions = msgspec.json.schema_components(_SHAPES, ref_template="#/components/schemas/{name}")
+        components = schema.setdefault("components", {})
+        components.setdefault("schemas", {}).update(definitions)
+        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"bearer": []}]
+        schema["paths"].update(_inference_paths(dict(zip(_SHAPES, shapes, strict=True))))
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation.get("responses", {}).pop("422", None)
+                if "health" in operation.get("tags", ()):
+                    operation["security"] = []
+        return schema
+
+
+def _inference_paths(shapes: dict[Any, Schema]) -> Schema:
+    errors = shapes[ErrorAnswer]
+    content = shapes[SimpleContent]
+    return {
+        "/v1/chat/completions": _post(
+            "create_chat_completion",
+            "Create a chat completion, streamed or not",
+            shapes[ChatRequest],
+            "A chat completion, or with `stream` the events of one, ended by `[DONE]`",
+            {_JSON: shapes[ChatCompletion], _EVENTS: shapes[ChatCompletionChunk]},
+            errors,
+        ),
+        "/api/chat": _post(
+            "simple_chat",
+            "Chat, streamed as simple events",
+            shapes[SimpleMessages],
+            'Events `data: {"content": "..."}`, ended by `data: [DONE]`',
+            {_EVENTS: content},
+            errors,
+        ),
+        "/chat": _post(
+            "simple_message",
+            "Say one thing, get one answer",
+            shapes[SimpleMessage],
+            "The answer",
+            {_JSON: shapes[SimpleResponse]},
+            errors,
+        ),
+        "/stream": _post(
+            "simple_stream",
+            "Say one thing, get the answer in named events",
+            shapes[SimpleMessage],
+            "Events named `message` with `content` and `done`; one named `error` where it fails",
+            {_EVENTS: content},
+            errors,
+        ),
+    }
+
+
+def _post(
+    operation_id: str, summary: str, request: Schema, description: str, answers: Schema, errors: Schema
+) -> Schema:
+    failure = {_JSON: {"schema": errors}}
+    return {
+        "post": {
+            "tags": ["inference"],
+            "summary": summary,
+            "operationId": operation_id,
+            "requestBody": {"required": True, "content": {_JSON: {"schema": request}}},
+            "responses": {
+                "200": {
+                    "description": description,
+                    "content": {media_type: {"schema": shape} for media_type, shape in answers.items()},
+                },
+                "4XX": {"description": "The request, the key or a limit", "content": failure},
+                "5XX": {"description": "A provider, or this server", "content": failure},
+            },
+        }
+    }

@@ -1,0 +1,91 @@
+"""Puts right in a provider's chunk or body what a client must not have to know, without rebuilding the rest.
+
+- ``model`` is the name that was asked for.
+- Reasoning is in ``reasoning_content``, also where the provider calls it ``reasoning``; that name stays beside it.
+- The id "" in the later pieces of a tool call is left out: SDKs take it for another call (wire.md 7, row 13).
+- A finish reason that OpenAI spells otherwise is spelled OpenAI's way.
+
+Invariant: what needs none of this passes byte for byte.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Raw
+
+from meterhouse.http.chunk import Choice, Chunk
+
+_object_decoder = msgspec.json.Decoder(dict[str, Raw])
+_objects_decoder = msgspec.json.Decoder(list[dict[str, Raw]])
+_EMPTY_ID = b'""'
+
+
+def tidy(payload: bytes, chunk: Chunk, asked: str, finish_reasons: Mapping[str, str]) -> bytes:
+    """Return a payload as the client gets it.
+
+    Args:
+        payload: what the provider sent: a chunk, or a whole body.
+        chunk: the same, decoded.
+        asked: the model's name that the client asked for.
+        finish_reasons: of the provider's row.
+    """
+    for choice in chunk.choices or ():
+        if _is_untidy(choice, finish_reasons):
+            payload = _tidy_choices(payload, finish_reasons)
+            break
+    return rename_model(payload, chunk.model, asked)
+
+
+def rename_model(payload: bytes, served: str | None, asked: str) -> bytes:
+    """Replace the value of the top-level ``model`` where it differs from the asked name."""
+    if served is None or served == asked:
+        return payload
+    old, new = msgspec.json.encode(served), msgspec.json.encode(asked)
+    for separator in (b'"model":', b'"model": '):
+        pattern = separator + old
+        if payload.count(pattern) == 1:
+            return payload.replace(pattern, separator + new)
+    # An unusual spelling, or the same pair in a nested object: only a decode can tell them apart.
+    fields = _object_decoder.decode(payload)
+    fields["model"] = Raw(new)
+    return msgspec.json.encode(fields)
+
+
+def _is_untidy(choice: Choice, finish_reasons: Mapping[str, str]) -> bool:
+    """Whether a choice needs any of this; every chunk is asked, and hardly any does."""
+    text = choice.delta or choice.message
+    if text is not None:
+        if text.reasoning and text.reasoning_content is None:
+            return True
+        if text.tool_calls is not None and any(call.id == "" for call in text.tool_calls):
+            return True
+    return choice.finish_reason is not None and choice.finish_reason in finish_reasons
+
+
+def _tidy_choices(payload: bytes, finish_reasons: Mapping[str, str]) -> bytes:
+    fields = _object_decoder.decode(payload)
+    choices = _objects_decoder.decode(fields["choices"])
+    for choice in choices:
+        for name in ("delta", "message"):
+            if name in choice and bytes(choice[name]).startswith(b"{"):
+                choice[name] = _tidy_text(choice[name])
+        if "finish_reason" in choice:
+            reason = msgspec.json.decode(choice["finish_reason"])
+            if isinstance(reason, str) and reason in finish_reasons:
+                choice["finish_reason"] = Raw(msgspec.json.encode(finish_reasons[reason]))
+    fields["choices"] = Raw(msgspec.json.encode(choices))
+    return msgspec.json.encode(fields)
+
+
+def _tidy_text(raw: Raw) -> Raw:
+    text = _object_decoder.decode(raw)
+    reasoning = bytes(text.get("reasoning", Raw(b"")))
+    if reasoning.startswith(b'"') and reasoning != b'""' and "reasoning_content" not in text:
+        text["reasoning_content"] = text["reasoning"]
+    if bytes(text.get("tool_calls", Raw(b""))).startswith(b"["):
+        calls = _objects_decoder.decode(text["tool_calls"])
+        for call in calls:
+            if bytes(call.get("id", Raw(b""))) == _EMPTY_ID:
+                del call["id"]
+        text["tool_calls"] = Raw(msgspec.json.encode(calls))
+    return Raw(msgspec.json.encode(text))

@@ -1,0 +1,147 @@
+"""Searches the text of answers for tool calls: of requests with tools, from deployments that have a format for them.
+
+The provider's own bytes are what is counted and billed (``relay``, ``whole``); only what goes to the client changes.
+What is held back here was counted and is covered by the hold, so that it can be let go whenever the answer ends.
+"""
+
+from dataclasses import replace
+
+import msgspec
+from msgspec import Raw
+
+from meterhouse.errors import GatewayError
+from meterhouse.http.body import ParsedBody, render_tools
+from meterhouse.http.call import Call
+from meterhouse.http.chunk import Chunk
+from meterhouse.http.relay import StreamRelay
+from meterhouse.http.sse import frame
+from meterhouse.ids import public_request_id
+from meterhouse.providers.provider import Deployment, Route
+from meterhouse.request import InputSize
+from meterhouse.telemetry.logs import Event, get_logger
+from meterhouse.telemetry.metrics import Metrics
+from meterhouse.translate.tool_text import GRAMMARS
+from meterhouse.translate.tool_text.answer import ToolTextAnswer, Waiting, texts_of
+from meterhouse.translate.tool_text.parser import PARSED
+from meterhouse.translate.tool_text.tools import Tools
+from meterhouse.usage import Outcome, Usage
+
+
+def find_tool_text(call: Call) -> ToolTextAnswer | None:
+    """Return what rewrites the answer of the deployment that answers; None where it stays as it is."""
+    assert call.deployment is not None
+    name = call.deployment.provider.tool_call_format
+    if name is None:
+        return None
+    _log_parameters(call, call.deployment)
+    request, grammar = call.parsed.request, GRAMMARS[name]
+    wants_calls = bool(request.tools) and request.tool_choice != "none"
+    tools = Tools(
+        {
+            tool.function.name: tool.function.parameters
+            for tool in (request.tools if wants_calls else None) or ()
+            if tool.function is not None
+        }
+    )
+    return ToolTextAnswer(grammar, tools) if grammar.trims or any(tools.names) else None
+
+
+def _log_parameters(call: Call, deployment: Deployment) -> None:
+    """Say with which parameters a local model answers: numbers and words of our own, nothing that a caller wrote."""
+    request, fields = call.parsed.request, call.parsed.fields
+    choice = request.tool_choice
+    get_logger().debug(
+        Event.GENERATION_STARTED,
+        request_id=public_request_id(call.tally.request_id),
+        deployment=deployment.id,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        max_tokens=request.asked_output_tokens or deployment.provider.default_max_tokens,
+        repetition_penalty=_number(fields.get("repetition_penalty")),
+        tools=len(request.tools or ()),
+        tool_choice=choice if isinstance(choice, str | None) else "named",
+        stream=call.tally.is_streamed,
+    )
+
+
+def _number(raw: Raw | None) -> float | None:
+    try:
+        return msgspec.json.decode(raw, type=float) if raw is not None else None
+    except msgspec.DecodeError:
+        return None
+
+
+def report(call: Call, found: ToolTextAnswer, metrics: Metrics) -> None:
+    """Count what was found in an answer, and log what was no call; no word of it gets there."""
+    results = found.results
+    if not results:
+        return
+    attempt = call.tally.attempt
+    metrics.observe_tool_texts(attempt.provider, results)
+    failures = {reason: count for reason, count in results.items() if reason != PARSED}
+    if failures:
+        get_logger().warning(
+            Event.TOOL_CALL_NOT_PARSED,
+            request_id=public_request_id(call.tally.request_id),
+            deployment=attempt.deployment,
+            format=call.deployment.provider.tool_call_format if call.deployment is not None else None,
+            **failures,
+        )
+
+
+def with_rendered_tools(size: InputSize, parsed: ParsedBody, route: Route) -> InputSize:
+    """Add to an input's size what telling the model of its tools adds, for the deployment where that is most."""
+    rendering = [row.provider for row in route.deployments if row.provider.renders_tools]
+    if not rendering:
+        return size
+    added_bytes = max(render_tools(parsed, provider).added_bytes for provider in rendering)
+    return replace(size, text_bytes=size.text_bytes + added_bytes)
+
+
+class ToolTextRelay(StreamRelay):
+    """Relays an answer whose text may hold tool calls. ``search`` must be called before ``run``."""
+
+    _found: ToolTextAnswer
+    _metrics: Metrics
+    _waiting: Waiting
+
+    def search(self, found: ToolTextAnswer, metrics: Metrics) -> "ToolTextRelay":
+        """Say what rewrites the answer; returns the relay."""
+        self._found = found
+        self._metrics = metrics
+        self._waiting = []
+        return self
+
+    async def run(self) -> None:
+        """Forward the answer as ``StreamRelay.run`` does; what is held back goes out with the failure."""
+        try:
+            await super().run()
+        except GatewayError:
+            self._call.outlet.unsent = self._waiting_frames()
+            raise
+        finally:
+            report(self._call, self._found, self._metrics)
+
+    def end(self, usage: Usage) -> bytes:
+        """Return what is sent after the barrier; of an answer that was cut also what was held back until then."""
+        end = super().end(usage)
+        return self._waiting_frames() + end if self._attempt.outcome is Outcome.CUT else end
+
+    def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
+        compose = super()._compose
+        return b"".join([compose(row, chunk) for row in self._found.rewrite_chunk(payload)])
+
+    async def _is_held(self) -> bool:
+        is_held = await super()._is_held()
+        if is_held:
+            # A read that is not covered is not forwarded: then what waited before it is what may still be told.
+            self._waiting = self._found.waiting()
+        return is_held
+
+    def _waiting_frames(self) -> bytes:
+        head = self._chunk_head()
+        rows = [
+            {"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
+            for index, text in texts_of(self._waiting).items()
+        ]
+        return b"".join(frame(msgspec.json.encode(head | {"choices": [row]})) for row in rows)

@@ -1,0 +1,199 @@
+"""The rows of servers that an operator runs: Ollama, vLLM, SGLang, llama.cpp, transformers serve, and any other.
+
+Invariant: data only; every quirk has the day since which it is known and where it was read.
+"""
+
+from datetime import date
+from types import MappingProxyType
+
+from meterhouse.providers.provider import Provider, Quirk, Timeouts
+
+OPENAI_COMPATIBLE = "openai_compatible"
+OLLAMA = "ollama"
+
+HIDDEN_THINKING = ("o1", "o3", "o4", "gpt-5", "gpt-6")
+"""How the names of models begin that think without showing it."""
+LOCAL_TIMEOUTS = Timeouts(first_token_seconds=600.0)
+"""A local server may first have to load the model, or to work off a queue."""
+
+LOCAL_PROVIDERS = (
+    Provider(
+        name=OLLAMA,
+        wire="ollama",
+        shows_all_output=True,
+        reads_think_tags=True,
+        base_url="http://localhost:11434",
+        credential_names=("OLLAMA_API_KEY",),
+        chat_path="/api/chat",
+        models_path="/api/tags",
+        health_path="/api/tags",
+        denied_parameters=frozenset({"functions", "function_call", "audio", "prediction", "web_search_options"}),
+        dropped_parameters=frozenset({"logit_bias", "parallel_tool_calls", "service_tier", "user", "verbosity"}),
+        default_max_tokens=512,
+        assumed_max_output_tokens=8_192,
+        sends_include_usage=False,
+        discovers_models=True,
+        timeouts=LOCAL_TIMEOUTS,
+        quirks=(
+            Quirk(
+                date(2026, 8, 21),
+                "Counts of zero are left out of the last line, so a fully cached prompt has no prompt_eval_count.",
+                "ollama at fb307609",
+            ),
+            Quirk(
+                date(2026, 8, 21),
+                "The native wire is used and not its /v1, where a failure in mid-stream arrives as an empty delta and"
+                " an end without finish_reason, and max_completion_tokens is ignored.",
+                "ollama at fb307609",
+            ),
+        ),
+    ),
+    Provider(
+        name="vllm",
+        wire="openai",
+        base_url=None,
+        shows_all_output=True,
+        reads_think_tags=True,
+        assumed_max_output_tokens=16_384,
+        sends_continuous_usage=True,
+        discovers_models=True,
+        timeouts=LOCAL_TIMEOUTS,
+        quirks=(
+            Quirk(
+                date(2026, 8, 21),
+                "With continuous_usage_stats every chunk carries the running usage, so that a broken stream is charged"
+                " exactly.",
+                "vllm's chat protocol at 002032ee",
+            ),
+            Quirk(
+                date(2026, 8, 21),
+                "Thinking arrives as `reasoning` (older versions: reasoning_content); an error's code is the status as"
+                " a number, and a failure in mid-stream is an error object before [DONE].",
+                "vllm's chat protocol at 002032ee",
+            ),
+            Quirk(
+                date(2026, 8, 21),
+                "Without --enable-auto-tool-choice and a parser tool calls stay text, and tool_choice auto is a 400.",
+                "vllm's tool_calling.md at 0064cc9c",
+            ),
+        ),
+    ),
+    Provider(
+        name="sglang",
+        wire="openai",
+        base_url=None,
+        shows_all_output=True,
+        reads_think_tags=True,
+        assumed_max_output_tokens=16_384,
+        sends_continuous_usage=True,
+        discovers_models=True,
+        timeouts=LOCAL_TIMEOUTS,
+        quirks=(
+            Quirk(
+                date(2026, 10, 30),
+                "Errors have no envelope: {object: error, message, type, param, code}; in a stream they have one.",
+                "sglang 0.5.23",
+            ),
+            Quirk(
+                date(2026, 10, 30),
+                "usage has reasoning_tokens beside completion_tokens_details; cached tokens only with"
+                " --enable-cache-report.",
+                "sglang 0.5.23",
+            ),
+        ),
+    ),
+    Provider(
+        name="llamacpp",
+        aliases=("llama_cpp",),
+        wire="openai",
+        base_url=None,
+        shows_all_output=True,
+        reads_think_tags=True,
+        renames=MappingProxyType({"repetition_penalty": "repeat_penalty"}),
+        assumed_max_output_tokens=16_384,
+        discovers_models=True,
+        timeouts=LOCAL_TIMEOUTS,
+        quirks=(
+            Quirk(
+                date(2026, 8, 21),
+                "While it loads the model it answers 503 unavailable_error; an error's code is the status as a number.",
+                "llama.cpp's tools/server/README.md at 00dc8057",
+            ),
+            Quirk(
+                date(2026, 8, 21),
+                "The penalty of repetition is called repeat_penalty.",
+                "llama.cpp's tools/server/README.md at 00dc8057",
+            ),
+        ),
+    ),
+    Provider(
+        name="transformers",
+        wire="openai",
+        base_url=None,
+        shows_all_output=True,
+        reads_think_tags=True,
+        renames=MappingProxyType({"repetition_penalty": "frequency_penalty"}),
+        dropped_parameters=frozenset(
+            {
+                "frequency_penalty",
+                "metadata",
+                "parallel_tool_calls",
+                "presence_penalty",
+                "prompt_cache_key",
+                "safety_identifier",
+                "service_tier",
+                "store",
+                "user",
+                "verbosity",
+            }
+        ),
+        denied_parameters=frozenset({"audio", "functions", "function_call", "logprobs", "prediction"}),
+        default_max_tokens=1_024,
+        assumed_max_output_tokens=8_192,
+        sends_include_usage=False,
+        discovers_models=True,
+        timeouts=LOCAL_TIMEOUTS,
+        quirks=(
+            Quirk(
+                date(2026, 11, 13),
+                "A field that it does not know is a 422; stream_options, tool_choice and others are ignored.",
+                "transformers 5.23.0",
+            ),
+            Quirk(
+                date(2026, 11, 13),
+                "usage is in the chunk with the finish_reason, there is no [DONE], and an error in the stream is a"
+                " string that may be no valid JSON.",
+                "transformers 5.23.0",
+            ),
+            Quirk(
+                date(2026, 11, 13),
+                "frequency_penalty is taken for the penalty of repetition, where 1 means none and 0 divides by zero.",
+                "transformers' create_generation_config_from_req",
+            ),
+        ),
+    ),
+    Provider(
+        name=OPENAI_COMPATIBLE,
+        wire="openai",
+        base_url=None,
+        reads_think_tags=True,
+        assumed_max_output_tokens=16_384,
+        discovers_models=True,
+        hidden_thinking_prefixes=HIDDEN_THINKING,
+        timeouts=LOCAL_TIMEOUTS,
+        quirks=(
+            Quirk(
+                date(2026, 11, 20),
+                "A thinking model behind a server without a parser writes its thoughts as <think>...</think> before its"
+                " answer.",
+                "the sources of vLLM and SGLang, whose reasoning parsers do the same",
+            ),
+            Quirk(
+                date(2026, 11, 20),
+                "Servers disagree on max_completion_tokens (Ollama, Mistral and older ones refuse or ignore it);"
+                " max_tokens is understood by all that were read.",
+                "the sources of Ollama, vLLM, SGLang, llama.cpp; Mistral's API errors of 2025-12",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,49 @@
+"""Seals providers' credentials: AES-256-GCM under a key that is derived from the installation's peppers.
+
+Invariant: what is sealed opens only under the name that it was sealed for, so that a row cannot be given another's
+credential; the key is never in the database. A pepper's version is in front of what it sealed, so that a newer one can
+come in use beside it.
+"""
+
+import os
+from collections.abc import Mapping
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+VERSION_BYTES = 4
+_PURPOSE = b"meterhouse provider credentials 1"
+
+
+class Vault:
+    """Seals with the newest pepper, opens with the one that sealed."""
+
+    def __init__(self, peppers: Mapping[int, bytes]) -> None:
+        """Take the peppers by version."""
+        self._ciphers = {version: AESGCM(_derive(pepper)) for version, pepper in peppers.items()}
+
+    def seal(self, name: str, credential: str) -> bytes:
+        """Seal the credential of a provider."""
+        version = max(self._ciphers)
+        head = version.to_bytes(VERSION_BYTES, "big")
+        nonce = os.urandom(NONCE_BYTES)
+        return head + nonce + self._ciphers[version].encrypt(nonce, credential.encode(), head + name.encode())
+
+    def open(self, name: str, sealed: bytes) -> str | None:
+        """Open what was sealed for a provider; None: its pepper is gone, or it was sealed for another."""
+        head, nonce = sealed[:VERSION_BYTES], sealed[VERSION_BYTES : VERSION_BYTES + NONCE_BYTES]
+        cipher = self._ciphers.get(int.from_bytes(head, "big"))
+        if cipher is None:
+            return None
+        try:
+            return cipher.decrypt(nonce, sealed[VERSION_BYTES + NONCE_BYTES :], head + name.encode()).decode()
+        except (InvalidTag, ValueError):
+            return None
+
+
+def _derive(pepper: bytes) -> bytes:
+    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=_PURPOSE).derive(pepper)

@@ -1,0 +1,159 @@
+"""Providers that an operator sets through the API: write-only credentials, checked addresses, no restart."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.asking import Tenant, marked
+from failure.raw_client import Client as RawClient
+from fakes.gateway import Gateway
+from fakes.upstream import FakeUpstream
+
+SECRET = "sk-set-through-the-api-0123456789"
+SETTINGS = {"METERHOUSE_PRIVATE_PROVIDERS": "true", "METERHOUSE_SHIP_SECONDS": "0.01"}
+Ask = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with Gateway(tmp_path_factory.mktemp("supply") / "data", SETTINGS) as running:
+        yield running
+
+
+@pytest.fixture
+def ask(gateway: Gateway) -> Ask:
+    def send(method: str, path: str, body: object = None) -> tuple[int, Any]:
+        status, _, answer = gateway.request(method, path, body, key=gateway.admin_key)
+        return status, Tenant.decode(answer) if answer else None
+
+    return send
+
+
+@pytest.fixture
+def named(ask: Ask) -> Iterator[str]:
+    """A name that is free again afterwards."""
+    yield "lab"
+    ask("DELETE", "/admin/providers/lab")
+
+
+def test_a_provider_is_on_at_once_and_its_credential_is_never_shown(
+    gateway: Gateway, up: FakeUpstream, ask: Ask, named: str
+) -> None:
+    body = {"base_url": up.base_url, "credential": SECRET, "models": ["lab-model=normal"]}
+    status, view = ask("PUT", f"/admin/providers/{named}", body)
+    assert status == 200
+    assert (view["name"], view["source"], view["is_on"], view["has_credential"]) == ("lab", "operator", True, True)
+    marker, messages = marked()
+    assert gateway.chat("lab-model", messages=messages)[0] == 200
+    (attempt,) = up.truth.by_marker(marker)
+    assert attempt.request["authorization"] == f"Bearer {SECRET}"
+    listing = ask("GET", "/admin/providers")[1]
+    assert {"lab", "simulator"} <= {row["name"] for row in listing["data"]}
+    for shown in (json.dumps(view), json.dumps(listing), gateway.log_path.read_text()):
+        assert SECRET not in shown
+    for file in gateway.data.rglob("*"):
+        assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
+    rows = (
+        sqlite3.connect(gateway.data / "ledger.db").execute("SELECT sealed_credential FROM provider_setting").fetchall()
+    )
+    assert len(rows[0][0]) > len(SECRET)
+
+
+def test_what_it_lists_is_served_after_it_was_looked_at(
+    gateway: Gateway, up: FakeUpstream, ask: Ask, named: str
+) -> None:
+    ask("PUT", f"/admin/providers/{named}", {"base_url": up.base_url, "kind": "vllm"})
+    gateway.parts.supply.hear(None)
+    up.wait_for(lambda _: gateway.request("GET", "/v1/models/usage-finish")[0] == 200)
+    view = next(row for row in ask("GET", "/admin/providers")[1]["data"] if row["name"] == named)
+    assert (view["kind"], view["is_reachable"]) == ("vllm", True)
+
+
+def test_a_credential_stays_until_it_is_given_anew_but_follows_no_other_address(
+    gateway: Gateway, up: FakeUpstream, ask: Ask, named: str
+) -> None:
+    path, body = f"/admin/providers/{named}", {"base_url": up.base_url, "credential": SECRET, "models": ["x=normal"]}
+    assert ask("PUT", path, body)[0] == 200
+    del body["credential"]
+    assert ask("PUT", path, body | {"models": ["y=normal"]})[0] == 200
+    marker, messages = marked()
+    assert gateway.chat("y", messages=messages)[0] == 200
+    assert up.truth.by_marker(marker)[0].request["authorization"] == f"Bearer {SECRET}"
+    status, answer = ask("PUT", path, body | {"base_url": "http://127.0.0.1:9/v1"})
+    assert (status, answer["error"]["param"]) == (400, "credential")
+    assert gateway.chat("y")[0] == 200, "what was refused changed nothing"
+
+
+def test_a_change_does_not_touch_a_running_stream(gateway: Gateway, up: FakeUpstream, ask: Ask, named: str) -> None:
+    path = f"/admin/providers/{named}"
+    ask("PUT", path, {"base_url": up.base_url, "models": ["held=gate?gate=5"]})
+    _, messages = marked()
+    client = RawClient(gateway.url, gateway.key, {"model": "held", "stream": True, "messages": messages})
+    client.read_until(lambda c: len(c.chunks) >= 5)
+    assert ask("DELETE", path)[0] == 204
+    assert gateway.chat("held")[0] == 404
+    up.release(name="gate")
+    assert client.read_all().has_done
+    assert client.error is None
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "param"),
+    [
+        ("lab", {}, "credential"),
+        ("lab", {"credential": SECRET}, None),
+        ("lab", {"base_url": "ftp://x/v1"}, None),
+        ("lab", {"base_url": "http://user:pass@x/v1"}, None),
+        ("lab", {"kind": "opnai", "credential": SECRET}, None),
+        ("lab", {"kind": "simulator", "credential": SECRET}, None),
+        ("Lab", {"base_url": "http://x/v1"}, "name"),
+        ("moonshot", {"region": "mars", "credential": SECRET}, None),
+        ("openai", {"credential": "two\nlines"}, None),
+        ("openai", {"credential": ""}, "credential"),
+        ("openai", {"credential": SECRET, "secret": "x"}, "secret"),
+    ],
+)
+def test_what_cannot_work_is_refused_and_not_written(
+    name: str, body: dict[str, Any], param: str | None, ask: Ask
+) -> None:
+    status, answer = ask("PUT", f"/admin/providers/{name}", body)
+    assert (status, answer["error"]["param"]) == (400, param)
+    assert SECRET not in json.dumps(answer)
+    assert [row for row in ask("GET", "/admin/providers")[1]["data"] if row["source"] == "operator"] == []
+
+
+def test_what_was_not_set_here_cannot_be_removed(ask: Ask) -> None:
+    assert ask("DELETE", "/admin/providers/simulator")[0] == 404
+
+
+def test_private_addresses_are_an_opt_in(up: FakeUpstream, tmp_path: Path) -> None:
+    with Gateway(tmp_path / "data") as gateway:
+        for base_url in (up.base_url, "https://127.0.0.1/v1", "https://localhost/v1", "https://169.254.169.254/v1"):
+            body = {"base_url": base_url, "credential": SECRET}
+            status, _, answer = gateway.request("PUT", "/admin/providers/lab", body, key=gateway.admin_key)
+            assert status == 400, base_url
+            assert b"https://" in answer or b"METERHOUSE_PRIVATE_PROVIDERS" in answer
+        body = {"credential": SECRET, "models": ["gpt-4o"]}
+        assert gateway.request("PUT", "/admin/providers/openai", body, key=gateway.admin_key)[0] == 200
+
+
+def test_it_is_there_after_a_restart_and_unreadable_under_another_pepper(up: FakeUpstream, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    body = {"base_url": up.base_url, "credential": SECRET, "models": ["lab-model=normal"]}
+    with Gateway(data, SETTINGS) as first:
+        assert first.request("PUT", "/admin/providers/lab", body, key=first.admin_key)[0] == 200
+    with Gateway(data, SETTINGS) as second:
+        assert second.chat("lab-model")[0] == 200
+    (data / "pepper").unlink()
+    (data / "dev.env").unlink()
+    with Gateway(data, SETTINGS) as third:
+        assert third.chat("lab-model")[0] == 404
+        listing = json.loads(third.request("GET", "/admin/providers", key=third.admin_key)[2])
+        (lab,) = [row for row in listing["data"] if row["name"] == "lab"]
+        assert lab["is_on"] is False
+        assert "give it again" in lab["detail"]
+        assert "provider.refused" in {line["event"] for line in third.log_lines()}

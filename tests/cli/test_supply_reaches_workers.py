@@ -1,0 +1,70 @@
+"""What an operator sets in one process is in force in the others within two seconds, by a notice, without a restart."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.gateway import Gateway
+from fakes.servers import RedisServer
+from fakes.upstream import FakeUpstream
+
+PEPPER = "1:" + "p" * 43
+NOTICED_SECONDS = 2.0
+
+
+@pytest.fixture
+def pair(
+    tmp_path: Path, redis_server: RedisServer, redis_url: str, migrated_database_url: str
+) -> Iterator[tuple[Gateway, Gateway]]:
+    environment = {
+        "METERHOUSE_DATABASE_URL": migrated_database_url,
+        "METERHOUSE_REDIS_URL": redis_url,
+        "METERHOUSE_KEY_PEPPER": PEPPER,
+        "METERHOUSE_PRIVATE_PROVIDERS": "true",
+    }
+    del redis_server
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(Gateway(tmp_path / name, environment)) for name in ("first", "second"))
+        for gateway in (first, second):
+            gateway.run(gateway.parts.stores.notices.wait_connected)  # type: ignore[union-attr]
+        yield first, second
+
+
+def within(seconds: float, holds: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_providers_routes_and_prices(pair: tuple[Gateway, Gateway], up: FakeUpstream) -> None:
+    first, second = pair
+
+    def put(path: str, body: object, method: str = "PUT") -> None:
+        status, _, answer = first.request(method, path, body, key=first.admin_key)
+        assert status in {200, 201, 204}, answer
+
+    def charge() -> int:
+        _, headers, _ = second.chat("shared", max_tokens=2)
+        return second.records(headers["x-request-id"])[0].charge_nanos
+
+    assert second.chat("lab-model")[0] == 404
+    body = {"base_url": up.base_url, "credential": "sk-shared-credential", "models": ["lab-model=normal"]}
+    put("/admin/providers/lab", body)
+    within(NOTICED_SECONDS, lambda: second.chat("lab-model")[0] == 200)
+    put("/admin/routes/shared", {"deployments": [{"provider": "lab", "upstream_model": "normal"}]})
+    within(NOTICED_SECONDS, lambda: second.chat("shared")[0] == 200)
+    put("/admin/prices", {"provider": "lab", "model": "normal", "input_usd": "0", "output_usd": "5"}, "POST")
+    within(NOTICED_SECONDS, lambda: charge() == 2 * 5_000)
+    put("/admin/providers/lab", None, "DELETE")
+    within(NOTICED_SECONDS, lambda: second.chat("shared")[0] == 404)
+
+
+@pytest.fixture
+def up() -> Iterator[FakeUpstream]:
+    with FakeUpstream() as upstream:
+        yield upstream

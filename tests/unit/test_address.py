@@ -1,0 +1,53 @@
+"""Which addresses a provider may have that was set through the API."""
+
+import pytest
+
+from meterhouse.providers.address import check_public, is_public
+
+PRIVATE = [
+    "127.0.0.1",
+    "10.0.0.5",
+    "172.16.3.4",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "224.0.0.1",
+    "255.255.255.255",
+    "::1",
+    "::",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fd00::1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "64:ff9b::a00:1",
+    "2002:7f00:1::",
+]
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_what_is_not_of_the_public_internet(host):
+    assert not is_public(host)
+    bracketed = f"[{host}]" if ":" in host else host
+    with pytest.raises(ValueError, match="is a private address"):
+        check_public(f"https://{bracketed}/v1")
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"])
+def test_what_is(host):
+    assert is_public(host)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://localhost/v1", "https://redis/v1", "https://db.internal", "https://a.localhost"]
+)
+def test_names_that_only_the_host_knows(url):
+    with pytest.raises(ValueError, match="METERHOUSE_PRIVATE_PROVIDERS"):
+        check_public(url)
+
+
+def test_a_public_name_over_https_is_fine_and_plain_http_is_not():
+    check_public("https://api.example.com/v1")
+    with pytest.raises(ValueError, match="https://"):
+        check_public("http://api.example.com/v1")
