@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="windows of each cell (default 5; quick 2)")
     parser.add_argument("--connections", type=int, nargs="+", metavar="N", help="default 1 32 128; quick 1 32")
     parser.add_argument("--targets", nargs="+", choices=comparison.TARGETS, default=list(comparison.TARGETS))
+    parser.add_argument("--folder", metavar="DIR", help="a new folder, kept: what every process wrote, and the stores")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - for standard output")
     parser.add_argument("--record", metavar="FILE", help="write the ratios of CPU time at 32 connections")
     parser.add_argument(
@@ -55,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--svg", metavar="FILE", help="draw the rates of the main measurement")
     other = parser.add_argument_group("other measurements, in place of the main one").add_mutually_exclusive_group()
     other.add_argument("--hold", type=int, metavar="N", help="N open streams of 2 tokens/s: memory, CPU, first token")
+    parser.add_argument("--rate", type=float, default=1000.0, help="streams that --hold opens per second (1000)")
     other.add_argument("--keys", type=int, metavar="N", help="N keys in PostgreSQL, 1,000 of them in use, or each once")
     other.add_argument("--ledger", type=int, metavar="N", help="usage queries over N requests of a month")
     other.add_argument("--soak", type=float, metavar="MINUTES", help="does memory grow under load")
@@ -70,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--{of_the_main[0]} is of the main measurement, and cannot be had with --{chosen}")
     if arguments.embedded and arguments.spool:
         parser.error("--spool is of the production form: leave --embedded out")
-    numbers = [arguments.seconds, arguments.rounds, *arguments.connections]
+    numbers = [arguments.seconds, arguments.rounds, arguments.rate, *arguments.connections]
     given = getattr(arguments, chosen) if chosen else None
     numbers += [] if given is None else given if isinstance(given, list) else [given]
     if any(number <= 0 for number in numbers):
@@ -79,16 +81,24 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(arguments: argparse.Namespace) -> Outcome:
-    """Measure what was asked for, in a folder that is gone afterwards.
+    """Measure what was asked for, in a folder that is gone afterwards unless it was given.
 
     Raises:
         BenchError: It could not be measured.
         StackError: PostgreSQL or Redis could not be used.
     """
-    with tempfile.TemporaryDirectory(prefix="meterhouse-bench-") as folder:
+    run = MEASUREMENTS.get(arguments.measurement, comparison.compare)
+    if arguments.folder:
+        folder = Path(arguments.folder).absolute()
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise BenchError(f"{folder} must be a new folder: {error.strerror}") from None
+        return run(arguments, folder)
+    with tempfile.TemporaryDirectory(prefix="meterhouse-bench-") as temporary:
         # PostgreSQL, which root starts as another user, has to pass through.
-        Path(folder).chmod(0o711)
-        return MEASUREMENTS.get(arguments.measurement, comparison.compare)(arguments, Path(folder))
+        Path(temporary).chmod(0o711)
+        return run(arguments, Path(temporary))
 
 
 def publish(arguments: argparse.Namespace, outcome: Outcome) -> None:

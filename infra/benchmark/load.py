@@ -20,7 +20,7 @@ from typing import cast
 
 import uvloop
 
-from benchmark.proc import read_cpu_seconds
+from benchmark.proc import read_cpu_seconds, read_watched
 from benchmark.wire import STREAM_END, request_body
 
 TAIL_BYTES = 64
@@ -137,9 +137,7 @@ async def run(arguments: argparse.Namespace) -> None:
     for _ in range(arguments.connections):
         await loop.create_connection(lambda: Connection(load), "127.0.0.1", arguments.port)
     await asyncio.sleep(arguments.warm_seconds)
-    watched = {"load": os.getpid()} | {
-        name: int(pid) for name, _, pid in (text.partition("=") for text in arguments.watch)
-    }
+    watched = {"load": os.getpid(), **read_watched(arguments.watch)}
     cpu = read_cpu_seconds(watched)
     load.is_measuring, started = True, time.perf_counter()
     await asyncio.sleep(arguments.seconds)

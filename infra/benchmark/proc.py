@@ -33,6 +33,11 @@ def read_cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
     return found
 
 
+def read_watched(words: list[str]) -> dict[str, int]:
+    """Read ``NAME=PID`` words."""
+    return {name: int(pid) for name, _, pid in (word.partition("=") for word in words)}
+
+
 def read_memory_bytes(pid: int) -> int:
     """Return how much memory of a process is resident; raises OSError when it has ended."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():

@@ -29,6 +29,8 @@ class Books:
     first_failure: str = ""
     backlog: int = 0
     """Rows that the ledger lacked when the last window ended."""
+    adopted_rows: int = 0
+    """Further rows that came when the server had ended and its journals were adopted: those were late, not lost."""
     drain_seconds: float = 0.0
     """How long it took from then on until it had them."""
 
@@ -47,6 +49,7 @@ class Books:
         if self.rows != self.served:
             reasons.append(
                 f"the ledger does not match: {self.rows:,} rows for {self.served:,} answers served by the upstream"
+                + (f"; {self.adopted_rows:,} more when its journals were adopted" if self.adopted_rows else "")
             )
         if self.answers != self.served and not self.failures:
             reasons.append(f"clients got {self.answers:,} whole answers, the upstream served {self.served:,}")

@@ -113,7 +113,8 @@ class Session:
     def close_books(self, gateway: Gateway, *, is_spooled: bool = False) -> None:
         """Wait until the ledger has a row for each answer that was served, or its rows no longer grow.
 
-        What was spooled is not shipped by waiting: then the server is ended first, and its journals are adopted.
+        What was spooled is not shipped by waiting: then the server is ended first, and its journals are adopted. That
+        is also done when rows are missing, to tell what is late from what is lost.
         """
         books, began = self.books, time.monotonic()
         books.rows = gateway.count()
@@ -129,6 +130,9 @@ class Session:
                 still_since = time.monotonic()
             if time.monotonic() - still_since > STILL_SECONDS:
                 break
+        if books.rows != books.served and not is_spooled and gateway.stop is not None:
+            gateway.stop()
+            books.adopted_rows = gateway.count() - books.rows
         books.drain_seconds = time.monotonic() - began
 
 

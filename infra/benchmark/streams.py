@@ -15,7 +15,7 @@ from typing import cast
 
 import uvloop
 
-from benchmark.proc import raise_file_limit, read_cpu_seconds, read_memory_bytes
+from benchmark.proc import raise_file_limit, read_cpu_seconds, read_memory_bytes, read_watched
 from benchmark.servers import ask
 from benchmark.wire import STREAM_END, request_body
 
@@ -151,8 +151,8 @@ async def run(arguments: argparse.Namespace) -> None:
         f"authorization: Bearer {arguments.key}\r\n\r\n"
     )
     streams = Streams(head.encode() + body)
-    server = arguments.server_pid
-    watched = {"load": os.getpid(), "server": server}
+    watched = {"load": os.getpid(), **read_watched(arguments.watch)}
+    server = watched["server"]
     memory_before = await read_memory(server)
     began, cpu_began = time.perf_counter(), read_cpu_seconds(watched)
     await open_all(streams, arguments)
@@ -173,13 +173,15 @@ async def run(arguments: argparse.Namespace) -> None:
         "opened": len(streams.first_tokens),
         "opened_seconds": opened_seconds,
         "opening_cpu_share": (cpu_opened["server"] - cpu_began["server"]) / opened_seconds,
+        "opening_others_cpu_share": sum(cpu_opened[name] - cpu_began[name] for name in held if name != "server")
+        / opened_seconds,
         "first_token_p50_ms": first_tokens[len(first_tokens) // 2] * 1000,
         "first_token_p99_ms": first_tokens[len(first_tokens) * 99 // 100] * 1000,
         "open_while_held": open_streams,
         "held_seconds": held_seconds,
         "pieces_per_second": held_pieces / held_seconds,
         "cpu_share": (held["server"] - cpu["server"]) / held_seconds,
-        "load_cpu_share": (held["load"] - cpu["load"]) / held_seconds,
+        "others_cpu_share": sum(held[name] - cpu[name] for name in held if name != "server") / held_seconds,
         "memory_before_bytes": memory_before,
         "memory_bytes": memory,
         "ending_seconds": time.perf_counter() - ended,
@@ -199,5 +201,5 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--rate", type=float, default=1000.0, help="streams opened per second")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long all are held")
-    parser.add_argument("--server-pid", type=int, required=True)
+    parser.add_argument("--watch", nargs="+", required=True, metavar="NAME=PID", help="whose CPU time; one is server")
     uvloop.run(run(parser.parse_args()))
