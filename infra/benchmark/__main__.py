@@ -1,113 +1,34 @@
 """``infra/bench``: Meterhouse, a bare pass-through and the upstream itself, measured in turn in one run.
 
-JSON answers and streams of 20 tokens. The server under test has a core for itself, load generator and upstream share
-another. Figures of one run compare with one another, not with those of another machine or hour.
-VOID: Meterhouse's ledger does not hold a row for each answer that the upstream served (exit 1), or the machine was too
-disturbed to measure (exit 1; with --quick only said).
+JSON answers and streams of 20 tokens. Meterhouse runs in its production form, one worker on a PostgreSQL and a Redis
+of its own, unless --embedded says otherwise. The worker, or the pass-through, has a core for itself; everything else
+shares the others. Figures of one run compare with one another, not with those of another machine or hour.
+
+VOID, exit 1: the ledger has not a row for each answer that the upstream served, or a request failed; or the machine
+was too disturbed to measure (the pass-through reached less than 0.10 (JSON) or 0.45 (streams) of the upstream itself at
+32 connections, or the load generator held it up), which --quick only says. SLOWER, exit 1: see --judge.
 """
 
 import argparse
 import json
-import subprocess
+import signal
 import sys
 import tempfile
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmark import servers
-from benchmark.report import Measurement, find_void_reasons, format_table, make_cells
-from benchmark.servers import BenchError, Cores, Server
+from benchmark import bodies, comparison, hold, judge, keys, queries, soak
+from benchmark.plot import draw
+from benchmark.report import Cell, Outcome
+from benchmark.servers import BenchError
+from stack.process import StackError
 
-TARGETS = ("direct", "pass-through", "meterhouse")
-KINDS = ("json", "stream")
-LOAD_SECONDS = 60
-
-
-@dataclass
-class Books:
-    """What Meterhouse was asked, over all its windows: it must be in the ledger in the end."""
-
-    served: int = 0
-    answers: int = 0
-    rows: int = 0
-    failures: int = 0
-    first_failure: str = ""
-
-    @property
-    def is_balanced(self) -> bool:
-        """Whether the ledger has a row for each answer that the upstream served."""
-        return self.rows == self.served and not self.failures
-
-
-class Run:
-    """One run of the benchmark."""
-
-    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
-        self._arguments = arguments
-        self._folder = folder
-        self._cores: Cores = servers.choose_cores()
-        self.books = Books()
-
-    def measure(self) -> list[Measurement]:
-        """Start everything, measure in turn, stop everything."""
-        arguments = self._arguments
-        measurements = []
-        with ExitStack() as stack:
-            upstream = stack.enter_context(servers.run_upstream(self._cores, self._folder))
-            targets = [self._start(stack, name, upstream) for name in arguments.targets]
-            for _ in range(arguments.rounds):
-                for kind in KINDS:
-                    for connections in arguments.connections:
-                        measurements += [self._ask(target, kind, connections, upstream) for target in targets]
-            if "meterhouse" in arguments.targets:
-                self.books.rows = servers.wait_rows(self._folder / "data" / "ledger.db", self.books.served)
-        return measurements
-
-    def _start(self, stack: ExitStack, name: str, upstream: Server) -> Server:
-        if name == "direct":
-            return upstream
-        start = servers.run_pass_through if name == "pass-through" else servers.run_meterhouse
-        return stack.enter_context(start(self._cores, self._folder, upstream))
-
-    def _ask(self, target: Server, kind: str, connections: int, upstream: Server) -> Measurement:
-        seconds = self._arguments.seconds
-        options = {
-            "port": target.port,
-            "model": target.model,
-            "key": target.key,
-            "connections": connections,
-            "seconds": seconds,
-            "warm-seconds": min(0.3, seconds / 4),
-            "server-pid": target.pid,
-            "upstream-pid": upstream.pid if target is not upstream else 0,
-        }
-        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        command = [sys.executable, "-m", "benchmark.load", *flags, *(["--stream"] if kind == "stream" else [])]
-        served_before = servers.count_served(upstream)
-        log = self._folder / "load.log"
-        with servers.run_process(command, self._cores.others, log) as process:
-            try:
-                code = process.wait(LOAD_SECONDS + seconds)
-            except subprocess.TimeoutExpired:
-                code = -1
-        text = log.read_text(encoding="utf-8")
-        if code:
-            raise BenchError(f"the load generator failed against {target.name}:\n{text[-2000:]}")
-        values: dict[str, Any] = json.loads(text.splitlines()[-1])
-        if target.name == "meterhouse":
-            self._keep_books(values, servers.count_served(upstream) - served_before)
-        elif values["failures"]:
-            raise BenchError(f"{target.name} failed {values['failures']} times: {values['first_failure']}")
-        return Measurement(target.name, kind, connections, values)
-
-    def _keep_books(self, values: dict[str, Any], served: int) -> None:
-        books = self.books
-        books.served += served
-        books.answers += values["all_answers"]
-        books.failures += values["failures"]
-        books.first_failure = books.first_failure or values["first_failure"]
+MEASUREMENTS = {
+    "hold": hold.hold,
+    "keys": keys.compare_keys,
+    "ledger": queries.query_ledger,
+    "soak": soak.soak,
+    "body": bodies.compare_bodies,
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -115,49 +36,133 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="infra/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="60 s in all, for CI: noise is reported, not failed")
-    parser.add_argument("--seconds", type=float, help="a window (default 4; quick 1.3)")
+    parser.add_argument("--quick", action="store_true", help="60 s in all, for CI; a disturbed machine fails nothing")
+    parser.add_argument(
+        "--embedded", action="store_true", help="meterhouse dev: SQLite, a meter in memory, one process"
+    )
+    parser.add_argument(
+        "--spool", action="store_true", help="ship nothing to PostgreSQL before the end, where its core is what is full"
+    )
+    parser.add_argument("--seconds", type=float, help="a window (default 4; quick 1)")
     parser.add_argument("--rounds", type=int, help="windows of each cell (default 5; quick 2)")
-    parser.add_argument("--connections", type=int, nargs="+", default=[1, 32], metavar="N")
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--connections", type=int, nargs="+", metavar="N", help="default 1 32 128; quick 1 32")
+    parser.add_argument("--targets", nargs="+", choices=comparison.TARGETS, default=list(comparison.TARGETS))
+    parser.add_argument("--folder", metavar="DIR", help="a new folder, kept: what every process wrote, and the stores")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - for standard output")
+    parser.add_argument("--record", metavar="FILE", help="write the ratios of CPU time at 32 connections")
+    parser.add_argument(
+        "--judge", metavar="FILE", help="fail when they are 1.3 times those of FILE, and again when measured once more"
+    )
+    parser.add_argument("--svg", metavar="FILE", help="draw the rates of the main measurement")
+    other = parser.add_argument_group("other measurements, in place of the main one").add_mutually_exclusive_group()
+    other.add_argument("--hold", type=int, metavar="N", help="N open streams of 2 tokens/s: memory, CPU, first token")
+    parser.add_argument("--rate", type=float, default=1000.0, help="streams that --hold opens per second (1000)")
+    other.add_argument("--keys", type=int, metavar="N", help="N keys in PostgreSQL, 1,000 of them in use, or each once")
+    other.add_argument("--ledger", type=int, metavar="N", help="usage queries over N requests of a month")
+    other.add_argument("--soak", type=float, metavar="MINUTES", help="does memory grow under load")
+    other.add_argument("--body", type=int, nargs="+", metavar="KB", help="prompts so long; 1024 is a megabyte")
     arguments = parser.parse_args()
-    arguments.seconds = arguments.seconds or (1.3 if arguments.quick else 4.0)
+    arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 4.0)
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
+    arguments.connections = arguments.connections or ([1, 32] if arguments.quick else [1, 32, 128])
+    chosen = next((name for name in MEASUREMENTS if getattr(arguments, name) is not None), None)
+    arguments.measurement = chosen
+    of_the_main = [name for name in ("embedded", "spool", "svg", "record", "judge") if getattr(arguments, name)]
+    if chosen and of_the_main:
+        parser.error(f"--{of_the_main[0]} is of the main measurement, and cannot be had with --{chosen}")
+    if arguments.embedded and arguments.spool:
+        parser.error("--spool is of the production form: leave --embedded out")
+    numbers = [arguments.seconds, arguments.rounds, arguments.rate, *arguments.connections]
+    given = getattr(arguments, chosen) if chosen else None
+    numbers += [] if given is None else given if isinstance(given, list) else [given]
+    if any(number <= 0 for number in numbers):
+        parser.error("every number must be above 0")
     return arguments
+
+
+def measure(arguments: argparse.Namespace) -> Outcome:
+    """Measure what was asked for, in a folder that is gone afterwards unless it was given.
+
+    Raises:
+        BenchError: It could not be measured.
+        StackError: PostgreSQL or Redis could not be used.
+    """
+    run = MEASUREMENTS.get(arguments.measurement, comparison.compare)
+    if arguments.folder:
+        folder = Path(arguments.folder).absolute()
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise BenchError(f"{folder} must be a new folder: {error.strerror}") from None
+        return run(arguments, folder)
+    with tempfile.TemporaryDirectory(prefix="meterhouse-bench-") as temporary:
+        # PostgreSQL, which root starts as another user, has to pass through.
+        Path(temporary).chmod(0o711)
+        return run(arguments, Path(temporary))
+
+
+def publish(arguments: argparse.Namespace, outcome: Outcome) -> None:
+    """Print what was found, and write it where it was asked for."""
+    print("\n".join(outcome.lines), file=sys.stderr if arguments.json == "-" else sys.stdout)
+    for reason in (*outcome.void, *outcome.disturbed):
+        print(f"VOID: {reason}", file=sys.stderr if arguments.json == "-" else sys.stdout)
+    if arguments.svg:
+        Path(arguments.svg).write_text(draw(read_cells(outcome)), encoding="utf-8")
+    if arguments.json:
+        figures = {**outcome.figures, "void": [*outcome.void, *outcome.disturbed]}
+        text = json.dumps(figures, indent=2)
+        if arguments.json == "-":
+            print(text)
+        else:
+            Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+
+
+def judge_cells(arguments: argparse.Namespace, outcome: Outcome) -> list[str]:
+    """Write the ratios of CPU time down, or say which have grown, as far as either was asked for.
+
+    Raises:
+        BenchError: They were not measured, or the file holds none.
+    """
+    if not arguments.record and not arguments.judge:
+        return []
+    cells = read_cells(outcome)
+    if arguments.record:
+        judge.record(Path(arguments.record), cells)
+    return judge.find_growth(Path(arguments.judge), cells) if arguments.judge else []
+
+
+def read_cells(outcome: Outcome) -> list[Cell]:
+    """Return the cells of the main measurement."""
+    return [Cell(**cell) for cell in outcome.figures["cells"]]
+
+
+def _stop(*_: object) -> None:
+    """Told to stop, it still ends what it started, and is not to be interrupted at that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def main() -> int:
     """Run, print, judge."""
     arguments = parse_arguments()
-    report = sys.stderr if arguments.json == "-" else sys.stdout
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        with tempfile.TemporaryDirectory(prefix="meterhouse-bench-") as folder:
-            run = Run(arguments, Path(folder))
-            cells = make_cells(run.measure())
-    except BenchError as error:
+        outcome = measure(arguments)
+        publish(arguments, outcome)
+        growth = judge_cells(arguments, outcome)
+        if growth and not outcome.void:
+            print("measuring once more: " + "; ".join(growth), file=sys.stderr)
+            outcome = measure(arguments)
+            publish(arguments, outcome)
+            growth = judge_cells(arguments, outcome)
+    except (BenchError, StackError) as error:
         print(f"VOID: {error}", file=sys.stderr)
         return 1
-    books = run.books
-    reasons = find_void_reasons(cells)
-    print(format_table(cells), file=report)
-    has_meterhouse = "meterhouse" in arguments.targets
-    if has_meterhouse:
-        print(f"ledger: {books.rows:,} rows for {books.served:,} answers served by the upstream", file=report)
-    if has_meterhouse and not books.is_balanced:
-        failure = f"; {books.failures} failures, first: {books.first_failure}" if books.failures else ""
-        print(f"VOID: the ledger does not match{failure}", file=report)
-    for reason in reasons:
-        print(f"VOID: {reason}", file=report)
-    is_balanced = books.is_balanced or not has_meterhouse
-    if arguments.json:
-        figures = {"cells": [asdict(cell) for cell in cells], "ledger": asdict(books), "void": reasons}
-        text = json.dumps({**figures, "is_balanced": is_balanced}, indent=2)
-        if arguments.json == "-":
-            print(text)
-        else:
-            Path(arguments.json).write_text(text + "\n", encoding="utf-8")
-    return 1 if not is_balanced or (reasons and not arguments.quick) else 0
+    except KeyboardInterrupt:
+        return 130
+    for line in growth:
+        print(f"SLOWER: {line}", file=sys.stderr)
+    return 1 if outcome.void or growth or (outcome.disturbed and not arguments.quick) else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The load generator: N connections, each asking again when its answer is whole. One process for each measurement.
 
 Prints one JSON object: answers and seconds of the measured window, all answers, failures, latencies in milliseconds,
-and the CPU seconds within the window of the server under test, of the upstream and of this process.
+and the CPU seconds within the window of this process and of those that it is told to watch.
 Invariant: only whole answers count (status 200; a stream with ``[DONE]`` and its end), and nothing is left open at the
-end: what was asked is read to its end, so that served answers and ledger rows can be compared.
+end: what was asked is read to its end, so that served answers and ledger rows can be compared. That is why it is not
+wrk, which hangs up in the middle of answers (``infra/decisions/0018``).
 """
 
 import argparse
@@ -11,32 +12,27 @@ import asyncio
 import json
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from typing import cast
 
 import uvloop
 
+from benchmark.proc import read_cpu_seconds, read_watched
 from benchmark.wire import STREAM_END, request_body
 
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 TAIL_BYTES = 64
 DRAIN_SECONDS = 10
-
-
-def read_cpu_seconds(pid: int) -> float:
-    """Return user + system time of a process and its threads; 0 for pid 0."""
-    if not pid:
-        return 0.0
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 class Load:
     """What is asked and what came of it."""
 
-    def __init__(self, request: bytes, *, is_streamed: bool) -> None:
-        self.request = request
+    def __init__(self, requests: Iterator[bytes], *, is_streamed: bool) -> None:
+        self.requests = requests
+        """What is asked next, without an end."""
         self.is_streamed = is_streamed
         self.is_measuring = False
         self.is_stopping = False
@@ -94,7 +90,7 @@ class Connection(asyncio.Protocol):
             return
         self._head, self._body, self._received = b"", b"", 0
         self._started = time.perf_counter()
-        self._transport.write(self._load.request)
+        self._transport.write(next(self._load.requests))
 
     def data_received(self, data: bytes) -> None:
         """Read an answer; keeps the head and the tail of the body only."""
@@ -120,24 +116,33 @@ class Connection(asyncio.Protocol):
         return ""
 
 
+def make_requests(arguments: argparse.Namespace) -> Iterator[bytes]:
+    """Give requests without an end: with the keys of a file one after another, or with the one key."""
+    body = request_body(arguments.model, is_streamed=arguments.stream, kilobytes=arguments.body)
+    start = (
+        f"POST {arguments.path} HTTP/1.1\r\nhost: 127.0.0.1:{arguments.port}\r\ncontent-type: application/json\r\n"
+        f"accept: application/json\r\ncontent-length: {len(body)}\r\nauthorization: Bearer "
+    ).encode()
+    end = b"\r\n\r\n" + body
+    if arguments.keys_file:
+        keys = Path(arguments.keys_file).read_bytes().split()
+        return (start + key + end for key in cycle(keys))
+    return cycle([start + arguments.key.encode() + end])
+
+
 async def run(arguments: argparse.Namespace) -> None:
     """Warm up, measure, drain, report."""
     loop = asyncio.get_running_loop()
-    body = request_body(arguments.model, is_streamed=arguments.stream)
-    head = (
-        f"POST {arguments.path} HTTP/1.1\r\nhost: 127.0.0.1:{arguments.port}\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {arguments.key}\r\naccept: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    load = Load(head.encode() + body, is_streamed=arguments.stream)
+    load = Load(make_requests(arguments), is_streamed=arguments.stream)
     for _ in range(arguments.connections):
         await loop.create_connection(lambda: Connection(load), "127.0.0.1", arguments.port)
     await asyncio.sleep(arguments.warm_seconds)
-    pids = (arguments.server_pid, arguments.upstream_pid, os.getpid())
-    cpu = [read_cpu_seconds(pid) for pid in pids]
+    watched = {"load": os.getpid(), **read_watched(arguments.watch)}
+    cpu = read_cpu_seconds(watched)
     load.is_measuring, started = True, time.perf_counter()
     await asyncio.sleep(arguments.seconds)
     load.is_measuring, seconds = False, time.perf_counter() - started
-    used = [read_cpu_seconds(pid) - before for pid, before in zip(pids, cpu, strict=True)]
+    used = {name: value - cpu[name] for name, value in read_cpu_seconds(watched).items()}
     load.is_stopping = True
     with suppress(TimeoutError):
         await asyncio.wait_for(load.is_drained.wait(), DRAIN_SECONDS)
@@ -152,7 +157,7 @@ async def run(arguments: argparse.Namespace) -> None:
                 "first_failure": load.first_failure or ("an answer never ended" if load.open else ""),
                 "p50_ms": latencies[len(latencies) // 2] * 1000,
                 "p99_ms": latencies[len(latencies) * 99 // 100] * 1000,
-                "cpu_seconds": dict(zip(("server", "upstream", "load"), used, strict=True)),
+                "cpu_seconds": used,
             }
         )
     )
@@ -168,6 +173,7 @@ if __name__ == "__main__":
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--warm-seconds", type=float, default=0.2)
-    parser.add_argument("--server-pid", type=int, default=0)
-    parser.add_argument("--upstream-pid", type=int, default=0)
+    parser.add_argument("--body", type=int, default=0, help="kilobytes of the prompt")
+    parser.add_argument("--keys-file", help="a key a line, instead of --key")
+    parser.add_argument("--watch", nargs="*", default=[], metavar="NAME=PID", help="whose CPU time is reported")
     uvloop.run(run(parser.parse_args()))

@@ -8,21 +8,16 @@ import signal
 import sys
 from pathlib import Path
 
-from dotenv import dotenv_values
-
 from meterhouse import __version__
 from stack import process
-from stack.parts import Part, environment, is_postgres_there, make_roles, meterhouse, parts, run
-from stack.parts import check_ports as check_free_ports
-from stack.place import Place, prepare, read_place, turn, write_closed
+from stack.bring import is_running, make_keys, start_part
+from stack.parts import make_roles, parts
+from stack.place import Place, prepare, read_place, turn
 from stack.process import StackError
 
-START_SECONDS = 60
 UNWELL = 1
 FAILED = 2
 BODY = '{"model": "simulator", "stream": true, "messages": [{"role": "user", "content": "Hello!"}]}'
-RETRIES = 3
-"""PostgreSQL refuses to start while what a killed one left behind still ends."""
 
 
 def main() -> int:
@@ -68,83 +63,21 @@ def bring_up(place: Place, options: argparse.Namespace) -> int:
     had_keys = "admin_key" in place.secrets
     is_changed = False
     for part in parts():
-        if _is_running(place, part):
+        if is_running(place, part):
             continue
         is_changed = True
-        _start(place, part)
+        start_part(place, part)
         if part.name == "postgres":
             make_roles(place)
         if part.name == "redis":
-            _make_keys(place)
+            make_keys(place)
     print_banner(place, is_changed=is_changed, has_new_keys=not had_keys)
     return 0
 
 
-def _start(place: Place, part: Part) -> None:
-    old = place.started.get(part.name)
-    if old is not None:
-        process.kill(old)
-    check_free_ports(place, part)
-    is_ready = is_postgres_there if part.name == "postgres" else part.is_well
-    log = place.log(part.name)
-    for tries_left in reversed(range(RETRIES)):
-        print(f"Starting {part.name} ...", file=sys.stderr)
-        started = place.started[part.name] = part.start(place)
-        place.save()
-        try:
-            process.await_ready(started, lambda: is_ready(place), part.name, log, START_SECONDS)
-        except StackError:
-            process.kill(started)
-            if not tries_left or part.name != "postgres":
-                raise
-        else:
-            return
-
-
-def _make_keys(place: Place) -> None:
-    """Bring the schema up to date, and make the first keys if there are none."""
-    urls = f"METERHOUSE_DATABASE_URL={place.database_url}\nMETERHOUSE_MIGRATION_DATABASE_URL={place.owner_url}\n"
-    pepper = f"METERHOUSE_KEY_PEPPER=1:{place.secrets['pepper']}\nMETERHOUSE_REDIS_URL={place.redis_url}\n"
-    settings = place.folder / "migrate.env"
-    write_closed(settings, urls + pepper)
-    words = ["--env-file", str(settings)]
-    run([*meterhouse(), "migrate", *words], environment=environment())
-    if "admin_key" not in place.secrets:
-        words += ["--data", str(place.folder / "gateway")]
-        keys = place.folder / "first.env"
-        keys.unlink(missing_ok=True)
-        try:
-            run([*meterhouse(), "bootstrap", *words, "--env-file-out", str(keys)], environment=environment())
-            found = dotenv_values(keys, interpolate=False)
-            made = (found["OPENAI_API_KEY"], found["OPENAI_ADMIN_KEY"])
-        except StackError as error:
-            if "organization already" not in str(error):
-                raise
-            # A start that was interrupted had made the first ones, and nobody knows them.
-            made = (_issue("create", words), _issue("create-admin", words))
-        place.secrets |= {"key": str(made[0]), "admin_key": str(made[1])}
-        place.save()
-        keys.unlink(missing_ok=True)
-    write_closed(
-        place.folder / "keys.env",
-        f"OPENAI_BASE_URL={place.base_url}/v1\nOPENAI_API_KEY={place.secrets['key']}\n"
-        f"OPENAI_ADMIN_KEY={place.secrets['admin_key']}\nSSL_CERT_FILE={place.folder / 'tls' / 'ca.pem'}\n",
-    )
-
-
-def _issue(command: str, words: list[str]) -> str:
-    text = run([*meterhouse(), "keys", command, "--name", "infra/up", *words], environment=environment())
-    return next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("key:"))
-
-
-def _is_running(place: Place, part: Part) -> bool:
-    started = place.started.get(part.name)
-    return started is not None and started.is_running
-
-
 def bring_down(place: Place) -> int:
     """End everything: nginx takes nothing new while the gateway drains, and the stores end last."""
-    running = [part for part in reversed(parts()) if _is_running(place, part)]
+    running = [part for part in reversed(parts()) if is_running(place, part)]
     for part in running:
         if part.name in {"nginx", "gateway"}:
             process.tell(place.started[part.name], part.end_signal)

@@ -4,6 +4,7 @@ A mistake of the operator's is one line that says what to change, and exit code 
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,7 @@ app.add_typer(limits_app, name="limits")
 app.add_typer(prices_app, name="prices")
 app.add_typer(ledger_app, name="ledger")
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 LIMITS_HELP = "For example: 'requests 600/minute; tokens 200000/minute; concurrent 20; spend 25 USD/month'"
 
 
@@ -158,6 +160,18 @@ def check(
     print_settings(settings)
     if status := print_findings(check_deployment(settings, workers, nginx, certificate)):
         raise typer.Exit(status)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure speed on this machine; the same as infra/bench of the checkout, whose --help lists the options."""
+    script = CHECKOUT / "infra" / "bench"
+    if not script.is_file():
+        raise SettingsError(
+            f"The benchmark is not in the package: it needs the checkout of Meterhouse, and {script} is not there. "
+            "Install from a checkout, as infra/run does, or run its infra/bench."
+        )
+    os.execv(script, [str(script), *context.args])  # noqa: S606 - our own script, and no shell
 
 
 @app.command()

@@ -1,0 +1,49 @@
+"""``--record FILE`` and ``--judge FILE``: has the CPU time of a request grown, beside that of the bare pass-through.
+
+Judged is the median of the pairs of windows at 32 connections, which holds where requests/s do not: on a machine that
+others use. Not here: measuring, and measuring once more when it has grown.
+"""
+
+import json
+from pathlib import Path
+
+from benchmark.report import Cell
+from benchmark.servers import BenchError
+
+CONNECTIONS = 32
+TOLERANCE = 1.3
+"""What is more than so many times the recorded ratio has grown."""
+
+
+def read_ratios(cells: list[Cell]) -> dict[str, float]:
+    """Return the ratios that are judged, by kind of answer.
+
+    Raises:
+        BenchError: Meterhouse or the pass-through was not measured at 32 connections.
+    """
+    found = {
+        cell.kind: cell.cpu_ratio
+        for cell in cells
+        if cell.target == "meterhouse" and cell.connections == CONNECTIONS and cell.cpu_ratio is not None
+    }
+    if not found:
+        raise BenchError(f"what is judged is Meterhouse beside the pass-through at {CONNECTIONS} connections")
+    return found
+
+
+def record(file: Path, cells: list[Cell]) -> None:
+    """Write the ratios down for later runs."""
+    file.write_text(json.dumps({kind: round(ratio, 2) for kind, ratio in read_ratios(cells).items()}) + "\n")
+
+
+def find_growth(file: Path, cells: list[Cell]) -> list[str]:
+    """Say what has grown; raises BenchError when the file holds no ratios."""
+    try:
+        recorded = {str(kind): float(ratio) for kind, ratio in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BenchError(f"{file} holds no recorded ratios: {error}") from None
+    return [
+        f"CPU time of a request ({kind}) is {ratio:.2f} times the pass-through's, recorded is {recorded[kind]:.2f}"
+        for kind, ratio in read_ratios(cells).items()
+        if kind in recorded and ratio > recorded[kind] * TOLERANCE
+    ]
