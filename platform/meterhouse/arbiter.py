@@ -128,7 +128,9 @@ class FleetArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             if not worker.is_ready and worker.look():
                 worker.is_ready = self._has_served = True
                 self._failures = 0
-            worker.is_old = worker.is_old or worker.is_worn()
+            if not worker.is_old and worker.is_worn():
+                worker.is_old = True
+                get_logger().info(Event.WORKER_WORN, pid=worker.pid)
 
     def _delay(self) -> None:
         wait_seconds = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self._failures)

@@ -41,8 +41,7 @@ MOST_LOOK_SECONDS = 0.1
 LIST_SECONDS = 1.0
 """How often the table is looked at during a flush: whoever is waited for may have died and been adopted."""
 ACKNOWLEDGED_SECONDS = 120
-CUT_OFF_BEATS = 3
-"""For so many heartbeats a worker is believed to be cut off: time to renew what it holds once it is not any more."""
+CUT_OFF_BEATS = 3  # for so many heartbeats a worker is believed to be cut off: it renews once it is not any more
 MOST_TICKETS = 1_000
 """Of the list, and of those that a worker remembers to have answered."""
 
@@ -108,7 +107,7 @@ class Fleet:
         self._answered: OrderedDict[str, None] = OrderedDict()
         self._failed_at: float | None = None
         """When a heartbeat failed last, by ``time.monotonic``."""
-        self._cut_off_until = 0.0
+        self._cut_off_until = self._read_at = 0.0
         self._has_news = asyncio.Event()
         self._table_turn = asyncio.Lock()
         self._is_closed = False
@@ -121,8 +120,13 @@ class Fleet:
 
     @property
     def may_reap(self) -> bool:
-        """Whether a lease that has expired means that its worker is dead: not while one lives that cannot renew."""
-        return time.monotonic() >= self._cut_off_until
+        """Whether a lease that has expired means that its worker is dead: not while one lives that cannot renew.
+
+        Without the table nobody can say, which holds for a lease.
+        """
+        read_seconds = time.monotonic() - self._read_at
+        is_known = read_seconds < self._rhythm.heartbeat_seconds * CUT_OFF_BEATS
+        return time.monotonic() >= self._cut_off_until and (is_known or read_seconds > self._rhythm.lease_seconds)
 
     # --- being alive
 
@@ -189,10 +193,11 @@ class Fleet:
         except StoreDown:
             self._failed_at = time.monotonic()
             raise
+        self._read_at = time.monotonic()
         standing = self._standing_of(rows)
         self._live_workers = 1 + sum(standing.values())
         if any(row.heartbeat.is_cut_off and standing.get(row.heartbeat.id) for row in rows):
-            self._cut_off_until = time.monotonic() + self._rhythm.heartbeat_seconds * CUT_OFF_BEATS
+            self._cut_off_until = self._read_at + self._rhythm.heartbeat_seconds * CUT_OFF_BEATS
 
     def _standing_of(self, rows: Collection[Worker]) -> Mapping[str, bool]:
         """Return the other workers that may have journaled something: whether each can be expected to answer."""

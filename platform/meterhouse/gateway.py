@@ -76,9 +76,20 @@ class Gateway:
         """The keyring of this process."""
         return self.stores.keyring
 
-    def cut_streams(self) -> None:
-        """End what still runs, because the server stops; each such request has an exact record."""
+    @property
+    def newest_call_ns(self) -> int:
+        """When the last of the answers that are under way was asked for (monotonic); 0 when there are none."""
+        return max((call.tally.started_ns for call in self.inference.pacer.calls), default=0)
+
+    def cut_streams(self, before_ns: int | None = None) -> None:
+        """End what still runs, because the server stops; each such request has an exact record.
+
+        Args:
+            before_ns: only what was asked for before this moment (monotonic).
+        """
         for call in self.inference.pacer.calls:
+            if before_ns is not None and call.tally.started_ns > before_ns:
+                continue
             reason = StreamCut(
                 "The server is shutting down and ended this answer. Send the request again.", code="server_shutdown"
             )

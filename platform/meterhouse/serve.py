@@ -236,12 +236,17 @@ def check_settings(settings: Settings, workers: int) -> None:
             f"METERHOUSE_LEASE_SECONDS must be at least {LEAST_RENEWALS} times METERHOUSE_RENEW_SECONDS "
             f"({settings.renew_seconds:g}): a reservation whose lease ends is given to others."
         )
+    if settings.lease_seconds < 2 * settings.sweep_seconds:
+        raise SettingsError(
+            f"METERHOUSE_LEASE_SECONDS must be at least twice METERHOUSE_SWEEP_SECONDS ({settings.sweep_seconds:g}): "
+            "the silence between two sweeps would pass for one of everybody."
+        )
     if settings.worker_requests is not None and settings.redis_url is None:
         raise SettingsError("METERHOUSE_WORKER_REQUESTS needs METERHOUSE_REDIS_URL: old and new workers overlap.")
-    if graceful_seconds(settings) <= settings.shutdown_seconds + CANCEL_SECONDS:
+    if graceful_seconds(settings) <= 2 * settings.shutdown_seconds + CANCEL_SECONDS:
         raise SettingsError(
-            f"METERHOUSE_GRACEFUL_SECONDS must be more than {CANCEL_SECONDS:g} s above METERHOUSE_SHUTDOWN_SECONDS "
-            f"({settings.shutdown_seconds:g}): it ends a worker whose answers are not recorded yet."
+            f"METERHOUSE_GRACEFUL_SECONDS must be more than {CANCEL_SECONDS:g} s above twice "
+            f"METERHOUSE_SHUTDOWN_SECONDS ({settings.shutdown_seconds:g}): it ends a worker with answers of its own."
         )
     if settings.key_pepper is None:
         raise SettingsError("METERHOUSE_KEY_PEPPER is not set: expected version:secret with at least 32 characters.")
@@ -250,7 +255,7 @@ def check_settings(settings: Settings, workers: int) -> None:
 
 def graceful_seconds(settings: Settings) -> int:
     """Return after how long a worker that was told to stop is killed."""
-    return math.ceil(settings.graceful_seconds or settings.shutdown_seconds + CANCEL_SECONDS + CLOSE_SECONDS)
+    return math.ceil(settings.graceful_seconds or 2 * settings.shutdown_seconds + CANCEL_SECONDS + CLOSE_SECONDS)
 
 
 def raise_file_limit() -> None:

@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         5, description="How long running streams may go on when the server stops; 120 in `serve` if unset"
     )
     graceful_seconds: Seconds | None = Field(
-        None, description="A worker that is told to stop is killed after so long; unset: 15 s above the former"
+        None, description="A worker that is told to stop is killed after so long; unset: 15 s above twice the former"
     )
     worker_requests: Count | None = Field(
         None, description="A worker is replaced after so many requests, up to a tenth more; unset: never"

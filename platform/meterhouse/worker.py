@@ -40,6 +40,7 @@ IDLE_SECONDS = 6.0
 CANCEL_SECONDS = 5.0
 """How long after the streams were cut a request that is still there is cancelled."""
 TICK_SECONDS = 0.05
+NANOS_PER_SECOND = 1_000_000_000
 WARM_TRIES = 2
 WARM_PAUSE_SECONDS = 1.0
 NO_KEY = "nokey"
@@ -70,28 +71,28 @@ class FleetServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing, let running answers end, close idle connections, then end what still runs.
 
-        An answer on an open connection says ``Connection: close``. Streams that are too long end with an error event
-        and an exact record.
+        An answer on an open connection says ``Connection: close``, but one that had begun cannot, so that its
+        connection takes one more request. Each request has its patience from when it was told to stop or came; streams
+        that are longer end with an error event and an exact record.
         """
         for server in self.servers:
             server.close()
         for listener in sockets or ():
             listener.close()
         get_logger().info(Event.WORKER_DRAINING, pid=os.getpid(), requests=len(self.server_state.tasks))
-        began = time.monotonic()
-        is_cut = False
-        idle_seconds = min(IDLE_SECONDS, self.patience_seconds)
+        began = newest = time.monotonic()
         while self.server_state.connections or self.server_state.tasks:
-            waited = time.monotonic() - began
+            now = time.monotonic()
+            is_late = now - began >= self.patience_seconds
+            newest = max(newest, self._gateway.newest_call_ns / NANOS_PER_SECOND)
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Connection):
                     connection.drain()
-                    connection.release(idle_seconds)
-            if waited >= self.patience_seconds and not is_cut:
-                is_cut = True
-                idle_seconds = min(idle_seconds, CANCEL_SECONDS / 2)
-                self._gateway.cut_streams()
-            if waited >= self.patience_seconds + CANCEL_SECONDS:
+                    idle_seconds = CANCEL_SECONDS / 2 if is_late else IDLE_SECONDS
+                    connection.release(min(idle_seconds, self.patience_seconds))
+            if is_late:
+                self._gateway.cut_streams(before_ns=int((now - self.patience_seconds) * NANOS_PER_SECOND))
+            if now - newest >= self.patience_seconds + CANCEL_SECONDS:
                 self._cancel()
                 break
             await asyncio.sleep(TICK_SECONDS)
@@ -203,6 +204,7 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
             self._publish(gateway)
             if self._server.server_state.total_requests >= most:
                 mark_worn(self.tmp.fileno())
+                self.notify()  # writing has set the time by another clock
                 most = math.inf
             await asyncio.sleep(BEAT_SECONDS)
 

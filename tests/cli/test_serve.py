@@ -124,7 +124,8 @@ class Reader:
         ({"METERHOUSE_KEY_PEPPER": ""}, "METERHOUSE_KEY_PEPPER"),
         ({"METERHOUSE_KEY_PEPPER": "1:short"}, "METERHOUSE_KEY_PEPPER"),
         ({"METERHOUSE_LEASE_SECONDS": "40"}, "METERHOUSE_LEASE_SECONDS"),
-        ({"METERHOUSE_GRACEFUL_SECONDS": "124"}, "METERHOUSE_GRACEFUL_SECONDS"),
+        ({"METERHOUSE_SWEEP_SECONDS": "31"}, "METERHOUSE_SWEEP_SECONDS"),
+        ({"METERHOUSE_GRACEFUL_SECONDS": "244"}, "METERHOUSE_GRACEFUL_SECONDS"),
     ],
 )
 def test_settings_on_which_several_workers_cannot_serve(
@@ -338,6 +339,38 @@ def test_a_stream_that_is_too_long_is_cut_with_an_event_and_a_record(own_fleet: 
     assert "shutting down" in failure.message
     (row,) = own_fleet.read_ledger()
     assert row["outcome"] == "cut"
+
+
+def test_a_request_on_a_connection_that_could_not_be_closed_has_its_patience_too(
+    own_fleet: ServeProcess, up: FakeUpstream
+) -> None:
+    """Its worker had told its client nothing yet, so the client may go on; it is no less served than others."""
+    host, _, port = own_fleet.bind.rpartition(":")
+    with socket.create_connection((host, int(port)), 20) as connection:
+        connection.sendall(streamed(own_fleet.key, "fake/normal?tokens=9&gate=5"))
+        data = connection.recv(65_536)
+        assert own_fleet.process is not None
+        own_fleet.process.terminate()
+        own_fleet.wait_event("worker.draining")
+        time.sleep(1)
+        up.release()
+        while not data.endswith(b"\r\n0\r\n\r\n"):
+            data += connection.recv(65_536)
+        connection.sendall(streamed(own_fleet.key, "fake/paced?tokens=6&duration_ms=1600"))
+        data = b""
+        while part := connection.recv(65_536):
+            data += part
+    assert data.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in data.lower()
+    assert b"data: [DONE]" in data
+    assert own_fleet.stop() == 0
+    assert {row["outcome"] for row in own_fleet.read_ledger()} == {"completed"}
+
+
+def streamed(key: str, model: str) -> bytes:
+    body = json.dumps({"model": model, "messages": MESSAGES, "stream": True})
+    head = f"Host: gateway\r\nAuthorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n"
+    return f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n{body}".encode()
 
 
 def test_workers_without_a_parent_drain_and_end(own_fleet: ServeProcess, up: FakeUpstream) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fakes.crew import ORGANIZATION, Crew, record_of, until
-from fakes.meter_oracle import build_demand, settlement_of
+from fakes.meter_oracle import build_demand, key_limits, settlement_of
 from meterhouse.db.workers import Heartbeat
 from meterhouse.fleet import Rhythm
 from meterhouse.limits import learning
@@ -81,7 +81,7 @@ async def test_what_is_silent_for_long_is_the_ledgers_to_account_for(crew, redis
         reservation = await lose_hold(one, two, redis_server)
         if truth is not None:
             await record(two, reservation, settlement_of(truth))
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0.11)
         await one.meter.reconcile()
         assert stones(redis_server) == 0
         for _ in range(2):
@@ -96,7 +96,7 @@ async def test_one_that_renews_after_its_reaping_is_not_given_up(crew, redis_ser
     async with crew.hire_two() as (one, two):
         one.learner._lease_seconds = 0.15
         reservation = await lose_hold(one, two, redis_server)
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0.11)
         await two.meter.renew({reservation.request_id: Use(is_sent=True, total_tokens=50, charge_nanos=50)})
         await one.meter.reconcile()
         assert await one.counts(BUDGET) == (40, 0)
@@ -132,9 +132,9 @@ async def test_a_lost_list_of_what_was_reaped_leaves_it_to_the_ledger(crew, redi
         assert await one.counts(BUDGET) == (70, 0)
 
 
-async def test_thousands_that_were_reaped_are_reconciled_in_parts(crew, redis_server):
+async def test_hundreds_that_were_reaped_are_reconciled_in_parts(crew, redis_server):
     async with crew.hire_two() as (one, two):
-        reservations = await asyncio.gather(*(two.admit(BUDGET) for _ in range(1_200)))
+        reservations = await asyncio.gather(*(two.admit(BUDGET) for _ in range(900)))
         use = Use(is_sent=True, total_tokens=40, charge_nanos=40)
         await two.meter.renew({one.request_id: use for one in reservations})
         await reap(one, redis_server, *reservations)
@@ -144,12 +144,49 @@ async def test_thousands_that_were_reaped_are_reconciled_in_parts(crew, redis_se
             )
         await two.journal.ship()
         await one.meter.reconcile()
-        assert await one.counts(BUDGET) == (1_200 * 70, 0)
+        assert await one.counts(BUDGET) == (900 * 70, 0)
         for reservation in reservations:
             two.meter.settle(reservation, settlement_of(70))
         await two.arrive()
-        assert await one.counts(BUDGET) == (1_200 * 70, 0)
+        assert await one.counts(BUDGET) == (900 * 70, 0)
         assert stones(redis_server) == 0
+
+
+async def test_of_too_many_that_were_reaped_the_rest_is_left_to_the_ledger(crew, redis_server):
+    async with crew.hire_two() as (one, two):
+        reservations = await asyncio.gather(*(two.admit(BUDGET) for _ in range(1_100)))
+        await reap(one, redis_server, *reservations)
+        assert stones(redis_server) == 1_000
+        for reservation in reservations:
+            two.settle(reservation, settlement_of(70))
+        await two.arrive()
+        assert await one.counts(BUDGET) == (1_000 * 70, 0)
+        await one.meter.reconcile()
+        assert await two.counts(BUDGET) == (1_100 * 70, 0)
+
+
+async def test_a_comparison_tells_rates_nothing_that_is_hours_old(crew, redis_server):
+    async with crew.hire_two() as (one, two):
+        limits = f"{BUDGET}; tokens 1000/minute"
+        reservation = await two.admit(limits)
+        await two.meter.renew({reservation.request_id: Use(is_sent=True, total_tokens=60, charge_nanos=60)})
+        await reap(one, redis_server, reservation)
+        await record(two, reservation, settlement_of(2_000))
+        await one.meter.reconcile()
+        spend, rate = await one.meter.list_states(ORGANIZATION, key_limits(limits))
+        assert spend.spent == 2_000
+        assert rate.spent <= 110
+
+
+async def test_what_runs_on_after_its_counters_were_lost_is_held_again(crew, redis_server):
+    async with crew.hire_two() as (one, two):
+        reservation = await lose_hold(one, two, redis_server)
+        for key in (*keys_of(ORGANIZATION), keys_of(ORGANIZATION)[0][:-1] + "y"):
+            redis_server.cli("DEL", key)
+        assert await one.counts(BUDGET) == (0, 110)
+        two.settle(reservation, settlement_of(70))
+        await two.arrive()
+        assert await one.counts(BUDGET) == (70, 0)
 
 
 async def test_sums_that_take_long_are_waited_for_with_a_lock_as_long(crew, monkeypatch):

@@ -105,10 +105,10 @@ class RedisMachine(MeterMachine):
             self.clock.move(ms=3)
 
     def note_learning(self) -> None:
-        """Whoever is silent for a third of a lease when something is learned is over: the ledger accounts for it."""
+        """Whoever is silent for two thirds of a lease when something is learned is over: the ledger accounts for it."""
         now_ms = self.clock.now_ms()
         for request in self.requests:
-            was_quiet = request.heard_at_ms is not None and now_ms - request.heard_at_ms >= LEASE_MS // 3 - SLACK_MS
+            was_quiet = request.heard_at_ms is not None and now_ms - request.heard_at_ms >= LEASE_MS * 2 // 3 - SLACK_MS
             if was_quiet and request.settlement is None and request.learnings_at_reaping != self.oracle.calls:
                 request.is_of_the_ledger = True
 

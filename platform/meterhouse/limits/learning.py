@@ -41,8 +41,8 @@ SUM_SECONDS = 2.0
 """How long the ledger may take for its sums in the usual case; a lock outlives the wait for the workers by it."""
 LONGEST_SUM_SECONDS = 30.0
 """How long it may take where that was too short: an organization with millions of rows in a period."""
-QUIET_PART = 3
-"""Whoever lives renews more often than in so small a part of a lease."""
+QUIET_PART = 2 / 3
+"""Whoever lives is heard of more often than in this part of a lease, also when a renewal is lost."""
 MOST_SLOTS = 20
 """In one operation; more follow in further ones."""
 
@@ -346,7 +346,7 @@ class Learner:
         reaped = [(request_id, found.sums.left_out.get(request_id, Sums())) for request_id in sorted(begun.reaped)]
         quiet_since_ms = None
         if found.may_lower:
-            quiet_since_ms = begun.begin_ms - round(self._lease_seconds * 1000 / QUIET_PART)
+            quiet_since_ms = begun.begin_ms - round(self._lease_seconds * 1000 * QUIET_PART)
         first, *more = list(batches(reaped)) or [[]]
         payload = encode_learn_finish(token, corrections, first, quiet_since_ms)
         reply = await self._link.call(self._scripts.learn_finish, keys_of(organization_id), payload)

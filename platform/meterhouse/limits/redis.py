@@ -127,7 +127,10 @@ class RedisMeter:
     @property
     def is_cut_off(self) -> bool:
         """Whether this worker has reservations in Redis that it cannot renew now."""
-        return not self._link.is_up and any(not live.reservation.is_degraded for live in self._live.values())
+        if self._link.is_up:
+            return False
+        held = {live.demand.organization_id for live in self._live.values() if not live.reservation.is_degraded}
+        return not all(self._link.is_up_for(keys_of(organization_id)[0]) for organization_id in held)
 
     @property
     def live(self) -> int:

@@ -15,7 +15,8 @@ ACTIVE_MS = 600_000
 NOTED_MS = 5_000
 """How often a worker says that an organization is active."""
 MOST_NOTED = 10_000
-MOST_REAPED = 5_000
+MOST_REAPED = 500
+"""In one call of the script, which holds up everybody of its shard."""
 PAGES_TOGETHER = 8
 FIRST_PAGE = "0"
 
@@ -79,7 +80,7 @@ class Pages:
             some, cursor, page = decode_sweep(reply)
             reaped += some
             slots += page
-            if cursor == FIRST_PAGE:
+            if cursor == FIRST_PAGE and some < MOST_REAPED:
                 return reaped, slots
         self._cursors[organization_id] = cursor
         return reaped, slots

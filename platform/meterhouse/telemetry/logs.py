@@ -80,6 +80,7 @@ class Event(StrEnum):
     SERVER_REFUSED_RELOAD = "server.refused_reload"
     WORKER_STARTED = "worker.started"
     WORKER_DRAINING = "worker.draining"
+    WORKER_WORN = "worker.worn"
     WORKER_STOPPED = "worker.stopped"
     WORKER_FAILED = "worker.failed"
     WORKER_CANCELLED_REQUESTS = "worker.cancelled_requests"

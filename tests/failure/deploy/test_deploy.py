@@ -31,6 +31,7 @@ from fakes.process import TESTS, UpstreamProcess
 from fakes.servers import PostgresServer, RedisServer
 from fakes.truth import Attempt
 from fakes.words import answer_text
+from meterhouse.keys.secret import parse
 
 VARIABLE = "METERHOUSE_TEST_DEPLOY"
 LIMITS = "spend 100000 USD total; requests 100000000 total; concurrent 5000"
@@ -49,10 +50,11 @@ class Course:
     nginx_reload: float = 2
     migration: float = 1
     kill: float = 2
-    worker_requests: int = 60
+    worker_requests: int = 12
+    lease: float = 4
 
 
-FULL = Course(200, 600, 60, reload=20, nginx_reload=67, migration=300, kill=30, worker_requests=2_000)
+FULL = Course(200, 600, 60, reload=20, nginx_reload=67, migration=300, kill=30, worker_requests=1_500, lease=60)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +87,8 @@ class Site:
                     "fake",
                     self.up.base_url,
                     METERHOUSE_SHUTDOWN_SECONDS="120",
-                    METERHOUSE_LEASE_SECONDS="60",
-                    METERHOUSE_RENEW_SECONDS="15",
+                    METERHOUSE_LEASE_SECONDS=str(self.course.lease),
+                    METERHOUSE_RENEW_SECONDS=str(self.course.lease / 4),
                     METERHOUSE_WORKER_REQUESTS=str(self.course.worker_requests),
                 ),
             )
@@ -109,6 +111,23 @@ class Site:
         assert status == 201, answer
         made: dict[str, Any] = json.loads(answer)
         return made
+
+    def trouble_with(self, key: str, rows: list[dict[str, Any]]) -> str:
+        """Say which limit of a key holds something, or says something else than the ledger; empty when none does."""
+        status, _, body = self.edge.request("GET", "/v1/limits", key=key)
+        if status != 200:
+            return f"status {status}"
+        secret = parse(key)
+        assert secret is not None
+        mine = [row for row in rows if row["key_id"] == secret.key_id]
+        truth = {"spend": "charge_nanos", "requests": "requests"}
+        for limit in json.loads(body)["data"]:
+            if limit["reserved"]:
+                return f"{limit['limit']} holds {limit['reserved']}"
+            spent = sum(row[truth[limit["kind"]]] for row in mine) if limit["kind"] in truth else 0
+            if limit["spent"] != spent:
+                return f"{limit['limit']}: the meter says {limit['spent']}, the ledger {spent}"
+        return ""
 
     def load(self) -> list[Asked]:
         """Run the clients to their end; returns what they asked."""
@@ -167,7 +186,7 @@ class Operator:
 
 
 def migrate_up_and_down(site: Site) -> None:
-    take_back(site.database_url, "-1")
+    take_back(site.database_url, "0002")
     assert "was brought to" in migrate(site.fleet.environment, site.database_url)
 
 
@@ -201,6 +220,9 @@ def check_ledger(site: Site, asked: list[Asked]) -> None:
             if found != [("completed", "reported", tokens)] or one.text != answer_text(one.marker, tokens):
                 faults.append(f"{one.marker}: {found} for {tokens} tokens")
     assert not faults, faults[:10]
+    for key in site.keys:
+        rest_seconds = site.course.lease + LEDGER_SECONDS
+        site.fleet.wait_for(lambda key=key: not site.trouble_with(key, rows), rest_seconds)  # type: ignore[misc]
 
 
 def errors_of(site: Site) -> list[dict[str, Any]]:
@@ -231,6 +253,7 @@ def test_a_deploy_that_nobody_notices(site: Site, figures: Callable[..., None]) 
     asked = operator.run_under_load()
     report(site, operator, asked, figures)
     assert min(operator.done[name] for name in ("reload", "nginx_reload", "migration")) >= 1
+    assert site.fleet.events("worker.worn")
     failed = [one for one in asked if not one.is_good]
     assert not failed, [(one.marker, one.is_http2, one.is_streamed, one.status, one.error) for one in failed[:10]]
     assert len(set(site.fleet.serving()) - first) >= site.fleet.workers

@@ -25,7 +25,8 @@ for i = 1, #reaped, 4 do
   local id = reaped[i]
   local stone = find_stone(id, life(head[1], head[5]))
   if stone then
-    local truth = {reaped[i + 1], reaped[i + 2], 0, reaped[i + 1], reaped[i + 2], reaped[i + 3]}
+    -- No rates: what the ledger says may be hours old.
+    local truth = {false, false, 0, reaped[i + 1], reaped[i + 2], reaped[i + 3]}
     local is_over = stone[2] <= a[4]
     resolve(stone[3], truth, false, false, not is_over)
     if is_over then

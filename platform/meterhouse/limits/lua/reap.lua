@@ -1,5 +1,8 @@
 -- Settles expired leases at their last renewed use and leaves stones; returns how many.
 
+-- All stones are read when something is learned: beyond so many a reaped hold is the ledger's to account for at once.
+local MOST_STONES = 1000
+
 -- Nothing is reaped for a while after a silence as long, in which nobody could renew because the server hung or was cut
 -- off from all: whoever lives shall have renewed by then. Sweeps of any worker break a silence. 0: silence means
 -- nothing; -1: nothing is reaped now, for a worker lives that cannot renew.
@@ -19,13 +22,19 @@ end
 local function reap(most)
   local expired = call('ZRANGEBYSCORE', l, '-inf', now, 'LIMIT', 0, most)
   if #expired == 0 then return 0 end
-  local known = call('HMGET', m, 'run', 'o')
+  local known, stones = call('HMGET', m, 'run', 'o'), call('ZCARD', y)
   for i = 1, #expired do
     local raw = call('HGET', h, expired[i])
     if raw then
       local hold = message(raw)
       resolve(hold, use_of(hold), true)
-      keep_stone(expired[i], hold, life(known[1], known[2]))
+      if stones < MOST_STONES then
+        keep_stone(expired[i], hold, life(known[1], known[2]))
+        stones = stones + 1
+      else
+        call('SADD', settled_key(0), expired[i])
+        call('EXPIRE', settled_key(0), SETTLED_SECONDS)
+      end
     end
   end
   call('HDEL', h, unpack(expired))

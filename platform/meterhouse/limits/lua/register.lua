@@ -1,10 +1,11 @@
--- uses: alive arithmetic calendar hold settled slot
+-- uses: alive arithmetic calendar hold settled slot stone
 -- Stores live reservations that these counters lost or never saw, as a reserve would, without judging them; those that
 -- are live, settled or reaped are left alone. Counters of another run of the server begin anew.
 -- ARGV: {lease ms, {id, 1 to 16 of a hold}, ...}. Reply: {0, how many were stored}.
 local run = run_id()
-local known = call('HGET', m, 'run')
-if known ~= run then
+local opened = call('HGET', m, 'o')
+if call('HGET', m, 'run') ~= run then
+  opened = tostring(now)
   call('DEL', m, h, l, prefix .. 'y')
   call('HSET', m, 'run', run, 'st', 'o', 'n', 0, 'la', now, 'o', now)
 end
@@ -32,7 +33,7 @@ local stored = 0
 for i = 2, #a do
   local id = table.remove(a[i], 1)
   local hold = a[i]
-  if call('HEXISTS', h, id) == 0 and not is_settled(id) and call('EXISTS', prefix .. 'z:' .. id) == 0 then
+  if call('HEXISTS', h, id) == 0 and not is_settled(id) and not find_stone(id, life(run, opened)) then
     local organization = string.match(m, '{(.*)}')
     for _, list in ipairs({hold[5], hold[6], 'a|organization:' .. organization}) do
       for slot in string.gmatch(call('HGET', m, list) or '', '%S+') do debit(slot, hold) end

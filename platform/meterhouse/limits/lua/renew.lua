@@ -14,14 +14,14 @@ for i = 2, #a, 4 do
     hold[13], hold[14], hold[15] = a[i + 1], a[i + 2], a[i + 3]
     call('HSET', h, id, cmsgpack.pack(hold))
     call('ZADD', l, now + a[1], id)
-  elseif not is_mine or call('EXISTS', prefix .. 'z:' .. id) == 0 then
-    unknown[#unknown + 1] = id
   else
-    local rare = rarely()
-    local stone = rare.find_stone(id, life(known[1], known[2]))
+    local rare = is_mine and rarely()
+    local stone = rare and rare.find_stone(id, life(known[1], known[2]))
     if stone then
       stone[2] = now
       rare.keep_on(id, stone)
+    else
+      unknown[#unknown + 1] = id
     end
   end
 end

@@ -1,6 +1,6 @@
 -- Moves the counters of a hold's debits to the truth. Of a live hold the debits hold; of a stone's they were counted
--- before, and the difference counts. Afterwards the debits say what is counted. Options: is_reported lets rates be given
--- back, only_raises takes nothing off quotas and budgets.
+-- before, and the difference counts. Afterwards the debits say what is counted. Without a truth of its type a rate stays
+-- as it is. Options: is_reported lets rates be given back, only_raises takes nothing off quotas and budgets.
 local function resolve(hold, truth, is_live, is_reported, only_raises)
   if #hold < HOLD_HEAD then return end
   local fields, size = {}, 0
@@ -23,7 +23,7 @@ local function resolve(hold, truth, is_live, is_reported, only_raises)
   for i = HOLD_HEAD, #hold, 5 do
     local type, before, amount = hold[i + 1], hold[i + 3], truth[hold[i + 1]]
     if type < 3 then
-      local difference = amount - before
+      local difference = amount and amount - before or 0
       if difference > 0 or (difference < 0 and is_reported) then
         local index, current, previous = turn_rate(values[at], values[at + 1], values[at + 2], hold[i + 4])
         local counted = hold[i + 2]

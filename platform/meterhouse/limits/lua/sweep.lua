@@ -1,4 +1,4 @@
--- uses: alive arithmetic calendar hold rate resolve stone reap slot
+-- uses: alive arithmetic calendar hold rate resolve settled stone reap slot
 -- Reaps expired leases, and on one page of the counters drops what cannot matter again: idle rates, gauges that nobody
 -- is in, periods that are over. A page at a time, because a large organization's counters would hold up all others.
 -- ARGV: {most leases, cursor, silence ms}. Replies: {0, how many were reaped, next cursor ('0': the last page), known period slots
