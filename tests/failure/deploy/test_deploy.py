@@ -1,8 +1,8 @@
 """A deploy that nobody notices: reloads, recycled workers, a reloaded proxy and a migration under load, over TLS.
 
 The ordinary run is short. ``infra/test --deploy`` takes ten minutes for each test: 200 requests a second, of which
-about 2,400 are open, SIGHUP every 20 s; ``METERHOUSE_TEST_DEPLOY_RATE`` asks for fewer on a machine that has no room for
-them beside their clients. Rows 2, 31 and 36 of the fault matrix.
+about 2,400 are open, SIGHUP every 20 s; ``METERHOUSE_TEST_DEPLOY_RATE`` asks for fewer, on a machine that has no room
+for them beside their clients. Rows 2, 31 and 36 of the fault matrix.
 """
 
 import json
