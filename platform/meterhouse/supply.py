@@ -122,11 +122,18 @@ class Supply:
             await self._catalog.supply.list_routes(),
         )
         await self._use(stored)
+        self._keep(stored)
+
+    def _keep(self, stored: Stored) -> None:
+        """Write down what was read. A disk that takes nothing spoils a start without the database, and nothing else."""
         text = msgspec.json.encode(stored)
-        if not self._kept.exists() or self._kept.read_bytes() != text:
-            temporary = self._kept.with_name(f"{self._kept.name}.{os.getpid()}")
-            temporary.write_bytes(text)
-            temporary.replace(self._kept)
+        try:
+            if not self._kept.exists() or self._kept.read_bytes() != text:
+                temporary = self._kept.with_name(f"{self._kept.name}.{os.getpid()}")
+                temporary.write_bytes(text)
+                temporary.replace(self._kept)
+        except OSError as error:
+            get_logger().warning(Event.STORE_FAILED, detail=f"{KEPT_FILE} was not written: {error.strerror}")
 
     def hear(self, payload: object) -> None:
         """Take in a notice that something changed: the loop reads it at once, and looks at new providers."""
@@ -162,16 +169,19 @@ class Supply:
             self.routes.replace(self._build())
 
     async def run(self, probe: Probe, every_seconds: float) -> None:
-        """Probe providers and look for what operators changed, over and over, and at once when there is news."""
+        """Look for what operators changed and probe providers, over and over, and at once when there is news.
+
+        What is read comes first: no provider can keep the loop, begun again, from hearing of its own removal.
+        """
         while True:
-            await self.probe(probe)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), every_seconds)
             self._news.clear()
             try:
                 await self.refresh()
             except StoreDown as error:
                 get_logger().warning(Event.STORE_FAILED, detail=error.detail)
+            await self.probe(probe)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), every_seconds)
 
     async def _use(self, stored: Stored) -> None:
         """Put in force what operators set. What cannot work is left out, and said."""

@@ -53,8 +53,12 @@ _FAILURES: tuple[tuple[type[BaseException], type[UpstreamError], str], ...] = (
     (aiohttp.ClientError, UpstreamDown, "broke the connection"),
     (OSError, UpstreamDown, "broke the connection"),
     (RuntimeError, UpstreamDown, "broke the connection"),
+    (ValueError, UpstreamDown, "has an address that cannot be used"),
 )
-"""The first row whose type fits decides. aiohttp raises RuntimeError when it reads from a connection that is gone."""
+"""The first row whose type fits decides. aiohttp raises RuntimeError when it reads from a connection that is gone.
+
+The look-up of a name that cannot be encoded raises UnicodeError, a ValueError.
+"""
 _FAILURE_TYPES = tuple({row[0] for row in _FAILURES})
 _QUOTES_THE_ANSWER = (aiohttp.ClientPayloadError, aiohttp.ClientResponseError)
 """Their texts show the bytes that were no HTTP, which may be a part of an answer; the log must never have those."""
@@ -198,7 +202,11 @@ class Upstream:
         if target is None:
             if len(self._targets) >= _TARGETS_LIMIT:
                 self._targets.clear()
-            target = self._targets[key] = _Target(endpoint, path, is_streamed=is_streamed)
+            try:
+                target = _Target(endpoint, path, is_streamed=is_streamed)
+            except ValueError as failure:
+                raise translate_failure(failure, endpoint.provider.name) from failure
+            self._targets[key] = target
             if endpoint.is_public_only and self._resolver is not None and target.url.host:
                 self._resolver.public_hosts.add(target.url.host)
         return target

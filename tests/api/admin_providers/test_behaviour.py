@@ -1,6 +1,7 @@
 """Providers that an operator sets through the API: write-only credentials, checked addresses, no restart."""
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,3 +158,23 @@ def test_it_is_there_after_a_restart_and_unreadable_under_another_pepper(up: Fak
         assert lab["is_on"] is False
         assert "give it again" in lab["detail"]
         assert "provider.refused" in {line["event"] for line in third.log_lines()}
+
+
+def test_an_address_that_nobody_could_connect_to_is_a_400_and_stops_no_later_change(
+    up: FakeUpstream, ask: Ask, named: str
+) -> None:
+    for address in ("https://a..b.example", "https://host.example:99999/v1"):
+        status, answer = ask("PUT", f"/admin/providers/{named}", {"base_url": address, "credential": SECRET})
+        assert (status, address in answer["error"]["message"]) == (400, True)
+    assert ask("PUT", f"/admin/providers/{named}", {"base_url": up.base_url})[0] == 200
+
+
+def test_a_disk_that_takes_nothing_does_not_fail_a_change(
+    gateway: Gateway, up: FakeUpstream, ask: Ask, named: str
+) -> None:
+    kept = gateway.data / f"supply.json.{os.getpid()}"
+    kept.mkdir()
+    try:
+        assert ask("PUT", f"/admin/providers/{named}", {"base_url": up.base_url, "models": ["kept"]})[0] == 200
+    finally:
+        kept.rmdir()
