@@ -210,6 +210,16 @@ def test_a_search_without_a_price_is_refused_for_a_budget() -> None:
     assert demand_of("tokens 9 total", web_search_options={}).held_input_tokens > 0
 
 
+@pytest.mark.parametrize("kind", ["builtin_function", "browser_search", "web_search"])
+def test_a_tool_that_runs_at_the_provider_is_refused_for_a_budget(kind: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}, {"type": kind, "function": {"name": "web_search"}}]
+    with pytest.raises(NotPriced) as caught:
+        demand_of("spend 1 USD/day", tools=tools)
+    assert caught.value.param == "tools"
+    assert demand_of("tokens 9 total", tools=tools).held_input_tokens > 0
+    assert demand_of("spend 1 USD/day", tools=[tools[0], {"type": "custom", "custom": {"name": "c"}}]).output_tokens
+
+
 def test_what_has_no_price_holds_no_money_without_a_budget() -> None:
     demand = demand_of("tokens 900 total", (None,))
     assert (demand.input_nanos_per_million, demand.output_nanos_per_million, demand.request_nanos) == (0, 0, 0)
