@@ -210,3 +210,11 @@ def test_a_name_that_begins_with_another_providers_is_listed_under_its_own():
     assert alone.resolve("openai/gpt-4o", 0).deployments[0].provider.name == "openrouter"
     named = build(replace(router, models=("openai/gpt-4o",)), OPENAI)
     assert named.resolve("openai/gpt-4o", 0).deployments[0].provider.name == "openrouter", "the operator says so"
+
+
+def test_a_model_has_one_name_for_its_limits_under_every_alias_of_its_provider():
+    snapshot = build(ProviderSetting(name="moonshot", credential=SECRET))
+    for name, listed in (("kimi-k2.6", "kimi-k2.6"), ("kimi-k99", "moonshot/kimi-k99")):
+        for asked in (f"kimi/{name}", f"moonshot/{name}"):
+            assert snapshot.resolve(asked, 0).model == listed
+            assert snapshot.listed_name(asked) == listed

@@ -120,12 +120,21 @@ class Snapshot:
         if not slash or active is None or not is_model_name(upstream_model):
             raise _unknown(model)
         deployment = _deploy(active, model_of(active.provider, model, upstream_model))
-        return Route(self.listed_name(model), (self._priced(deployment, at_ms),))
+        return Route(self.listed_name(deployment.id), (self._priced(deployment, at_ms),))
 
     def listed_name(self, name: str) -> str:
-        """Return the name under which a model is listed, however it is asked for; an unlisted one is its own."""
+        """Return the name under which a model is listed, however it is asked for.
+
+        An unlisted one is its own, under its provider's name and no alias of it.
+        """
         entry = self._entries.get(name)
-        return entry.routes[0].model if entry is not None else self._names.get(name, name)
+        if entry is not None:
+            return entry.routes[0].model
+        provider, slash, upstream_model = name.partition("/")
+        active = self._active.get(provider)
+        if slash and active is not None:
+            name = f"{active.name}/{upstream_model}"
+        return self._names.get(name, name)
 
     def list_models(self) -> tuple[ListedModel, ...]:
         """Return every listed model, providers in their order."""
