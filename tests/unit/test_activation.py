@@ -110,3 +110,8 @@ def test_a_credential_that_belongs_to_no_address_switches_nothing_on():
 def test_an_address_that_nobody_could_connect_to_is_refused(address):
     with pytest.raises(ValueError, match="has a host or port that there cannot be"):
         address_of("lab", base_url=address)
+
+
+def test_a_private_address_in_other_digits_is_private():
+    with pytest.raises(ValueError, match=r"10\.0\.0\.1 is a private address"):
+        address_of("lab", base_url="https://\uff11\uff10.0.0.1/v1", is_public_only=True)
