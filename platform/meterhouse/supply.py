@@ -7,7 +7,7 @@ themselves, which are asked again and again whether they are there. Not here: ch
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -84,6 +84,7 @@ class Supply:
         self._book = self._defaults
         self._statuses: dict[str, ProviderStatus] = {}
         self.has_simulator = False
+        self._on_changed: Callable[[Collection[str]], None] = _ignore
         self.routes = Routes(self._build())
 
     @property
@@ -95,6 +96,10 @@ class Supply:
     def is_public_only(self) -> bool:
         """Whether providers that are set through the API must have public addresses."""
         return not self._process.private_providers
+
+    def watch(self, on_changed: Callable[[Collection[str]], None]) -> None:
+        """Say who is told the names of providers that are on, off or set otherwise from now on."""
+        self._on_changed = on_changed
 
     async def open(self, *, has_simulator: bool) -> None:
         """Write the default prices that are new, so that every price in the ledger can be looked up; read all.
@@ -201,10 +206,13 @@ class Supply:
         await self._price(stored)
         before = {active.name: active for active in self.routes.snapshot.providers}
         self.routes.replace(self._build())
-        for active in self.routes.snapshot.providers:
-            if before.get(active.name) != active:
-                # What another address served says nothing about this one.
-                self._statuses.pop(active.name, None)
+        now = {active.name: active for active in self.routes.snapshot.providers}
+        changed = {name for name in before | now if before.get(name) != now.get(name)}
+        for name in changed:
+            # What another address served says nothing about this one.
+            self._statuses.pop(name, None)
+        if changed:
+            self._on_changed(changed)
 
     async def _price(self, stored: Stored) -> None:
         rows = [found.provider for setting in self._settings if (found := activate(setting)) is not None]
@@ -262,6 +270,10 @@ class Supply:
             detail=status.detail if status is not None else "",
             updated_at=row.updated_at_ms // 1000 if row is not None else None,
         )
+
+
+def _ignore(names: Collection[str]) -> None:
+    """Tell nobody: nobody is there yet while the process starts."""
 
 
 def operator_price(order: PriceRequest, at_ms: int) -> Price:

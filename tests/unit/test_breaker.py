@@ -286,3 +286,16 @@ def test_a_budget_says_what_it_gave_and_refused(ticks):
     for _ in range(5):
         budget.try_spend()
     assert (budget.spent, budget.refused) == (3, 2)
+
+
+def test_a_provider_that_is_set_anew_is_tried_at_once_and_the_others_are_not(ticks):
+    told = []
+    breakers = Breakers(ticks, on_change=lambda name, state, _: told.append((name, state)))
+    for name in ("a/x", "a/y", "ab/x"):
+        attempt(breakers.of(name), UpstreamAccount("no"))
+    late = breakers.of("a/x")
+    breakers.forget({"a"})
+    assert [breakers.of(name).is_open for name in ("a/x", "a/y", "ab/x")] == [False, False, True]
+    assert sorted(told[3:]) == [("a/x", "closed"), ("a/y", "closed")]
+    late.retire()
+    assert len(told) == 5, "a retired one says nothing"

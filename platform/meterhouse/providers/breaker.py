@@ -8,7 +8,7 @@ once. Not here: the order of a route as configured (``routes``).
 import random
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -196,6 +196,12 @@ class Breaker:
         self._next_generation()
         self._tell("open" if self._account_error is None else "account", self._reason)
 
+    def retire(self) -> None:
+        """Say nothing any more: what it knows is of a deployment that is set otherwise now."""
+        if self.is_open:
+            self._tell("closed", "set anew")
+        self._on_change = None
+
     def _tell(self, state: State, reason: str) -> None:
         if self._on_change is not None:
             self._on_change(state, reason)
@@ -206,7 +212,7 @@ class Breaker:
 
 
 class Breakers:
-    """The breakers of all deployments, by id; they outlive a swap of the routes."""
+    """The breakers of all deployments, by id; they outlive a swap of the routes, unless their provider changed."""
 
     def __init__(
         self,
@@ -231,6 +237,11 @@ class Breakers:
         else:
             self._breakers.move_to_end(deployment_id)
         return breaker
+
+    def forget(self, providers: Collection[str]) -> None:
+        """Begin anew with the deployments of providers that are set otherwise now: a mended credential is tried."""
+        for deployment_id in [name for name in self._breakers if name.partition("/")[0] in providers]:
+            self._breakers.pop(deployment_id).retire()
 
     def condition_of(self, deployment_id: str) -> Condition:
         """Say how a deployment fares, without remembering it."""

@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from api.asking import Tenant, marked
 from failure.raw_client import Client as RawClient
+from fakes import scripts
+from fakes.exchange import Exchange
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 
@@ -178,3 +181,17 @@ def test_a_disk_that_takes_nothing_does_not_fail_a_change(
         assert ask("PUT", f"/admin/providers/{named}", {"base_url": up.base_url, "models": ["kept"]})[0] == 200
     finally:
         kept.rmdir()
+
+
+def test_a_mended_credential_is_tried_at_once(gateway: Gateway, up: FakeUpstream, ask: Ask, named: str) -> None:
+    async def answer(exchange: Exchange) -> None:
+        if exchange.request.headers["authorization"] != f"Bearer {SECRET}":
+            exchange.plan = replace(exchange.plan, status=401)
+        await scripts.answer(exchange)
+
+    up.script("mended", answer)
+    body = {"base_url": up.base_url, "models": ["mended"], "credential": "sk-wrong-0123456789"}
+    assert ask("PUT", f"/admin/providers/{named}", body)[0] == 200
+    assert [gateway.chat("mended", messages=marked()[1])[0] for _ in range(2)] == [502, 502]
+    assert ask("PUT", f"/admin/providers/{named}", body | {"credential": SECRET})[0] == 200
+    assert gateway.chat("mended", messages=marked()[1])[0] == 200
