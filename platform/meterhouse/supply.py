@@ -7,7 +7,7 @@ themselves, which are asked again and again whether they are there. Not here: ch
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +24,7 @@ from meterhouse.metering import Clock
 from meterhouse.money import Meterable, Price
 from meterhouse.providers.activation import activate
 from meterhouse.providers.catalog import PROVIDERS, SIMULATOR
-from meterhouse.providers.prices import load_default_prices, make_price
+from meterhouse.providers.prices import PriceBook, load_default_prices, make_price
 from meterhouse.providers.probe import Probe
 from meterhouse.providers.provider import (
     ActiveProvider,
@@ -72,6 +72,7 @@ class Supply:
         self._vault = vault
         self._kept = settings.data / KEPT_FILE
         self._news = asyncio.Event()
+        self._refreshing = asyncio.Lock()
         self._stored = Stored()
         self._settings = self._given
         self._refused: dict[str, str] = {}
@@ -120,14 +121,18 @@ class Supply:
             await self._use(msgspec.json.decode(self._kept.read_bytes(), type=Stored))
 
     async def refresh(self) -> None:
-        """Read what operators set again, swap the snapshot, and keep it for a start without the database."""
-        stored = Stored(
-            [price for price in await self._catalog.prices.list_prices() if price.source == OPERATOR_SOURCE],
-            await self._catalog.supply.list_providers(),
-            await self._catalog.supply.list_routes(),
-        )
-        await self._use(stored)
-        self._keep(stored)
+        """Read what operators set again, swap the snapshot, and keep it for a start without the database.
+
+        One after another: what was read earlier is never put in force after what was read later.
+        """
+        async with self._refreshing:
+            stored = Stored(
+                [price for price in await self._catalog.prices.list_prices() if price.source == OPERATOR_SOURCE],
+                await self._catalog.supply.list_providers(),
+                await self._catalog.supply.list_routes(),
+            )
+            await self._use(stored)
+            self._keep(stored)
 
     def _keep(self, stored: Stored) -> None:
         """Write down what was read. A disk that takes nothing spoils a start without the database, and nothing else."""
@@ -163,9 +168,15 @@ class Supply:
         ]
 
     async def probe(self, probe: Probe) -> None:
-        """Ask every provider whether it is there and what it serves."""
+        """Ask every provider whether it is there and what it serves; of one that changed meanwhile nothing is noted."""
         before = {name: status.models for name, status in self._statuses.items()}
-        for status in await probe.check_all(self.routes.snapshot.providers):
+        asked = self.routes.snapshot.providers
+        found = {status.name: status for status in await probe.check_all(asked)}
+        in_force = {active.name: active for active in self.routes.snapshot.providers}
+        for active in asked:
+            status = found.get(active.name)
+            if status is None or in_force.get(active.name) != active:
+                continue
             known = self._statuses.get(status.name)
             # A provider that is away for a moment keeps the models that it was known to serve.
             models = status.models or (known.models if known is not None else ())
@@ -189,22 +200,11 @@ class Supply:
                 await asyncio.wait_for(self._news.wait(), every_seconds)
 
     async def _use(self, stored: Stored) -> None:
-        """Put in force what operators set. What cannot work is left out, and said."""
-        settings = {setting.name: setting for setting in self._given}
-        refused: dict[str, str] = {}
-        for row in stored.providers:
-            setting = setting_of(row, self._vault, is_public_only=self.is_public_only)
-            reason = _reason_against(setting, row)
-            if reason:
-                refused[row.name] = reason
-            else:
-                settings[row.name] = setting
-        for name, reason in refused.items():
-            if self._refused.get(name) != reason:
-                get_logger().error(Event.PROVIDER_REFUSED, provider=name, detail=reason)
-        self._stored, self._settings, self._refused = stored, list(settings.values()), refused
-        await self._price(stored)
+        """Put in force what operators set, in one step. What cannot work is left out, and said."""
+        settings, refused = self._read(stored.providers)
+        book = await self._price(settings, stored.prices)
         before = {active.name: active for active in self.routes.snapshot.providers}
+        self._stored, self._settings, self._refused, self._book = stored, settings, refused, book
         self.routes.replace(self._build())
         now = {active.name: active for active in self.routes.snapshot.providers}
         changed = {name for name in before | now if before.get(name) != now.get(name)}
@@ -214,15 +214,31 @@ class Supply:
         if changed:
             self._on_changed(changed)
 
-    async def _price(self, stored: Stored) -> None:
-        rows = [found.provider for setting in self._settings if (found := activate(setting)) is not None]
+    def _read(self, rows: Iterable[StoredProvider]) -> tuple[list[ProviderSetting], dict[str, str]]:
+        """Return the settings in force, an operator's in place of the environment's, and why others cannot be."""
+        settings = {setting.name: setting for setting in self._given}
+        refused: dict[str, str] = {}
+        for row in rows:
+            setting = setting_of(row, self._vault, is_public_only=self.is_public_only)
+            reason = _reason_against(setting, row)
+            if reason:
+                refused[row.name] = reason
+            else:
+                settings[row.name] = setting
+        for name, reason in refused.items():
+            if self._refused.get(name) != reason:
+                get_logger().error(Event.PROVIDER_REFUSED, provider=name, detail=reason)
+        return list(settings.values()), refused
+
+    async def _price(self, settings: Iterable[ProviderSetting], prices: list[Price]) -> PriceBook:
+        rows = [found.provider for setting in settings if (found := activate(setting)) is not None]
         if not _price_sources(rows) <= self._priced:
             # Off the loop: the data of genai-prices takes a while to import.
             self._defaults = await asyncio.to_thread(load_default_prices, rows)
             self._priced = _price_sources(rows)
             with suppress(StoreDown):
                 await self._write_defaults()
-        self._book = self._defaults.overlaid(stored.prices)
+        return self._defaults.overlaid(prices)
 
     async def _write_defaults(self) -> None:
         known = {price.id for price in await self._catalog.prices.list_prices()}

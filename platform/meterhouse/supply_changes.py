@@ -51,6 +51,7 @@ class SupplyChanges:
 
         Raises:
             Malformed: It cannot work so.
+            NotFound: Someone else removed it at the same time.
         """
         known = {stored.name: stored for stored in await self._store.list_providers()}
         if name not in known and len(known) >= MOST_PROVIDERS:
@@ -61,7 +62,10 @@ class SupplyChanges:
         await self._store.put_provider(new)
         await self._supply.refresh()
         await self._tell("provider", name)
-        return next(view for view in self._supply.list_providers() if view.name == name)
+        view = next((view for view in self._supply.list_providers() if view.name == name), None)
+        if view is None:
+            raise NotFound(f"The provider '{name}' was removed by someone else at the same time.", param="name")
+        return view
 
     async def remove_provider(self, name: str) -> None:
         """Remove a provider that was set here; one of the environment then shows again.

@@ -1,9 +1,10 @@
 """Providers that an operator sets through the API: write-only credentials, checked addresses, no restart."""
 
+import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from fakes import scripts
 from fakes.exchange import Exchange
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
+from meterhouse.admin.supply import ProviderRequest
+from meterhouse.db.supply import StoredRoute, SupplyStore
+from meterhouse.providers.probe import Probe
+from meterhouse.providers.provider import ActiveProvider, ProviderStatus
+from meterhouse.providers.upstream import Upstream
 
 SECRET = "sk-set-through-the-api-0123456789"
 SETTINGS = {"METERHOUSE_PRIVATE_PROVIDERS": "true", "METERHOUSE_SHIP_SECONDS": "0.01"}
@@ -195,3 +201,49 @@ def test_a_mended_credential_is_tried_at_once(gateway: Gateway, up: FakeUpstream
     assert [gateway.chat("mended", messages=marked()[1])[0] for _ in range(2)] == [502, 502]
     assert ask("PUT", f"/admin/providers/{named}", body | {"credential": SECRET})[0] == 200
     assert gateway.chat("mended", messages=marked()[1])[0] == 200
+
+
+def test_what_was_read_before_a_change_does_not_undo_it(
+    gateway: Gateway, up: FakeUpstream, ask: Ask, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supply, go_on = gateway.parts.supply, asyncio.Event()
+    is_first = iter([True])
+    genuine = SupplyStore.list_routes
+
+    async def read_slowly(store: SupplyStore) -> list[StoredRoute]:
+        found = await genuine(store)
+        if next(is_first, False):
+            await go_on.wait()
+        return found
+
+    async def change_in_between() -> None:
+        monkeypatch.setattr(SupplyStore, "list_routes", read_slowly)
+        early = asyncio.create_task(supply.refresh())
+        order = ProviderRequest(base_url=up.base_url, models=["raced"])
+        late = asyncio.create_task(gateway.parts.admin.supply.changes.set_provider(named, order))
+        await asyncio.wait({late}, timeout=0.3)
+        go_on.set()
+        await asyncio.gather(early, late)
+
+    gateway.run(change_in_between)
+    assert gateway.request("GET", "/v1/models/raced")[0] == 200
+
+
+def test_what_a_probe_found_at_an_address_that_changed_meanwhile_is_not_believed(
+    gateway: Gateway, up: FakeUpstream, ask: Ask, named: str
+) -> None:
+    class SlowProbe(Probe):
+        async def check_all(self, providers: Sequence[ActiveProvider]) -> list[ProviderStatus]:
+            found = await super().check_all(providers)
+            order = ProviderRequest(base_url=f"{up.base_url}/elsewhere")
+            await gateway.parts.admin.supply.changes.set_provider(named, order)
+            return found
+
+    async def probe_while_it_changes() -> None:
+        async with Upstream() as upstream:
+            await gateway.parts.supply.probe(SlowProbe(upstream, gateway.parts.stores.clock))
+
+    ask("PUT", f"/admin/providers/{named}", {"base_url": up.base_url})
+    gateway.run(probe_while_it_changes)
+    (view,) = [row for row in ask("GET", "/admin/providers")[1]["data"] if row["name"] == named]
+    assert view["is_reachable"] is None
