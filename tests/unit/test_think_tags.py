@@ -76,6 +76,13 @@ def test_what_is_held_back_comes_with_the_end():
     assert "".join(delta.get("content", "") for delta in found) == "<"
 
 
+@pytest.mark.parametrize("delta", [{}, {"delta": None}])
+def test_what_is_held_back_comes_with_an_end_that_has_no_delta(delta):
+    end = json.dumps({"id": "c", "choices": [{"index": 0, **delta, "finish_reason": "stop"}]}).encode()
+    assert deltas(read(chunk("<thi"), end)) == [{"content": "<thi"}]
+    assert read(chunk("Hi"), end)[1] == end
+
+
 def test_a_payload_whose_text_is_held_back_goes_out_if_it_says_something_else():
     sent = chunk("<th", role="assistant")
     assert deltas(read(sent)) == [{"role": "assistant"}]

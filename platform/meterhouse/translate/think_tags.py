@@ -127,6 +127,8 @@ class ThoughtsApart:
 
     def _split(self, choice: dict[str, Any]) -> bool:
         delta, index = choice.get("delta"), choice.get("index", 0)
+        if delta is None and choice.get("finish_reason"):
+            delta = {}  # some servers say nothing but the finish; what was held back comes with it all the same
         if not isinstance(delta, dict) or not isinstance(index, int):
             return False
         tags = self._tags(index)
@@ -142,6 +144,7 @@ class ThoughtsApart:
             reasoning, text = reasoning + more_reasoning, text + more_text
         if text == piece and not reasoning:
             return False
+        choice["delta"] = delta
         delta.pop("content", None)
         if text:
             delta["content"] = text
