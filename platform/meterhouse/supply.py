@@ -362,6 +362,8 @@ def _reason_against(setting: ProviderSetting, row: StoredProvider) -> str:
     """Say why a stored provider cannot be switched on here; empty: it can."""
     if row.sealed_credential is not None and setting.credential is None:
         return "its credential was sealed under a pepper that is not known here: give it again"
+    if setting.credential is not None and looks_like_ours(setting.credential):
+        return "its credential is a key of Meterhouse's own: give it the provider's"
     try:
         return "" if activate(setting) is not None else "it has neither a credential nor an address"
     except ValueError as error:

@@ -12,6 +12,7 @@ from meterhouse.admin.schemas import PriceRequest
 from meterhouse.admin.supply import ProviderRequest, ProviderView, RouteRequest
 from meterhouse.db.supply import StoredProvider, StoredRoute, SupplyStore
 from meterhouse.errors import Malformed, NotFound
+from meterhouse.keys.secret import looks_like_ours
 from meterhouse.money import Price
 from meterhouse.providers.activation import activate, is_provider_name
 from meterhouse.providers.routes import is_model_name
@@ -113,7 +114,11 @@ class SupplyChanges:
 
     def _sealed(self, name: str, order: ProviderRequest, known: StoredProvider | None) -> bytes | None:
         if order.credential is not None:
-            return self._vault.seal(name, order.credential.get_secret_value())
+            credential = order.credential.get_secret_value()
+            if looks_like_ours(credential):
+                text = "This is a key of Meterhouse's own, and no provider's credential."
+                raise Malformed(text, param="credential", code="invalid_value")
+            return self._vault.seal(name, credential)
         if known is None or known.sealed_credential is None:
             return None
         # A credential that nobody can read must not be sent elsewhere by whoever cannot read it.

@@ -18,7 +18,7 @@ from fakes.exchange import Exchange
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 from meterhouse.admin.supply import ProviderRequest
-from meterhouse.db.supply import StoredRoute, SupplyStore
+from meterhouse.db.supply import StoredProvider, StoredRoute, SupplyStore
 from meterhouse.providers.probe import Probe
 from meterhouse.providers.provider import ActiveProvider, ProviderStatus
 from meterhouse.providers.upstream import Upstream
@@ -247,3 +247,22 @@ def test_what_a_probe_found_at_an_address_that_changed_meanwhile_is_not_believed
     gateway.run(probe_while_it_changes)
     (view,) = [row for row in ask("GET", "/admin/providers")[1]["data"] if row["name"] == named]
     assert view["is_reachable"] is None
+
+
+def test_a_key_of_ours_is_no_providers_credential(gateway: Gateway, up: FakeUpstream, ask: Ask) -> None:
+    for key in (gateway.key, gateway.admin_key):
+        status, answer = ask("PUT", "/admin/providers/ours", {"base_url": up.base_url, "credential": key})
+        assert (status, answer["error"]["param"]) == (400, "credential")
+        assert key not in json.dumps(answer)
+
+
+def test_a_key_of_ours_that_was_stored_as_a_credential_is_not_sent(
+    gateway: Gateway, up: FakeUpstream, ask: Ask
+) -> None:
+    changes = gateway.parts.admin.supply.changes
+    sealed = changes._vault.seal("ours", gateway.key)
+    gateway.run(lambda: changes._store.put_provider(StoredProvider("ours", {"base_url": up.base_url}, sealed)))
+    gateway.run(gateway.parts.supply.refresh)
+    (view,) = [row for row in ask("GET", "/admin/providers")[1]["data"] if row["name"] == "ours"]
+    assert (view["is_on"], "Meterhouse's own" in view["detail"]) == (False, True)
+    assert ask("DELETE", "/admin/providers/ours")[0] == 204
