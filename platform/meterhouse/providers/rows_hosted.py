@@ -248,6 +248,7 @@ HOSTED_PROVIDERS = (
         base_url="https://openrouter.ai/api/v1",
         credential_names=("OPENROUTER_API_KEY",),
         denied_parameters=frozenset({"models", "route", "plugins", "preset"}),
+        doubtful_refusals=frozenset({402, 403}),
         assumed_max_output_tokens=128_000,
         sends_include_usage=False,
         discovers_models=True,
@@ -264,6 +265,11 @@ HOSTED_PROVIDERS = (
                 date(2026, 11, 12),
                 "An error in a stream is a chunk with `error` and the finish_reason error; 402 is an empty account.",
                 "OpenRouter's documentation, errors",
+            ),
+            Quirk(
+                date(2026, 11, 28),
+                "402 is also said of a request whose max_tokens costs more than is left: smaller ones are answered.",
+                "OpenRouter's documentation, errors and limits",
             ),
             Quirk(
                 date(2026, 11, 28),
