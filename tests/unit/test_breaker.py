@@ -193,6 +193,15 @@ def test_names_made_up_by_callers_do_not_grow_without_bound(ticks):
     assert len(breakers._breakers) == MAX_BREAKERS
 
 
+def test_names_made_up_by_callers_close_no_breaker(ticks):
+    breakers = Breakers(ticks)
+    trip(breakers.of("openai/down"))
+    for number in range(MAX_BREAKERS + 10):
+        breakers.of(f"openai/{number}")
+    assert breakers.of("openai/down").is_open
+    assert len(breakers._breakers) == MAX_BREAKERS
+
+
 def test_extra_attempts_are_a_tenth_with_a_small_floor(ticks):
     budget = RetryBudget(ticks)
     assert [budget.try_spend() for _ in range(5)] == [True, True, True, False, False]

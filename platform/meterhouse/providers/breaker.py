@@ -26,7 +26,7 @@ LONGEST_ACCOUNT_PAUSE_SECONDS = 600.0
 PROBE_LEASE_SECONDS = 60.0
 """A probe that never reported (its request was lost) is given up after this long."""
 MAX_BREAKERS = 4_096
-"""Callers can name any model of a provider, so the least recently used breakers are forgotten."""
+"""Callers can name any model of a provider, so the least recently used breakers are forgotten, closed ones first."""
 
 _NEVER = -(1 << 40)
 
@@ -231,9 +231,9 @@ class Breakers:
         """Return a deployment's breaker, made when first asked for."""
         breaker = self._breakers.get(deployment_id)
         if breaker is None:
+            if len(self._breakers) >= MAX_BREAKERS:
+                self._make_room()
             breaker = self._breakers[deployment_id] = Breaker(self._monotonic, self._teller(deployment_id))
-            if len(self._breakers) > MAX_BREAKERS:
-                self._breakers.popitem(last=False)
         else:
             self._breakers.move_to_end(deployment_id)
         return breaker
@@ -271,6 +271,11 @@ class Breakers:
             return 0, deployment.order, 0.0, chance
         state = 2 if breaker.is_open else int(breaker.is_busy)
         return state, deployment.order, breaker.in_flight / deployment.weight, chance
+
+    def _make_room(self) -> None:
+        """Forget the one that was not used for longest: one that is closed, so that no caller can close another."""
+        closed = (name for name, breaker in self._breakers.items() if not breaker.is_open)
+        self._breakers.pop(next(closed, next(iter(self._breakers)))).retire()
 
     def _teller(self, deployment_id: str) -> Callable[[State, str], None] | None:
         on_change = self._on_change
