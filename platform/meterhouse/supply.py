@@ -349,7 +349,7 @@ def setting_of(row: StoredProvider, vault: Vault, *, is_public_only: bool) -> Pr
         base_url=fields.get("base_url"),
         region=fields.get("region"),
         workspace=fields.get("workspace"),
-        credential=vault.open(row.name, sealed) if sealed is not None else None,
+        credential=vault.open(row.place, sealed) if sealed is not None else None,
         models=tuple(fields.get("models") or ()),
         shows_all_output=bool(fields.get("shows_all_output")),
         is_public_only=is_public_only,
@@ -361,7 +361,7 @@ def setting_of(row: StoredProvider, vault: Vault, *, is_public_only: bool) -> Pr
 def _reason_against(setting: ProviderSetting, row: StoredProvider) -> str:
     """Say why a stored provider cannot be switched on here; empty: it can."""
     if row.sealed_credential is not None and setting.credential is None:
-        return "its credential was sealed under a pepper that is not known here: give it again"
+        return "its credential was sealed under another pepper or for another address: give it again"
     if setting.credential is not None and looks_like_ours(setting.credential):
         return "its credential is a key of Meterhouse's own: give it the provider's"
     try:

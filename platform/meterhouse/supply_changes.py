@@ -113,17 +113,17 @@ class SupplyChanges:
         await self._tell("route", model)
 
     def _sealed(self, name: str, order: ProviderRequest, known: StoredProvider | None) -> bytes | None:
+        place = StoredProvider(name, _fields_of(order)).place
         if order.credential is not None:
             credential = order.credential.get_secret_value()
             if looks_like_ours(credential):
                 text = "This is a key of Meterhouse's own, and no provider's credential."
                 raise Malformed(text, param="credential", code="invalid_value")
-            return self._vault.seal(name, credential)
+            return self._vault.seal(place, credential)
         if known is None or known.sealed_credential is None:
             return None
         # A credential that nobody can read must not be sent elsewhere by whoever cannot read it.
-        places = ("kind", "base_url", "region", "workspace")
-        if any(known.fields.get(place) != getattr(order, place) for place in places):
+        if known.place != place:
             raise Malformed(
                 "The address changes, so the credential must be given again.",
                 param="credential",

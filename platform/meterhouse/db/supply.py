@@ -23,6 +23,11 @@ class StoredProvider:
     sealed_credential: bytes | None = field(default=None, repr=False)
     updated_at_ms: int = 0
 
+    @property
+    def place(self) -> tuple[str | None, ...]:
+        """Where its credential may be sent: its name, and all that its address is made of."""
+        return (self.name, *(self.fields.get(part) for part in ("kind", "base_url", "region", "workspace")))
+
 
 @dataclass(frozen=True, slots=True)
 class StoredRoute:
