@@ -5,7 +5,7 @@ hear of it (a notice over Redis, or their next look, every ``METERHOUSE_PROBE_SE
 is not written. Requests that are under way keep the route that they began with. Not here: who may do this.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from meterhouse.admin.schemas import PriceRequest
@@ -54,13 +54,7 @@ class SupplyChanges:
             Malformed: It cannot work so.
             NotFound: Someone else removed it at the same time.
         """
-        known = {stored.name: stored for stored in await self._store.list_providers()}
-        if name not in known and len(known) >= MOST_PROVIDERS:
-            raise Malformed(f"There can be at most {MOST_PROVIDERS} providers.", param="name")
-        sealed = self._sealed(name, order, known.get(name))
-        new = StoredProvider(name, _fields_of(order), sealed)
-        self._check(new)
-        await self._store.put_provider(new)
+        await self._store.put_provider(lambda known: self._changed(name, order, known))
         await self._supply.refresh()
         await self._tell("provider", name)
         view = next((view for view in self._supply.list_providers() if view.name == name), None)
@@ -111,6 +105,14 @@ class SupplyChanges:
             raise NotFound(f"No route '{model[:64]}' was set through the API.", param="model")
         await self._supply.refresh()
         await self._tell("route", model)
+
+    def _changed(self, name: str, order: ProviderRequest, known: Mapping[str, StoredProvider]) -> StoredProvider:
+        """Return a provider as it is to be written, over what is known now."""
+        if name not in known and len(known) >= MOST_PROVIDERS:
+            raise Malformed(f"There can be at most {MOST_PROVIDERS} providers.", param="name")
+        new = StoredProvider(name, _fields_of(order), self._sealed(name, order, known.get(name)))
+        self._check(new)
+        return new
 
     def _sealed(self, name: str, order: ProviderRequest, known: StoredProvider | None) -> bytes | None:
         place = StoredProvider(name, _fields_of(order)).place
