@@ -147,6 +147,19 @@ async def test_a_name_that_leads_to_a_private_address_is_not_connected_to(upstre
         assert server.bodies == []
 
 
+async def test_a_name_in_other_letters_is_looked_up_as_carefully(upstream, monkeypatch):
+    async with serving(reply(sized(b"{}"))) as server:
+        port = int(server.endpoint.base_url.split(":")[2].partition("/")[0])
+        found = [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
+        guarded = ActiveProvider(
+            provider=PROVIDERS["openai"], base_url=f"http://b\u00fccher.example:{port}", is_public_only=True
+        )
+        with pytest.raises(UpstreamDown, match="could not be found"):
+            await upstream.open(guarded, "/x", b"{}", is_streamed=False)
+        assert server.bodies == []
+
+
 async def test_a_provider_of_the_host_may_have_the_name_that_another_may_not(upstream):
     async with serving(reply(sized(b"{}"))) as server:
         address = server.endpoint.base_url.replace("127.0.0.1", "localhost")

@@ -173,10 +173,6 @@ class StreamRelay:
                 self._take_tail(self._opened.reader.feed(data) if data else self._opened.reader.close())
                 if not data:
                     break
-                if not await self._is_held():
-                    # More was used than told before the end: charged in full, but nothing more of it is asked for.
-                    self._opened.answer.abort()
-                    break
         except (TimeoutError, UpstreamError, ClientGone):
             # The answer itself is whole; only its usage may be missing, and is counted then.
             self._opened.answer.abort()

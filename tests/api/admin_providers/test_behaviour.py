@@ -198,7 +198,11 @@ def test_a_mended_credential_is_tried_at_once(gateway: Gateway, up: FakeUpstream
     up.script("mended", answer)
     body = {"base_url": up.base_url, "models": ["mended"], "credential": "sk-wrong-0123456789"}
     assert ask("PUT", f"/admin/providers/{named}", body)[0] == 200
-    assert [gateway.chat("mended", messages=marked()[1])[0] for _ in range(2)] == [502, 502]
+    assert gateway.chat("mended", messages=marked()[1])[0] == 502
+    gateway.run(gateway.parts.supply.refresh)
+    marker, messages = marked()
+    assert gateway.chat("mended", messages=messages)[0] == 502
+    assert up.truth.by_marker(marker) == [], "what did not change stays out"
     assert ask("PUT", f"/admin/providers/{named}", body | {"credential": SECRET})[0] == 200
     assert gateway.chat("mended", messages=marked()[1])[0] == 200
 
