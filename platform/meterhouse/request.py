@@ -242,11 +242,15 @@ def measure(request: ChatRequest, fields: dict[str, Raw]) -> InputSize:
         if isinstance(content, str):
             text_bytes += utf8_length(content)
         elif content is not None:
+            texts = 0
             for part in content:
+                texts += part.text is not None or part.refusal is not None
                 text_bytes += _length(part.text) + _length(part.refusal)
                 images += part.image_url is not None
                 is_unknown = part.type not in _KNOWN_PARTS
                 unbounded += is_unknown or part.input_audio is not None or part.file is not None
+            # Some servers want one text: its parts are joined with a line's end between them.
+            text_bytes += max(0, texts - 1)
         text_bytes += _side_text_bytes(message)
     return InputSize(text_bytes, len(request.messages), images, unbounded)
 

@@ -7,7 +7,7 @@ themselves, which are asked again and again whether they are there. Not here: ch
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +24,7 @@ from meterhouse.metering import Clock
 from meterhouse.money import Meterable, Price
 from meterhouse.providers.activation import activate
 from meterhouse.providers.catalog import PROVIDERS, SIMULATOR
-from meterhouse.providers.prices import load_default_prices, make_price
+from meterhouse.providers.prices import PriceBook, load_default_prices, make_price
 from meterhouse.providers.probe import Probe
 from meterhouse.providers.provider import (
     ActiveProvider,
@@ -72,6 +72,7 @@ class Supply:
         self._vault = vault
         self._kept = settings.data / KEPT_FILE
         self._news = asyncio.Event()
+        self._refreshing = asyncio.Lock()
         self._stored = Stored()
         self._settings = self._given
         self._refused: dict[str, str] = {}
@@ -84,6 +85,7 @@ class Supply:
         self._book = self._defaults
         self._statuses: dict[str, ProviderStatus] = {}
         self.has_simulator = False
+        self._on_changed: Callable[[Collection[str]], None] = _ignore
         self.routes = Routes(self._build())
 
     @property
@@ -95,6 +97,10 @@ class Supply:
     def is_public_only(self) -> bool:
         """Whether providers that are set through the API must have public addresses."""
         return not self._process.private_providers
+
+    def watch(self, on_changed: Callable[[Collection[str]], None]) -> None:
+        """Say who is told the names of providers that are on, off or set otherwise from now on."""
+        self._on_changed = on_changed
 
     async def open(self, *, has_simulator: bool) -> None:
         """Write the default prices that are new, so that every price in the ledger can be looked up; read all.
@@ -115,18 +121,29 @@ class Supply:
             await self._use(msgspec.json.decode(self._kept.read_bytes(), type=Stored))
 
     async def refresh(self) -> None:
-        """Read what operators set again, swap the snapshot, and keep it for a start without the database."""
-        stored = Stored(
-            [price for price in await self._catalog.prices.list_prices() if price.source == OPERATOR_SOURCE],
-            await self._catalog.supply.list_providers(),
-            await self._catalog.supply.list_routes(),
-        )
-        await self._use(stored)
+        """Read what operators set again, swap the snapshot, and keep it for a start without the database.
+
+        One after another: what was read earlier is never put in force after what was read later.
+        """
+        async with self._refreshing:
+            stored = Stored(
+                [price for price in await self._catalog.prices.list_prices() if price.source == OPERATOR_SOURCE],
+                await self._catalog.supply.list_providers(),
+                await self._catalog.supply.list_routes(),
+            )
+            await self._use(stored)
+            self._keep(stored)
+
+    def _keep(self, stored: Stored) -> None:
+        """Write down what was read. A disk that takes nothing spoils a start without the database, and nothing else."""
         text = msgspec.json.encode(stored)
-        if not self._kept.exists() or self._kept.read_bytes() != text:
-            temporary = self._kept.with_name(f"{self._kept.name}.{os.getpid()}")
-            temporary.write_bytes(text)
-            temporary.replace(self._kept)
+        try:
+            if not self._kept.exists() or self._kept.read_bytes() != text:
+                temporary = self._kept.with_name(f"{self._kept.name}.{os.getpid()}")
+                temporary.write_bytes(text)
+                temporary.replace(self._kept)
+        except OSError as error:
+            get_logger().warning(Event.STORE_FAILED, detail=f"{KEPT_FILE} was not written: {error.strerror}")
 
     def hear(self, payload: object) -> None:
         """Take in a notice that something changed: the loop reads it at once, and looks at new providers."""
@@ -151,9 +168,15 @@ class Supply:
         ]
 
     async def probe(self, probe: Probe) -> None:
-        """Ask every provider whether it is there and what it serves."""
+        """Ask every provider whether it is there and what it serves; of one that changed meanwhile nothing is noted."""
         before = {name: status.models for name, status in self._statuses.items()}
-        for status in await probe.check_all(self.routes.snapshot.providers):
+        asked = self.routes.snapshot.providers
+        found = {status.name: status for status in await probe.check_all(asked)}
+        in_force = {active.name: active for active in self.routes.snapshot.providers}
+        for active in asked:
+            status = found.get(active.name)
+            if status is None or in_force.get(active.name) != active:
+                continue
             known = self._statuses.get(status.name)
             # A provider that is away for a moment keeps the models that it was known to serve.
             models = status.models or (known.models if known is not None else ())
@@ -162,22 +185,40 @@ class Supply:
             self.routes.replace(self._build())
 
     async def run(self, probe: Probe, every_seconds: float) -> None:
-        """Probe providers and look for what operators changed, over and over, and at once when there is news."""
+        """Look for what operators changed and probe providers, over and over, and at once when there is news.
+
+        What is read comes first: no provider can keep the loop, begun again, from hearing of its own removal.
+        """
         while True:
-            await self.probe(probe)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), every_seconds)
             self._news.clear()
             try:
                 await self.refresh()
             except StoreDown as error:
                 get_logger().warning(Event.STORE_FAILED, detail=error.detail)
+            await self.probe(probe)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), every_seconds)
 
     async def _use(self, stored: Stored) -> None:
-        """Put in force what operators set. What cannot work is left out, and said."""
+        """Put in force what operators set, in one step. What cannot work is left out, and said."""
+        settings, refused = self._read(stored.providers)
+        book = await self._price(settings, stored.prices)
+        before = {active.name: active for active in self.routes.snapshot.providers}
+        self._stored, self._settings, self._refused, self._book = stored, settings, refused, book
+        self.routes.replace(self._build())
+        now = {active.name: active for active in self.routes.snapshot.providers}
+        changed = {name for name in before | now if before.get(name) != now.get(name)}
+        for name in changed:
+            # What another address served says nothing about this one.
+            self._statuses.pop(name, None)
+        if changed:
+            self._on_changed(changed)
+
+    def _read(self, rows: Iterable[StoredProvider]) -> tuple[list[ProviderSetting], dict[str, str]]:
+        """Return the settings in force, an operator's in place of the environment's, and why others cannot be."""
         settings = {setting.name: setting for setting in self._given}
         refused: dict[str, str] = {}
-        for row in stored.providers:
+        for row in rows:
             setting = setting_of(row, self._vault, is_public_only=self.is_public_only)
             reason = _reason_against(setting, row)
             if reason:
@@ -187,24 +228,17 @@ class Supply:
         for name, reason in refused.items():
             if self._refused.get(name) != reason:
                 get_logger().error(Event.PROVIDER_REFUSED, provider=name, detail=reason)
-        self._stored, self._settings, self._refused = stored, list(settings.values()), refused
-        await self._price(stored)
-        before = {active.name: active for active in self.routes.snapshot.providers}
-        self.routes.replace(self._build())
-        for active in self.routes.snapshot.providers:
-            if before.get(active.name) != active:
-                # What another address served says nothing about this one.
-                self._statuses.pop(active.name, None)
+        return list(settings.values()), refused
 
-    async def _price(self, stored: Stored) -> None:
-        rows = [found.provider for setting in self._settings if (found := activate(setting)) is not None]
+    async def _price(self, settings: Iterable[ProviderSetting], prices: list[Price]) -> PriceBook:
+        rows = [found.provider for setting in settings if (found := activate(setting)) is not None]
         if not _price_sources(rows) <= self._priced:
             # Off the loop: the data of genai-prices takes a while to import.
             self._defaults = await asyncio.to_thread(load_default_prices, rows)
             self._priced = _price_sources(rows)
             with suppress(StoreDown):
                 await self._write_defaults()
-        self._book = self._defaults.overlaid(stored.prices)
+        return self._defaults.overlaid(prices)
 
     async def _write_defaults(self) -> None:
         known = {price.id for price in await self._catalog.prices.list_prices()}
@@ -252,6 +286,10 @@ class Supply:
             detail=status.detail if status is not None else "",
             updated_at=row.updated_at_ms // 1000 if row is not None else None,
         )
+
+
+def _ignore(names: Collection[str]) -> None:
+    """Tell nobody: nobody is there yet while the process starts."""
 
 
 def operator_price(order: PriceRequest, at_ms: int) -> Price:
@@ -311,7 +349,7 @@ def setting_of(row: StoredProvider, vault: Vault, *, is_public_only: bool) -> Pr
         base_url=fields.get("base_url"),
         region=fields.get("region"),
         workspace=fields.get("workspace"),
-        credential=vault.open(row.name, sealed) if sealed is not None else None,
+        credential=vault.open(row.place, sealed) if sealed is not None else None,
         models=tuple(fields.get("models") or ()),
         shows_all_output=bool(fields.get("shows_all_output")),
         is_public_only=is_public_only,
@@ -323,7 +361,9 @@ def setting_of(row: StoredProvider, vault: Vault, *, is_public_only: bool) -> Pr
 def _reason_against(setting: ProviderSetting, row: StoredProvider) -> str:
     """Say why a stored provider cannot be switched on here; empty: it can."""
     if row.sealed_credential is not None and setting.credential is None:
-        return "its credential was sealed under a pepper that is not known here: give it again"
+        return "its credential was sealed under another pepper or for another address: give it again"
+    if setting.credential is not None and looks_like_ours(setting.credential):
+        return "its credential is a key of Meterhouse's own: give it the provider's"
     try:
         return "" if activate(setting) is not None else "it has neither a credential nor an address"
     except ValueError as error:

@@ -5,13 +5,14 @@ hear of it (a notice over Redis, or their next look, every ``METERHOUSE_PROBE_SE
 is not written. Requests that are under way keep the route that they began with. Not here: who may do this.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from meterhouse.admin.schemas import PriceRequest
 from meterhouse.admin.supply import ProviderRequest, ProviderView, RouteRequest
 from meterhouse.db.supply import StoredProvider, StoredRoute, SupplyStore
 from meterhouse.errors import Malformed, NotFound
+from meterhouse.keys.secret import looks_like_ours
 from meterhouse.money import Price
 from meterhouse.providers.activation import activate, is_provider_name
 from meterhouse.providers.routes import is_model_name
@@ -51,17 +52,15 @@ class SupplyChanges:
 
         Raises:
             Malformed: It cannot work so.
+            NotFound: Someone else removed it at the same time.
         """
-        known = {stored.name: stored for stored in await self._store.list_providers()}
-        if name not in known and len(known) >= MOST_PROVIDERS:
-            raise Malformed(f"There can be at most {MOST_PROVIDERS} providers.", param="name")
-        sealed = self._sealed(name, order, known.get(name))
-        new = StoredProvider(name, _fields_of(order), sealed)
-        self._check(new)
-        await self._store.put_provider(new)
+        await self._store.put_provider(lambda known: self._changed(name, order, known))
         await self._supply.refresh()
         await self._tell("provider", name)
-        return next(view for view in self._supply.list_providers() if view.name == name)
+        view = next((view for view in self._supply.list_providers() if view.name == name), None)
+        if view is None:
+            raise NotFound(f"The provider '{name}' was removed by someone else at the same time.", param="name")
+        return view
 
     async def remove_provider(self, name: str) -> None:
         """Remove a provider that was set here; one of the environment then shows again.
@@ -107,14 +106,26 @@ class SupplyChanges:
         await self._supply.refresh()
         await self._tell("route", model)
 
+    def _changed(self, name: str, order: ProviderRequest, known: Mapping[str, StoredProvider]) -> StoredProvider:
+        """Return a provider as it is to be written, over what is known now."""
+        if name not in known and len(known) >= MOST_PROVIDERS:
+            raise Malformed(f"There can be at most {MOST_PROVIDERS} providers.", param="name")
+        new = StoredProvider(name, _fields_of(order), self._sealed(name, order, known.get(name)))
+        self._check(new)
+        return new
+
     def _sealed(self, name: str, order: ProviderRequest, known: StoredProvider | None) -> bytes | None:
+        place = StoredProvider(name, _fields_of(order)).place
         if order.credential is not None:
-            return self._vault.seal(name, order.credential.get_secret_value())
+            credential = order.credential.get_secret_value()
+            if looks_like_ours(credential):
+                text = "This is a key of Meterhouse's own, and no provider's credential."
+                raise Malformed(text, param="credential", code="invalid_value")
+            return self._vault.seal(place, credential)
         if known is None or known.sealed_credential is None:
             return None
         # A credential that nobody can read must not be sent elsewhere by whoever cannot read it.
-        places = ("kind", "base_url", "region", "workspace")
-        if any(known.fields.get(place) != getattr(order, place) for place in places):
+        if known.place != place:
             raise Malformed(
                 "The address changes, so the credential must be given again.",
                 param="credential",

@@ -78,3 +78,12 @@ async def test_a_probe_of_a_silent_provider_ends_in_time(upstream):
         )
     assert (silent.is_reachable, simulated.is_reachable) == (False, True)
     assert "in time" in silent.detail
+
+
+@pytest.mark.parametrize("address", ["https://a..b.example/v1", "https://host.example:99999/v1"])
+async def test_a_probe_of_an_address_that_cannot_be_is_an_answer_and_the_others_get_theirs(upstream, address):
+    async with serving(reply(sized(b"{}"))) as server:
+        wrong = replace(server.endpoint, base_url=address)
+        statuses = await Probe(upstream, Clock(), timeout_seconds=0.2).check_all([wrong, server.endpoint])
+    assert [status.is_reachable for status in statuses] == [False, True]
+    assert "has an address that cannot be used" in statuses[0].detail

@@ -219,6 +219,12 @@ def logged(gateway: Gateway) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("row", "asked", "code"),
     [
+        ("openrouter", {"models": ["a/dear-one"]}, "unsupported_parameter"),
+        ("openrouter", {"route": "fallback"}, "unsupported_parameter"),
+        ("openrouter", {"plugins": [{"id": "web"}]}, "unsupported_parameter"),
+        ("openrouter", {"preset": "dear"}, "unsupported_parameter"),
+        ("dashscope", {"enable_search": True}, "unsupported_parameter"),
+        ("dashscope", {"search_options": {"forced_search": True}}, "unsupported_parameter"),
         ("groq", {"logprobs": True}, "unsupported_parameter"),
         ("groq", {"logit_bias": {"50256": -100}}, "unsupported_parameter"),
         ("mistral", {"functions": [{"name": "f"}]}, "unsupported_parameter"),

@@ -25,10 +25,11 @@ from fakes.small_server import (
     sized,
 )
 from meterhouse.errors import UpstreamDown, UpstreamTimeout
+from meterhouse.providers.answer import parse_retry_after
 from meterhouse.providers.catalog import PROVIDERS
 from meterhouse.providers.provider import ActiveProvider, Timeouts
 from meterhouse.providers.simulator import Simulator
-from meterhouse.providers.upstream import Upstream, parse_retry_after
+from meterhouse.providers.upstream import Upstream
 
 
 @pytest.fixture
@@ -136,13 +137,37 @@ async def test_a_name_that_does_not_exist_is_down(upstream):
         await upstream.open(endpoint, "/x", b"{}", is_streamed=False)
 
 
-async def test_a_name_that_leads_to_a_private_address_is_not_connected_to(upstream):
+@pytest.mark.parametrize("host", ["localhost", "localhost.", "localhost.."])
+async def test_a_name_that_leads_to_a_private_address_is_not_connected_to(upstream, host):
     async with serving(reply(sized(b"{}"))) as server:
-        address = server.endpoint.base_url.replace("127.0.0.1", "localhost")
+        address = server.endpoint.base_url.replace("127.0.0.1", host)
         guarded = ActiveProvider(provider=PROVIDERS["openai"], base_url=address, is_public_only=True)
         with pytest.raises(UpstreamDown, match="could not be found"):
             await upstream.open(guarded, "/x", b"{}", is_streamed=False)
         assert server.bodies == []
+
+
+async def test_a_name_in_other_letters_is_looked_up_as_carefully(upstream, monkeypatch):
+    async with serving(reply(sized(b"{}"))) as server:
+        port = int(server.endpoint.base_url.split(":")[2].partition("/")[0])
+        found = [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
+        guarded = ActiveProvider(
+            provider=PROVIDERS["openai"], base_url=f"http://b\u00fccher.example:{port}", is_public_only=True
+        )
+        with pytest.raises(UpstreamDown, match="could not be found"):
+            await upstream.open(guarded, "/x", b"{}", is_streamed=False)
+        assert server.bodies == []
+
+
+async def test_a_provider_of_the_host_may_have_the_name_that_another_may_not(upstream):
+    async with serving(reply(sized(b"{}"))) as server:
+        address = server.endpoint.base_url.replace("127.0.0.1", "localhost")
+        ours = ActiveProvider(provider=PROVIDERS["openai"], base_url=address)
+        for _ in range(2):
+            await (await upstream.open(ours, "/x", b"{}", is_streamed=False)).read_all(9)
+            with pytest.raises(UpstreamDown, match="could not be found"):
+                await upstream.open(replace(ours, is_public_only=True), "/x", b"{}", is_streamed=False)
 
 
 async def test_a_server_without_tls_is_down_over_https(upstream):

@@ -80,7 +80,7 @@ def buffered_bytes(bench: Bench, client: Client) -> int:
 
     def look() -> int:
         waiting = connection_of(bench, client).transport.get_write_buffer_size()
-        received = sum(protocol._payload._size for protocol in upstream._session.connector._acquired)
+        received = sum(protocol._payload._size for protocol in upstream._sessions[False].connector._acquired)
         return int(waiting + received)
 
     return bench.gateway.call(look)
@@ -96,7 +96,9 @@ def wait_until_paused(bench: Bench, client: Client) -> None:
     upstream = bench.gateway.parts.inference.attempts._upstream
 
     def is_paused() -> bool:
-        reading = [protocol for protocol in upstream._session.connector._acquired if not protocol._reading_paused]
+        reading = [
+            protocol for protocol in upstream._sessions[False].connector._acquired if not protocol._reading_paused
+        ]
         return connection_of(bench, client).flow.write_paused and not reading
 
     wait_for(lambda: bench.gateway.call(is_paused))

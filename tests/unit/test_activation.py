@@ -94,3 +94,24 @@ def test_a_key_of_ours_is_never_a_providers():
 
 def test_a_credential_that_belongs_to_no_address_switches_nothing_on():
     assert [s.name for s in provider_settings(Environment({"AZURE_OPENAI_API_KEY": KEY})) if activate(s)] == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://host.example:99999/v1",
+        "https://host.example:x/v1",
+        "https://a..b.example",
+        f"https://{'a' * 70}.example/v1",
+        "https://foo\\bar.example",
+        "https://host.example../v1",
+    ],
+)
+def test_an_address_that_nobody_could_connect_to_is_refused(address):
+    with pytest.raises(ValueError, match="has a host or port that there cannot be"):
+        address_of("lab", base_url=address)
+
+
+def test_a_private_address_in_other_digits_is_private():
+    with pytest.raises(ValueError, match=r"10\.0\.0\.1 is a private address"):
+        address_of("lab", base_url="https://\uff11\uff10.0.0.1/v1", is_public_only=True)

@@ -193,6 +193,15 @@ def test_names_made_up_by_callers_do_not_grow_without_bound(ticks):
     assert len(breakers._breakers) == MAX_BREAKERS
 
 
+def test_names_made_up_by_callers_close_no_breaker(ticks):
+    breakers = Breakers(ticks)
+    trip(breakers.of("openai/down"))
+    for number in range(MAX_BREAKERS + 10):
+        breakers.of(f"openai/{number}")
+    assert breakers.of("openai/down").is_open
+    assert len(breakers._breakers) == MAX_BREAKERS
+
+
 def test_extra_attempts_are_a_tenth_with_a_small_floor(ticks):
     budget = RetryBudget(ticks)
     assert [budget.try_spend() for _ in range(5)] == [True, True, True, False, False]
@@ -286,3 +295,16 @@ def test_a_budget_says_what_it_gave_and_refused(ticks):
     for _ in range(5):
         budget.try_spend()
     assert (budget.spent, budget.refused) == (3, 2)
+
+
+def test_a_provider_that_is_set_anew_is_tried_at_once_and_the_others_are_not(ticks):
+    told = []
+    breakers = Breakers(ticks, on_change=lambda name, state, _: told.append((name, state)))
+    for name in ("a/x", "a/y", "ab/x"):
+        attempt(breakers.of(name), UpstreamAccount("no"))
+    late = breakers.of("a/x")
+    breakers.forget({"a"})
+    assert [breakers.of(name).is_open for name in ("a/x", "a/y", "ab/x")] == [False, False, True]
+    assert sorted(told[3:]) == [("a/x", "closed"), ("a/y", "closed")]
+    late.retire()
+    assert len(told) == 5, "a retired one says nothing"

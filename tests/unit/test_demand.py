@@ -55,6 +55,11 @@ def test_a_message_holds_a_token_per_byte_and_sixteen() -> None:
     assert demand.rate_input_tokens == 3
 
 
+def test_what_joins_the_parts_of_a_message_is_held_too() -> None:
+    parts = [{"type": "text", "text": ""}] * 1_000
+    assert demand_of(messages=[{"role": "user", "content": parts}]).held_input_tokens == 999 + 16
+
+
 @pytest.mark.parametrize(("text_bytes", "tokens"), [(0, 0), (1, 1), (3, 1), (4, 2), (3_000, 1_000)])
 def test_a_rate_is_debited_a_third_of_the_bytes_rounded_up(text_bytes: int, tokens: int) -> None:
     assert estimate_input_tokens(InputSize(text_bytes, 1, 0, 0)) == tokens
@@ -63,7 +68,7 @@ def test_a_rate_is_debited_a_third_of_the_bytes_rounded_up(text_bytes: int, toke
 @pytest.mark.parametrize(
     ("message", "text_bytes"),
     [
-        ({"content": [{"type": "text", "text": "abc"}, {"type": "text", "text": "é"}]}, 5),
+        ({"content": [{"type": "text", "text": "abc"}, {"type": "text", "text": "é"}]}, 5 + 1),
         ({"content": "abc", "name": "Bob"}, 6),
         ({"content": "a", "refusal": "no", "role": "assistant", "prefix": True}, 3),
         ({"content": [{"type": "refusal", "refusal": "no"}], "role": "assistant", "prefix": True}, 2),
@@ -208,6 +213,16 @@ def test_a_search_without_a_price_is_refused_for_a_budget() -> None:
         demand_of("spend 1 USD/day", web_search_options={})
     assert caught.value.param == "web_search_options"
     assert demand_of("tokens 9 total", web_search_options={}).held_input_tokens > 0
+
+
+@pytest.mark.parametrize("kind", ["builtin_function", "browser_search", "web_search"])
+def test_a_tool_that_runs_at_the_provider_is_refused_for_a_budget(kind: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}, {"type": kind, "function": {"name": "web_search"}}]
+    with pytest.raises(NotPriced) as caught:
+        demand_of("spend 1 USD/day", tools=tools)
+    assert caught.value.param == "tools"
+    assert demand_of("tokens 9 total", tools=tools).held_input_tokens > 0
+    assert demand_of("spend 1 USD/day", tools=[tools[0], {"type": "custom", "custom": {"name": "c"}}]).output_tokens
 
 
 def test_what_has_no_price_holds_no_money_without_a_budget() -> None:

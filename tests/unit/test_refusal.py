@@ -182,3 +182,13 @@ def test_a_403_may_be_the_inputs_fault(status, is_certain):
     error = convert(status, {"error": {"message": "m"}})
     assert isinstance(error, UpstreamAccount)
     assert error.is_certain is is_certain
+
+
+@pytest.mark.parametrize(("status", "is_certain"), [(401, True), (402, False), (403, False)])
+def test_a_402_of_openrouter_may_be_of_one_requests_max_tokens(status, is_certain):
+    endpoint = ActiveProvider(provider=PROVIDERS["openrouter"], base_url="https://openrouter.ai/api/v1")
+    value = {"error": {"code": status, "message": "requires more credits, or fewer max_tokens"}}
+    body = json.dumps(value).encode()
+    for error in (to_error(status, body, endpoint, None), error_in_stream(body, endpoint)):
+        assert isinstance(error, UpstreamAccount)
+        assert error.is_certain is is_certain

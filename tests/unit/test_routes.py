@@ -108,7 +108,7 @@ def test_an_operator_can_route_a_retired_name_to_another_model():
 
 
 def test_several_providers_of_one_name_are_ordered_deployments():
-    snapshot = build(LOCAL, OPENAI, local_vllm=["gpt-4o", "qwen3"])
+    snapshot = build(replace(LOCAL, models=("gpt-4o", "qwen3")), OPENAI)
     assert [d.id for d in snapshot.resolve("gpt-4o", 0).deployments] == ["local-vllm/gpt-4o", "openai/gpt-4o"]
     listed = snapshot.find_model("gpt-4o")
     assert listed.provider == "local-vllm"
@@ -210,3 +210,20 @@ def test_a_name_that_begins_with_another_providers_is_listed_under_its_own():
     assert alone.resolve("openai/gpt-4o", 0).deployments[0].provider.name == "openrouter"
     named = build(replace(router, models=("openai/gpt-4o",)), OPENAI)
     assert named.resolve("openai/gpt-4o", 0).deployments[0].provider.name == "openrouter", "the operator says so"
+
+
+def test_a_model_has_one_name_for_its_limits_under_every_alias_of_its_provider():
+    snapshot = build(ProviderSetting(name="moonshot", credential=SECRET))
+    for name, listed in (("kimi-k2.6", "kimi-k2.6"), ("kimi-k99", "moonshot/kimi-k99")):
+        for asked in (f"kimi/{name}", f"moonshot/{name}"):
+            assert snapshot.resolve(asked, 0).model == listed
+            assert snapshot.listed_name(asked) == listed
+
+
+def test_what_a_server_says_that_it_serves_is_no_fallback_of_a_model_in_the_catalog():
+    snapshot = build(LOCAL, OPENAI, local_vllm=["gpt-4o", "own"])
+    assert [row.id for row in snapshot.resolve("gpt-4o", 0).deployments] == ["openai/gpt-4o"]
+    assert [row.id for row in snapshot.resolve("own", 0).deployments] == ["local-vllm/own"]
+    assert [row.id for row in snapshot.resolve("local-vllm/gpt-4o", 0).deployments] == ["local-vllm/gpt-4o"]
+    alone = build(LOCAL, local_vllm=["gpt-4o"])
+    assert [row.id for row in alone.resolve("gpt-4o", 0).deployments] == ["local-vllm/gpt-4o"]

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterhouse.http.sse import SseReader, frame
-from meterhouse.translate.think_tags import ThinkTagReader, ThinkTags, split_whole
+from meterhouse.translate.think_tags import MOST_BLANKS, ThinkTags, ThoughtsApart, split_whole
 
 CASES = [
     ("<think>I see</think>Hello", "I see", "Hello"),
@@ -21,6 +20,8 @@ CASES = [
     ("  ", "", "  "),
     ("<", "", "<"),
     ("", "", ""),
+    (" " * MOST_BLANKS + "<think>I see</think>x", "I see", "x"),
+    (" " * (MOST_BLANKS + 1) + "<think>", "", " " * (MOST_BLANKS + 1) + "<think>"),
 ]
 
 
@@ -46,15 +47,15 @@ def test_nothing_but_tags_and_blanks_is_lost(pieces):
     assert kept in {bare, bare.replace("<think>", "", 1), bare.replace("<think>", "", 1).replace("</think>", "", 1)}
 
 
-def chunk(content, finish=None, **more):
+def chunk(content, finish=None, index=0, **more):
     delta = {"content": content} if content is not None else {}
-    choice = {"index": 0, "delta": {**delta, **more}, "finish_reason": finish}
+    choice = {"index": index, "delta": {**delta, **more}, "finish_reason": finish}
     return json.dumps({"id": "c", "choices": [choice]}).encode()
 
 
-def read(*payloads):
-    reader = ThinkTagReader(SseReader())
-    return [payload for sent in payloads for payload in reader.feed(frame(sent))] + reader.close()
+def read(*payloads, choices=1):
+    thoughts = ThoughtsApart(choices)
+    return [read for payload in payloads if (read := thoughts.rewrite_chunk(payload))]
 
 
 def deltas(payloads):
@@ -63,11 +64,11 @@ def deltas(payloads):
 
 def test_a_stream_is_told_apart_and_then_passes_byte_for_byte():
     late = b'{"id":"c",  "choices":[{"index":0,"delta":{"content":" <think> "},"finish_reason":null}]}'
-    sent = (chunk("", role="assistant"), chunk("<thi"), chunk("nk>I s"), chunk("ee</think>\nHi"), late, b"[DONE]")
-    *found, passed, done = read(*sent)
+    sent = (chunk("", role="assistant"), chunk("<thi"), chunk("nk>I s"), chunk("ee</think>\nHi"), late)
+    *found, passed = read(*sent)
     assert found[0] == sent[0]
     assert deltas(found)[1:] == [{"reasoning_content": "I s"}, {"content": "Hi", "reasoning_content": "ee"}]
-    assert (passed, done) == (late, b"[DONE]")
+    assert passed == late
 
 
 def test_what_is_held_back_comes_with_the_end():
@@ -75,10 +76,35 @@ def test_what_is_held_back_comes_with_the_end():
     assert "".join(delta.get("content", "") for delta in found) == "<"
 
 
+@pytest.mark.parametrize("delta", [{}, {"delta": None}])
+def test_what_is_held_back_comes_with_an_end_that_has_no_delta(delta):
+    end = json.dumps({"id": "c", "choices": [{"index": 0, **delta, "finish_reason": "stop"}]}).encode()
+    assert deltas(read(chunk("<thi"), end)) == [{"content": "<thi"}]
+    assert read(chunk("Hi"), end)[1] == end
+
+
 def test_a_payload_whose_text_is_held_back_goes_out_if_it_says_something_else():
     sent = chunk("<th", role="assistant")
     assert deltas(read(sent)) == [{"role": "assistant"}]
     assert read(chunk("<th")) == []
+
+
+def test_what_is_said_beside_the_text_goes_out_although_the_text_is_held_back():
+    held = {"index": 0, "delta": {"content": "<"}, "logprobs": {"content": [{"token": "<"}]}, "finish_reason": None}
+    (found,) = read(json.dumps({"id": "c", "choices": [held]}).encode())
+    assert json.loads(found)["choices"] == [{**held, "delta": {}}]
+
+
+def test_a_choice_that_begins_when_all_others_say_their_text_is_told_apart_too():
+    found = deltas(read(chunk("Hi"), chunk("<think>hm</think>Ho", index=1), choices=2))
+    assert found[1] == {"content": "Ho", "reasoning_content": "hm"}
+
+
+def test_what_is_held_back_can_be_let_go_at_any_time():
+    thoughts = ThoughtsApart(2)
+    thoughts.rewrite_chunk(chunk("<think>hm</th"))
+    thoughts.rewrite_chunk(chunk("  <thi", index=1))
+    assert thoughts.waiting() == [(0, "</th", ""), (1, "", "  <thi")]
 
 
 def test_a_server_that_tells_them_apart_itself_is_left_alone():

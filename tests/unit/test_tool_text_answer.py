@@ -238,3 +238,15 @@ def test_ids_are_fresh_and_have_the_form_that_the_family_takes(name: str, form: 
     ids = [json.loads(row)["choices"][0]["delta"]["tool_calls"][0]["id"] for row in rows]
     assert len(set(ids)) == 2
     assert all(re.fullmatch(form, one) for one in ids)
+
+
+@pytest.mark.parametrize("delta", [{}, {"delta": None}])
+def test_what_is_held_back_comes_with_an_end_that_has_no_delta(delta: dict[str, Any]) -> None:
+    end = msgspec.json.encode({**HEAD, "choices": [{"index": 0, **delta, "finish_reason": "stop"}]})
+    for text in (HERMES_CALL, "<tool_"):
+        answer = answer_of("hermes")
+        sent = [payload for one in (chunk({"content": text}), end) for payload in answer.rewrite_chunk(one)]
+        found = assembled(sent)
+        assert (found["content"], len(found["tool_calls"])) == ((None, 1) if text == HERMES_CALL else (text, 0))
+        assert found["finish"] == ("tool_calls" if text == HERMES_CALL else "stop")
+    assert answer_of("hermes").rewrite_chunk(end) == [end]

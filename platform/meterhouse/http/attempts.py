@@ -18,7 +18,7 @@ from meterhouse.http.body import BodyEditor
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import decode_chunk, is_failure
 from meterhouse.http.sse import DONE
-from meterhouse.http.wire import EVENT_STREAM_TYPES, decode_whole, encode_body, open_reader
+from meterhouse.http.wire import EVENT_STREAM_TYPES, Reader, decode_whole, encode_body, open_reader
 from meterhouse.ledger.record import Intent, encode
 from meterhouse.ledger.settler import AppendsToJournal
 from meterhouse.money import Price
@@ -28,7 +28,6 @@ from meterhouse.providers.provider import Deployment
 from meterhouse.providers.refusal import error_in_stream, to_error
 from meterhouse.providers.upstream import Upstream
 from meterhouse.request import Attempt
-from meterhouse.translate.think_tags import Reader
 from meterhouse.usage import Outcome
 
 MAX_ANSWER_BYTES = 64 * 1_048_576

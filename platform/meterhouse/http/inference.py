@@ -30,10 +30,11 @@ from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.respond import Headers, rate_limit_headers, refused
+from meterhouse.http.rewriting import RewritingRelay, find_rewriting, rewrite_whole
 from meterhouse.http.shedding import Slot, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
-from meterhouse.http.tool_text import ToolTextRelay, find_tool_text, report, with_rendered_tools
+from meterhouse.http.tool_text import with_rendered_tools
 from meterhouse.http.whole import WholeAnswer
 from meterhouse.identity import Principal
 from meterhouse.keys.keyring import Keyring
@@ -176,12 +177,12 @@ class ChatCompletions:
         if not tally.is_streamed:
             return _read_whole(call, await parts.attempts.fetch_whole(call), parts.metrics)
         opened = await parts.attempts.open_stream(call)
-        found = find_tool_text(call)
-        if found is None:
+        rewriting = find_rewriting(call)
+        if rewriting is None:
             relay = StreamRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
         else:
-            searching = ToolTextRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
-            relay = searching.search(found, parts.metrics)
+            changing = RewritingRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
+            relay = changing.rewrite(rewriting, parts.metrics)
         call.parsed.let_go(KEPT_PROMPT_BYTES)
         await relay.run()
         return relay
@@ -203,10 +204,7 @@ def _default_model(parts: InferenceParts, principal: Principal) -> str:
 
 def _read_whole(call: Call, body: bytes, metrics: Metrics) -> WholeAnswer:
     answer = WholeAnswer(call, body)
-    found = find_tool_text(call)
-    if found is not None:
-        answer.rewrite(found.rewrite_body)
-        report(call, found, metrics)
+    answer.rewrite(lambda whole: rewrite_whole(call, whole, metrics))
     return answer
 
 

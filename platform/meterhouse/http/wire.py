@@ -4,14 +4,26 @@ Payloads are OpenAI chat completion chunks as JSON bytes, ``[DONE]`` included, w
 """
 
 import time
+from typing import Protocol
 
 from meterhouse.http.sse import SseReader
 from meterhouse.ids import random_base62
 from meterhouse.providers.provider import Deployment
 from meterhouse.translate.ollama_chat import OllamaChatStream, from_ollama_response, to_ollama_request
-from meterhouse.translate.think_tags import Reader, ThinkTagReader, split_whole
 
 EVENT_STREAM_TYPES = {"openai": "text/event-stream", "simulator": "text/event-stream", "ollama": "application/x-ndjson"}
+
+
+class Reader(Protocol):
+    """What turns a provider's bytes into payloads."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes; returns the payloads that they complete."""
+        ...
+
+    def close(self) -> list[bytes]:
+        """Say that the bytes have ended; returns what was still to come."""
+        ...
 
 
 def encode_body(body: bytes, deployment: Deployment, *, is_streamed: bool) -> bytes:
@@ -28,11 +40,6 @@ def encode_body(body: bytes, deployment: Deployment, *, is_streamed: bool) -> by
 
 def open_reader(deployment: Deployment) -> Reader:
     """Return a reader for a streamed answer."""
-    reader = _open_wire(deployment)
-    return ThinkTagReader(reader) if deployment.provider.reads_think_tags else reader
-
-
-def _open_wire(deployment: Deployment) -> Reader:
     if deployment.provider.wire == "ollama":
         return OllamaChatStream(
             completion_id=new_completion_id(), created_seconds=int(time.time()), model=deployment.upstream_model
@@ -42,11 +49,6 @@ def _open_wire(deployment: Deployment) -> Reader:
 
 def decode_whole(body: bytes, deployment: Deployment) -> bytes:
     """Return a whole answer as an OpenAI chat completion."""
-    whole = _decode_wire(body, deployment)
-    return split_whole(whole) if deployment.provider.reads_think_tags else whole
-
-
-def _decode_wire(body: bytes, deployment: Deployment) -> bytes:
     if deployment.provider.wire == "ollama":
         return from_ollama_response(
             body,

@@ -21,6 +21,8 @@ from meterhouse.request import ChatRequest, InputSize
 
 BYTES_PER_TOKEN = 3
 TOKENS_PER_MESSAGE = 16
+_CALLERS_TOOLS = frozenset({"function", "custom"})
+"""What runs at the caller. Tools of any other type run at the provider, who charges for them."""
 _STANDARD_TIERS = (None, "auto", "default")
 UNASKED_RATE_TOKENS = 4_096
 """What a rate window is debited at first for an answer whose length the caller did not bound; the settlement
@@ -112,4 +114,10 @@ def _check_priced(request: ChatRequest, size: InputSize, bounds: ModelBounds, *,
         raise NotPriced(
             "Web search has no price here, and this key has a budget. Remove web_search_options.",
             param="web_search_options",
+        )
+    if any(tool.type not in _CALLERS_TOOLS for tool in request.tools or ()):
+        raise NotPriced(
+            "Tools that run at the provider have no price here, and this key has a budget. "
+            "Use tools of the types function and custom.",
+            param="tools",
         )

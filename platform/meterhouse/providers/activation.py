@@ -7,6 +7,8 @@ where the settings come from (the environment, the database), what a provider se
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from yarl import URL
+
 from meterhouse.providers.address import check_public
 from meterhouse.providers.catalog import OPENAI_COMPATIBLE, PROVIDERS, SIMULATOR, find_provider, named_provider
 from meterhouse.providers.provider import ActiveProvider, Provider, ProviderSetting
@@ -94,8 +96,25 @@ def _normal_base_url(row: Provider, base_url: str) -> str:
         raise ValueError(f"provider {row.name}: base URL {base_url!r} is no http(s) address")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(f"provider {row.name}: a base URL has no user, query or fragment")
-    plain = base_url.rstrip("/")
+    plain = _as_connected_to(row, base_url).rstrip("/")
     if row.base_url_suffix and not parts.path.rstrip("/"):
         return plain + row.base_url_suffix
     # People paste the address of Ollama's /v1; its native wire starts above it.
     return plain.removesuffix("/v1") if row.wire == "ollama" else plain
+
+
+def _as_connected_to(row: Provider, base_url: str) -> str:
+    """Return an address as the HTTP client reads it: what is checked here is what is connected to.
+
+    Raises:
+        ValueError: It could never be connected to.
+    """
+    try:
+        url = URL(base_url)
+        # As the look-up of a name encodes it: a label that is empty or too long fails here, not at the first request.
+        (url.raw_host or "").encode("idna")
+        return str(url)
+    except ValueError:
+        raise ValueError(
+            f"provider {row.name}: base URL {base_url!r} has a host or port that there cannot be"
+        ) from None

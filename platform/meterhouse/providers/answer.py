@@ -5,6 +5,7 @@ cancel them, and harmless when repeated.
 """
 
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 from meterhouse.providers.provider import Endpoint
@@ -76,3 +77,24 @@ class Opener(Protocol):
             UpstreamTimeout: no connection, or no head, in time.
         """
         ...
+
+
+def parse_retry_after(milliseconds: str | None, value: str | None, now_seconds: float) -> float | None:
+    """Return the seconds to wait by ``retry-after-ms``, or by ``retry-after`` in seconds or as a date."""
+    for text, scale in ((milliseconds, 1_000.0), (value, 1.0)):
+        number = _parse_number(text)
+        if number is not None:
+            return number / scale
+    if value is None:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, moment.timestamp() - now_seconds)
+
+
+def _parse_number(text: str | None) -> float | None:
+    if text is None or not text.replace(".", "", 1).isdigit() or not text.isascii():
+        return None
+    return float(text)

@@ -8,7 +8,7 @@ once. Not here: the order of a route as configured (``routes``).
 import random
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +26,7 @@ LONGEST_ACCOUNT_PAUSE_SECONDS = 600.0
 PROBE_LEASE_SECONDS = 60.0
 """A probe that never reported (its request was lost) is given up after this long."""
 MAX_BREAKERS = 4_096
-"""Callers can name any model of a provider, so the least recently used breakers are forgotten."""
+"""Callers can name any model of a provider, so the least recently used breakers are forgotten, closed ones first."""
 
 _NEVER = -(1 << 40)
 
@@ -196,6 +196,12 @@ class Breaker:
         self._next_generation()
         self._tell("open" if self._account_error is None else "account", self._reason)
 
+    def retire(self) -> None:
+        """Say nothing any more: what it knows is of a deployment that is set otherwise now."""
+        if self.is_open:
+            self._tell("closed", "set anew")
+        self._on_change = None
+
     def _tell(self, state: State, reason: str) -> None:
         if self._on_change is not None:
             self._on_change(state, reason)
@@ -206,7 +212,7 @@ class Breaker:
 
 
 class Breakers:
-    """The breakers of all deployments, by id; they outlive a swap of the routes."""
+    """The breakers of all deployments, by id; they outlive a swap of the routes, unless their provider changed."""
 
     def __init__(
         self,
@@ -225,12 +231,17 @@ class Breakers:
         """Return a deployment's breaker, made when first asked for."""
         breaker = self._breakers.get(deployment_id)
         if breaker is None:
+            if len(self._breakers) >= MAX_BREAKERS:
+                self._make_room()
             breaker = self._breakers[deployment_id] = Breaker(self._monotonic, self._teller(deployment_id))
-            if len(self._breakers) > MAX_BREAKERS:
-                self._breakers.popitem(last=False)
         else:
             self._breakers.move_to_end(deployment_id)
         return breaker
+
+    def forget(self, providers: Collection[str]) -> None:
+        """Begin anew with the deployments of providers that are set otherwise now: a mended credential is tried."""
+        for deployment_id in [name for name in self._breakers if name.partition("/")[0] in providers]:
+            self._breakers.pop(deployment_id).retire()
 
     def condition_of(self, deployment_id: str) -> Condition:
         """Say how a deployment fares, without remembering it."""
@@ -260,6 +271,11 @@ class Breakers:
             return 0, deployment.order, 0.0, chance
         state = 2 if breaker.is_open else int(breaker.is_busy)
         return state, deployment.order, breaker.in_flight / deployment.weight, chance
+
+    def _make_room(self) -> None:
+        """Forget the one that was not used for longest: one that is closed, so that no caller can close another."""
+        closed = (name for name, breaker in self._breakers.items() if not breaker.is_open)
+        self._breakers.pop(next(closed, next(iter(self._breakers)))).retire()
 
     def _teller(self, deployment_id: str) -> Callable[[State, str], None] | None:
         on_change = self._on_change

@@ -16,6 +16,7 @@ from meterhouse.providers.provider import ActiveProvider, ProviderStatus
 from meterhouse.providers.refusal import redact
 from meterhouse.providers.routes import is_model_name
 from meterhouse.providers.upstream import Upstream
+from meterhouse.telemetry.logs import Event, get_logger
 
 TIMEOUT_SECONDS = 2.0
 MAX_BODY_BYTES = 4_194_304
@@ -70,8 +71,18 @@ class Probe:
         return self._status(active, is_reachable=True, models=models)
 
     async def check_all(self, providers: Sequence[ActiveProvider]) -> list[ProviderStatus]:
-        """Ask all at the same time, in their order; takes as long as the slowest, at most the timeout."""
-        return list(await asyncio.gather(*(self.check(active) for active in providers)))
+        """Ask all at the same time, in their order; takes as long as the slowest, at most the timeout.
+
+        One whose probe fails for a fault of ours is logged and left out: it says nothing about the others.
+        """
+        found = await asyncio.gather(*(self.check(active) for active in providers), return_exceptions=True)
+        statuses = []
+        for active, status in zip(providers, found, strict=True):
+            if isinstance(status, ProviderStatus):
+                statuses.append(status)
+            else:
+                get_logger().error(Event.TASK_FAILED, provider=active.name, exc_info=status)
+        return statuses
 
     def _status(
         self, active: ActiveProvider, *, is_reachable: bool, models: tuple[str, ...] = (), detail: str = ""

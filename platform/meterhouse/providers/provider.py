@@ -133,6 +133,8 @@ class Provider:
     on_client_gone: OnClientGone = "cancel"
     """``cancel``: it stops billing when we hang up. ``drain``: it bills anyway, so its usage is worth waiting for."""
 
+    doubtful_refusals: frozenset[int] = frozenset({403})
+    """Statuses that may refuse our account or what a caller asked for: no single one takes a deployment out."""
     discovers_models: bool = False
     """Whether its own list of models says what it serves."""
     shows_all_output: bool = False

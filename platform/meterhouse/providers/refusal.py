@@ -18,7 +18,6 @@ MAX_MESSAGE_LENGTH = 2_048
 _MAX_WORD_LENGTH = 64
 
 BAD_REQUEST = 400
-FORBIDDEN = 403
 NOT_FOUND = 404
 TOO_MANY = 429
 _CALLERS_FAULT = frozenset({BAD_REQUEST, NOT_FOUND, 413, 422})
@@ -73,7 +72,7 @@ def to_error(status: int, body: bytes, endpoint: Endpoint, retry_after_seconds: 
             return _busy(endpoint, detail, retry_after_seconds)
         return _refused(status, said, endpoint)
     if status in _OPERATORS_FAULT:
-        return _operators_fault(endpoint, detail, is_certain=status != FORBIDDEN)
+        return _operators_fault(endpoint, detail, is_certain=status not in endpoint.provider.doubtful_refusals)
     return UpstreamDown(
         f"The provider {endpoint.provider.name} failed to answer.",
         detail=detail,
@@ -91,7 +90,7 @@ def error_in_stream(raw: bytes, endpoint: Endpoint) -> UpstreamError:
     detail = _detail(status, said, endpoint)
     words = f"{said.code or ''} {said.type or ''}".lower()
     if _is_out_of_credit(said) or status in _OPERATORS_FAULT:
-        return _operators_fault(endpoint, detail, is_certain=status != FORBIDDEN)
+        return _operators_fault(endpoint, detail, is_certain=status not in endpoint.provider.doubtful_refusals)
     if status == TOO_MANY or any(word in words for word in _BUSY_WORDS):
         return _busy(endpoint, detail, None)
     if status in _CALLERS_FAULT or (status == 0 and any(word in words for word in _CALLER_WORDS)):

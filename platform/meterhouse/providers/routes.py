@@ -88,13 +88,19 @@ class Snapshot:
         built_at_ms: int,
         wishes: Wishes = NO_WISHES,
     ) -> None:
-        """Take the providers that are on in order of preference, and what each says that it serves."""
+        """Take the providers that are on in order of preference, and what each says that it serves.
+
+        What a provider merely says is no other deployment of a model in the catalog, whose price and bounds it has
+        not; it can be asked for as ``provider/model``.
+        """
         self.providers = tuple(providers)
         self._active = _by_name(self.providers)
         self._prices = prices
         served: dict[str, list[Deployment]] = {}
+        rows = {row.name for active in self.providers if not active.models for row in list_models_of(active.provider)}
         for active in self.providers:
-            for model in self._unambiguous(active, _served_models(active, discovered.get(active.name, ()))):
+            names = [name for name in discovered.get(active.name, ()) if name not in rows]
+            for model in self._unambiguous(active, _served_models(active, names)):
                 found = served.setdefault(model.name, [])
                 found.append(replace(_deploy(active, model), order=len(found)))
         self._names = {deployment.id: name for name, found in served.items() for deployment in found}
@@ -120,12 +126,21 @@ class Snapshot:
         if not slash or active is None or not is_model_name(upstream_model):
             raise _unknown(model)
         deployment = _deploy(active, model_of(active.provider, model, upstream_model))
-        return Route(self.listed_name(model), (self._priced(deployment, at_ms),))
+        return Route(self.listed_name(deployment.id), (self._priced(deployment, at_ms),))
 
     def listed_name(self, name: str) -> str:
-        """Return the name under which a model is listed, however it is asked for; an unlisted one is its own."""
+        """Return the name under which a model is listed, however it is asked for.
+
+        An unlisted one is its own, under its provider's name and no alias of it.
+        """
         entry = self._entries.get(name)
-        return entry.routes[0].model if entry is not None else self._names.get(name, name)
+        if entry is not None:
+            return entry.routes[0].model
+        provider, slash, upstream_model = name.partition("/")
+        active = self._active.get(provider)
+        if slash and active is not None:
+            name = f"{active.name}/{upstream_model}"
+        return self._names.get(name, name)
 
     def list_models(self) -> tuple[ListedModel, ...]:
         """Return every listed model, providers in their order."""
@@ -254,7 +269,7 @@ def is_model_name(name: str) -> bool:
 
 
 def _served_models(active: ActiveProvider, discovered: Sequence[str]) -> list[Model]:
-    """Return what a provider serves: what its operator says, else its rows, else what it says itself."""
+    """Return what a provider serves: what its operator says, else its rows and what else it says itself."""
     models: dict[str, Model] = {}
     if active.models:
         for text in active.models:

@@ -145,6 +145,7 @@ HOSTED_PROVIDERS = (
             }
         ),
         credential_names=("DASHSCOPE_API_KEY",),
+        denied_parameters=frozenset({"enable_search", "search_options"}),
         assumed_max_output_tokens=131_072,
         unstreamed_body_defaults=MappingProxyType({"enable_thinking": False}),
         on_client_gone="drain",
@@ -168,6 +169,11 @@ HOSTED_PROVIDERS = (
                 date(2026, 10, 13),
                 "An account in arrears is a 400 with the code Arrearage.",
                 "Alibaba Model Studio, error codes",
+            ),
+            Quirk(
+                date(2026, 11, 28),
+                "enable_search is charged per search, and what it finds is added to the input.",
+                "Alibaba Model Studio, web search",
             ),
         ),
     ),
@@ -241,6 +247,8 @@ HOSTED_PROVIDERS = (
         wire="openai",
         base_url="https://openrouter.ai/api/v1",
         credential_names=("OPENROUTER_API_KEY",),
+        denied_parameters=frozenset({"models", "route", "plugins", "preset"}),
+        doubtful_refusals=frozenset({402, 403}),
         assumed_max_output_tokens=128_000,
         sends_include_usage=False,
         discovers_models=True,
@@ -257,6 +265,17 @@ HOSTED_PROVIDERS = (
                 date(2026, 11, 12),
                 "An error in a stream is a chunk with `error` and the finish_reason error; 402 is an empty account.",
                 "OpenRouter's documentation, errors",
+            ),
+            Quirk(
+                date(2026, 11, 28),
+                "402 is also said of a request whose max_tokens costs more than is left: smaller ones are answered.",
+                "OpenRouter's documentation, errors and limits",
+            ),
+            Quirk(
+                date(2026, 11, 28),
+                "models, route and preset have another model answer than the one that was asked for and held; plugins"
+                " (a web search, the reading of files) cost money of their own.",
+                "OpenRouter's documentation, model routing, presets and plugins",
             ),
         ),
     ),

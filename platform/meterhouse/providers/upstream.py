@@ -10,7 +10,6 @@ import functools
 import socket
 import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +23,7 @@ from yarl import URL
 from meterhouse import __version__
 from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.address import is_public
-from meterhouse.providers.answer import Answer, Opener
+from meterhouse.providers.answer import Answer, Opener, parse_retry_after
 from meterhouse.providers.provider import Endpoint
 
 MAX_CONNECTIONS = 20_000
@@ -53,8 +52,12 @@ _FAILURES: tuple[tuple[type[BaseException], type[UpstreamError], str], ...] = (
     (aiohttp.ClientError, UpstreamDown, "broke the connection"),
     (OSError, UpstreamDown, "broke the connection"),
     (RuntimeError, UpstreamDown, "broke the connection"),
+    (ValueError, UpstreamDown, "has an address that cannot be used"),
 )
-"""The first row whose type fits decides. aiohttp raises RuntimeError when it reads from a connection that is gone."""
+"""The first row whose type fits decides. aiohttp raises RuntimeError when it reads from a connection that is gone.
+
+The look-up of a name that cannot be encoded raises UnicodeError, a ValueError.
+"""
 _FAILURE_TYPES = tuple({row[0] for row in _FAILURES})
 _QUOTES_THE_ANSWER = (aiohttp.ClientPayloadError, aiohttp.ClientResponseError)
 """Their texts show the bytes that were no HTTP, which may be a part of an answer; the log must never have those."""
@@ -78,27 +81,12 @@ class Upstream:
 
     def __init__(self, *, simulator: Opener | None = None) -> None:
         self._simulator = simulator
-        self._session: aiohttp.ClientSession | None = None
-        self._resolver: _Resolver | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        """By whether only public addresses may be connected to: two pools and two caches of names that never meet."""
         self._targets: dict[tuple[str, str, str, str | None, bool], _Target] = {}
 
     async def __aenter__(self) -> Self:
-        self._resolver = _Resolver()
-        connector = aiohttp.TCPConnector(
-            limit=MAX_CONNECTIONS, keepalive_timeout=IDLE_CONNECTION_SECONDS, resolver=self._resolver
-        )
-        kind: type[ResponseHandler] = _Connection
-        connector._factory = functools.partial(kind, loop=asyncio.get_running_loop())  # noqa: SLF001 - no public way; see _Connection
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            max_line_size=MAX_HEADER_LINE_BYTES,
-            max_field_size=MAX_HEADER_LINE_BYTES,
-            max_headers=MAX_HEADERS,
-            skip_auto_headers=("User-Agent",),
-        )
+        self._sessions = {False: _open_session(aiohttp.ThreadedResolver()), True: _open_session(_PublicResolver())}
         return self
 
     async def __aexit__(
@@ -108,17 +96,15 @@ class Upstream:
 
     async def close(self) -> None:
         """Close every connection; answers that are still read fail with UpstreamDown."""
-        session, self._session = self._session, None
-        if session is not None:
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
             await session.close()
-        if self._resolver is not None:
-            await self._resolver.close()
 
     @property
     def open_connections(self) -> int:
         """Connections in use now; those that idle in the pool do not count."""
-        connector = self._session.connector if self._session is not None else None
-        return len(connector._acquired) if connector is not None else 0  # noqa: SLF001 - aiohttp has no public count
+        connectors = [session.connector for session in self._sessions.values()]
+        return sum(len(found._acquired) for found in connectors if found is not None)  # noqa: SLF001 - aiohttp has no public count
 
     async def open(
         self,
@@ -174,12 +160,13 @@ class Upstream:
         headers: CIMultiDict[str],
         seconds: float,
     ) -> "_NetworkAnswer":
-        if self._session is None:
+        session = self._sessions.get(endpoint.is_public_only)
+        if session is None:
             raise UpstreamDown("The server is stopping.", detail="the upstream client is not open")
         provider = endpoint.provider.name
         try:
             async with asyncio.timeout(seconds):
-                response = await self._session.request(
+                response = await session.request(
                     method, target.url, data=body, headers=headers, allow_redirects=False, timeout=target.timeout
                 )
         except _FAILURE_TYPES as failure:
@@ -198,9 +185,11 @@ class Upstream:
         if target is None:
             if len(self._targets) >= _TARGETS_LIMIT:
                 self._targets.clear()
-            target = self._targets[key] = _Target(endpoint, path, is_streamed=is_streamed)
-            if endpoint.is_public_only and self._resolver is not None and target.url.host:
-                self._resolver.public_hosts.add(target.url.host)
+            try:
+                target = _Target(endpoint, path, is_streamed=is_streamed)
+            except ValueError as failure:
+                raise translate_failure(failure, endpoint.provider.name) from failure
+            self._targets[key] = target
         return target
 
 
@@ -227,21 +216,36 @@ class _Target:
             self.headers[row.credential_header] = row.credential_prefix + endpoint.credential
 
 
-class _Resolver(aiohttp.ThreadedResolver):
-    """Leads no name of ``public_hosts`` to an address that is not public: what is checked is what is connected to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.public_hosts: set[str] = set()
+class _PublicResolver(aiohttp.ThreadedResolver):
+    """Leads no name to an address that is not public: what is checked is what is connected to."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Look a name up."""
         found = await super().resolve(host, port, family)
-        if host in self.public_hosts and not all(is_public(result["host"]) for result in found):
+        if not all(is_public(result["host"]) for result in found):
             raise OSError(f"{host} leads to an address that is not public")
         return found
+
+
+def _open_session(resolver: aiohttp.ThreadedResolver) -> aiohttp.ClientSession:
+    """Open a client; a ThreadedResolver has nothing that must be closed."""
+    connector = aiohttp.TCPConnector(
+        limit=MAX_CONNECTIONS, keepalive_timeout=IDLE_CONNECTION_SECONDS, resolver=resolver
+    )
+    kind: type[ResponseHandler] = _Connection
+    connector._factory = functools.partial(kind, loop=asyncio.get_running_loop())  # noqa: SLF001 - no public way; see _Connection
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        max_line_size=MAX_HEADER_LINE_BYTES,
+        max_field_size=MAX_HEADER_LINE_BYTES,
+        max_headers=MAX_HEADERS,
+        skip_auto_headers=("User-Agent",),
+    )
 
 
 class _Body(Payload):
@@ -344,27 +348,6 @@ class _NetworkAnswer:
         if not self._is_over:
             self._is_over = True
             self._response.release()
-
-
-def parse_retry_after(milliseconds: str | None, value: str | None, now_seconds: float) -> float | None:
-    """Return the seconds to wait by ``retry-after-ms``, or by ``retry-after`` in seconds or as a date."""
-    for text, scale in ((milliseconds, 1_000.0), (value, 1.0)):
-        number = _parse_number(text)
-        if number is not None:
-            return number / scale
-    if value is None:
-        return None
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, moment.timestamp() - now_seconds)
-
-
-def _parse_number(text: str | None) -> float | None:
-    if text is None or not text.replace(".", "", 1).isdigit() or not text.isascii():
-        return None
-    return float(text)
 
 
 def _with_forwarded(base: CIMultiDict[str], headers: Mapping[str, str] | None) -> CIMultiDict[str]:

@@ -112,7 +112,7 @@ def write_content(data: bytes) -> bytes:
     if data == DONE:
         return _DATA + DONE + b"\n\n"
     chunk = msgspec.json.decode(data)
-    if "error" in chunk:
+    if chunk.get("error"):
         return _event(chunk)
     return b"".join(_event(said) for choice in _choices(chunk) if (said := _said(choice)))
 
@@ -122,7 +122,7 @@ def write_named(data: bytes) -> bytes:
     if data == DONE:
         return b"event: message\n" + _event({"content": "", "done": True})
     chunk = msgspec.json.decode(data)
-    if "error" in chunk:
+    if chunk.get("error"):
         return b"event: error\n" + _event(chunk)
     found = [said for choice in _choices(chunk) if (said := _said(choice))]
     return b"".join(b"event: message\n" + _event({**said, "done": False}) for said in found)

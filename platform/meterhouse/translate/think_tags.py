@@ -4,30 +4,28 @@ Only an answer that begins with the tag (after blanks) is taken for one with tho
 may be the beginning of a tag is held back until more of it is there, so that a tag cut into pieces is found; only the
 tags, and the blanks around them, are lost. Payloads that need no change pass byte for byte.
 
-Invariant: pure; the same text gives the same result however it is cut. Not here: where it applies (the provider's row).
+Invariant: pure; the same text gives the same result however it is cut; what is held back is short. Not here: where it
+applies (the provider's row), what is counted and billed: that is what the provider sent, blanks and tags included.
 """
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
 OPEN, CLOSE = "<think>", "</think>"
 
+MOST_BLANKS = 256
+"""So many blanks may come before the tag; an answer that begins with more is one without thoughts."""
+MAX_CHOICES = 128
+"""No request has more choices (wire.md 1.2); those beyond it pass as they came."""
+
+Held = list[tuple[int, str, str]]
+"""Per choice what is held back: (index, reasoning, text)."""
+
 _TOLD_APART = ("reasoning_content", "reasoning", "tool_calls")
+_SAYING = ("delta", "finish_reason", "logprobs", "usage")
 
 _State = Literal["start", "opened", "thinking", "after", "text"]
-
-
-class Reader(Protocol):
-    """What turns a provider's bytes into payloads."""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes; returns the payloads that they complete."""
-        ...
-
-    def close(self) -> list[bytes]:
-        """Say that the bytes have ended; returns what was still to come."""
-        ...
 
 
 class ThinkTags:
@@ -50,8 +48,9 @@ class ThinkTags:
         reasoning = ""
         if self._state == "start":
             bare = held.lstrip()
-            if not bare.startswith(OPEN):
-                if OPEN.startswith(bare):
+            is_late = len(held) - len(bare) > MOST_BLANKS
+            if is_late or not bare.startswith(OPEN):
+                if OPEN.startswith(bare) and not is_late:
                     self._held = held
                     return "", ""
                 self._state = "text"
@@ -79,12 +78,15 @@ class ThinkTags:
         if self._state == "start" and not self._held:
             self._state = "text"
 
+    def waiting(self) -> tuple[str, str]:
+        """Return what is held back, as the (reasoning, text) that it is if nothing follows."""
+        return (self._held, "") if self._state in {"opened", "thinking"} else ("", self._held)
+
     def finish(self) -> tuple[str, str]:
         """Return what was held back, at the end of the answer."""
-        held, self._held = self._held, ""
-        is_thinking = self._state in {"opened", "thinking"}
-        self._state = "text"
-        return (held, "") if is_thinking else ("", held)
+        held = self.waiting()
+        self._state, self._held = "text", ""
+        return held
 
 
 def _length_of_beginning(text: str) -> int:
@@ -93,46 +95,45 @@ def _length_of_beginning(text: str) -> int:
     return next((length for length in range(longest, 0, -1) if CLOSE.startswith(text[-length:])), 0)
 
 
-class ThinkTagReader:
-    """Wraps the reader of a streamed answer."""
+class ThoughtsApart:
+    """One streamed answer, of so many choices as were asked for."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    def __init__(self, choices: int) -> None:
+        self._asked = choices
         self._choices: dict[int, ThinkTags] = {}
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes; returns the payloads that they complete. Raises as the reader does."""
-        return self._read_all(self._reader.feed(data))
+    @property
+    def is_over(self) -> bool:
+        """Whether everything from here on passes as it comes: every choice that was asked for says its text."""
+        return len(self._choices) >= self._asked and all(tags.is_over for tags in self._choices.values())
 
-    def close(self) -> list[bytes]:
-        """Say that the bytes have ended; returns what was still to come. Raises as the reader does."""
-        return self._read_all(self._reader.close())
+    def waiting(self) -> Held:
+        """Return what is held back, cheaply."""
+        return [(index, *held) for index, tags in self._choices.items() if any(held := tags.waiting())]
 
-    def _read_all(self, payloads: list[bytes]) -> list[bytes]:
-        return [read for payload in payloads if (read := self._read(payload))]
-
-    def _read(self, payload: bytes) -> bytes:
-        """Return a payload told apart; empty: all that it said is held back."""
-        if self._choices and all(tags.is_over for tags in self._choices.values()):
-            # A choice that begins later than all others ended is not looked at: none was ever seen.
-            return payload
+    def rewrite_chunk(self, payload: bytes) -> bytes:
+        """Return the payload to send instead of one of a stream; empty: all that it said is held back."""
         try:
             chunk = msgspec.json.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return payload  # [DONE], or garbage, which others deal with
+            return payload
         choices = chunk.get("choices") if isinstance(chunk, dict) else None
         rows = [choice for choice in choices or () if isinstance(choice, dict)]
         changes = [self._split(choice) for choice in rows]
         if not any(changes):
             return payload
-        says_nothing = not chunk.get("usage") and not any(row.get("delta") or row.get("finish_reason") for row in rows)
+        says_nothing = not chunk.get("usage") and not any(row.get(name) for row in rows for name in _SAYING)
         return b"" if says_nothing else msgspec.json.encode(chunk)
 
     def _split(self, choice: dict[str, Any]) -> bool:
         delta, index = choice.get("delta"), choice.get("index", 0)
+        if delta is None and choice.get("finish_reason"):
+            delta = {}  # some servers say nothing but the finish; what was held back comes with it all the same
         if not isinstance(delta, dict) or not isinstance(index, int):
             return False
-        tags = self._choices.setdefault(index, ThinkTags())
+        tags = self._tags(index)
+        if tags is None:
+            return False
         if any(delta.get(name) for name in _TOLD_APART):
             tags.give_up()
         said = delta.get("content")
@@ -143,12 +144,19 @@ class ThinkTagReader:
             reasoning, text = reasoning + more_reasoning, text + more_text
         if text == piece and not reasoning:
             return False
+        choice["delta"] = delta
         delta.pop("content", None)
         if text:
             delta["content"] = text
         if reasoning:
             delta["reasoning_content"] = reasoning
         return True
+
+    def _tags(self, index: int) -> ThinkTags | None:
+        tags = self._choices.get(index)
+        if tags is None and len(self._choices) < MAX_CHOICES:
+            tags = self._choices[index] = ThinkTags()
+        return tags
 
 
 def split_whole(body: bytes) -> bytes:

@@ -1,8 +1,11 @@
 """Providers that an operator sets through the API: write-only credentials, checked addresses, no restart."""
 
+import asyncio
 import json
+import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,15 @@ import pytest
 
 from api.asking import Tenant, marked
 from failure.raw_client import Client as RawClient
+from fakes import scripts
+from fakes.exchange import Exchange
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
+from meterhouse.admin.supply import ProviderRequest
+from meterhouse.db.supply import StoredProvider, StoredRoute, SupplyStore
+from meterhouse.providers.probe import Probe
+from meterhouse.providers.provider import ActiveProvider, ProviderStatus
+from meterhouse.providers.upstream import Upstream
 
 SECRET = "sk-set-through-the-api-0123456789"
 SETTINGS = {"METERHOUSE_PRIVATE_PROVIDERS": "true", "METERHOUSE_SHIP_SECONDS": "0.01"}
@@ -157,3 +167,107 @@ def test_it_is_there_after_a_restart_and_unreadable_under_another_pepper(up: Fak
         assert lab["is_on"] is False
         assert "give it again" in lab["detail"]
         assert "provider.refused" in {line["event"] for line in third.log_lines()}
+
+
+def test_an_address_that_nobody_could_connect_to_is_a_400_and_stops_no_later_change(
+    up: FakeUpstream, ask: Ask, named: str
+) -> None:
+    for address in ("https://a..b.example", "https://host.example:99999/v1"):
+        status, answer = ask("PUT", f"/admin/providers/{named}", {"base_url": address, "credential": SECRET})
+        assert (status, address in answer["error"]["message"]) == (400, True)
+    assert ask("PUT", f"/admin/providers/{named}", {"base_url": up.base_url})[0] == 200
+
+
+def test_a_disk_that_takes_nothing_does_not_fail_a_change(
+    gateway: Gateway, up: FakeUpstream, ask: Ask, named: str
+) -> None:
+    kept = gateway.data / f"supply.json.{os.getpid()}"
+    kept.mkdir()
+    try:
+        assert ask("PUT", f"/admin/providers/{named}", {"base_url": up.base_url, "models": ["kept"]})[0] == 200
+    finally:
+        kept.rmdir()
+
+
+def test_a_mended_credential_is_tried_at_once(gateway: Gateway, up: FakeUpstream, ask: Ask, named: str) -> None:
+    async def answer(exchange: Exchange) -> None:
+        if exchange.request.headers["authorization"] != f"Bearer {SECRET}":
+            exchange.plan = replace(exchange.plan, status=401)
+        await scripts.answer(exchange)
+
+    up.script("mended", answer)
+    body = {"base_url": up.base_url, "models": ["mended"], "credential": "sk-wrong-0123456789"}
+    assert ask("PUT", f"/admin/providers/{named}", body)[0] == 200
+    assert gateway.chat("mended", messages=marked()[1])[0] == 502
+    gateway.run(gateway.parts.supply.refresh)
+    marker, messages = marked()
+    assert gateway.chat("mended", messages=messages)[0] == 502
+    assert up.truth.by_marker(marker) == [], "what did not change stays out"
+    assert ask("PUT", f"/admin/providers/{named}", body | {"credential": SECRET})[0] == 200
+    assert gateway.chat("mended", messages=marked()[1])[0] == 200
+
+
+def test_what_was_read_before_a_change_does_not_undo_it(
+    gateway: Gateway, up: FakeUpstream, ask: Ask, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supply, go_on = gateway.parts.supply, asyncio.Event()
+    is_first = iter([True])
+    genuine = SupplyStore.list_routes
+
+    async def read_slowly(store: SupplyStore) -> list[StoredRoute]:
+        found = await genuine(store)
+        if next(is_first, False):
+            await go_on.wait()
+        return found
+
+    async def change_in_between() -> None:
+        monkeypatch.setattr(SupplyStore, "list_routes", read_slowly)
+        early = asyncio.create_task(supply.refresh())
+        order = ProviderRequest(base_url=up.base_url, models=["raced"])
+        late = asyncio.create_task(gateway.parts.admin.supply.changes.set_provider(named, order))
+        await asyncio.wait({late}, timeout=0.3)
+        go_on.set()
+        await asyncio.gather(early, late)
+
+    gateway.run(change_in_between)
+    assert gateway.request("GET", "/v1/models/raced")[0] == 200
+
+
+def test_what_a_probe_found_at_an_address_that_changed_meanwhile_is_not_believed(
+    gateway: Gateway, up: FakeUpstream, ask: Ask, named: str
+) -> None:
+    class SlowProbe(Probe):
+        async def check_all(self, providers: Sequence[ActiveProvider]) -> list[ProviderStatus]:
+            found = await super().check_all(providers)
+            order = ProviderRequest(base_url=f"{up.base_url}/elsewhere")
+            await gateway.parts.admin.supply.changes.set_provider(named, order)
+            return found
+
+    async def probe_while_it_changes() -> None:
+        async with Upstream() as upstream:
+            await gateway.parts.supply.probe(SlowProbe(upstream, gateway.parts.stores.clock))
+
+    ask("PUT", f"/admin/providers/{named}", {"base_url": up.base_url})
+    gateway.run(probe_while_it_changes)
+    (view,) = [row for row in ask("GET", "/admin/providers")[1]["data"] if row["name"] == named]
+    assert view["is_reachable"] is None
+
+
+def test_a_key_of_ours_is_no_providers_credential(gateway: Gateway, up: FakeUpstream, ask: Ask) -> None:
+    for key in (gateway.key, gateway.admin_key):
+        status, answer = ask("PUT", "/admin/providers/ours", {"base_url": up.base_url, "credential": key})
+        assert (status, answer["error"]["param"]) == (400, "credential")
+        assert key not in json.dumps(answer)
+
+
+def test_a_key_of_ours_that_was_stored_as_a_credential_is_not_sent(
+    gateway: Gateway, up: FakeUpstream, ask: Ask
+) -> None:
+    changes = gateway.parts.admin.supply.changes
+    fields = {"base_url": up.base_url}
+    sealed = changes._vault.seal(StoredProvider("ours", fields).place, gateway.key)
+    gateway.run(lambda: changes._store.put_provider(lambda _: StoredProvider("ours", fields, sealed)))
+    gateway.run(gateway.parts.supply.refresh)
+    (view,) = [row for row in ask("GET", "/admin/providers")[1]["data"] if row["name"] == "ours"]
+    assert (view["is_on"], "Meterhouse's own" in view["detail"]) == (False, True)
+    assert ask("DELETE", "/admin/providers/ours")[0] == 204

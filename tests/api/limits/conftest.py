@@ -20,6 +20,11 @@ def up() -> Iterator[FakeUpstream]:
 @pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     environment = provider_environment("fake", up.base_url, **SETTINGS)
+    # A server whose output is all shown, so that an answer holds slice by slice, and whose usage comes last.
+    environment |= {
+        "METERHOUSE_PROVIDER_LLAMACPP_BASE_URL": up.base_url,
+        "METERHOUSE_PROVIDER_LLAMACPP_MODELS": "blanks,breaks",
+    }
     with Gateway(tmp_path_factory.mktemp("limits") / "data", environment) as running:
         yield running
 

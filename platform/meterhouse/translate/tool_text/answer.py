@@ -90,10 +90,12 @@ class ToolTextAnswer:
         """Return what to send instead of a choice; None: send it as it is."""
         parser = self._parser(choice)
         delta = _read_fields(choice.get("delta"))
+        finish = _read(choice.get("finish_reason"))
+        if delta is None and finish:
+            delta = {}  # some servers say nothing but the finish; what was held back comes with it all the same
         if parser is None or delta is None:
             return None
         content = _read(delta.get("content"))
-        finish = _read(choice.get("finish_reason"))
         said = content if isinstance(content, str) else ""
         own = delta.get("tool_calls", _NULL)
         has_own = bytes(own) not in _EMPTY

@@ -1,0 +1,126 @@
+"""Rewrites the answers of deployments whose text holds more than text: thoughts between tags, tool calls.
+
+The provider's own bytes are what is counted and billed (``relay``, ``whole``); only what goes to the client changes.
+What is held back here was counted and is covered by the hold, so that it can be let go whenever the answer ends.
+"""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from meterhouse.errors import GatewayError
+from meterhouse.http.call import Call
+from meterhouse.http.chunk import Chunk
+from meterhouse.http.relay import StreamRelay
+from meterhouse.http.sse import frame
+from meterhouse.http.tool_text import find_tool_text, report
+from meterhouse.telemetry.metrics import Metrics
+from meterhouse.translate.think_tags import Held, ThoughtsApart, split_whole
+from meterhouse.translate.tool_text.answer import ToolTextAnswer, Waiting, texts_of
+from meterhouse.usage import Outcome, Usage
+
+
+@dataclass(slots=True)
+class Rewriting:
+    """What is done to one answer: thoughts are told apart first, then the text that is left is searched for calls."""
+
+    thoughts: ThoughtsApart | None
+    tool_text: ToolTextAnswer | None
+    held_thoughts: Held = field(default_factory=list)
+    held_text: Waiting = field(default_factory=list)
+
+    def rewrite_chunk(self, payload: bytes) -> list[bytes]:
+        """Return the payloads to send instead of one of a stream: the same, another, several or none."""
+        if self.thoughts is not None:
+            payload = self.thoughts.rewrite_chunk(payload)
+            if self.thoughts.is_over:
+                self.thoughts = None
+        if not payload:
+            return []
+        return [payload] if self.tool_text is None else self.tool_text.rewrite_chunk(payload)
+
+    def note(self) -> None:
+        """Remember what is held back now: all of it is covered by the hold."""
+        self.held_thoughts = self.thoughts.waiting() if self.thoughts is not None else []
+        self.held_text = self.tool_text.waiting() if self.tool_text is not None else []
+
+    def waiting(self) -> list[tuple[int, dict[str, str]]]:
+        """Return what was remembered, as (index, delta): of a choice first the text that may have been a call."""
+        found = [(index, {"content": text}) for index, text in texts_of(self.held_text).items()]
+        for index, reasoning, text in self.held_thoughts:
+            found.append((index, {"reasoning_content": reasoning} if reasoning else {"content": text}))
+        return found
+
+
+def find_rewriting(call: Call) -> Rewriting | None:
+    """Return what rewrites the streamed answer of the deployment that answers; None where it stays as it is."""
+    assert call.deployment is not None
+    tool_text = find_tool_text(call)
+    reads_tags = call.deployment.provider.reads_think_tags
+    if tool_text is None and not reads_tags:
+        return None
+    return Rewriting(ThoughtsApart(call.parsed.request.choices) if reads_tags else None, tool_text)
+
+
+def rewrite_whole(call: Call, body: bytes, metrics: Metrics) -> bytes:
+    """Return an answer that is not streamed as the client gets it."""
+    assert call.deployment is not None
+    if call.deployment.provider.reads_think_tags:
+        body = split_whole(body)
+    tool_text = find_tool_text(call)
+    if tool_text is not None:
+        body = tool_text.rewrite_body(body)
+        report(call, tool_text, metrics)
+    return body
+
+
+class RewritingRelay(StreamRelay):
+    """Relays an answer that is rewritten. ``rewrite`` must be called before ``run``."""
+
+    _rewriting: Rewriting
+    _metrics: Metrics
+
+    def rewrite(self, rewriting: Rewriting, metrics: Metrics) -> "RewritingRelay":
+        """Say what rewrites the answer; returns the relay."""
+        self._rewriting = rewriting
+        self._metrics = metrics
+        return self
+
+    async def run(self) -> None:
+        """Forward the answer as ``StreamRelay.run`` does; what is held back goes out with the failure."""
+        try:
+            await super().run()
+        except GatewayError:
+            self._call.outlet.unsent = self._waiting_frames()
+            raise
+        finally:
+            if self._rewriting.tool_text is not None:
+                report(self._call, self._rewriting.tool_text, self._metrics)
+
+    def end(self, usage: Usage) -> bytes:
+        """Return what is sent after the barrier; of an answer that was cut also what was held back until then."""
+        end = super().end(usage)
+        return self._waiting_frames() + end if self._attempt.outcome is Outcome.CUT else end
+
+    def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
+        rewriting = self._rewriting
+        if rewriting.thoughts is None and rewriting.tool_text is None:
+            # Of most answers nothing is to be told apart after the first words.
+            return super()._compose(payload, chunk)
+        compose = super()._compose
+        return b"".join([compose(row, chunk) for row in rewriting.rewrite_chunk(payload)])
+
+    async def _is_held(self) -> bool:
+        is_held = await super()._is_held()
+        if is_held:
+            # A read that is not covered is not forwarded: then what waited before it is what may still be told.
+            self._rewriting.note()
+        return is_held
+
+    def _waiting_frames(self) -> bytes:
+        head = self._chunk_head()
+        rows = [
+            {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+            for index, delta in self._rewriting.waiting()
+        ]
+        return b"".join(frame(msgspec.json.encode(head | {"choices": [row]})) for row in rows)
