@@ -153,7 +153,7 @@ class Supply:
     async def probe(self, probe: Probe) -> None:
         """Ask every provider whether it is there and what it serves."""
         before = {name: status.models for name, status in self._statuses.items()}
-        for status in await probe.check_all(self.routes.snapshot.providers):
+        for status in await probe.check_all(self.routes.snapshot.providers, self._statuses):
             known = self._statuses.get(status.name)
             # A provider that is away for a moment keeps the models that it was known to serve.
             models = status.models or (known.models if known is not None else ())

@@ -210,3 +210,20 @@ def test_a_name_that_begins_with_another_providers_is_listed_under_its_own():
     assert alone.resolve("openai/gpt-4o", 0).deployments[0].provider.name == "openrouter"
     named = build(replace(router, models=("openai/gpt-4o",)), OPENAI)
     assert named.resolve("openai/gpt-4o", 0).deployments[0].provider.name == "openrouter", "the operator says so"
+
+
+def test_a_server_that_answers_any_name_is_asked_only_for_what_it_is_known_to_serve():
+    server = ProviderSetting(name="llamacpp", base_url="http://127.0.0.1:9000/v1")
+    snapshot = build(server, LOCAL, llamacpp=["qwen3"], local_vllm=["qwen3"])
+    for name in ("llamacpp/qwen3", "llama_cpp/qwen3"):
+        assert snapshot.resolve(name, 0).deployments[0].id == "llamacpp/qwen3"
+        assert snapshot.resolve(name, 0).model == "qwen3"
+    for name in ("llamacpp/other", "llama_cpp/other"):
+        with pytest.raises(UnknownModel):
+            snapshot.resolve(name, 0)
+    assert snapshot.resolve("local-vllm/other", 0).deployments[0].upstream_model == "other"
+    named = build(replace(server, models=("small=qwen3",)))
+    assert named.resolve("llamacpp/qwen3", 0).model == "small"
+    with pytest.raises(UnknownModel):
+        named.resolve("llamacpp/other", 0)
+    assert build(server).resolve("llamacpp/qwen3", 0).deployments[0].id == "llamacpp/qwen3", "nothing is known yet"

@@ -99,6 +99,9 @@ class Snapshot:
                 found.append(replace(_deploy(active, model), order=len(found)))
         self._names = {deployment.id: name for name, found in served.items() for deployment in found}
         """What ``provider/upstream-model`` is listed as: one model has one set of limits, however it is asked for."""
+        known = {deployment.provider.name for found in served.values() for deployment in found}
+        self._closed = {a.name for a in self.providers if a.provider.answers_any_name and a.name in known}
+        """Providers of which nothing can be asked for but what they are known to serve."""
         served.update(self._written(wishes.routes))
         self._listed = {name: _list(deployments[0].model, built_at_ms // 1_000) for name, deployments in served.items()}
         self._entries = {name: self._entry(name, deployments) for name, deployments in served.items()}
@@ -120,12 +123,20 @@ class Snapshot:
         if not slash or active is None or not is_model_name(upstream_model):
             raise _unknown(model)
         deployment = _deploy(active, model_of(active.provider, model, upstream_model))
+        if active.name in self._closed and deployment.id not in self._names:
+            raise _unknown(model)
         return Route(self.listed_name(model), (self._priced(deployment, at_ms),))
 
     def listed_name(self, name: str) -> str:
         """Return the name under which a model is listed, however it is asked for; an unlisted one is its own."""
         entry = self._entries.get(name)
-        return entry.routes[0].model if entry is not None else self._names.get(name, name)
+        if entry is not None:
+            return entry.routes[0].model
+        provider, slash, upstream_model = name.partition("/")
+        active = self._active.get(provider)
+        # By its provider's own name, also where an alias of it was used.
+        own = f"{active.name}/{upstream_model}" if slash and active is not None else name
+        return self._names.get(own, own)
 
     def list_models(self) -> tuple[ListedModel, ...]:
         """Return every listed model, providers in their order."""
