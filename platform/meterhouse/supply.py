@@ -171,7 +171,7 @@ class Supply:
         """Ask every provider whether it is there and what it serves; of one that changed meanwhile nothing is noted."""
         before = {name: status.models for name, status in self._statuses.items()}
         asked = self.routes.snapshot.providers
-        found = {status.name: status for status in await probe.check_all(asked)}
+        found = {status.name: status for status in await probe.check_all(asked, self._statuses)}
         in_force = {active.name: active for active in self.routes.snapshot.providers}
         for active in asked:
             status = found.get(active.name)

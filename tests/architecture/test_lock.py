@@ -8,6 +8,7 @@ import pytest
 from architecture.tree import ROOT
 
 LOCKS = ("requirements.lock", "requirements-dev.lock")
+REAL_MODEL_LOCKS = ("infra/real-model/wheels.lock", "infra/real-model/source.lock")
 PIN = re.compile(
     r"([a-z0-9][a-z0-9._-]*)==([^ ;\\]+)(?: ; [^\\]+)?((?: \\\n {4}--hash=sha256:[0-9a-f]{64})*)\n", re.IGNORECASE
 )
@@ -15,7 +16,7 @@ PIN = re.compile(
 REGISTRY_WORDS = ("pypi" + ".org", "python" + "hosted", "index" + "-url", "trusted" + "-host", "find" + "-links")
 INSTALLING_FILES = (
     *("pyproject.toml", *LOCKS, "infra/run", "infra/test", "infra/up", "infra/build", "infra/setup.sh", ".ci/run"),
-    *("infra/Dockerfile", "docker-compose.yml"),
+    *("infra/Dockerfile", "docker-compose.yml", "infra/real-model/setup.sh", *REAL_MODEL_LOCKS),
 )
 
 
@@ -24,7 +25,7 @@ def pins(name: str) -> dict[str, tuple[str, str]]:
     return {package: (version, hashes) for package, version, hashes in PIN.findall(text)}
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, *REAL_MODEL_LOCKS])
 def test_every_pin_has_its_hashes_and_there_is_nothing_else(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     left = PIN.sub("", text).strip()
@@ -38,7 +39,7 @@ def test_no_registry_is_named(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8").lower()
     found = [word for word in REGISTRY_WORDS if word in text]
     assert not found, f"{name} names {found}: where packages come from is the installing machine's business"
-    if name in LOCKS:
+    if name.endswith(".lock"):
         assert "://" not in text, f"{name} holds an address: the same lock must install from any mirror"
 
 

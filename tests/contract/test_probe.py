@@ -87,3 +87,21 @@ async def test_a_probe_of_an_address_that_cannot_be_is_an_answer_and_the_others_
         statuses = await Probe(upstream, Clock(), timeout_seconds=0.2).check_all([wrong, server.endpoint])
     assert [status.is_reachable for status in statuses] == [False, True]
     assert "has an address that cannot be used" in statuses[0].detail
+
+
+async def test_a_list_that_disturbs_its_server_is_asked_for_until_it_is_known_and_after_the_server_was_away(upstream):
+    async with serving(reply(sized(b'{"data":[{"id":"a"}]}'))) as server:
+        endpoint = replace(server.endpoint, provider=PROVIDERS["llamacpp"])
+        prober = Probe(upstream, Clock(), timeout_seconds=0.2)
+        (first,) = await prober.check_all([endpoint])
+        known = {
+            "known": first,
+            "away": replace(first, is_reachable=False),
+            "empty": replace(first, models=()),
+            "moved": replace(first, base_url="http://elsewhere/v1"),
+        }
+        for status in known.values():
+            assert (await prober.check_all([endpoint], {endpoint.name: status}))[0].is_reachable
+        paths = [head.split()[1] for head in server.heads]
+    assert first.models == ("a",)
+    assert paths == ["/v1/models", "/v1/health", "/v1/models", "/v1/models", "/v1/models"]

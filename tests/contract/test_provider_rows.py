@@ -165,6 +165,12 @@ def test_the_credential_goes_where_the_row_says(row: str, gateway: Gateway, hear
     assert sent == ((CREDENTIAL, None) if row == "azure" else (None, f"Bearer {CREDENTIAL}"))
 
 
+def test_what_a_server_says_of_its_own_code_is_not_passed_on(gateway: Gateway) -> None:
+    _, _, body = gateway.chat("llamacpp/llamacpp-invalid")
+    assert "'top_p'" in json.loads(body)["error"]["message"]
+    assert "app.py" not in body.decode()
+
+
 BOUNDS = {"openai": "max_completion_tokens", "cerebras": "max_completion_tokens", "groq": "max_completion_tokens"} | {
     "azure": "max_completion_tokens"
 }
@@ -189,7 +195,11 @@ SENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("mistral", {"user": "ann", "store": True}, {"user": ..., "store": ..., "stream_options": ...}),
     ("llamacpp", {"repetition_penalty": 1.1}, {"repeat_penalty": 1.1, "repetition_penalty": ...}),
     ("transformers", {}, {"max_tokens": 1_024}),
-    ("transformers", {"repetition_penalty": 1.1, "frequency_penalty": 0}, {"frequency_penalty": 1.1}),
+    (
+        "transformers",
+        {"repetition_penalty": 1.1, "frequency_penalty": -1.5},
+        {"repetition_penalty": ..., "frequency_penalty": ...},
+    ),
     ("openai", {"repetition_penalty": 1.1, "seed": 5}, {"repetition_penalty": 1.1, "seed": 5}),
     ("moonshot", {"temperature": 0.3}, {"temperature": 0.3}),
 ]
@@ -229,6 +239,8 @@ def logged(gateway: Gateway) -> list[dict[str, Any]]:
         ("groq", {"logit_bias": {"50256": -100}}, "unsupported_parameter"),
         ("mistral", {"functions": [{"name": "f"}]}, "unsupported_parameter"),
         ("moonshot", {"tool_choice": "required"}, "unsupported_value"),
+        ("transformers", {"response_format": {"type": "json_object"}}, "unsupported_parameter"),
+        ("transformers", {"tool_choice": "required"}, "unsupported_value"),
     ],
 )
 def test_what_a_provider_cannot_honour_is_refused_by_name(

@@ -361,6 +361,15 @@ REFUSALS = (
     Refusal(
         "llamacpp", "loading", 503, '{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}', DOWN
     ),
+    # llama-cpp-python's server, of a body that did not validate.
+    Refusal(
+        "llamacpp",
+        "invalid",
+        500,
+        r"""{"error":{"message":"1 validation error:\n  {'loc': ('body', 'top_p'), 'msg': 'Input should be a number'}"""
+        r"""\n\n  File \"/srv/llama_cpp/server/app.py\", line 376","type":"internal_server_error","code":null}}""",
+        (400, None),
+    ),
     Refusal("transformers", "fields", 422, '{"detail":"Unexpected fields in the request: {\'x\'}"}', (422, None)),
     Refusal("transformers", "dead", 503, '{"error":"the worker is gone"}', DOWN),
     Refusal("ollama", "missing", 404, '{"error":"model \'x\' not found"}', (404, None)),

@@ -86,9 +86,20 @@ def test_a_stream_with_usage_wherever_the_provider_puts_it(client: openai.OpenAI
     )
     *chunks, last = list(stream)
     assert all(chunk.choices for chunk in chunks)
+    assert all(chunk.usage is None for chunk in chunks), "clients add up what they see"
     assert last.choices == []
     assert last.usage is not None
     assert last.usage.completion_tokens == 6
+
+
+@pytest.mark.parametrize("place", ["finish", "running", "running-only", "duplicated"])
+def test_a_usage_that_was_not_asked_for_is_left_out(client: openai.OpenAI, place: str) -> None:
+    stream = client.chat.completions.create(
+        model=f"fake/normal?tokens=6&usage={place}", messages=ask("unasked"), stream=True
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer_text("unasked", 6)
+    assert all(chunk.usage is None for chunk in chunks)
 
 
 def test_the_streaming_helper(client: openai.OpenAI) -> None:

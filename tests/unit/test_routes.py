@@ -227,3 +227,22 @@ def test_what_a_server_says_that_it_serves_is_no_fallback_of_a_model_in_the_cata
     assert [row.id for row in snapshot.resolve("local-vllm/gpt-4o", 0).deployments] == ["local-vllm/gpt-4o"]
     alone = build(LOCAL, local_vllm=["gpt-4o"])
     assert [row.id for row in alone.resolve("gpt-4o", 0).deployments] == ["local-vllm/gpt-4o"]
+
+
+def test_a_server_that_answers_any_name_is_asked_only_for_what_it_is_known_to_serve():
+    server = ProviderSetting(name="llamacpp", base_url="http://127.0.0.1:9000/v1")
+    snapshot = build(server, LOCAL, llamacpp=["qwen3"], local_vllm=["qwen3"])
+    for name in ("llamacpp/qwen3", "llama_cpp/qwen3"):
+        assert snapshot.resolve(name, 0).deployments[0].id == "llamacpp/qwen3"
+        assert snapshot.resolve(name, 0).model == "qwen3"
+    for name in ("llamacpp/other", "llama_cpp/other"):
+        with pytest.raises(UnknownModel):
+            snapshot.resolve(name, 0)
+    assert snapshot.resolve("local-vllm/other", 0).deployments[0].upstream_model == "other"
+    named = build(replace(server, models=("small=qwen3",)))
+    assert named.resolve("llamacpp/qwen3", 0).model == "small"
+    with pytest.raises(UnknownModel):
+        named.resolve("llamacpp/other", 0)
+    assert build(server).resolve("llamacpp/qwen3", 0).deployments[0].id == "llamacpp/qwen3", "nothing is known yet"
+    named_as_another = build(server, OPENAI, llamacpp=["gpt-4o"])
+    assert named_as_another.resolve("llamacpp/gpt-4o", 0).deployments[0].id == "llamacpp/gpt-4o"

@@ -32,7 +32,7 @@ from meterhouse.http.chunk import (
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
 from meterhouse.http.tasks import Tasks
-from meterhouse.http.tidy import tidy
+from meterhouse.http.tidy import leave_out_usage, tidy
 from meterhouse.http.wire import new_completion_id
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.metering import Demand, Meter
@@ -229,6 +229,8 @@ class StreamRelay:
 
     def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
         """Return what goes to the client for a payload: one frame, put right, with the asked model's name in it."""
+        if chunk.choices and is_set(chunk.usage):
+            payload = leave_out_usage(payload, chunk.usage)
         payload = tidy(payload, chunk, self._model, self._finish_reasons)
         if b"\n" in payload or b"\r" in payload:
             return frame(payload)

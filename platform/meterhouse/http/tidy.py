@@ -4,6 +4,8 @@
 - Reasoning is in ``reasoning_content``, also where the provider calls it ``reasoning``; that name stays beside it.
 - The id "" in the later pieces of a tool call is left out: SDKs take it for another call (wire.md 7, row 13).
 - A finish reason that OpenAI spells otherwise is spelled OpenAI's way.
+- A usage beside the text of a stream is left out: whoever asked for one gets it once, in a chunk of its own, and there
+  are clients that add up all that they see.
 
 Invariant: what needs none of this passes byte for byte.
 """
@@ -48,6 +50,18 @@ def rename_model(payload: bytes, served: str | None, asked: str) -> bytes:
     # An unusual spelling, or the same pair in a nested object: only a decode can tell them apart.
     fields = _object_decoder.decode(payload)
     fields["model"] = Raw(new)
+    return msgspec.json.encode(fields)
+
+
+def leave_out_usage(payload: bytes, usage: Raw) -> bytes:
+    """Return a chunk of a stream without its top-level ``usage``, whose value this is."""
+    for separator in (b',"usage":', b', "usage": '):
+        pattern = separator + bytes(usage)
+        if payload.count(pattern) == 1 and payload.endswith(pattern + b"}"):
+            return payload.replace(pattern, b"")
+    # It stands elsewhere, or the same text is in the answer too.
+    fields = _object_decoder.decode(payload)
+    del fields["usage"]
     return msgspec.json.encode(fields)
 
 

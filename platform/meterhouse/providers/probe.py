@@ -5,8 +5,9 @@ to be routed and logged. Not here: what is done with the answer (a new snapshot,
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import msgspec
 
@@ -24,6 +25,7 @@ MAX_MODELS = 2_000
 
 OK = 200
 SERVER_ERRORS = 500
+NOTHING_KNOWN: Mapping[str, ProviderStatus] = MappingProxyType({})
 
 
 class _Named(msgspec.Struct):
@@ -50,12 +52,16 @@ class Probe:
         self._clock = clock
         self._timeout_seconds = timeout_seconds
 
-    async def check(self, active: ActiveProvider) -> ProviderStatus:
-        """Ask one provider; its list of models is asked for only where the row says that it can be believed."""
+    async def check(self, active: ActiveProvider, known: ProviderStatus | None = None) -> ProviderStatus:
+        """Ask one provider; its list of models is asked for only where the row says that it can be believed.
+
+        ``known`` is what was found the last time: where asking disturbs the server, a list that is known is kept.
+        """
         row = active.provider
         if row.wire == "simulator":
             return self._status(active, is_reachable=True)
-        path = row.models_path if row.discovers_models else row.health_path
+        asks_models = row.discovers_models and not (row.lists_models_once and _has_list(known, active))
+        path = row.models_path if asks_models else row.health_path
         try:
             status, body = await self._upstream.fetch(
                 active, path, timeout_seconds=self._timeout_seconds, limit_bytes=MAX_BODY_BYTES
@@ -67,15 +73,18 @@ class Probe:
             return replace(refused, refuses_credential=True)
         if status >= SERVER_ERRORS:
             return self._status(active, is_reachable=False, detail=f"status {status}")
-        models = read_models(body) if status == OK and row.discovers_models else ()
+        models = read_models(body) if status == OK and asks_models else ()
         return self._status(active, is_reachable=True, models=models)
 
-    async def check_all(self, providers: Sequence[ActiveProvider]) -> list[ProviderStatus]:
+    async def check_all(
+        self, providers: Sequence[ActiveProvider], known: Mapping[str, ProviderStatus] = NOTHING_KNOWN
+    ) -> list[ProviderStatus]:
         """Ask all at the same time, in their order; takes as long as the slowest, at most the timeout.
 
         One whose probe fails for a fault of ours is logged and left out: it says nothing about the others.
         """
-        found = await asyncio.gather(*(self.check(active) for active in providers), return_exceptions=True)
+        checks = [self.check(active, known.get(active.name)) for active in providers]
+        found = await asyncio.gather(*checks, return_exceptions=True)
         statuses = []
         for active, status in zip(providers, found, strict=True):
             if isinstance(status, ProviderStatus):
@@ -89,11 +98,17 @@ class Probe:
     ) -> ProviderStatus:
         return ProviderStatus(
             name=active.name,
+            base_url=active.base_url,
             is_reachable=is_reachable,
             checked_at_ms=self._clock.now_ms(),
             models=models,
             detail=redact(detail, active),
         )
+
+
+def _has_list(known: ProviderStatus | None, active: ActiveProvider) -> bool:
+    """Whether the list is known from this very server, which has not been away since: then it is the same one."""
+    return known is not None and known.is_reachable and bool(known.models) and known.base_url == active.base_url
 
 
 def read_models(body: bytes) -> tuple[str, ...]:

@@ -137,6 +137,12 @@ class Provider:
     """Statuses that may refuse our account or what a caller asked for: no single one takes a deployment out."""
     discovers_models: bool = False
     """Whether its own list of models says what it serves."""
+    lists_models_once: bool = False
+    """Whether that list is asked for only until it is known, because asking disturbs a server at work. Once it was
+    away it is asked again."""
+    answers_any_name: bool = False
+    """Whether it answers a name that it does not know with a model that it has; then only what it is known to serve can
+    be asked for, because limits, permissions and prices go by the name."""
     shows_all_output: bool = False
     """Whether what it sends is all that it charges, so that bytes seen bound tokens used. Where nobody vouches for
     that, a budget holds the whole allowance."""
@@ -316,6 +322,8 @@ class ProviderStatus:
     name: str
     is_reachable: bool
     checked_at_ms: int
+    base_url: str = ""
+    """Where it was asked."""
     models: tuple[str, ...] = ()
     """What the provider says it serves; empty where it does not say."""
     refuses_credential: bool = False

@@ -5,7 +5,7 @@ on one line, at most 2 KB; the deployment's credential, and anything that looks 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,6 +46,9 @@ _SECRETS = re.compile(
     """,
     re.VERBOSE,
 )
+_INVALID = re.compile(r"(\d+ validation errors?:.*?)(?:\n\n  File .*)?", re.DOTALL)
+"""How a FastAPI server whose own handler took the exception words a body that did not validate; behind it may stand
+where in its code that was."""
 _BLANKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _REDACTED = "[redacted]"
 
@@ -73,6 +76,9 @@ def to_error(status: int, body: bytes, endpoint: Endpoint, retry_after_seconds: 
         return _refused(status, said, endpoint)
     if status in _OPERATORS_FAULT:
         return _operators_fault(endpoint, detail, is_certain=status not in endpoint.provider.doubtful_refusals)
+    if invalid := _INVALID.fullmatch(said.message):
+        # A mistake of the caller's, though it came as a 500: no other caller shall find the deployment gone for it.
+        return _refused(BAD_REQUEST, replace(said, message=invalid[1]), endpoint)
     return UpstreamDown(
         f"The provider {endpoint.provider.name} failed to answer.",
         detail=detail,

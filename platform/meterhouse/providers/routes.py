@@ -105,6 +105,12 @@ class Snapshot:
                 found.append(replace(_deploy(active, model), order=len(found)))
         self._names = {deployment.id: name for name, found in served.items() for deployment in found}
         """What ``provider/upstream-model`` is listed as: one model has one set of limits, however it is asked for."""
+        known = {f"{name}/{model}" for name, models in discovered.items() for model in models}
+        self._known = {*self._names, *known}
+        """Deployments that are known to be served, listed or not."""
+        served_by = {name.partition("/")[0] for name in self._known}
+        self._closed = {a.name for a in self.providers if a.provider.answers_any_name and a.name in served_by}
+        """Providers of which nothing can be asked for but what they are known to serve."""
         served.update(self._written(wishes.routes))
         self._listed = {name: _list(deployments[0].model, built_at_ms // 1_000) for name, deployments in served.items()}
         self._entries = {name: self._entry(name, deployments) for name, deployments in served.items()}
@@ -126,6 +132,8 @@ class Snapshot:
         if not slash or active is None or not is_model_name(upstream_model):
             raise _unknown(model)
         deployment = _deploy(active, model_of(active.provider, model, upstream_model))
+        if active.name in self._closed and deployment.id not in self._known:
+            raise _unknown(model)
         return Route(self.listed_name(deployment.id), (self._priced(deployment, at_ms),))
 
     def listed_name(self, name: str) -> str:

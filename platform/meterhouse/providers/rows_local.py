@@ -16,6 +16,9 @@ HIDDEN_THINKING = ("o1", "o3", "o4", "gpt-5", "gpt-6")
 LOCAL_TIMEOUTS = Timeouts(first_token_seconds=600.0)
 """A local server may first have to load the model, or to work off a queue."""
 
+LLAMA_CPP_PYTHON = "llama-cpp-python 0.3.36, run (tests/real_model)"
+TRANSFORMERS = "transformers 5.24.0, run (tests/real_model)"
+
 LOCAL_PROVIDERS = (
     Provider(
         name=OLLAMA,
@@ -107,6 +110,9 @@ LOCAL_PROVIDERS = (
         aliases=("llama_cpp",),
         wire="openai",
         base_url=None,
+        health_path="/health",
+        lists_models_once=True,
+        answers_any_name=True,
         shows_all_output=True,
         reads_think_tags=True,
         renames=MappingProxyType({"repetition_penalty": "repeat_penalty"}),
@@ -124,6 +130,23 @@ LOCAL_PROVIDERS = (
                 "The penalty of repetition is called repeat_penalty.",
                 "llama.cpp's tools/server/README.md at 00dc8057",
             ),
+            Quirk(
+                date(2026, 11, 28),
+                "llama-cpp-python's server says in no stream what was used, whatever stream_options ask for.",
+                LLAMA_CPP_PYTHON,
+            ),
+            Quirk(
+                date(2026, 11, 28),
+                "llama-cpp-python answers one request at a time. Unless it was started with --interrupt_requests false,"
+                " the next one, be it for the list of models, ends a running stream with [DONE] and no finish_reason.",
+                LLAMA_CPP_PYTHON,
+            ),
+            Quirk(
+                date(2026, 11, 28),
+                "llama-cpp-python answers what it cannot validate with a 500 that counts the errors and quotes the"
+                " body, and any model's name with its own model.",
+                LLAMA_CPP_PYTHON,
+            ),
         ),
     ),
     Provider(
@@ -132,7 +155,6 @@ LOCAL_PROVIDERS = (
         base_url=None,
         shows_all_output=True,
         reads_think_tags=True,
-        renames=MappingProxyType({"repetition_penalty": "frequency_penalty"}),
         dropped_parameters=frozenset(
             {
                 "frequency_penalty",
@@ -140,6 +162,7 @@ LOCAL_PROVIDERS = (
                 "parallel_tool_calls",
                 "presence_penalty",
                 "prompt_cache_key",
+                "repetition_penalty",
                 "safety_identifier",
                 "service_tier",
                 "store",
@@ -147,7 +170,10 @@ LOCAL_PROVIDERS = (
                 "verbosity",
             }
         ),
-        denied_parameters=frozenset({"audio", "functions", "function_call", "logprobs", "prediction"}),
+        denied_parameters=frozenset(
+            {"audio", "functions", "function_call", "logprobs", "prediction", "response_format"}
+        ),
+        denied_values=MappingProxyType({"tool_choice": frozenset({"required"})}),
         default_max_tokens=1_024,
         assumed_max_output_tokens=8_192,
         sends_include_usage=False,
@@ -156,7 +182,8 @@ LOCAL_PROVIDERS = (
         quirks=(
             Quirk(
                 date(2026, 11, 13),
-                "A field that it does not know is a 422; stream_options, tool_choice and others are ignored.",
+                "A field that it does not know is a 422; stream_options, tool_choice, response_format, n and others are"
+                " ignored.",
                 "transformers 5.23.0",
             ),
             Quirk(
@@ -166,9 +193,26 @@ LOCAL_PROVIDERS = (
                 "transformers 5.23.0",
             ),
             Quirk(
-                date(2026, 11, 13),
-                "frequency_penalty is taken for the penalty of repetition, where 1 means none and 0 divides by zero.",
-                "transformers' create_generation_config_from_req",
+                date(2026, 11, 28),
+                "frequency_penalty is taken for a penalty of repetition: 1 is added to it, so that -1 and less fail"
+                " with a 500. Older versions did not add it, and 0 failed. repetition_penalty is a 422.",
+                TRANSFORMERS,
+            ),
+            Quirk(
+                date(2026, 11, 28),
+                "The text of a stop sequence stays at the end of the answer.",
+                TRANSFORMERS,
+            ),
+            Quirk(
+                date(2026, 11, 28),
+                "It generates an answer that is not streamed to its end, though nobody waits for it any more.",
+                TRANSFORMERS,
+            ),
+            Quirk(
+                date(2026, 11, 28),
+                "A model that was given on the command line is the only one that is listed since 5.24.0; before, the"
+                " list was what the hub's cache holds.",
+                TRANSFORMERS,
             ),
         ),
     ),
