@@ -51,8 +51,10 @@ def cut_off(house: House, proxy: FaultProxy, pid: int, *directions: Direction) -
         yield
     finally:
         proxy.heal()
-        # For a second after its last failure PostgreSQL is not asked: that belongs to this partition still.
-        house.wait_for(lambda: all(house.ask(make("live").value).status == 401 for _ in range(4 * house.fleet.workers)))
+        if proxy is house.postgres_proxy:
+            # For a second after its last failure PostgreSQL is not asked: that belongs to this partition still.
+            unknown = [make("live").value for _ in range(4 * house.fleet.workers)]
+            house.wait_for(lambda: all(house.ask(key).status == 401 for key in unknown))
 
 
 async def live_through(

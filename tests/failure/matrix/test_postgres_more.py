@@ -28,13 +28,13 @@ from failure.matrix.test_postgres_away import (
 from meterhouse.bookkeeping import take_over
 from meterhouse.keys.secret import make
 from meterhouse.settings import Environment
-from meterhouse.stores import open_stores
+from meterhouse.stores import PATIENT_CONNECTIONS, open_stores
 
 HOUSE = {"environment": {"METERHOUSE_REDIS_TIMEOUT_SECONDS": "1"}}
 """Redis is not what hangs here, also where the machine is crowded."""
 MIX = (*[QUICK_ANSWER] * 4, PACED, UNCOUNTED)
-CONNECTIONS = 5
-"""Of each worker, the default of METERHOUSE_DATABASE_CONNECTIONS."""
+CONNECTIONS = 5 + PATIENT_CONNECTIONS
+"""Of each worker: the default of METERHOUSE_DATABASE_CONNECTIONS, and those of the meter's sums."""
 SLACK_SECONDS = 1.0
 """What a crowded machine may add to a bound."""
 STATEMENT_SECONDS, GRACE_SECONDS, LOCK_SECONDS, ACQUIRE_SECONDS = 2.0, 0.5, 0.5, 2.0
