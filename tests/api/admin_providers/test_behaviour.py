@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fakes.upstream import FakeUpstream
 from meterhouse.admin.supply import ProviderRequest
 from meterhouse.db.supply import StoredProvider, StoredRoute, SupplyStore
 from meterhouse.providers.probe import Probe
-from meterhouse.providers.provider import ActiveProvider, ProviderStatus
+from meterhouse.providers.provider import ProviderStatus
 from meterhouse.providers.upstream import Upstream
 
 SECRET = "sk-set-through-the-api-0123456789"
@@ -237,8 +237,8 @@ def test_what_a_probe_found_at_an_address_that_changed_meanwhile_is_not_believed
     gateway: Gateway, up: FakeUpstream, ask: Ask, named: str
 ) -> None:
     class SlowProbe(Probe):
-        async def check_all(self, providers: Sequence[ActiveProvider]) -> list[ProviderStatus]:
-            found = await super().check_all(providers)
+        async def check_all(self, *asked: Any) -> list[ProviderStatus]:
+            found = await super().check_all(*asked)
             order = ProviderRequest(base_url=f"{up.base_url}/elsewhere")
             await gateway.parts.admin.supply.changes.set_provider(named, order)
             return found
