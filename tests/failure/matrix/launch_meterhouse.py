@@ -94,7 +94,7 @@ def main() -> None:
     drain = replace(PROVIDERS[OPENAI_COMPATIBLE], name=DRAIN, on_client_gone="drain")
     with (
         patch("meterhouse.worker.Options", options),
-        patch("meterhouse.providers.activation.PROVIDERS", {**PROVIDERS, DRAIN: drain}),
+        patch("meterhouse.providers.catalog.PROVIDERS", {**PROVIDERS, DRAIN: drain}),
     ):
         run_serve(Address.parse(arguments.bind), arguments.workers, lambda: read_settings(None, arguments.env_file))
 
