@@ -179,7 +179,7 @@ def test_a_text_of_a_csv_may_hold_anything(tmp_path):
 def test_a_long_export_is_written_and_checked_in_little_memory(tmp_path, layout):
     def many():
         previous = ""
-        for number in range(1, 1_501):
+        for number in range(1, 2_501):
             row = usage_row(number)
             sealed = hash_row("usage", "org_1", number, previous, 5, row)
             yield Entry("usage", "org_1", number, previous, sealed, 5, row)
@@ -192,8 +192,9 @@ def test_a_long_export_is_written_and_checked_in_little_memory(tmp_path, layout)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == []
-    assert path.stat().st_size > 700_000
-    assert peak_bytes < 400_000
+    # What other threads of the tests allocate meanwhile is in the peak too, so that it is held against the file's size.
+    assert path.stat().st_size > 1_200_000
+    assert peak_bytes < path.stat().st_size / 2
 
 
 def test_the_sums_count_what_is_no_number_as_nothing(tmp_path):
