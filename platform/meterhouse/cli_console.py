@@ -1,0 +1,34 @@
+"""``meterhouse console``: pages for operators and tenants, from a process of its own."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+
+def console(
+    url: Annotated[
+        str | None, typer.Option(help="Address of the gateway [default: OPENAI_BASE_URL, or http://127.0.0.1:8000]")
+    ] = None,
+    bind: Annotated[str, typer.Option(help="HOST:PORT of the console")] = "127.0.0.1:8600",
+    name: Annotated[
+        list[str] | None, typer.Option(help="Host name under which browsers reach it, beside the one of --bind")
+    ] = None,
+    ca_file: Annotated[
+        str | None, typer.Option(help="Certificates to trust at the gateway [default: the system's]")
+    ] = None,
+    behind_tls: Annotated[
+        bool, typer.Option(help="A proxy with TLS stands before it: the cookie goes only over https")
+    ] = False,
+) -> None:
+    """Serve the console, a client of the gateway: sign in with an admin key, an operator's token or a tenant's key."""
+    from meterhouse.console.run import ConsoleRefused, run_console  # noqa: PLC0415 - the other commands start without it
+
+    address = url or os.environ.get("OPENAI_BASE_URL") or "http://127.0.0.1:8000"
+    print(f"Console on http://{bind} for the gateway at {address.removesuffix('/v1')}", file=sys.stderr, flush=True)
+    try:
+        run_console(address, bind, name or [], ca_file, is_secure=behind_tls)
+    except ConsoleRefused as error:
+        print(f"meterhouse: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
