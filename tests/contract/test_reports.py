@@ -1,5 +1,6 @@
 """Usage and costs against ground truth: records at every border, cut in every way, on SQLite and PostgreSQL."""
 
+import itertools
 import json
 import random
 from datetime import UTC, datetime
@@ -168,7 +169,7 @@ async def test_usage_is_what_the_records_say_however_a_span_is_cut(store, record
         assert found == truth
         assert buckets[0]["start_time"] * 1000 == start_ms
         assert buckets[-1]["end_time"] * 1000 == end_ms
-        assert all(a["end_time"] == b["start_time"] for a, b in zip(buckets, buckets[1:], strict=False))
+        assert all(a["end_time"] == b["start_time"] for a, b in itertools.pairwise(buckets))
 
 
 @pytest.mark.parametrize(("start", "end", "width"), [span for span in SPANS if span[2] == "1d"])

@@ -1,5 +1,6 @@
 """Buckets and cursors of reports."""
 
+import itertools
 import re
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_pages_of_a_span_cover_it_once(start, length, width, limit):
             break
     assert buckets[0][0] == start
     assert buckets[-1][1] == end
-    for (_, before), (after, _) in zip(buckets, buckets[1:], strict=False):
+    for (_, before), (after, _) in itertools.pairwise(buckets):
         assert before == after
         assert before % SECONDS[width] == 0
 
