@@ -33,6 +33,17 @@ class Principal:
         return any(limit.kind == "spend" for limit in self.limits)
 
 
+class Role(StrEnum):
+    """How much an administrator may do; ``admin.roles`` says what."""
+
+    OPERATOR = "operator"
+    """Everything, in every organization."""
+    OWNER = "owner"
+    """Changes one organization."""
+    READER = "reader"
+    """Looks at one organization."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """An administrator: an admin key with a role."""

@@ -57,6 +57,8 @@ class Event(StrEnum):
     """A model's text looked like a tool call and was none, so that it stayed text."""
     KEY_CREATED = "key.created"
     KEY_REFUSED = "key.refused"
+    ISSUER_FAILED = "issuer.failed"
+    """The public keys of the identity provider could not be read, or some of them are not used."""
     JOURNAL_OPENED = "journal.opened"
     JOURNAL_ADOPTED = "journal.adopted"
     JOURNAL_CORRUPTED = "journal.corrupted"
