@@ -5,9 +5,7 @@ no proxy of the environment is used. Not here: what makes a token or a key good 
 """
 
 import asyncio
-import hashlib
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,8 +13,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from meterhouse.db.catalog import Catalog
+from meterhouse.db.organizations import OrganizationStore
+from meterhouse.db.prices import MetaStore
+from meterhouse.errors import NotPermitted
+from meterhouse.identity import Actor, ActorKind
 from meterhouse.keys.jwks import Fetch, KeySet
-from meterhouse.keys.tokens import IsRevoked, TokenPolicy, TokenVerifier
+from meterhouse.keys.tokens import TokenPolicy, TokenVerifier, revoked_token_name
 from meterhouse.metering import Clock
 from meterhouse.settings import Settings, SettingsError
 
@@ -24,19 +27,37 @@ FETCH_SECONDS = 3.0
 MAX_JWKS_BYTES = 262_144
 
 _OK = 200
-_REVOKED = "token_revoked:"
-
-FindValue = Callable[[str], Awaitable[str | None]]
-PutValue = Callable[[str, str], Awaitable[None]]
 
 
-def open_token_verifier(settings: Settings, clock: Clock, find_value: FindValue) -> TokenVerifier | None:
+class TokenSignIn:
+    """Knows administrators by the issuer's tokens, and their organizations by the catalog."""
+
+    def __init__(self, verifier: TokenVerifier, organizations: OrganizationStore) -> None:
+        self._verifier = verifier
+        self._organizations = organizations
+
+    async def actor_of(self, token: str) -> Actor:
+        """Return who a token is of.
+
+        Raises:
+            InvalidKey: It is not good.
+            NotPermitted: It is good, but gives no role, or one in an organization that is not here.
+            StoreDown: Nobody can tell just now.
+        """
+        found = await self._verifier.verify(token)
+        owner = found.organization_id
+        if owner is not None and await self._organizations.find_organization(owner) is None:
+            raise NotPermitted("This token is good, but its organization is not one of this server's.")
+        return Actor(ActorKind.JWT, found.subject, found.role, owner)
+
+
+def open_token_verifier(settings: Settings, clock: Clock, catalog: Catalog) -> TokenSignIn | None:
     """Return what verifies the issuer's tokens; None when no issuer is set.
 
     Args:
         settings: those that begin with ``oidc_``.
         clock: decides whether a token has expired.
-        find_value: looks up whether a token was revoked (``MetaStore``).
+        catalog: has the organizations, and the tokens that were revoked.
 
     Raises:
         SettingsError: Some are set and others missing, or the address of the keys cannot be used.
@@ -59,7 +80,8 @@ def open_token_verifier(settings: Settings, clock: Clock, find_value: FindValue)
         max_lifetime_seconds=settings.oidc_max_lifetime_seconds,
     )
     keys = KeySet(source_of(settings.oidc_jwks or ""), algorithms, time.monotonic)
-    return TokenVerifier(policy, keys, clock, _reader(policy.issuer, find_value))
+    verifier = TokenVerifier(policy, keys, clock, partial(_is_revoked, catalog.meta, policy.issuer))
+    return TokenSignIn(verifier, catalog.organizations)
 
 
 def source_of(place: str) -> Fetch:
@@ -76,20 +98,8 @@ def source_of(place: str) -> Fetch:
     return partial(_fetch, place)
 
 
-async def revoke_token(issuer: str, token_id: str, at_ms: int, put_value: PutValue) -> None:
-    """Refuse a token from now on, though it has not expired; raises StoreDown."""
-    await put_value(_revoked_name(issuer, token_id), str(at_ms))
-
-
-def _reader(issuer: str, find_value: FindValue) -> IsRevoked:
-    async def is_revoked(token_id: str) -> bool:
-        return await find_value(_revoked_name(issuer, token_id)) is not None
-
-    return is_revoked
-
-
-def _revoked_name(issuer: str, token_id: str) -> str:
-    return _REVOKED + hashlib.sha256(f"{issuer}\0{token_id}".encode()).hexdigest()
+async def _is_revoked(meta: MetaStore, issuer: str, token_id: str) -> bool:
+    return await meta.find_value(revoked_token_name(issuer, token_id)) is not None
 
 
 def _is_this_machine(host: str) -> bool:

@@ -10,6 +10,7 @@ from meterhouse.admin.audit import add_audit_logs
 from meterhouse.admin.guard import sign_in
 from meterhouse.admin.pages import BracketRoute
 from meterhouse.admin.router import AdminParts
+from meterhouse.admin.usage import add_usage
 
 
 def build_organization_router(parts: AdminParts) -> APIRouter:
@@ -20,5 +21,6 @@ def build_organization_router(parts: AdminParts) -> APIRouter:
         dependencies=[Depends(sign_in)],
         route_class=BracketRoute,
     )
+    add_usage(router, parts.usage)
     add_audit_logs(router, parts.catalog.audit, parts.catalog.organizations)
     return router

@@ -240,7 +240,8 @@ def _shape_lines(wanted: Wanted, report: Report) -> Results:
     for row in report.rows or ():
         *group, model = row.group
         for name, nanos, quantity in _items(row):
-            line = take(row.bucket_ms, group, f"{model}, {name}") if nanos or quantity else None
+            is_shown = nanos or (quantity and name != LINE_NAMES[Meterable.REQUEST])
+            line = take(row.bucket_ms, group, f"{model}, {name}") if is_shown else None
             if line is not None:
                 line.nanos += nanos
                 line.quantity = (line.quantity or 0) + quantity

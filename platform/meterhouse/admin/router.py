@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from meterhouse.admin.audit import add_audit_events
 from meterhouse.admin.guard import SignedIn, sign_in
+from meterhouse.admin.ledger import LedgerParts, add_ledger
 from meterhouse.admin.pages import BracketRoute
 from meterhouse.admin.schemas import (
     IssuedKeyObject,
@@ -23,7 +24,10 @@ from meterhouse.admin.schemas import (
     ProjectRequest,
     RotateRequest,
 )
+from meterhouse.admin.series import add_series
 from meterhouse.admin.supply import SupplyParts, add_supply
+from meterhouse.admin.tokens import add_tokens
+from meterhouse.admin.usage import UsageParts
 from meterhouse.db.catalog import Catalog
 from meterhouse.keys.service import KeyOrder, KeyService
 from meterhouse.limits.limit import parse_limits
@@ -41,6 +45,10 @@ class AdminParts:
     service: KeyService
     catalog: Catalog
     supply: SupplyParts
+    ledger: LedgerParts
+    usage: UsageParts
+    token_issuer: str | None
+    """Whose tokens administrators may sign in with."""
 
 
 def build_admin_router(parts: AdminParts) -> APIRouter:
@@ -53,6 +61,9 @@ def build_admin_router(parts: AdminParts) -> APIRouter:
     _add_limits(router, parts)
     add_supply(router, parts.supply, parts.catalog.prices)
     add_audit_events(router, parts.catalog.audit)
+    add_ledger(router, parts.ledger)
+    add_series(router, parts.usage)
+    add_tokens(router, parts.catalog, parts.token_issuer, parts.usage.clock)
     return router
 
 

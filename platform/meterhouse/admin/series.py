@@ -5,7 +5,6 @@ and what is left over is added up in one more. Not here: exact reports (``admin.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -14,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from meterhouse.admin.guard import SignedIn
 from meterhouse.admin.pages import MOST_WORDS
 from meterhouse.admin.span import SECONDS, SpanRequest, Width, read_span
-from meterhouse.db.reports import RECORDS, BucketSums, Group, ReportQuery, ReportStore
+from meterhouse.admin.usage import UsageParts
+from meterhouse.db.reports import RECORDS, BucketSums, Group, ReportQuery
 from meterhouse.errors import Malformed, NotFound
-from meterhouse.metering import Clock
 
 MS = 1_000
 MOST_POINTS: dict[Width, int] = {"1m": 1_440, "1h": 768, "1d": 400}
@@ -79,15 +78,7 @@ class Series(BaseModel):
     lines: list[SeriesLine]
 
 
-@dataclass(frozen=True, slots=True)
-class SeriesParts:
-    """Where it is read from."""
-
-    reports: ReportStore
-    clock: Clock
-
-
-def add_series(router: APIRouter, parts: SeriesParts) -> None:
+def add_series(router: APIRouter, parts: UsageParts) -> None:
     """Add the route."""
 
     @router.get("/series", summary="Requests, tokens, money and errors over time, to plot")
@@ -98,7 +89,7 @@ def add_series(router: APIRouter, parts: SeriesParts) -> None:
         return await _read(parts, params, author.actor.organization_id or asked)
 
 
-async def _read(parts: SeriesParts, params: SeriesParams, organization_id: str | None) -> Series:
+async def _read(parts: UsageParts, params: SeriesParams, organization_id: str | None) -> Series:
     width = params.bucket_width
     request = SpanRequest(
         start_time=params.start_time, end_time=params.end_time, width=width, limit=MOST_POINTS[width], page=None
@@ -153,7 +144,9 @@ def _pick(lines: Mapping[str | None, Line], top: int) -> list[SeriesLine]:
     shown = [(name, lines[name]) for name in order[:top]]
     rest = [lines[name] for name in order[top:]]
     if rest:
-        shown.append((None, [[sum(points) for points in zip(*measure, strict=True)] for measure in zip(*rest, strict=True)]))
+        shown.append(
+            (None, [[sum(points) for points in zip(*measure, strict=True)] for measure in zip(*rest, strict=True)])
+        )
     names = (*MEASURES, "errors")
     return [SeriesLine(name=name, **dict(zip(names, line, strict=True))) for name, line in shown]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from meterhouse.admin.guard import Mandated, Mandate
+from meterhouse.admin.guard import Mandate, Mandated
 from meterhouse.admin.pages import MOST_WORDS
 from meterhouse.admin.report import Wanted, report_completions, report_costs, report_embeddings
 from meterhouse.admin.span import Span, SpanRequest, Width, read_span
@@ -63,9 +63,9 @@ class CompletionsUsageParams(_Params):
     user_ids: Names
     models: Names
     batch: bool | None = Field(None, description="There are no batches here")
-    group_by: list[
-        Literal["project_id", "user_id", "api_key_id", "model", "batch", "service_tier", "api_source"]
-    ] = Field(default=[], max_length=MOST_WORDS)
+    group_by: list[Literal["project_id", "user_id", "api_key_id", "model", "batch", "service_tier", "api_source"]] = (
+        Field(default=[], max_length=MOST_WORDS)
+    )
 
 
 class CostsParams(_Params):
@@ -166,9 +166,7 @@ def add_usage(router: APIRouter, parts: UsageParts) -> None:
     shape: dict[str, Any] = {"response_model": ReportPage}
 
     @router.get("/usage/completions", summary="Tokens and requests, all but embeddings", **shape)
-    async def list_completions_usage(
-        mandate: Mandated, params: Annotated[CompletionsUsageParams, Query()]
-    ) -> Response:
+    async def list_completions_usage(mandate: Mandated, params: Annotated[CompletionsUsageParams, Query()]) -> Response:
         is_nothing = bool(params.user_ids) or params.batch is True
         span = params.span(params.bucket_width, parts.clock.now_ms())
         wanted = _wanted(mandate, params, span, models=params.models, is_nothing=is_nothing)

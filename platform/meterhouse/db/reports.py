@@ -145,8 +145,8 @@ def _statement(source: Source, query: ReportQuery) -> sa.Select[*tuple[Any, ...]
     elif source.table is usage_record:
         # No index has the time alone, but the primary key begins with it, and finds the partitions besides.
         statement = statement.where(
-            columns.request_id >= _id_at(query.start_ms - ID_TIME_MARGIN_MS),
-            columns.request_id < _id_at(query.end_ms + ID_TIME_MARGIN_MS),
+            columns.request_id >= id_at(query.start_ms - ID_TIME_MARGIN_MS),
+            columns.request_id < id_at(query.end_ms + ID_TIME_MARGIN_MS),
         )
     statement = statement.where(*(columns[name].in_(values) for name, values in query.only.items()))
     statement = statement.where(*(columns[name].not_in(values) for name, values in query.never.items()))
@@ -177,6 +177,6 @@ async def _read_adjustments(connection: AsyncConnection, query: ReportQuery, lim
     return [AdjustmentSums(int(row[0]), row[1], row[2], row[3], int(row[4])) for row in rows]
 
 
-def _id_at(milliseconds: int) -> str:
+def id_at(milliseconds: int) -> str:
     """Return the lowest request id of a millisecond."""
     return f"{min(max(0, milliseconds), 2**48 - 1):012x}{0:020x}"

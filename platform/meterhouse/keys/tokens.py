@@ -11,6 +11,7 @@ role may do (``admin``).
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -36,6 +37,7 @@ FORBIDDEN_HEADERS = frozenset(
 )
 """What would name a key, change how the rest is read, or make it an encrypted token."""
 
+_REVOKED = "token_revoked:"
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _INVALID = (
     "This token is not valid here. It may have expired, or be meant for another server: sign in again with your "
@@ -132,6 +134,11 @@ class TokenVerifier:
             if not _is_name(organization_id):
                 raise NotPermitted(_NO_ROLE, detail="no organization in the token")
         return TokenIdentity(claims["sub"], known[0], organization_id, token_id, claims["exp"])
+
+
+def revoked_token_name(issuer: str, token_id: str) -> str:
+    """Return under which name the database knows that a token was revoked."""
+    return _REVOKED + hashlib.sha256(f"{issuer}\0{token_id}".encode()).hexdigest()
 
 
 def _invalid(reason: str) -> InvalidKey:

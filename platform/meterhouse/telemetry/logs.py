@@ -67,6 +67,8 @@ class Event(StrEnum):
     JOURNAL_WRITE_FAILED = "journal.write_failed"
     SHIPPER_RETRYING = "shipper.retrying"
     SHIPPER_RECOVERED = "shipper.recovered"
+    LEDGER_DAMAGED = "ledger.damaged"
+    """A row is not what was sealed."""
     METER_LOST = "meter.lost"
     METER_RETURNED = "meter.returned"
     ALLOWANCE_FAILED = "allowance.failed"

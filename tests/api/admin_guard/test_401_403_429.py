@@ -11,7 +11,13 @@ from meterhouse.admin.roles import MATRIX
 from meterhouse.identity import Role
 from meterhouse.keys.secret import make
 
-PLACES = {"{project_id}": "proj_x", "{key_id}": "key_x", "{name}": "prov_x", "{model:path}": "model_x"}
+PLACES = {
+    "{project_id}": "proj_x",
+    "{key_id}": "key_x",
+    "{name}": "prov_x",
+    "{model:path}": "model_x",
+    "{request_id}": "req_x",
+}
 """Objects that are not there, for each word of a path."""
 
 
