@@ -60,8 +60,9 @@ def export_ledger(
 
     Example: meterhouse ledger export --from 2026-11-01 --to 2026-12-01 -o november.jsonl
     """
-    from meterhouse.bookkeeping import export as write_export  # noqa: PLC0415
-    from meterhouse.bookkeeping import load_signing_key, open_books  # noqa: PLC0415 - as in dev
+    from meterhouse.bookkeeping import open_books  # noqa: PLC0415 - as in dev
+    from meterhouse.exports import export as write_export  # noqa: PLC0415
+    from meterhouse.exports import load_signing_key  # noqa: PLC0415
     from meterhouse.ledger.export import Layout, Order, signature_path  # noqa: PLC0415
 
     if layout not in {"jsonl", "csv"}:
@@ -104,7 +105,7 @@ def print_public_key(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) ->
 
     Example: meterhouse ledger public-key > meterhouse.pem
     """
-    from meterhouse.bookkeeping import format_public_key, load_signing_key  # noqa: PLC0415 - as in dev
+    from meterhouse.exports import format_public_key, load_signing_key  # noqa: PLC0415 - as in dev
 
     settings = _settings(data, env_file)
     make_folder(settings.data)
@@ -129,7 +130,8 @@ def verify_export(
 
     Example: meterhouse ledger verify november.jsonl --public-key meterhouse.pem
     """
-    from meterhouse.bookkeeping import load_public_key, open_books, verify_against  # noqa: PLC0415 - as in dev
+    from meterhouse.bookkeeping import load_public_key, open_books  # noqa: PLC0415 - as in dev
+    from meterhouse.exports import verify_against  # noqa: PLC0415
     from meterhouse.ledger.export import ExportReader, check_export  # noqa: PLC0415
     from meterhouse.money import format_usd  # noqa: PLC0415
     from meterhouse.tables_ledger import Lines  # noqa: PLC0415

@@ -155,7 +155,7 @@ class LedgerStore:
         )
         async with reading(self._engine) as connection:
             result = await connection.execute(statement)
-            return [_record_of(row) for row in result.mappings()]
+            return [record_of(row) for row in result.mappings()]
 
     async def usage_by(self, query: UsageQuery) -> list[UsageRow]:
         """Sum usage by the groups of a query, ordered by group.
@@ -235,7 +235,8 @@ def _row_of(record: UsageRecord, recorded_at_ms: int) -> tuple[object, ...]:
     )
 
 
-def _record_of(row: sa.RowMapping) -> UsageRecord:
+def record_of(row: sa.RowMapping) -> UsageRecord:
+    """Return a row of ``usage_record`` as it was recorded."""
     plain = {name: row[name] for name in _PLAIN_FIELDS}
     plain["request_id"] = _bare(row["request_id"])
     return UsageRecord(
