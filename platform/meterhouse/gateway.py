@@ -22,6 +22,7 @@ from meterhouse.http.call import Pace, Pacer
 from meterhouse.http.exchange import Observer
 from meterhouse.http.health import HealthParts
 from meterhouse.http.inference import InferenceParts
+from meterhouse.http.live import LiveParts
 from meterhouse.http.shedding import LoopProbe, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
@@ -30,6 +31,7 @@ from meterhouse.keys.service import NOTICE
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.settler import Settler
+from meterhouse.live_channel import WANTED_NOTICE, LiveChannel
 from meterhouse.metering import Meter, Reservation
 from meterhouse.meters import open_meter
 from meterhouse.notices import CONNECTED
@@ -43,6 +45,7 @@ from meterhouse.stores import Stores, open_stores
 from meterhouse.supply import Supply
 from meterhouse.supply_changes import NOTICE as SUPPLY_NOTICE
 from meterhouse.supply_changes import SupplyChanges
+from meterhouse.telemetry.live import Live
 from meterhouse.telemetry.logs import Format, RequestLog, configure
 from meterhouse.telemetry.metrics import Metrics, Watched
 from meterhouse.telemetry.traces import Tracing
@@ -69,6 +72,7 @@ class Gateway:
     admin_limiter: AdminLimiter
     health: HealthParts
     account: AccountParts
+    live: LiveParts
     admin: AdminParts
 
     @property
@@ -80,6 +84,10 @@ class Gateway:
     def newest_call_ns(self) -> int:
         """When the last of the answers that are under way was asked for (monotonic); 0 when there are none."""
         return max((call.tally.started_ns for call in self.inference.pacer.calls), default=0)
+
+    def end_watching(self) -> None:
+        """End the streams of those who watch requests run, and begin no more: the server stops."""
+        self.live.live.close()
 
     def cut_streams(self, before_ns: int | None = None) -> None:
         """End what still runs, because the server stops; each such request has an exact record.
@@ -139,6 +147,9 @@ async def open_gateway(
         inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics, parts.meter))
         stack.callback(inference.counter.close)
         _watch(metrics, inference, request_log)
+        live = _build_live(settings, stores, inference)
+        metrics.watch(Watched.DROPPED_LIVE_EVENTS, lambda: live.dropped_events)
+        metrics.watch(Watched.LIVE_LISTENERS, lambda: len(live.listeners))
         _start_loops(inference, settings, stores)
         start_upkeep(tasks, stores, metrics, parts)
         tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
@@ -148,7 +159,7 @@ async def open_gateway(
             supply=supply,
             records=records,
             inference=inference,
-            observer=Observer(request_log, metrics, tracing),
+            observer=Observer(request_log, metrics, tracing, live),
             tracing=tracing,
             admin_limiter=AdminLimiter(settings.admin_rate, settings.admin_failure_rate),
             health=HealthParts(supply.routes, lambda: supply.statuses, records.list_troubles, metrics),
@@ -160,6 +171,7 @@ async def open_gateway(
                 unshipped_age_ms=records.unshipped_age_ms,
                 clock=stores.clock,
             ),
+            live=LiveParts(live, tasks),
             admin=AdminParts(stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference)),
         )
 
@@ -211,6 +223,22 @@ def _build_inference(
         degraded=partial(_name_degraded, records),
         default_model=settings.default_model,
     )
+
+
+def _build_live(settings: Settings, stores: Stores, inference: InferenceParts) -> Live:
+    """Let requests be watched as they run: through Redis where there may be several processes."""
+    checkpointer, notices, tasks = inference.checkpointer, stores.notices, inference.tasks
+    channel = None
+    if notices is not None and settings.redis_url is not None:
+        channel = LiveChannel(notices, settings.redis_url.get_secret_value(), tasks)
+    live = Live(
+        channel, checkpointer.live.values, lambda is_on: checkpointer.tell(live.note_started if is_on else None)
+    )
+    if notices is not None:
+        notices.on(WANTED_NOTICE, live.want)
+    inference.keyring.watch(live.doubt)
+    tasks.keep(live.run)
+    return live
 
 
 def _name_degraded(records: Records, reservation: Reservation) -> bytes:

@@ -13,6 +13,7 @@ from meterhouse.errors import GatewayError
 from meterhouse.identity import Principal
 from meterhouse.ids import public_request_id
 from meterhouse.request import Attempt, Tally
+from meterhouse.telemetry.live import Live
 from meterhouse.telemetry.logs import RequestLog
 from meterhouse.telemetry.metrics import Metrics
 from meterhouse.telemetry.traces import AttemptSpan, Interval, RequestSpans, TraceContext, Tracing
@@ -54,12 +55,13 @@ def exchange_of(scope: Scope) -> Exchange:
 
 
 class Observer:
-    """Says once, at the end, how a request went."""
+    """Says once, at the end, how a request went; a watcher hears of those that named a model."""
 
-    def __init__(self, request_log: RequestLog, metrics: Metrics, tracing: Tracing) -> None:
+    def __init__(self, request_log: RequestLog, metrics: Metrics, tracing: Tracing, live: Live) -> None:
         self._request_log = request_log
         self._metrics = metrics
         self._tracing = tracing
+        self._live = live
 
     def finish(self, exchange: Exchange) -> None:
         """Write the log line, count the metrics, make the spans if the request is sampled or failed."""
@@ -73,7 +75,10 @@ class Observer:
             duration_ms=duration_ms,
             records=exchange.records,
         )
-        self._request_log.write(_log_fields(exchange, duration_ms))
+        fields = _log_fields(exchange, duration_ms)
+        self._request_log.write(fields)
+        if self._live.is_on and exchange.model and exchange.principal is not None:
+            self._live.note_finished(exchange.principal.root_key_id, fields)
         is_failed = exchange.status >= 500 or _has_failed_attempt(exchange)  # noqa: PLR2004 - server errors
         if self._tracing.wants(exchange.trace, is_failed=is_failed):
             self._tracing.finish(exchange.trace, _spans(exchange))

@@ -81,6 +81,8 @@ class Watched(Enum):
         "Attempts that the retry budget did not have",
         None,
     )
+    LIVE_LISTENERS = ("meterhouse_live_listeners", "gauge", "Streams that watch requests run", None)
+    DROPPED_LIVE_EVENTS = ("meterhouse_dropped_live_events", "counter", "Live events that had no room", None)
     DROPPED_LOG_LINES = ("meterhouse_dropped_log_lines", "counter", "Log lines that were never written", None)
 
 
