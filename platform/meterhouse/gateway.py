@@ -8,7 +8,7 @@ import asyncio
 import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import BinaryIO
 
@@ -40,7 +40,7 @@ from meterhouse.providers.simulator import Simulator
 from meterhouse.providers.upstream import Upstream
 from meterhouse.providers.vault import Vault
 from meterhouse.records import Records, open_records
-from meterhouse.settings import Environment, Settings
+from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.stores import Stores, open_stores
 from meterhouse.supply import Supply
 from meterhouse.supply_changes import NOTICE as SUPPLY_NOTICE
@@ -132,9 +132,15 @@ async def open_gateway(
             format=log_format, level=settings.log_level, stream=log_stream, call_later=loop.call_later
         )
         stack.callback(request_log.close)
-        tracing = Tracing(endpoint=settings.otlp_endpoint, ratio=settings.trace_ratio)
+        tracing = Tracing(
+            endpoint=settings.otlp_endpoint,
+            ratio=settings.trace_ratio,
+            slow_seconds=settings.trace_slow_seconds,
+            headers=_otlp_headers(settings),
+        )
         stack.callback(tracing.close)
         metrics = Metrics()
+        metrics.watch_each(Watched.SPANS, lambda: asdict(tracing.figures))
         stores = await stack.enter_async_context(open_stores(settings))
         vault = Vault(stores.peppers)
         supply = Supply(environment, settings, stores.catalog, stores.clock, vault)
@@ -257,6 +263,22 @@ def _most_requests(settings: Settings) -> int:
     if files == resource.RLIM_INFINITY:
         return MOST_REQUESTS
     return max(1, min(MOST_REQUESTS, int((files - OTHER_DESCRIPTORS) / DESCRIPTORS_PER_REQUEST)))
+
+
+def _otlp_headers(settings: Settings) -> dict[str, str]:
+    """Read what the collector wants to be told.
+
+    Raises:
+        SettingsError: It is not written as ``name=value[,name=value]``.
+    """
+    text = "" if settings.otlp_headers is None else settings.otlp_headers.get_secret_value()
+    headers: dict[str, str] = {}
+    for item in filter(None, text.split(",")):
+        name, is_given, value = item.strip().partition("=")
+        if not (name and is_given and item.isascii() and item.isprintable()):
+            raise SettingsError("METERHOUSE_OTLP_HEADERS: expected name=value[,name=value].")
+        headers[name] = value
+    return headers
 
 
 def _log_format(settings: Settings, stream: BinaryIO) -> Format:
