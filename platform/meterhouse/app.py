@@ -25,6 +25,7 @@ from meterhouse.http.account import build_account_router
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import CHAT_COMPLETIONS, ChatCompletions
+from meterhouse.http.live import build_live_router
 from meterhouse.http.middleware import BodyLimit, RequestContext
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.respond import render
@@ -102,6 +103,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     app.include_router(build_health_router(gateway.health))
     app.include_router(build_account_router(gateway.account))
     app.include_router(build_organization_router(gateway.admin))
+    app.include_router(build_live_router(gateway.live))
     app.include_router(build_admin_router(gateway.admin))
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid)

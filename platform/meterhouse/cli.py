@@ -16,6 +16,7 @@ import typer
 from meterhouse import __version__
 from meterhouse.cli_console import console
 from meterhouse.cli_ledger import ledger_app
+from meterhouse.cli_tail import tail
 from meterhouse.command import DEFAULT_ENV_FILE, Data, EnvFile, read_settings, run_with_stores
 from meterhouse.errors import GatewayError, StoreDown
 from meterhouse.metering import Scope
@@ -39,6 +40,7 @@ app.add_typer(limits_app, name="limits")
 app.add_typer(prices_app, name="prices")
 app.add_typer(ledger_app, name="ledger")
 app.command()(console)
+app.command()(tail)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LIMITS_HELP = "For example: 'requests 600/minute; tokens 200000/minute; concurrent 20; spend 25 USD/month'"

@@ -27,7 +27,8 @@ from meterhouse.providers.breaker import Breakers, RetryBudget
 from meterhouse.providers.provider import Deployment
 from meterhouse.providers.refusal import error_in_stream, to_error
 from meterhouse.providers.upstream import Upstream
-from meterhouse.request import Attempt
+from meterhouse.request import Attempt, Tally
+from meterhouse.telemetry.traces import format_traceparent, new_span_id
 from meterhouse.usage import Outcome
 
 MAX_ANSWER_BYTES = 64 * 1_048_576
@@ -200,7 +201,9 @@ class Attempts:
     ) -> Result:
         path = deployment.provider.chat_path
         is_streamed = call.tally.is_streamed
-        answer = await call.guard.wait(self._upstream.open(deployment, path, body, is_streamed=is_streamed))
+        headers = _trace_headers(call.tally) if deployment.provider.forwards_trace else None
+        opening = self._upstream.open(deployment, path, body, is_streamed=is_streamed, headers=headers)
+        answer = await call.guard.wait(opening)
         try:
             if answer.status != _OK:
                 text = await call.guard.wait(_read_error(answer))
@@ -264,6 +267,12 @@ async def _read_error(answer: Answer) -> bytes:
                 text += data
     answer.abort()
     return bytes(text)
+
+
+def _trace_headers(tally: Tally) -> dict[str, str]:
+    """Make the span of the running attempt the parent of what the provider does for it."""
+    tally.attempt.span_id = new_span_id()
+    return {"traceparent": format_traceparent(tally.trace_id, tally.attempt.span_id, is_sampled=tally.is_traced)}
 
 
 def _protocol_error(detail: str) -> UpstreamDown:
