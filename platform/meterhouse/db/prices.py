@@ -21,8 +21,10 @@ class PriceStore:
         self._engine = engine
 
     async def list_prices(self) -> list[Price]:
-        """Return every price that was ever set, by provider, model and the time from which it holds."""
-        statement = sa.select(price).order_by(price.c.provider, price.c.model, price.c.effective_from_ms, price.c.id)
+        """Return every price that was ever set, by provider, model, when it begins and when it was set."""
+        statement = sa.select(price).order_by(
+            *(price.c.provider, price.c.model, price.c.effective_from_ms, price.c.created_at_ms, price.c.id)
+        )
         async with reading(self._engine) as connection:
             return [_price_of(row) for row in (await connection.execute(statement)).mappings()]
 

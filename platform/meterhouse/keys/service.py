@@ -128,7 +128,7 @@ class KeyService:
     async def archive_project(self, project_id: str) -> Project:
         """Archive a project: its keys are refused from now on. Raises NotFound; archiving twice changes nothing."""
         await self._catalog.organizations.archive_project(project_id, self._clock.now_ms())
-        await self._tell_owner(Scope.PROJECT, project_id)
+        await self.note_limits_changed(Scope.PROJECT, project_id)
         return await self._get_project(project_id)
 
     async def issue(self, order: KeyOrder) -> IssuedKey:
@@ -230,7 +230,7 @@ class KeyService:
         if is_over or not await self._catalog.keys.rotate_key(key_id, new, ends_at_ms):
             message = f"Key '{key_id}' is not good any more and cannot be rotated. Issue a new key instead."
             raise Conflict(message, param="key_id")
-        await self._tell_owner(Scope.KEY, old.root_key_id)
+        await self.note_limits_changed(Scope.KEY, old.root_key_id)
         await self._tell({"key_id": new.id})
         return IssuedKey(secret.value, await self.get(new.id))
 
@@ -245,7 +245,7 @@ class KeyService:
         own = [replace(limit, scope=scope, scope_id=owner_id) for limit in limits]
         _check_limits(own)
         await self._catalog.limits.set_limits(scope, owner_id, own)
-        await self._tell_owner(scope, owner_id)
+        await self.note_limits_changed(scope, owner_id)
         return await self._catalog.limits.list_limits(scope, owner_id)
 
     async def list_limits(self, scope: Scope, scope_id: str) -> list[Limit]:
@@ -306,7 +306,7 @@ class KeyService:
             raise NotFound(f"There is no organization '{scope_id}'.", param="organization_id")
         return scope_id
 
-    async def _tell_owner(self, scope: Scope, scope_id: str) -> None:
+    async def note_limits_changed(self, scope: Scope, scope_id: str) -> None:
         """Tell every process that something changed that decides about an organization's, project's or chain's keys."""
         if self._others.mirror is not None:
             self._others.mirror.note_change(scope, scope_id, self._clock.now_ms())
