@@ -1,4 +1,4 @@
-"""A request is charged by the price of the moment that the meter admitted it, whatever the clock that routed it says."""
+"""A request is charged by the price of the moment that the meter admitted it, whatever clock routed it."""
 
 from meterhouse.admin.schemas import PriceRequest
 from meterhouse.price_orders import operator_price
