@@ -3,7 +3,7 @@
 Not here: which price applies (``money``, ``providers``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 import sqlalchemy as sa
@@ -25,6 +25,12 @@ class PriceStore:
         statement = sa.select(price).order_by(
             *(price.c.provider, price.c.model, price.c.effective_from_ms, price.c.created_at_ms, price.c.id)
         )
+        async with reading(self._engine) as connection:
+            return [_price_of(row) for row in (await connection.execute(statement)).mappings()]
+
+    async def find_prices(self, price_ids: Collection[str]) -> list[Price]:
+        """Return those of some prices that there are."""
+        statement = sa.select(price).where(price.c.id.in_(sorted(price_ids))).order_by(price.c.id)
         async with reading(self._engine) as connection:
             return [_price_of(row) for row in (await connection.execute(statement)).mappings()]
 
