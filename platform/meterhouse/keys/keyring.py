@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 
 from meterhouse.db.keys import KeyStore, StoredAdminKey, StoredKey
 from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
-from meterhouse.identity import KeyScope, Operator, Principal
+from meterhouse.identity import Actor, ActorKind, KeyScope, Principal, Role
 from meterhouse.keys.reader import KeyOutdated, KeyReader, Mirror, Read
 from meterhouse.keys.secret import ParsedSecret, Peppers, parse
 from meterhouse.metering import Clock, Scope
@@ -43,6 +43,7 @@ _INVALID = (
 )
 _ADMIN_KEY = "This is an admin key, and inference needs a project's key. Issue one with POST /admin/keys and send that."
 _TENANT_KEY = "Administration needs an admin key (sk-mh-admin-...), and this is a project's key. Send an admin key."
+_UNBOUND = "This admin key belongs to no organization and may do nothing. Ask an operator for another one."
 _ADDRESS = (
     "This API key may not be used from this address. Use it from one of its networks, or ask whoever issued it to "
     "add yours to its IP ranges."
@@ -123,12 +124,12 @@ class Keyring:
         _note_use(self._used, secret.key_id, now_ms)
         return entry.principal
 
-    async def verify_operator(self, authorization: str | None) -> Operator:
-        """Return which operator a request is. Always asks the database: administration is rare.
+    async def verify_admin(self, authorization: str | None) -> Actor:
+        """Return which administrator a request is. Always asks the database: administration is rare.
 
         Raises:
             InvalidKey: there is no key, or one that opens nothing.
-            NotPermitted: it is a tenant's key.
+            NotPermitted: it is a tenant's key, or an admin key that is bound to nothing.
             StoreDown: the database is away.
         """
         secret = _secret_of(authorization)
@@ -141,7 +142,7 @@ class Keyring:
         now_ms = self._clock.now_ms()
         self._check_secret(secret, stored, now_ms)
         _note_use(self._admin_used, secret.key_id, now_ms)
-        return Operator(key_id=stored.id, role=stored.role)
+        return _actor_of(stored)
 
     async def find_live(self, key_id: str) -> bool:
         """Say whether a key is still good, as fresh as ``verify`` would: a running stream of another is cut.
@@ -306,6 +307,14 @@ class Keyring:
             self._unknown_until_ms[key_id] = read_at_ms + UNKNOWN_MS
             if len(self._unknown_until_ms) > MAX_UNKNOWN:
                 self._unknown_until_ms.popitem(last=False)
+
+
+def _actor_of(stored: StoredAdminKey) -> Actor:
+    try:
+        return Actor(ActorKind.ADMIN_KEY, stored.id, Role(stored.role), stored.organization_id)
+    except ValueError:
+        # Before an owner or a reader was bound to an organization, such keys could be made, and could do nothing.
+        raise NotPermitted(_UNBOUND, detail=f"{stored.id} is a {stored.role}'s of no organization") from None
 
 
 def _secret_of(authorization: str | None) -> ParsedSecret:
