@@ -14,6 +14,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from meterhouse import __version__
+from meterhouse.cli_billing import credits_app, prices_app
 from meterhouse.cli_console import console
 from meterhouse.cli_ledger import ledger_app
 from meterhouse.cli_tail import tail
@@ -34,10 +35,10 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Issue, list, rotate and revoke keys. No server has to run.", no_args_is_help=True)
 limits_app = typer.Typer(help="Set and show limits of organizations, projects and keys.", no_args_is_help=True)
-prices_app = typer.Typer(help="Set and list prices.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(limits_app, name="limits")
 app.add_typer(prices_app, name="prices")
+app.add_typer(credits_app, name="credits")
 app.add_typer(ledger_app, name="ledger")
 app.command()(console)
 app.command()(tail)
@@ -313,45 +314,6 @@ def show_limits(
             print(format_limit(limit))
 
     _with_stores(data, env_file, show)
-
-
-@prices_app.command("set")
-def set_price(
-    provider: str,
-    model: Annotated[str, typer.Argument(help="The provider's own name of the model")],
-    input_usd: Annotated[str, typer.Option("--input", help="USD per million input tokens")],
-    output_usd: Annotated[str, typer.Option("--output", help="USD per million output tokens")],
-    cached_input_usd: Annotated[str | None, typer.Option("--cached-input", help="USD per million")] = None,
-    data: Data = None,
-    env_file: EnvFile = DEFAULT_ENV_FILE,
-) -> None:
-    """Set a price from now on. A running server takes it up within half a minute."""
-    from meterhouse.admin.schemas import PriceRequest  # noqa: PLC0415 - as in dev
-    from meterhouse.supply import operator_price  # noqa: PLC0415
-
-    async def change(stores: Stores) -> None:
-        order = PriceRequest(
-            provider=provider,
-            model=model,
-            input_usd=input_usd,
-            output_usd=output_usd,
-            cached_input_usd=cached_input_usd,
-            cache_write_usd=None,
-            request_usd=None,
-        )
-        price = operator_price(order, stores.clock.now_ms())
-        await stores.catalog.prices.insert_prices([price])
-        print(price.id)
-
-    _with_stores(data, env_file, change)
-
-
-@prices_app.command("list")
-def list_prices(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
-    """List every price that was ever in force here."""
-    from meterhouse.tables import print_prices  # noqa: PLC0415 - as in dev
-
-    _with_stores(data, env_file, print_prices)
 
 
 def _with_stores(data: Path | None, env_file: Path, work: Callable[[Stores], Awaitable[None]]) -> None:

@@ -1,9 +1,11 @@
 """What commands share: common options, opening the stores, and reading times and amounts as operators write them.
 
-Not here: any command (``cli``, ``cli_ledger``).
+Not here: any command (``cli``, ``cli_billing``, ``cli_ledger``).
 """
 
 import asyncio
+import os
+import pwd
 from collections.abc import Awaitable, Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -20,6 +22,8 @@ Data = Annotated[Path | None, typer.Option(help="Folder of the embedded database
 EnvFile = Annotated[Path, typer.Option(help="File with NAME=value lines; the environment wins over it")]
 DEFAULT_ENV_FILE = Path(".env")
 MAX_USD = 1_000_000_000
+STATEMENT_SECONDS = 3_600
+LOCK_SECONDS = 10
 
 
 def read_settings(data: Path | None, env_file: Path, **overrides: object) -> tuple[Settings, Environment]:
@@ -31,6 +35,23 @@ def read_settings(data: Path | None, env_file: Path, **overrides: object) -> tup
     environment = Environment.read(env_file)
     given = overrides if data is None else {**overrides, "data": data}
     return environment.settings(**given), environment
+
+
+def patient_settings(data: Path | None, env_file: Path) -> Settings:
+    """Return the settings of a command that may take long, without the haste of a request."""
+    patience: dict[str, object] = {
+        "statement_timeout_seconds": STATEMENT_SECONDS,
+        "lock_timeout_seconds": LOCK_SECONDS,
+    }
+    return read_settings(data, env_file, **patience)[0]
+
+
+def user_name() -> str:
+    """Return who runs the command, as the system knows them."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def run_with_stores(settings: Settings, work: Callable[[Stores], Awaitable[None]]) -> None:

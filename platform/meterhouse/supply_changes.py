@@ -38,7 +38,7 @@ class SupplyChanges:
         self._publish = publish
 
     async def set_price(self, order: PriceRequest) -> Price:
-        """Set an operator's price from now on."""
+        """Set an operator's price, from now or from the moment on that it names; raises Malformed."""
         price = await self._supply.set_price(order)
         await self._tell("price", f"{order.provider}/{order.model}")
         return price

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from meterhouse.db.engine import reading
 from meterhouse.db.projection import record_measure
-from meterhouse.db.tables import HOUR_MS, adjustment, usage_hour, usage_record
+from meterhouse.db.tables import CREDIT_PERIOD_MS, HOUR_MS, adjustment, usage_hour, usage_record
 from meterhouse.metering import LedgerSums, Period, Scope, Sums
 
 CHUNK_IDS = 10_000
@@ -124,7 +124,8 @@ def _statement(shape: _Shape) -> _Part:
     parts = [_used(source, shape)]
     if not shape.has_model:  # an adjustment knows no models
         corrected = _labelled(sa.literal(0), total(adjustment.c.tokens), total(adjustment.c.nanos))
-        parts.append(corrected.where(*_within(adjustment, adjustment.c.period_start_ms, shape)))
+        is_correction = adjustment.c.period_start_ms != CREDIT_PERIOD_MS  # what is prepaid raises a limit instead
+        parts.append(corrected.where(is_correction, *_within(adjustment, adjustment.c.period_start_ms, shape)))
     if shape.has_before:
         late = Source.of_records()
         parts.append(_used(late, shape, sign=-1).where(late.at >= _parameter("before")))

@@ -129,11 +129,25 @@ class LedgerStore:
 
     async def insert_adjustment(self, entry: Adjustment) -> bool:
         """Write a credit or correction; False when its id is there already."""
+        return bool(await self.insert_adjustments([entry]))
+
+    async def insert_adjustments(self, entries: Sequence[Adjustment]) -> list[Adjustment]:
+        """Write credits or corrections, all or none; returns those whose ids were not there yet."""
+        if not entries:
+            return []
+        rows = [{name: getattr(entry, name) for name in Adjustment.__slots__} for entry in entries]
         async with writing(self._engine) as connection:
             statement = insert_into(connection, adjustment).on_conflict_do_nothing(index_elements=["id"])
-            values = {name: getattr(entry, name) for name in Adjustment.__slots__}
-            result = await connection.execute(statement.values(**values).returning(adjustment.c.id))
-            return result.first() is not None
+            result = await connection.execute(statement.returning(adjustment.c.id), rows)
+            new = {row.id for row in result}
+        return [entry for entry in entries if entry.id in new]
+
+    async def find_adjustment(self, adjustment_id: str) -> Adjustment | None:
+        """Return an adjustment, None when there is none."""
+        statement = sa.select(adjustment).where(adjustment.c.id == adjustment_id)
+        async with reading(self._engine) as connection:
+            row = (await connection.execute(statement)).mappings().first()
+        return None if row is None else Adjustment(**row)
 
     async def sum_period(self, period: Period) -> Sums:
         """Sum what a quota or budget counts; see ``sum_periods``."""

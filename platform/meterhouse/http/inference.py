@@ -43,6 +43,7 @@ from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.settler import Settler, charged_usage
 from meterhouse.limits.demand import ModelBounds, build_demand
 from meterhouse.metering import Clock, Demand, Meter, Refusal, Reservation
+from meterhouse.money import Price
 from meterhouse.providers.provider import Route
 from meterhouse.providers.routes import Routes
 from meterhouse.request import InputSize, Tally, measure
@@ -105,7 +106,8 @@ class ChatCompletions:
         route = parts.routes.resolve(parsed.request.model, parts.clock.now_ms())
         _permit(principal, parsed.request.model, route)
         size = with_rendered_tools(measure(parsed.request, parsed.fields), parsed, route)
-        demand = _demand(exchange, principal, parsed, size, route)
+        prices = parts.routes.snapshot.prices_around(route, parts.clock.now_ms())
+        demand = _demand(exchange, principal, parsed, size, route, prices)
         limits = self._limit_names.translate(principal.limits)
         if limits is not principal.limits:
             demand = replace(demand, limits=limits)
@@ -114,7 +116,8 @@ class ChatCompletions:
         if isinstance(reservation, Refusal):
             parts.metrics.observe_refusal(reservation)
             raise refused(reservation, parsed.request.model, parts.clock.now_ms())
-        # From here on a settlement is owed.
+        # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
+        route = parts.routes.snapshot.reprice(route, reservation.admitted_at_ms)
         tally = _tally(exchange, demand, size, reservation, asked_ns)
         exchange.tally = tally
         headers = _headers(parsed, demand, reservation, parts.clock.now_ms())
@@ -222,7 +225,14 @@ def _permit(principal: Principal, model: str, route: Route) -> None:
         )
 
 
-def _demand(exchange: Exchange, principal: Principal, parsed: ParsedBody, size: InputSize, route: Route) -> Demand:
+def _demand(
+    exchange: Exchange,
+    principal: Principal,
+    parsed: ParsedBody,
+    size: InputSize,
+    route: Route,
+    prices: tuple[Price | None, ...],
+) -> Demand:
     """Build the demand over every deployment that may serve, so that a failover never exceeds its hold."""
     models = [deployment.model for deployment in route.deployments]
     defaults = [deployment.provider.default_max_tokens for deployment in route.deployments]
@@ -235,7 +245,6 @@ def _demand(exchange: Exchange, principal: Principal, parsed: ParsedBody, size: 
         thinks_hidden=any(model.thinks_hidden for model in models),
         model=route.model,
     )
-    prices = tuple(deployment.price for deployment in route.deployments)
     return build_demand(exchange.request_id, principal, parsed.request, size, prices, bounds)
 
 

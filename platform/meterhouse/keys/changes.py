@@ -62,6 +62,10 @@ class Changes:
         self.on_organization: list[Callable[[str], Awaitable[None]]] = []
         """Called with the id of each organization that was made here."""
 
+    async def note_limits_changed(self, scope: Scope, scope_id: str) -> None:
+        """Have every key of an organization, a project or a chain of rotations read again before its next use."""
+        await self._tell_owner(scope, scope_id)
+
     async def _tell_owner(self, scope: Scope, scope_id: str) -> None:
         """Tell every process that something changed that decides about an organization's, project's or chain's keys."""
         if self._others.mirror is not None:
