@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -131,10 +132,10 @@ class GatewayClient:
             GatewayAway: It cannot be asked, or cannot tell now.
         """
         is_admin = secret.startswith(("sk-mh-admin-", "eyJ"))
-        path = "/v1/organization/projects" if is_admin else "/v1/models"
-        async with self.ask(Asked("GET", path, "limit=1" if is_admin else ""), secret) as answer:
-            if answer.status in {401, 403}:
-                return None
-            if answer.status != 200:  # noqa: PLR2004 - HTTP's
-                raise GatewayAway(f"The gateway at {self._base_url} answered with {answer.status}. Try again soon.")
-        return "admin" if is_admin else "tenant"
+        for path in ("/v1/organization/audit_logs",) if is_admin else ("/v1/limits", "/v1/models"):
+            async with self.ask(Asked("GET", path, "limit=1" if is_admin else ""), secret) as answer:
+                if answer.status == HTTPStatus.OK:
+                    return "admin" if is_admin else "tenant"
+                if answer.status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                    raise GatewayAway(f"The gateway at {self._base_url} answered with {answer.status}. Try again soon.")
+        return None

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from meterhouse.admin.guard import SignedInOperator, sign_in_operator
+from meterhouse.admin.guard import SignedIn
+from meterhouse.admin.guard import sign_in as sign_in_admin
 from meterhouse.errors import GatewayError, StoreDown
 from meterhouse.http.account import MayReadUsage, sign_in
 from meterhouse.http.exchange import exchange_of
@@ -108,10 +109,12 @@ def build_live_router(parts: LiveParts) -> APIRouter:
     @router.get("/admin/live", summary="All requests as they run", response_class=LiveStream, responses=EVENT_STREAM)
     async def follow_all(
         request: Request,
-        _operator: SignedInOperator,
+        author: SignedIn,
         organization_id: Annotated[str, Query(max_length=64, description="Only those of one")] = EVERYBODY,
     ) -> LiveStream:
-        return LiveStream(parts, organization_id, None, lambda: sign_in_operator(request, None))
+        return LiveStream(
+            parts, author.actor.organization_id or organization_id, None, lambda: sign_in_admin(request, None)
+        )
 
     return router
 
