@@ -129,7 +129,10 @@ class Console:
         body = await _read_body(request)
         if body is None:
             return _refuse(413, f"At most {MOST_BODY_BYTES} bytes can be sent.")
-        return Passing(self.gateway, Asked(request.method, path, request.url.query, body), session.secret)
+        kind = request.headers.get("content-type", "").partition(";")[0]
+        kind = kind if kind in CONTENT_TYPES else "application/json"
+        asked = Asked(request.method, path, request.url.query, body, kind)
+        return Passing(self.gateway, asked, session.secret)
 
     def _shown(self, session: Session) -> dict[str, str]:
         return {"kind": session.kind, "form_token": session.form_token, "gateway_url": self.gateway.base_url}

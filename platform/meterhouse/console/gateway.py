@@ -19,7 +19,8 @@ from yarl import URL
 from meterhouse import __version__
 
 CONNECT_SECONDS = 5.0
-MOST_BODY_BYTES = 1 << 20
+MOST_BODY_BYTES = 16 << 20
+"""An export of the ledger may be sent back to be verified."""
 ADMINISTRATION = (
     "/admin/",
     "/v1/organization/",
@@ -62,6 +63,7 @@ class Asked:
     path: str
     query: str = ""
     body: bytes = b""
+    content_type: str = "application/json"
 
 
 def may_ask(kind: str, method: str, path: str) -> bool:
@@ -114,7 +116,7 @@ class GatewayClient:
         url = URL(f"{self._base_url}{asked.path}{query}", encoded=True)
         headers = {"authorization": f"Bearer {secret}", "accept": "*/*"}
         if asked.body:
-            headers["content-type"] = "application/json"
+            headers["content-type"] = asked.content_type
         try:
             async with self._session.request(
                 asked.method, url, data=asked.body or None, headers=headers, allow_redirects=False

@@ -42,10 +42,11 @@ async function watched(work) {
 
 async function ask(url, method, body, signal) {
   const headers = { "x-form-token": formToken };
-  if (body !== undefined) headers["content-type"] = "application/json";
+  const isText = typeof body === "string";
+  if (body !== undefined) headers["content-type"] = isText ? "application/x-ndjson" : "application/json";
   let answer;
   try {
-    answer = await fetch(url, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+    answer = await fetch(url, { method, headers, signal, body: body === undefined || isText ? body : JSON.stringify(body) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, "The console's own server cannot be reached. Is it still running?");
@@ -74,12 +75,14 @@ export function query(path, parameters = {}) {
   return `/api${path}${text ? `?${text}` : ""}`;
 }
 
+export const text = (path, parameters) => watched(async () => (await ask(query(path, parameters), "GET")).text());
 export const get = (path, parameters) => call(query(path, parameters));
 export const send = (method, path, body) => call(query(path), method, body);
 
 // Gives the data of each server-sent event until the signal says stop; throws when the stream breaks.
-export async function* events(path, { method = "GET", body, signal, parameters } = {}) {
+export async function* events(path, { method = "GET", body, signal, parameters, begun = () => {} } = {}) {
   const answer = await ask(query(path, parameters), method, body, signal);
+  begun(answer.headers.get("x-request-id"));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {

@@ -1,7 +1,7 @@
 // The ledger: search, export, verification, invoices, the audit log.
 
-import { get, query, send } from "./api.js";
-import { button, duration, field, h, moment, notify, number, pairs, select, show, table, tag, usd } from "./dom.js";
+import { get, query, send, text } from "./api.js";
+import { button, dialog, duration, field, h, moment, notify, number, pairs, select, show, table, tag, usd } from "./dom.js";
 import { openReceipt } from "./receipt.js";
 
 export async function ledgerPage({ session }) {
@@ -30,16 +30,16 @@ function recordsCard(session) {
     after = page.last_id;
     const shown = [
       table([
-        { title: "Request", cell: (r) => h("code", {}, String(r.request_id ?? r.id).slice(-12)) },
-        { title: "Begun", cell: (r) => moment(r.admitted_at / (r.admitted_at > 1e11 ? 1000 : 1)) },
+        { title: "Request", cell: (r) => h("code", {}, r.request_id.slice(-12)) },
+        { title: "Begun", cell: (r) => moment(r.admitted_at_ms / 1000) },
         { title: "Model", cell: (r) => r.model },
         { title: "Outcome", cell: (r) => tag(r.outcome, r.outcome === "completed" ? "good" : "bad") },
         { title: "Exactness", cell: (r) => r.exactness },
-        { title: "In", number: true, cell: (r) => number(r.input_tokens) },
-        { title: "Out", number: true, cell: (r) => number(r.output_tokens) },
+        { title: "In", number: true, cell: (r) => number(r.usage.input_tokens) },
+        { title: "Out", number: true, cell: (r) => number(r.usage.output_tokens) },
         { title: "Time", number: true, cell: (r) => duration(r.duration_ms) },
         { title: "Charge", number: true, cell: (r) => usd(r.charge_nanos) },
-      ], page.data, { empty: "No record matches.", open: (r) => openReceipt(session, r.request_id ?? r.id) }),
+      ], page.data, { empty: "No record matches.", open: (r) => openReceipt(session, r.request_id) }),
       page.has_more ? button("More records", () => load(false)) : null,
     ];
     if (isFirst) show(result, shown);
@@ -61,27 +61,56 @@ function invoiceCard(organizations) {
   const month = h("input", { type: "month", value: new Date().toISOString().slice(0, 7) });
   const result = h("div", {});
   const path = () => `/admin/organizations/${encodeURIComponent(organization.value)}/invoices/${month.value}`;
-  const look = button("Show", async () => {
-    const invoice = await get(path());
-    show(result,
-      pairs([["Month", invoice.month], ["Total", usd(invoice.total_nanos ?? invoice.charge_nanos ?? 0)], ["Lines", number(invoice.lines?.length ?? 0)]]),
-      h("p", {}, h("a", { href: query(path(), { format: "html" }), target: "_blank", rel: "noopener" }, "Printable page"), " · ",
-        h("a", { href: query(path(), { format: "csv" }) }, "CSV")));
-  }, "main");
-  const verify = button("Verify the chain", async () => {
-    const found = await send("POST", "/admin/ledger/verify", { organization_id: organization.value });
-    show(result, h("p", {}, found.is_intact ?? found.ok ? tag("intact", "good") : tag("broken", "bad"), " ", `${number(found.entries ?? found.checked ?? 0)} entries were checked.`));
+  const look = button("Invoice", async () => show(result, invoiceParts(await get(path()), path())), "main");
+  const span = () => {
+    const start = Date.parse(`${month.value}-01T00:00:00Z`);
+    const end = new Date(start);
+    end.setUTCMonth(end.getUTCMonth() + 1);
+    return { organization_id: organization.value, start_time: start / 1000, end_time: end.getTime() / 1000 };
+  };
+  const verify = button("Verify", async () => {
+    const found = await send("POST", "/admin/ledger/verify", await text("/admin/ledger/export", span()));
+    show(result, verification(found));
   });
-  return h("div", { class: "card" }, h("h2", {}, "Invoices and proof"), h("div", { class: "row" }, field("Organization", organization), field("Month", month), look, verify), result);
+  const download = button("Export", () => {
+    h("a", { href: query("/admin/ledger/export", span()), download: "" }).click();
+  });
+  return h("div", { class: "card" }, h("h2", {}, "Invoices and proof"),
+    h("p", { class: "hint" }, "An export holds every record with its seal, signed by this host; Verify makes one and checks each link of the chain, and compares it with the database."),
+    h("div", { class: "row" }, field("Organization", organization), field("Month", month), look, download, verify), result);
+}
+
+function invoiceParts(invoice, path) {
+  return [
+    pairs([["Month", invoice.month], ["State", invoice.status], ["Total", usd(invoice.total_nanos)], ["Lines", number(invoice.lines.length)]]),
+    h("p", {}, h("a", { href: query(path, { format: "html" }), target: "_blank", rel: "noopener" }, "Printable page"), " · ",
+      h("a", { href: query(path, { format: "csv" }) }, "CSV")),
+  ];
+}
+
+function verification(found) {
+  const { usage_rows: rows, adjustment_rows: adjustments, charge_nanos: charged } = found.totals;
+  return [
+    h("p", {}, found.is_good ? tag("intact", "good") : tag("broken", "bad"), " ",
+      `${number(rows)} records and ${number(adjustments)} adjustments, ${usd(charged)}`, found.is_compared ? ", compared with the database." : "."),
+    found.findings.length ? h("ul", {}, found.findings.slice(0, 50).map((text) => h("li", { class: "error" }, text))) : null,
+  ];
 }
 
 function auditCard() {
   const result = h("div", {}, h("p", { class: "busy" }, "Loading"));
   get("/admin/audit", { limit: 50 }).then((page) => show(result, table([
-    { title: "When", cell: (e) => moment(e.effective_at ?? e.at) },
-    { title: "Who", cell: (e) => h("code", {}, e.actor?.id ?? e.actor?.api_key?.id ?? e.actor?.type ?? "–") },
-    { title: "Did", cell: (e) => e.type ?? e.action },
-    { title: "To", cell: (e) => h("code", {}, e.target_id ?? e.target?.id ?? e.project?.id ?? "–") },
-  ], page.data, { empty: "Nobody changed anything yet." }))).catch((error) => show(result, h("p", { class: "error" }, error.message)));
+    { title: "When", cell: (e) => moment(e.created_at) },
+    { title: "Who", cell: (e) => [h("code", {}, e.actor_id), " ", h("span", { class: "hint" }, e.actor_role)] },
+    { title: "Did", cell: (e) => e.action },
+    { title: "To", cell: (e) => h("code", {}, e.target_id) },
+    { title: "From", cell: (e) => e.address ?? "this machine" },
+  ], page.data, { empty: "Nobody changed anything yet.", open: showChange }))).catch((error) => show(result, h("p", { class: "error" }, error.message)));
   return h("div", { class: "card" }, h("h2", {}, "Audit log"), result);
+}
+
+function showChange(event) {
+  const text = (value) => (value === null ? "nothing" : JSON.stringify(value, null, 2));
+  dialog(event.action, pairs([["When", moment(event.created_at)], ["Who", event.actor_id], ["To", event.target_id], ["Request", event.request_id]]),
+    h("div", { class: "columns" }, h("div", {}, h("h2", {}, "Before"), h("pre", {}, text(event.before))), h("div", {}, h("h2", {}, "After"), h("pre", {}, text(event.after)))));
 }

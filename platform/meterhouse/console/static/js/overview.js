@@ -1,7 +1,7 @@
 // Spend, traffic and errors over a chosen span.
 
 import { get } from "./api.js";
-import { compact, h, roughUsd, select, show } from "./dom.js";
+import { compact, duration, h, roughUsd, select, show } from "./dom.js";
 import { plot } from "./plot.js";
 
 const SPANS = [["3600/1m", "Last hour"], ["86400/1h", "Last day"], ["604800/1h", "Last 7 days"], ["2592000/1d", "Last 30 days"]];
@@ -16,14 +16,15 @@ export async function overviewPage({ signal }) {
   const load = async () => {
     const now = Math.floor(Date.now() / 1000);
     const [seconds, width] = span.split("/");
-    const [lines, owners, today, month] = await Promise.all([
+    const [lines, owners, today, month, last] = await Promise.all([
       get("/admin/series", { start_time: now - Number(seconds), bucket_width: width, by, top: 5 }),
       get("/admin/series", { start_time: now - Number(seconds), bucket_width: width, by: "owner" }),
       get("/admin/series", { start_time: startOfDay(now), bucket_width: "1h" }),
       get("/admin/series", { start_time: startOfMonth(), bucket_width: "1d" }),
+      get("/admin/ledger/records", { start_time: now - Number(seconds), limit: 100 }).catch(() => ({ data: [] })),
     ]);
     if (signal.aborted) return;
-    show(figures, cards(lines, owners, today, month, Number(seconds)));
+    show(figures, cards({ lines, owners, today, month, seconds: Number(seconds), last: last.data }));
     show(plots, charts(lines, owners, by));
   };
   const timer = setInterval(() => load().catch(() => {}), 10000);
@@ -42,7 +43,7 @@ const sum = (series, measure) => series.lines.reduce((all, line) => all + line[m
 const startOfDay = (now) => now - (now % 86400);
 const startOfMonth = () => Date.UTC(new Date().getUTCFullYear(), new Date().getUTCMonth()) / 1000;
 
-function cards(lines, owners, today, month, seconds) {
+function cards({ lines, owners, today, month, seconds, last }) {
   const requests = sum(lines, "requests");
   const errors = sum(owners, "errors");
   const tokens = sum(lines, "input_tokens") + sum(lines, "output_tokens");
@@ -51,7 +52,15 @@ function cards(lines, owners, today, month, seconds) {
     card("Spent this month", roughUsd(sum(month, "charge_nanos")), "UTC"),
     card("Requests", compact(requests), `${compact(requests / seconds)}/s`),
     card("Tokens", compact(tokens), `${compact(tokens / seconds)}/s`),
+    card("First token", `${duration(part(last, 0.5))}`, `p50 of the last ${last.length}`),
+    card("First token", `${duration(part(last, 0.95))}`, "p95"),
     card("Errors", compact(errors), requests ? `${((100 * errors) / requests).toFixed(1)} %` : ""));
+}
+
+// The value that so large a part of the last records stays below.
+function part(records, share) {
+  const times = records.map((r) => r.time_to_first_token_ms).filter((ms) => ms !== null).sort((a, b) => a - b);
+  return times.length ? times[Math.min(times.length - 1, Math.floor(times.length * share))] : null;
 }
 
 function card(title, value, more) {

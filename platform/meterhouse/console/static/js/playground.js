@@ -44,6 +44,8 @@ async function run({ model, text, most, answer, figures, signal }) {
   let pieces = 0;
   let usage = null;
   let id = null;
+  let charged = null;
+  let live = null;
   show(answer);
   const draw = () => {
     const seconds = first === null ? 0 : (performance.now() - first) / 1000;
@@ -52,15 +54,15 @@ async function run({ model, text, most, answer, figures, signal }) {
       ["Tokens", `${usage ? "" : "about "}${number(tokens)}`],
       ["Tokens/s", seconds > 0 ? (tokens / seconds).toFixed(1) : "–"],
       ["First token", first === null ? "waiting" : duration(first - began)],
-      ["Cost", usage?.cost_nanos !== undefined ? usd(usage.cost_nanos) : h("span", { id: "cost" }, usage ? "asking for the receipt" : "when it has ended")],
+      ["Cost", h("span", { id: "cost" }, charged === null ? cost(live) : usd(charged))],
     ]));
   };
   draw();
-  for await (const data of events("/v1/chat/completions", { method: "POST", body, signal })) {
+  watch(signal, (event) => event.request_id === id && (live = { ...live, ...event }));
+  for await (const data of events("/v1/chat/completions", { method: "POST", body, signal, begun: (found) => (id = found) })) {
     if (data === "[DONE]") break;
     const event = JSON.parse(data);
     if (event.error) throw new Error(event.error.message);
-    id = event.id ?? id;
     usage = event.usage ?? usage;
     const delta = event.choices?.[0]?.delta ?? {};
     const piece = delta.content ?? delta.reasoning_content ?? "";
@@ -72,4 +74,34 @@ async function run({ model, text, most, answer, figures, signal }) {
     draw();
   }
   draw();
+  charged = (await receipt(id)).charge_nanos;
+  draw();
+}
+
+// What the meter says while it runs; the page goes on without it.
+async function watch(signal, take) {
+  const ending = AbortSignal.any([signal, AbortSignal.timeout(120000)]);
+  try {
+    for await (const data of events("/v1/live", { signal: ending })) {
+      const event = JSON.parse(data);
+      take(event);
+      if (event.type === "request.finished") return;
+    }
+  } catch {
+    // A stream of events that breaks takes nothing away from the answer.
+  }
+}
+
+const cost = (running) => (running?.charge_nanos === undefined ? "when it has ended" : `about ${usd(running.charge_nanos)}`);
+
+// The receipt is written a moment after the end.
+async function receipt(id) {
+  for (let tries = 0; ; tries += 1) {
+    try {
+      return await get(`/v1/receipts/${encodeURIComponent(id)}`);
+    } catch (error) {
+      if (error.code !== "receipt_pending" || tries > 20) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 300));
+    }
+  }
 }

@@ -14,28 +14,37 @@ export async function openReceipt(session, requestId) {
 }
 
 export function receiptParts(receipt) {
+  const last = receipt.attempts.at(-1) ?? {};
+  const used = (attempt) => attempt.usage ?? attempt;
   return [
     pairs([
       ["Request", h("code", {}, receipt.id)],
       ["Model", receipt.model],
       ["Project", h("code", {}, receipt.project_id)],
-      ["Key", h("code", {}, receipt.key_id)],
-      ["Begun", moment(receipt.admitted_at / 1000)],
+      ["Key", h("code", {}, receipt.key_id ?? last.key_id)],
+      ["Begun", moment((receipt.admitted_at ?? last.admitted_at_ms) / 1000)],
       ["Charged", usd(receipt.charge_nanos)],
-      ["Trace", receipt.trace_id && h("code", {}, receipt.trace_id)],
+      ["Trace", last.trace_id && h("code", {}, last.trace_id)],
     ]),
     table([
       { title: "#", cell: (a) => a.attempt },
       { title: "Provider", cell: (a) => a.provider || "–" },
-      { title: "Outcome", cell: (a) => a.outcome },
+      { title: "Outcome", cell: (a) => (a.error_code ? `${a.outcome} (${a.error_code})` : a.outcome) },
       { title: "Exactness", cell: (a) => a.exactness },
-      { title: "In", number: true, cell: (a) => number(a.input_tokens) },
-      { title: "Out", number: true, cell: (a) => number(a.output_tokens) },
+      { title: "In", number: true, cell: (a) => number(used(a).input_tokens) },
+      { title: "Out", number: true, cell: (a) => number(used(a).output_tokens) },
       { title: "First token", number: true, cell: (a) => duration(a.time_to_first_token_ms) },
       { title: "Time", number: true, cell: (a) => duration(a.duration_ms) },
       { title: "Price", cell: (a) => (a.price_id ? h("code", {}, a.price_id) : "none") },
-      { title: "Seal", cell: (a) => (a.seal ? h("code", { title: a.seal.hash ?? "" }, String(a.seal.hash ?? a.seal).slice(0, 12)) : "not yet") },
+      { title: "Seal", cell: (a) => seal(a.seal) },
       { title: "Charge", number: true, cell: (a) => usd(a.charge_nanos) },
     ], receipt.attempts),
   ];
+}
+
+function seal(found) {
+  if (found === undefined) return "–";
+  if (!found) return "not yet";
+  const hash = String(found.hash ?? found);
+  return h("code", { title: hash }, found.number ? `${found.number}: ${hash.slice(0, 10)}` : hash.slice(0, 12));
 }
