@@ -29,6 +29,7 @@ from meterhouse.http.live import build_live_router
 from meterhouse.http.middleware import BodyLimit, RequestContext
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.respond import render
+from meterhouse.http.standing import build_standing_router
 from meterhouse.ids import public_request_id
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
@@ -102,6 +103,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
         app.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
     app.include_router(build_health_router(gateway.health))
     app.include_router(build_account_router(gateway.account))
+    app.include_router(build_standing_router(gateway.account, gateway.admin.service))
     app.include_router(build_organization_router(gateway.admin))
     app.include_router(build_live_router(gateway.live))
     app.include_router(build_admin_router(gateway.admin))

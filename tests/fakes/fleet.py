@@ -81,7 +81,7 @@ class ServeProcess:
         self.data = data
         self.workers = workers
         self.env_file = env_file
-        self.bind = bind or f"127.0.0.1:{_free_port()}"
+        self.bind = bind or f"127.0.0.1:{free_port()}"
         self.database_url = database_url
         self.log_path = data.parent / f"{data.name}.log"
         urls = {"METERHOUSE_REDIS_URL": redis_url, "METERHOUSE_DATABASE_URL": database_url}
@@ -389,7 +389,7 @@ def _links(pid: int) -> set[str]:
     return links
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -25,6 +25,7 @@ MATRIX: Mapping[str, frozenset[Role]] = MappingProxyType(
         "POST /admin/keys": OPERATORS,
         "GET /admin/keys": OPERATORS,
         "GET /admin/keys/{key_id}": OPERATORS,
+        "GET /admin/keys/{key_id}/limits": OPERATORS,
         "POST /admin/keys/{key_id}/rotate": OPERATORS,
         "DELETE /admin/keys/{key_id}": OPERATORS,
         "PUT /admin/limits": OPERATORS,

@@ -166,7 +166,7 @@ def build_account_router(parts: AccountParts) -> APIRouter:
     @router.get("/limits", summary="What binds this key, and where it stands")
     async def list_limits(principal: MayReadUsage) -> LimitList:
         states = await parts.meter.list_states(principal.organization_id, limit_names.translate(principal.limits))
-        return LimitList(data=[_limit(state) for state in states])
+        return LimitList(data=[show_limit(state) for state in states])
 
     @router.get("/receipts/{request_id}", summary="What one request used and cost")
     async def get_receipt(request_id: str, principal: MayReadUsage) -> Receipt:
@@ -196,7 +196,8 @@ def _model(listed: ListedModel) -> ModelObject:
     )
 
 
-def _limit(state: LimitState) -> LimitObject:
+def show_limit(state: LimitState) -> LimitObject:
+    """Show a limit and where it stands."""
     limit = state.limit
     amounts = {"amount": limit.amount, "spent": state.spent, "reserved": state.reserved, "free": state.free}
     return LimitObject(

@@ -50,8 +50,13 @@ export function table(columns, items, { empty = "There is nothing here yet.", op
   return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, head), h("tbody", {}, rows)));
 }
 
+let hints = 0;
+
 export function field(label, control, hint = null) {
-  return h("label", {}, label, control, hint && h("span", { class: "hint" }, hint));
+  if (!hint) return h("label", {}, label, control);
+  const id = `hint-${(hints += 1)}`;
+  control.setAttribute("aria-describedby", id);
+  return h("div", { class: "field" }, h("label", {}, label, control), h("span", { class: "hint", id }, hint));
 }
 
 export function select(options, value, onchange = null) {

@@ -1,12 +1,11 @@
 // Streams an answer, and shows tokens, tokens/s and cost as they grow.
 
 import { events, get } from "./api.js";
-import { duration, field, h, notify, number, pairs, select, show, usd } from "./dom.js";
+import { duration, field, h, notify, number, pairs, show, usd } from "./dom.js";
 
 export async function playgroundPage({ signal }) {
   const models = (await get("/v1/models")).data;
-  if (!models.length) return [h("h1", {}, "Playground"), h("p", { class: "empty" }, "No provider is on, so that no model can answer.")];
-  const model = select(models.map((m) => [m.id, m.id]), models[0].id);
+  const model = h("input", { list: "models", value: models[0]?.id ?? "", required: true, size: 28 });
   const prompt = h("textarea", { "aria-label": "Message" }, "Say something about meters.");
   const most = h("input", { type: "number", min: 1, max: 100000, value: 300 });
   const answer = h("div", { class: "answer", "aria-live": "polite" });
@@ -29,7 +28,7 @@ export async function playgroundPage({ signal }) {
       go.disabled = false;
       stopper.disabled = true;
     }
-  } }, h("div", { class: "row" }, field("Model", model), field("At most tokens", most)), prompt, h("div", { class: "row" }, go, stopper));
+  } }, h("div", { class: "row" }, field("Model", model), h("datalist", { id: "models" }, models.map((m) => h("option", { value: m.id }))), field("At most tokens", most)), prompt, h("div", { class: "row" }, go, stopper));
   return [h("h1", {}, "Playground"), h("p", { class: "lead" }, "The same endpoint as the SDK's, with this key: what you ask is metered and charged."),
     h("div", { class: "columns" }, h("div", { class: "card" }, form), h("div", { class: "card" }, figures, answer))];
 }
