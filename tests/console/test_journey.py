@@ -105,7 +105,7 @@ def test_a_tenant_sees_its_limits_and_tries_a_model(visitor: Visitor, fleet: Ser
     page.get_by_label("Model").fill(f"fake/{QUICK}")
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#cost")).to_contain_text("$0.0000")
-    expect(page.locator(".answer")).to_contain_text("token")
+    expect(page.locator(".answer")).not_to_be_empty()
     page = visitor.go("mine")
     expect(page.locator("main")).to_contain_text("$0.0000")
 

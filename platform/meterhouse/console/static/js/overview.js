@@ -78,7 +78,7 @@ function charts(lines, owners, by) {
   }));
   const wrong = owners.lines.filter((line) => line.name && sum({ lines: [line] }, "errors"))
     .map((line) => ({ name: OWNERS[line.name] ?? line.name, values: line.errors }));
-  const chart = (title, options) => h("div", { class: "card" }, h("h2", {}, title), plot({ times: lines.times, label: `${title} ${by}`, ...options }));
+  const chart = (title, options) => h("div", { class: "card" }, h("h2", {}, title), plot({ times: lines.times, label: `${title} by ${by}`, ...options }));
   return h("div", { class: "columns" },
     chart("Spend", { lines: named(["charge_nanos"]), format: roughUsd }),
     chart("Requests", { lines: named(["requests"]), format: compact }),
