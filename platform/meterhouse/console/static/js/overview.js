@@ -52,8 +52,7 @@ function cards({ lines, owners, today, month, seconds, last }) {
     card("Spent this month", roughUsd(sum(month, "charge_nanos")), "UTC"),
     card("Requests", compact(requests), `${compact(requests / seconds)}/s`),
     card("Tokens", compact(tokens), `${compact(tokens / seconds)}/s`),
-    card("First token", `${duration(part(last, 0.5))}`, `p50 of the last ${last.length}`),
-    card("First token", `${duration(part(last, 0.95))}`, "p95"),
+    card("First token", duration(part(last, 0.5)), `p50; ${duration(part(last, 0.95))} p95, last ${last.length}`),
     card("Errors", compact(errors), requests ? `${((100 * errors) / requests).toFixed(1)} %` : ""));
 }
 

@@ -2,39 +2,23 @@
 
 import { h, show } from "./dom.js";
 
-const WIDTH = 640;
 const HEIGHT = 208;
-const LEFT = 54;
+const LEFT = 62;
+const RIGHT = 14;
 const BOTTOM = 22;
 const TOP = 8;
 
-// times: Unix seconds; lines: [{name, values}]; format(value) in words. stacked: bars on one another.
-export function plot({ times, lines, format, stacked = true, label }) {
+// times: Unix seconds; lines: [{name, values}]; format(value) in words.
+export function plot({ times, lines, format, label }) {
   const box = h("div", { class: "plot", tabindex: 0, role: "img", "aria-label": label });
-  const totals = times.map((_, i) => lines.reduce((sum, line) => sum + (line.values[i] ?? 0), 0));
-  const most = Math.max(1e-9, ...(stacked ? totals : lines.flatMap((line) => line.values.map((v) => v ?? 0))));
-  const top = nice(most);
-  const x = (i) => LEFT + ((WIDTH - LEFT - 8) * (i + 0.5)) / Math.max(1, times.length);
-  const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / top);
-  const svg = h("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": true });
-  for (const part of [0, 0.5, 1]) {
-    svg.append(h("line", { class: "grid", x1: LEFT, x2: WIDTH - 8, y1: y(top * part), y2: y(top * part) }));
-    svg.append(h("text", { x: LEFT - 6, y: y(top * part) + 4, "text-anchor": "end" }, format(top * part)));
-  }
-  for (const i of ticks(times.length)) {
-    svg.append(h("text", { x: x(i), y: HEIGHT - 6, "text-anchor": "middle" }, when(times, i)));
-  }
-  if (stacked) bars(svg, lines, times, x, y);
-  else curves(svg, lines, x, y);
-  const cursor = h("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   const tip = h("div", { class: "tip left", hidden: true });
-  svg.append(cursor);
+  const totals = times.map((_, i) => lines.reduce((sum, line) => sum + (line.values[i] ?? 0), 0));
+  const top = nice(Math.max(1e-9, ...totals));
+  let frame = null;
   let place = -1;
   const point = (i) => {
     place = Math.max(0, Math.min(times.length - 1, i));
-    cursor.setAttribute("x1", x(place));
-    cursor.setAttribute("x2", x(place));
-    cursor.setAttribute("visibility", "visible");
+    frame.mark(place);
     tip.hidden = false;
     tip.className = place > times.length / 2 ? "tip left" : "tip right";
     const rows = lines.map((line, n) => [line, n]).filter(([line]) => line.values[place]);
@@ -43,29 +27,60 @@ export function plot({ times, lines, format, stacked = true, label }) {
   };
   const leave = () => {
     tip.hidden = true;
-    cursor.setAttribute("visibility", "hidden");
+    frame?.mark(-1);
   };
-  box.addEventListener("pointermove", (event) => {
-    const rect = svg.getBoundingClientRect();
-    const at = ((event.clientX - rect.left) / rect.width) * WIDTH;
-    point(Math.floor(((at - LEFT) / (WIDTH - LEFT - 8)) * times.length));
-  });
+  const draw = (width) => {
+    frame = drawFrame({ times, lines, format, top, width });
+    box.replaceChildren(frame.svg, tip);
+    leave();
+  };
+  new ResizeObserver(([entry]) => {
+    const width = Math.round(entry.contentRect.width);
+    if (width > 0 && width !== frame?.width) draw(width);
+  }).observe(box);
+  box.addEventListener("pointermove", (event) => frame && point(frame.find(event.clientX)));
   box.addEventListener("pointerleave", leave);
   box.addEventListener("blur", leave);
   box.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!step || !times.length) return;
+    if (!step || !times.length || !frame) return;
     event.preventDefault();
     point(place + step);
   });
-  box.append(svg, tip);
   const legend = lines.length > 1 && h("div", { class: "legend" },
     lines.map((line, n) => h("span", { class: color(n) }, h("i", {}), h("span", {}, line.name))));
   return h("div", {}, box, legend);
 }
 
-function bars(svg, lines, times, x, y) {
-  const width = Math.max(1, Math.min(26, ((WIDTH - LEFT) / Math.max(1, times.length)) * 0.72));
+function drawFrame({ times, lines, format, top, width }) {
+  const inner = width - LEFT - RIGHT;
+  const x = (i) => LEFT + (inner * (i + 0.5)) / Math.max(1, times.length);
+  const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / top);
+  const svg = h("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, "aria-hidden": true });
+  for (const part of [0, 0.5, 1]) {
+    svg.append(h("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(top * part), y2: y(top * part) }));
+    svg.append(h("text", { x: LEFT - 6, y: y(top * part) + 4, "text-anchor": "end" }, format(top * part)));
+  }
+  for (const i of ticks(times.length, Math.max(2, Math.floor(width / 130)))) {
+    const anchor = x(i) > width - 40 ? "end" : "middle";
+    svg.append(h("text", { x: Math.min(x(i), width - RIGHT), y: HEIGHT - 6, "text-anchor": anchor }, when(times, i)));
+  }
+  bars(svg, lines, times, { x, y, width: Math.max(1, Math.min(26, (inner / Math.max(1, times.length)) * 0.72)) });
+  const cursor = h("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
+  svg.append(cursor);
+  return {
+    svg,
+    width,
+    mark: (i) => {
+      cursor.setAttribute("visibility", i < 0 ? "hidden" : "visible");
+      cursor.setAttribute("x1", x(i));
+      cursor.setAttribute("x2", x(i));
+    },
+    find: (clientX) => Math.floor(((clientX - svg.getBoundingClientRect().left - LEFT) / inner) * times.length),
+  };
+}
+
+function bars(svg, lines, times, { x, y, width }) {
   const bases = times.map(() => 0);
   lines.forEach((line, n) => {
     const group = h("g", { class: color(n) });
@@ -80,13 +95,6 @@ function bars(svg, lines, times, x, y) {
   });
 }
 
-function curves(svg, lines, x, y) {
-  lines.forEach((line, n) => {
-    const points = line.values.map((value, i) => (value === null ? null : `${x(i)},${y(value)}`)).filter(Boolean);
-    svg.append(h("g", { class: color(n) }, h("polyline", { class: "stroke", points: points.join(" ") })));
-  });
-}
-
 const color = (n) => `c${Math.min(5, n)}`;
 
 function nice(value) {
@@ -94,9 +102,9 @@ function nice(value) {
   return [1, 2, 2.5, 5, 10].map((part) => part * unit).find((part) => part >= value) ?? value;
 }
 
-function ticks(length) {
-  if (length <= 6) return [...Array(length).keys()];
-  return [0, 1, 2, 3, 4].map((part) => Math.round(((length - 1) * part) / 4));
+function ticks(length, most) {
+  if (length <= most) return [...Array(length).keys()];
+  return [...Array(most).keys()].map((part) => Math.round(((length - 1) * part) / (most - 1)));
 }
 
 function when(times, i) {
