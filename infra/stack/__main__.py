@@ -12,9 +12,10 @@ from meterhouse import __version__
 from stack import process
 from stack.bring import is_running, make_keys, start_part
 from stack.parts import make_roles, parts
-from stack.place import Place, prepare, read_place, turn
+from stack.place import FAVOURITE_PORTS, Place, prepare, read_place, turn
 from stack.process import StackError
 
+END_ORDER = ("console", "gateway", "nginx", "redis", "postgres")
 UNWELL = 1
 FAILED = 2
 BODY = '{"model": "simulator", "stream": true, "messages": [{"role": "user", "content": "Hello!"}]}'
@@ -39,23 +40,23 @@ def read_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="infra/up",
-        description="Run PostgreSQL, Redis, two workers of Meterhouse and nginx with TLS on this machine.",
+        description="Run PostgreSQL, Redis, two workers of Meterhouse, nginx with TLS and the console on this machine.",
         epilog="Everything listens on 127.0.0.1. Ports that are not given are the first free ones from 8443, 8080, "
-        "5440 and 6380 on, and stay the same from then on.",
+        "5440, 6380 and 8600 on, and stay the same from then on.",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--status", action="store_true", help="say of each part whether it runs and is well; 1: not all")
     what.add_argument("--down", action="store_true", help="end everything; running streams may end first")
     folder = Path(".meterhouse-up")
     parser.add_argument("--data", type=Path, default=folder, metavar="DIR", help=f"folder of it all [{folder}]")
-    for name in ("https", "http", "postgres", "redis"):
+    for name in FAVOURITE_PORTS:
         parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help=f"port of {name}")
     return parser.parse_args()
 
 
 def bring_up(place: Place, options: argparse.Namespace) -> int:
     """Start what does not run, and say where everything is."""
-    given = {name: getattr(options, f"{name}_port") for name in ("https", "http", "postgres", "redis")}
+    given = {name: getattr(options, f"{name}_port") for name in FAVOURITE_PORTS}
     asked = {name: port for name, port in given.items() if port is not None and port != place.ports.get(name)}
     if asked and any(started.is_running for started in place.started.values()):
         raise StackError(f"It runs on other ports ({', '.join(asked)}): infra/up --down comes first.")
@@ -82,7 +83,7 @@ def bring_down(place: Place) -> int:
         if part.name in {"nginx", "gateway"}:
             process.tell(place.started[part.name], part.end_signal)
     # Streams pass through nginx, so it ends after the gateway, which says how long they may take.
-    for part in sorted(running, key=lambda part: ("gateway", "nginx", "redis", "postgres").index(part.name)):
+    for part in sorted(running, key=lambda part: END_ORDER.index(part.name)):
         print(f"Ending {part.name} ...", file=sys.stderr)
         started = place.started[part.name]
         if part.name not in {"nginx", "gateway"}:
@@ -119,10 +120,11 @@ def print_banner(place: Place, *, is_changed: bool, has_new_keys: bool) -> None:
     authority = place.folder / "tls" / "ca.pem"
     head = "runs" if is_changed else "runs already"
     print(
-        f"\nMeterhouse {__version__} {head} with PostgreSQL, Redis, two workers and nginx (infra/up --down ends it)\n"
+        f"\nMeterhouse {__version__} {head} with PostgreSQL, Redis, two workers, nginx and the console (infra/up --down ends it)\n"
     )
     for name, value in (
         ("Base URL", f"{place.base_url}/v1"),
+        ("Console", place.console_url),
         ("API page", f"{place.base_url}/docs"),
         ("Health", f"{place.base_url}/health"),
         ("CA file", f"{authority} (clients: SSL_CERT_FILE)"),

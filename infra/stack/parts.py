@@ -1,4 +1,4 @@
-"""The four parts of a stack: what has to be there before each is started, how it is, and how it ends.
+"""The five parts of a stack: what has to be there before each is started, how it is, and how it ends.
 
 In the order in which they are started. Not here: the folder (``place``) and processes in general (``process``).
 """
@@ -219,6 +219,25 @@ def is_nginx_well(place: Place) -> bool:
         return False
 
 
+# --- the console
+
+
+def start_console(place: Place) -> Started:
+    """Start it as the client of the edge that it is."""
+    command = [*meterhouse(), "console", "--url", place.base_url, "--bind", f"127.0.0.1:{place.ports['console']}"]
+    command += ["--ca-file", str(place.folder / "tls" / "ca.pem")]
+    return start(command, place.log("console"), environment=environment())
+
+
+def is_console_well(place: Place) -> bool:
+    """Whether it shows its page."""
+    try:
+        with urllib.request.urlopen(place.console_url, timeout=HEALTH_SECONDS) as answer:  # noqa: S310 - http
+            return bool(answer.status == 200)  # noqa: PLR2004 - ok
+    except (OSError, HTTPException, urllib.error.HTTPError):
+        return False
+
+
 # --- all
 
 
@@ -229,6 +248,7 @@ def parts() -> tuple[Part, ...]:
         Part("redis", "redis", start_redis, is_redis_well, signal.SIGTERM, 30),
         Part("gateway", "", start_gateway, is_gateway_well, signal.SIGTERM, 150),
         Part("nginx", "https", start_nginx, is_nginx_well, signal.SIGQUIT, 10),
+        Part("console", "console", start_console, is_console_well, signal.SIGTERM, 10),
     )
 
 

@@ -23,7 +23,7 @@ DATABASE_USER, EDGE_USER = "postgres", "www-data"
 """Whom PostgreSQL and nginx's workers run as when this is started by root: the one refuses root, the others drop it."""
 MOST_SOCKET_BYTES = 107
 """Of the path of a unix socket."""
-FAVOURITE_PORTS = {"https": 8443, "http": 8080, "postgres": 5440, "redis": 6380}
+FAVOURITE_PORTS = {"https": 8443, "http": 8080, "postgres": 5440, "redis": 6380, "console": 8600}
 PORT_TRIES = 200
 
 
@@ -50,6 +50,11 @@ class Place:
     def base_url(self) -> str:
         """Where clients find the stack."""
         return f"https://localhost:{self.ports['https']}"
+
+    @property
+    def console_url(self) -> str:
+        """Where browsers find the console."""
+        return f"http://127.0.0.1:{self.ports['console']}"
 
     @property
     def database_url(self) -> str:

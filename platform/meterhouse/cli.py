@@ -70,12 +70,15 @@ def dev(
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     data: Data = None,
     env_file: EnvFile = DEFAULT_ENV_FILE,
+    console_port: Annotated[
+        int | None, typer.Option(help="Start the console beside it, on the first free port from this one on")
+    ] = None,
 ) -> None:
     """Run everything in one process: SQLite, a meter in memory, the simulator, and every provider with a credential."""
     from meterhouse.dev import run_dev  # noqa: PLC0415 - the other commands start twice as fast without the server
 
     settings, environment = read_settings(data, env_file)
-    _run_loop(lambda: run_dev(settings, environment, host, port))
+    _run_loop(lambda: run_dev(settings, environment, host, port, console_port=console_port))
 
 
 @app.command()

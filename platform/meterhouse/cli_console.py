@@ -21,14 +21,28 @@ def console(
     behind_tls: Annotated[
         bool, typer.Option(help="A proxy with TLS stands before it: the cookie goes only over https")
     ] = False,
+    with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Serve the console, a client of the gateway: sign in with an admin key, an operator's token or a tenant's key."""
-    from meterhouse.console.run import ConsoleRefused, run_console  # noqa: PLC0415 - the other commands start without it
+    from meterhouse.console.run import (  # noqa: PLC0415 - the other commands start without it
+        ConsoleOrder,
+        ConsoleRefused,
+        run_console,
+    )
 
     address = url or os.environ.get("OPENAI_BASE_URL") or "http://127.0.0.1:8000"
-    print(f"Console on http://{bind} for the gateway at {address.removesuffix('/v1')}", file=sys.stderr, flush=True)
+    order = ConsoleOrder(
+        url=address,
+        bind=bind,
+        names=tuple(name or ()),
+        ca_file=ca_file,
+        is_secure=behind_tls,
+        ends_with_parent=with_parent,
+    )
+    if not with_parent:
+        print(f"Console on http://{bind} for the gateway at {address.removesuffix('/v1')}", file=sys.stderr, flush=True)
     try:
-        run_console(address, bind, name or [], ca_file, is_secure=behind_tls)
+        run_console(order)
     except ConsoleRefused as error:
         print(f"meterhouse: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -11,8 +11,8 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from rich.console import Console
 
 from meterhouse import __version__
 from meterhouse.app import build_app
+from meterhouse.console.beside import console_beside
 from meterhouse.errors import InvalidKey
 from meterhouse.gateway import Gateway, Options, open_gateway
 from meterhouse.http.connection import connection_type
@@ -74,9 +75,17 @@ class DevServer(uvicorn.Server):
 
 
 async def run_dev(
-    settings: Settings, environment: Environment, host: str, port: int, *, files: FileLayer | None = None
+    settings: Settings,
+    environment: Environment,
+    host: str,
+    port: int,
+    *,
+    console_port: int | None = None,
+    files: FileLayer | None = None,
 ) -> None:
-    """Run until told to stop. ``files`` is the journal's file layer, for those who test what a bad disk does.
+    """Run until told to stop, with the console beside it where it is given a port.
+
+    ``files`` is the journal's file layer, for those who test what a bad disk does.
 
     Raises:
         SettingsError: Something outside the code has to change; the text says what.
@@ -89,9 +98,19 @@ async def run_dev(
                 bound_port = listener.getsockname()[1]
                 base_url = f"http://{_reachable(host)}:{bound_port}"
                 keys = await ensure_dev_keys(gateway.stores, settings.data, base_url)
-                print_banner(gateway, base_url, keys, settings.data)
-                calm_garbage_collector()
-                await DevServer(server_config(gateway), gateway).serve(sockets=[listener])
+                async with _console(base_url, console_port) as console_url:
+                    print_banner(gateway, base_url, keys, console_url)
+                    calm_garbage_collector()
+                    await DevServer(server_config(gateway), gateway).serve(sockets=[listener])
+
+
+@asynccontextmanager
+async def _console(base_url: str, port: int | None) -> AsyncIterator[str]:
+    if port is None:
+        yield ""
+        return
+    async with console_beside(base_url, port) as url:
+        yield url
 
 
 def calm_garbage_collector() -> None:
@@ -174,14 +193,16 @@ async def ensure_dev_keys(stores: Stores, folder: Path, base_url: str) -> DevKey
     return DevKeys(key, admin_key, are_new)
 
 
-def print_banner(gateway: Gateway, base_url: str, keys: DevKeys, folder: Path) -> None:
+def print_banner(gateway: Gateway, base_url: str, keys: DevKeys, console_url: str) -> None:
     """Say where everything is; on the first start also the keys, and two ways to try them."""
+    folder = gateway.settings.data
     console = Console(stderr=False, highlight=False, soft_wrap=True)
     snapshot = gateway.supply.routes.snapshot
     names = ", ".join(active.name for active in snapshot.providers)
     console.print(f"\n[bold]Meterhouse {__version__}[/bold] is listening (Ctrl-C stops it)\n")
     for name, value in (
         ("Base URL", f"{base_url}/v1"),
+        *((("Console", console_url),) if console_url else ()),
         ("API page", f"{base_url}/docs"),
         ("OpenAPI", f"{base_url}/openapi.json"),
         ("Health", f"{base_url}/health"),

@@ -21,7 +21,7 @@ from fakes.gateway import MESSAGES
 from fakes.nginx_server import ROOT
 
 PACKAGE = ROOT / "platform" / "meterhouse"
-PORTS = ("https", "http", "postgres", "redis")
+PORTS = ("https", "http", "postgres", "redis", "console")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_from_nothing_to_an_answer_and_down_again(folder: Path) -> None:
     keys = dotenv_values(home / "keys.env")
     assert f"Key        {keys['OPENAI_API_KEY']}" in made.stdout
     running = pids(home)
-    assert set(running) == {"postgres", "redis", "gateway", "nginx"}
+    assert set(running) == {"postgres", "redis", "gateway", "nginx", "console"}
     for name in ("keys.env", "gateway.env", "migrate.env", "secrets.json", "tls/server.key"):
         assert (home / name).stat().st_mode & 0o077 == 0
     assert home.joinpath("run", "gateway.sock").stat().st_mode & 0o777 == 0o660

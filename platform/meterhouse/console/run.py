@@ -1,6 +1,10 @@
 """Starts the console: a process of its own, without access to any store."""
 
 import ipaddress
+import socket
+import sys
+import threading
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -27,32 +31,65 @@ def read_bind(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def run_console(url: str, bind: str, names: list[str], ca_file: str | None, *, is_secure: bool) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleOrder:
+    """How the console is to be served."""
+
+    url: str
+    bind: str
+    names: tuple[str, ...] = ()
+    ca_file: str | None = None
+    is_secure: bool = False
+    ends_with_parent: bool = False
+    """It stops when its standard input is closed, which happens when whoever started it is gone."""
+
+
+def run_console(order: ConsoleOrder) -> None:
     """Serve until told to stop.
 
     Raises:
         ConsoleRefused: An address cannot be used, or other hosts could reach it without a name to check.
     """
-    parts = urlsplit(url)
+    parts = urlsplit(order.url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConsoleRefused(f"--url {url}: expected the gateway's address, for example http://127.0.0.1:8000.")
-    host, port = read_bind(bind)
-    if not _is_loopback(host) and not names:
+        raise ConsoleRefused(f"--url {order.url}: expected the gateway's address, for example http://127.0.0.1:8000.")
+    host, port = read_bind(order.bind)
+    if not _is_loopback(host) and not order.names:
         raise ConsoleRefused(
-            f"--bind {bind} is reached by other hosts: say with --name under which host name, and put TLS before it."
+            f"--bind {order.bind} is reached by other hosts: name it with --name HOST, and put TLS before it."
         )
-    options = ConsoleOptions(gateway_url=url, hosts=LOOPBACK | {host, *names}, ca_file=ca_file, is_secure=is_secure)
+    options = ConsoleOptions(
+        gateway_url=order.url, hosts=LOOPBACK | {host, *order.names}, ca_file=order.ca_file, is_secure=order.is_secure
+    )
     config = uvicorn.Config(
         build_console(options),
-        host=host.strip("[]"),
-        port=port,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=2,
     )
-    uvicorn.Server(config).run()
+    with _listen(host.strip("[]"), port) as listener:
+        server = uvicorn.Server(config)
+        if order.ends_with_parent:
+            threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
+        server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConsoleRefused(f"Cannot listen on {host} port {port}: {error.strerror}. Choose another --bind.") from None
+    return listener
+
+
+def _end_with_parent(server: uvicorn.Server) -> None:
+    sys.stdin.buffer.read()
+    server.should_exit = True
 
 
 def _is_loopback(host: str) -> bool:
