@@ -120,7 +120,8 @@ def print_banner(place: Place, *, is_changed: bool, has_new_keys: bool) -> None:
     authority = place.folder / "tls" / "ca.pem"
     head = "runs" if is_changed else "runs already"
     print(
-        f"\nMeterhouse {__version__} {head} with PostgreSQL, Redis, two workers, nginx and the console (infra/up --down ends it)\n"
+        f"\nMeterhouse {__version__} {head} with PostgreSQL, Redis, two workers, nginx and a console "
+        "(infra/up --down ends it)\n"
     )
     for name, value in (
         ("Base URL", f"{place.base_url}/v1"),
