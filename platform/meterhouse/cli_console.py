@@ -1,6 +1,5 @@
 """``meterhouse console``: pages for operators and tenants, from a process of its own."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -9,8 +8,8 @@ import typer
 
 def console(
     url: Annotated[
-        str | None, typer.Option(help="Address of the gateway [default: OPENAI_BASE_URL, or http://127.0.0.1:8000]")
-    ] = None,
+        str, typer.Option(envvar="OPENAI_BASE_URL", help="Address of the gateway, with or without /v1")
+    ] = "http://127.0.0.1:8000",
     bind: Annotated[str, typer.Option(help="HOST:PORT of the console")] = "127.0.0.1:8600",
     name: Annotated[
         list[str] | None, typer.Option(help="Host name under which browsers reach it, beside the one of --bind")
@@ -30,9 +29,8 @@ def console(
         run_console,
     )
 
-    address = url or os.environ.get("OPENAI_BASE_URL") or "http://127.0.0.1:8000"
     order = ConsoleOrder(
-        url=address,
+        url=url,
         bind=bind,
         names=tuple(name or ()),
         ca_file=ca_file,
@@ -40,7 +38,7 @@ def console(
         ends_with_parent=with_parent,
     )
     if not with_parent:
-        print(f"Console on http://{bind} for the gateway at {address.removesuffix('/v1')}", file=sys.stderr, flush=True)
+        print(f"Console on http://{bind} for the gateway at {url.removesuffix('/v1')}", file=sys.stderr, flush=True)
     try:
         run_console(order)
     except ConsoleRefused as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from architecture.tree import nodes, place, sources
 
 TASKS_ALLOWED = {
+    "console/app.py": "the two sides of one passing-on, awaited before it returns",
     "limits/allowance.py": "the one writer of the file, awaited by close()",
     "limits/lane.py": "the one task that keeps a server connected, awaited by close(); it catches what can fail",
     "limits/link.py": "announcements and the map of slots, cancelled and awaited by close()",
