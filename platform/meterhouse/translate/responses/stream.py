@@ -1,0 +1,116 @@
+"""Chat completions, streamed or whole, as what ``/v1/responses`` answers.
+
+Both ways go through the same items, so a stream adds up to what the body would be. Invariant: pure but for ids and the
+clock, which are handed in; the events stand in the order that the SDK's stream helper demands.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from meterhouse.translate.responses.answer import TIERS, Answering, Json, failure_of, usage_of
+from meterhouse.translate.responses.output import Output
+
+DONE = b"[DONE]"
+_encoder = msgspec.json.Encoder()
+
+
+class ResponseStream:
+    """Turns the payloads of one streamed chat completion into events."""
+
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
+        self._output = Output(answering)
+        self._sequence = 0
+        self._has_begun = False
+        self._is_over = False
+
+    def events(self, payload: bytes) -> bytes:
+        """Return the events that a payload makes, as bytes on the wire; ``[DONE]`` makes the last."""
+        if self._is_over:
+            return b""
+        if payload.startswith(DONE):
+            return b"".join(self._frames(self._finish()))
+        chunk = msgspec.json.decode(payload)
+        if not isinstance(chunk, dict):
+            return b""
+        if isinstance(error := chunk.get("error"), dict):
+            return b"".join(self._frames(self._fail(error)))
+        return b"".join(self._frames(self._take(chunk)))
+
+    def _frames(self, events: Iterator[Json]) -> Iterator[bytes]:
+        for event in events:
+            name = event["type"].encode()
+            yield (
+                b"event: " + name + b"\ndata: " + _encoder.encode(event | {"sequence_number": self._sequence}) + b"\n\n"
+            )
+            self._sequence += 1
+
+    def _begin(self) -> Iterator[Json]:
+        if not self._has_begun:
+            self._has_begun = True
+            for name in ("response.created", "response.in_progress"):
+                yield {"type": name, "response": self._answering.snapshot(is_over=False)}
+
+    def _take(self, chunk: Json) -> Iterator[Json]:
+        yield from self._begin()
+        note(self._answering, chunk)
+        for choice in _choices(chunk):
+            if isinstance(delta := choice.get("delta"), dict):
+                yield from self._output.take(delta, choice.get("logprobs"))
+
+    def _finish(self) -> Iterator[Json]:
+        yield from self._begin()
+        yield from self._output.finish(self._answering.status)
+        yield self._end()
+
+    def _fail(self, error: Json) -> Iterator[Json]:
+        yield from self._begin()
+        yield {
+            "type": "error",
+            "code": error.get("code"),
+            "message": error.get("message") or "",
+            "param": error.get("param"),
+        }
+        for _ in self._output.finish("incomplete"):
+            pass  # what was begun stays as it is in the last event, and is not said to be done
+        self._answering.error = failure_of(error)
+        yield self._end()
+
+    def _end(self) -> Json:
+        self._is_over = True
+        answering = self._answering
+        return {"type": f"response.{answering.status}", "response": answering.snapshot(is_over=True)}
+
+
+def to_response(body: bytes, answering: Answering) -> bytes:
+    """Return the response object for a whole chat completion."""
+    whole = msgspec.json.decode(body)
+    note(answering, whole)
+    output = Output(answering)
+    for choice in _choices(whole):
+        if isinstance(message := choice.get("message"), dict):
+            # The events are what a stream would send; here only the items count.
+            for _ in output.take(message, choice.get("logprobs")):
+                pass
+    for _ in output.finish(answering.status):
+        pass
+    return _encoder.encode(answering.snapshot(is_over=True))
+
+
+def note(answering: Answering, chunk: Json) -> None:
+    """Take from a chunk or a body what is not said by the model: tier, usage, how it ended."""
+    if chunk.get("service_tier") in TIERS:
+        answering.service_tier = chunk["service_tier"]
+    if isinstance(usage := chunk.get("usage"), dict):
+        answering.usage = usage_of(usage)
+    for choice in _choices(chunk):
+        if reason := choice.get("finish_reason"):
+            answering.finish_reason = reason
+
+
+def _choices(chunk: Json) -> list[dict[str, Any]]:
+    """Return the one choice there is."""
+    choices = chunk.get("choices")
+    return [choice for choice in choices or () if isinstance(choice, dict) and not choice.get("index")]
