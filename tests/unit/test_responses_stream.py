@@ -25,7 +25,8 @@ USAGE = {
 }
 DONE = b"[DONE]"
 
-Delta = dict[str, Any]
+Json = dict[str, Any]
+Delta = Json
 
 
 def new_answering(**more: Any) -> Answering:
@@ -49,6 +50,13 @@ def chunk(delta: Delta | None, finish: str | None = None, **more: Any) -> bytes:
 def stream(payloads: list[bytes], **answering: Any) -> list[Any]:
     made = ResponseStream(new_answering(**answering))
     return read_stream(b"".join(made.events(payload) for payload in payloads))
+
+
+def failing(payloads: list[bytes], error: Json) -> list[Any]:
+    made = ResponseStream(new_answering())
+    said = b"".join(made.events(payload) for payload in payloads) + made.fail(error)
+    assert made.events(DONE) == made.fail(error) == b""
+    return read_stream(said)
 
 
 def payloads_of(deltas: list[Delta], finish: str = "stop") -> list[bytes]:
@@ -166,8 +174,7 @@ def test_an_answer_that_ended_early_is_incomplete(finish: str, reason: str) -> N
 
 def test_a_failure_in_the_stream_is_an_error_and_the_end() -> None:
     error = {"message": "It broke.", "type": "upstream_error", "param": None, "code": "upstream_error"}
-    events = stream([chunk({"content": "He"}), json.dumps({"error": error}).encode(), DONE])
-    told, last = events[-2:]
+    last, told = failing([chunk({"content": "He"})], error)[-2:]
     assert (told.type, told.code, told.message) == ("error", "upstream_error", "It broke.")
     assert (last.type, last.response.error.code, last.response.error.message) == (
         "response.failed",
@@ -180,9 +187,9 @@ def test_a_failure_in_the_stream_is_an_error_and_the_end() -> None:
 
 def test_a_failure_before_anything_was_said_still_begins() -> None:
     error = {"message": "Slow down.", "type": "requests", "param": None, "code": "rate_limit_exceeded"}
-    events = stream([json.dumps({"error": error}).encode()])
-    assert [event.type for event in events[2:]] == ["error", "response.failed"]
-    assert events[-1].response.error.code == "rate_limit_exceeded"
+    events = failing([], error)
+    assert [event.type for event in events[2:]] == ["response.failed", "error"]
+    assert events[-2].response.error.code == "rate_limit_exceeded"
 
 
 def test_the_probabilities_of_tokens_come_along() -> None:

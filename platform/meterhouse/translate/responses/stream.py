@@ -35,9 +35,11 @@ class ResponseStream:
         chunk = msgspec.json.decode(payload)
         if not isinstance(chunk, dict):
             return b""
-        if isinstance(error := chunk.get("error"), dict):
-            return b"".join(self._frames(self._fail(error)))
         return b"".join(self._frames(self._take(chunk)))
+
+    def fail(self, error: Json) -> bytes:
+        """Return the events that end the stream with an error, which has the four fields of OpenAI's envelope."""
+        return b"" if self._is_over else b"".join(self._frames(self._fail(error)))
 
     def _frames(self, events: Iterator[Json]) -> Iterator[bytes]:
         for event in events:
@@ -67,21 +69,26 @@ class ResponseStream:
 
     def _fail(self, error: Json) -> Iterator[Json]:
         yield from self._begin()
-        yield {
-            "type": "error",
-            "code": error.get("code"),
-            "message": error.get("message") or "",
-            "param": error.get("param"),
-        }
         for _ in self._output.finish("incomplete"):
-            pass  # what was begun stays as it is in the last event, and is not said to be done
+            pass  # what was begun stays as it is in the last snapshot, and is not said to be done
         self._answering.error = failure_of(error)
         yield self._end()
+        yield error_event(error)
 
     def _end(self) -> Json:
         self._is_over = True
         answering = self._answering
         return {"type": f"response.{answering.status}", "response": answering.snapshot(is_over=True)}
+
+
+def error_event(error: Json) -> Json:
+    """Return the event of an error, from the four fields of OpenAI's envelope.
+
+    The SDKs know the flat fields, and raise what stands under ``error`` in any event: a loop over a stream must not end
+    as if all were well.
+    """
+    told = {name: error.get(name) for name in ("code", "message", "param")}
+    return {"type": "error", **told, "error": {**told, "type": error.get("type")}}
 
 
 def to_response(body: bytes, answering: Answering) -> bytes:
