@@ -29,6 +29,7 @@ class ResponsesWire:
         self.prompt_tokens = prompt_tokens(body)
         self._number = number
         self._sequence = 0
+        self._done = b""
         self._reason: str | None = "stop"
         self._usage: Json | None = None
         self._items: list[Json] = []
@@ -70,14 +71,16 @@ class ResponsesWire:
 
     def error(self, message: str, *, shape: str = "envelope") -> bytes:
         error = {"code": "server_error", "message": message}
-        if shape == "event":
+        if shape == "failed":
             usage = usage_of({"prompt_tokens": self.prompt_tokens, "completion_tokens": 1, "total_tokens": 0})
             return self._event("response.failed", response=self._response("failed") | {"error": error, "usage": usage})
         return self._event("error", **error, param=None)
 
     def done(self) -> bytes:
-        status = "incomplete" if self._reason in INCOMPLETE else "completed"
-        return self._lifecycle(status, status)
+        if not self._done:
+            status = "incomplete" if self._reason in INCOMPLETE else "completed"
+            self._done = self._lifecycle(status, status)
+        return self._done
 
     def body(self, messages: list[Json], reason: str | None, usage: Json | None) -> bytes:
         self._reason, self._usage = reason, usage

@@ -7,6 +7,7 @@ them is taken to show all that it charges (``shows_all_output``): each has a way
 from datetime import date
 from types import MappingProxyType
 
+from meterhouse.providers.endpoints import serving
 from meterhouse.providers.provider import ModelRule, Provider, Quirk, Timeouts
 from meterhouse.providers.rows_local import HIDDEN_THINKING
 
@@ -28,6 +29,7 @@ HOSTED_PROVIDERS = (
         name=OPENAI,
         wire="openai",
         base_url="https://api.openai.com/v1",
+        endpoints=serving("responses"),
         credential_names=("OPENAI_API_KEY",),
         dropped_message_fields=_REASONING,
         max_tokens_field="max_completion_tokens",

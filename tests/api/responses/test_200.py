@@ -7,6 +7,7 @@ import pytest
 
 from api.asking import Tenant
 from api.responses.post import PATH, Post, marked
+from failure.raw_client import Client as RawClient
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 from fakes.words import answer_text
@@ -97,11 +98,8 @@ def test_an_answer_that_ends_early_is_incomplete(
 
 
 def test_the_first_event_does_not_wait_for_the_last(post: Post, provider: str, up: FakeUpstream) -> None:
-    from failure.raw_client import Client as RawClient
-
     _, said = marked()
-    body = {"model": f"{provider}/gate?gate=5&name=", "input": said, "stream": True}
-    body["model"] = f"{provider}/gate?gate=5"
+    body = {"model": f"{provider}/gate?gate=5", "input": said, "stream": True}
     client = RawClient(post.gateway.url, post.gateway.key, body, path=PATH)
     client.read_until(lambda c: c.body.count(b"event: response.output_text.delta") >= 5)
     assert not client.is_whole

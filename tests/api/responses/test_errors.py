@@ -87,9 +87,8 @@ def test_a_failure_before_the_answer_keeps_its_status(
 
 
 @pytest.mark.parametrize("script", ["error-mid", "error-mid-event", "reset", "eof-early", "garbage-not-json"])
-def test_a_failure_in_the_stream_is_an_error_event(post: Post, provider: str, script: str, up: FakeUpstream) -> None:
-    marker, said = marked()
-    headers, events = post.stream(f"{provider}/{script}?at=5", input=said)
+def test_a_failure_in_the_stream_is_an_error_event(post: Post, provider: str, script: str) -> None:
+    headers, events = post.stream(f"{provider}/{script}?at=5")
     failed, error = events[-2:]
     assert (failed.type, failed.response.status, failed.response.error.code) == (
         "response.failed",
@@ -100,10 +99,17 @@ def test_a_failure_in_the_stream_is_an_error_event(post: Post, provider: str, sc
     assert error.code.startswith("upstream_")
     assert error.message == failed.response.error.message
     (record,) = post.gateway.records(headers["x-request-id"])
-    assert record.outcome is Outcome.UPSTREAM_FAILED
-    (attempt,) = up.truth.by_marker(marker)
-    assert record.usage.output_tokens >= attempt.tokens - 1
-    assert record.exactness in {Exactness.COUNTED, Exactness.REPORTED}
+    assert (record.outcome, record.exactness) == (Outcome.UPSTREAM_FAILED, Exactness.COUNTED)
+    assert record.usage.output_tokens == 5
+
+
+def test_what_a_failed_response_reports_is_charged(post: Post) -> None:
+    """The provider says one token, whatever it sent."""
+    headers, events = post.stream("native/error-mid?at=5&fault=error-failed")
+    assert events[-1].type == "error"
+    (record,) = post.gateway.records(headers["x-request-id"])
+    assert (record.outcome, record.exactness) == (Outcome.UPSTREAM_FAILED, Exactness.REPORTED)
+    assert record.usage.output_tokens == 1
 
 
 def test_no_credential_is_told(post: Post, provider: str) -> None:
