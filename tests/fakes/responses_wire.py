@@ -95,6 +95,8 @@ def _check_sums(events: list[Any]) -> None:
             assert said.pop((kind, event.output_index, place), "") == text
         elif event.type == "response.output_item.done":
             done[event.output_index] = event.item
+            for key in [key for key in said if key[1] == event.output_index]:
+                assert said.pop(key) in event.item.to_json(), "an end of ours ends items without their parts"
     if events[-1].type != "error":
         assert said == {}
         assert [item.to_dict() for _, item in sorted(done.items())] == [

@@ -100,8 +100,12 @@ def test_what_a_block_says_is_counted(delta: dict[str, str], text: str) -> None:
 def test_a_message_whose_allowance_is_used_up_ends_as_one_that_reached_its_bound() -> None:
     listener, tried = messages(), attempt()
     listener.hear(payload(type="content_block_start", index=2, content_block={"type": "text", "text": ""}), tried)
+    listener.told()
+    listener.hear(payload(type="content_block_stop", index=2), tried)
+    listener.hear(payload(type="content_block_start", index=3, content_block={"type": "text", "text": ""}), tried)
     names = [name for name, _ in events_of(listener.cut(USED))]
     assert names == ["content_block_stop", "message_delta", "message_stop"]
+    assert events_of(listener.cut(USED))[0][1]["index"] == 2, "the client never heard of the other block"
     _, delta = events_of(listener.cut(USED))[1]
     assert delta["delta"]["stop_reason"] == "max_tokens"
     assert delta["usage"] == {
@@ -166,8 +170,12 @@ def test_a_response_whose_allowance_is_used_up_is_incomplete() -> None:
     listener.hear(response_event("response.created", output=[]), tried)
     item = {"id": "msg_1", "type": "message"}
     listener.hear(payload(type="response.output_item.added", sequence_number=6, output_index=0, item=item), tried)
-    ((name, event),) = events_of(listener.cut(USED))
-    assert (name, event["sequence_number"]) == ("response.incomplete", 7)
+    listener.told()
+    not_told = {"id": "msg_2", "type": "message"}
+    listener.hear(payload(type="response.output_item.added", sequence_number=7, output_index=1, item=not_told), tried)
+    ((done, ended), (name, event)) = events_of(listener.cut(USED))
+    assert (done, ended["output_index"], ended["item"]) == ("response.output_item.done", 0, item)
+    assert (name, event["sequence_number"]) == ("response.incomplete", 8)
     response = event["response"]
     assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert (response["id"], response["output"], response["usage"]["output_tokens"]) == ("resp_1", [item], 7)
@@ -199,6 +207,7 @@ def test_an_end_of_ours_has_all_that_was_told_before() -> None:
     done = {"id": "fc_2", "type": "function_call", "status": "completed", "name": "f", "arguments": "[]"}
     assert tell("output_item.done", 3, item=done) == "f[]", "told in one piece, so counted now"
 
+    listener.told()
     ((_, failed), (_, error)) = events_of(listener.fail(BudgetExhausted("No."), "req_1"))
     assert [failed["sequence_number"], error["sequence_number"]] == [10, 11]
     assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")

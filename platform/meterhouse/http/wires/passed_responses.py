@@ -118,6 +118,8 @@ class ResponsesListener:
         self._response = b""
         """The response as it was last told to the client, for an end of our own."""
         self._items = ToldItems()
+        self._heard: list[ItemEvent] = []
+        """What came since ``told``."""
 
     def hear(self, payload: bytes, attempt: Attempt) -> Heard:
         """Read an event."""
@@ -127,27 +129,42 @@ class ResponsesListener:
             raise no_answer("an event that is none of responses") from None
         if event.type in {"error", "response.failed"}:
             raise self._failure(event, payload, attempt)
-        self._sequence = event.sequence_number
         is_end = event.type in _ENDS
         heard = Heard(is_end=is_end, is_last=is_end)
         if is_end or event.type in _OPENINGS:
             response, heard.usage = self._note_response(event, attempt)
-            self._response = self._telling.put_right(response)
-            if self._response != response:
-                payload = payload.replace(response, self._response, 1)
+            right = self._telling.put_right(response)
+            event.response = Raw(right)
+            if right != response:
+                payload = payload.replace(response, right, 1)
         else:
             heard.text = self._items.hear(event)
+        self._heard.append(event)
         heard.frame = named_frame(event.type, payload)
         return heard
 
+    def told(self) -> None:
+        """Keep what the client knows by now."""
+        for event in self._heard:
+            self._sequence = event.sequence_number
+            if is_set(event.response):
+                self._response = bytes(event.response)
+            self._items.keep(event)
+        self._heard.clear()
+
     def cut(self, usage: Usage) -> bytes:
-        """Return ``response.incomplete``, with what had been told of each item."""
+        """Return the end of every open item, and ``response.incomplete``."""
+        items = b"".join(
+            self._own({"type": "response.output_item.done", "output_index": index, "item": item})
+            for index, item in self._items.finish()
+        )
         ended = {"incomplete_details": {"reason": "max_output_tokens"}, "usage": usage_on_responses(usage)}
-        return self._end("incomplete", ended)
+        return items + self._end("incomplete", ended)
 
     def fail(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return ``response.failed``, where a response had begun, and the ``error`` event."""
         told = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+        self._items.finish()
         failed = self._end("failed", {"error": failure_of(told)}) if self._response else b""
         return failed + self._own(error_event(told))
 

@@ -43,23 +43,45 @@ class ToldItems:
         self._pieces: dict[tuple[int, str, int], list[str]] = {}
         """Text that no ``done`` has repeated yet: by item, field and part."""
         self._with_text: set[int] = set()
+        self._open: set[int] = set()
         self._kept_bytes = 0
 
     def hear(self, event: ItemEvent) -> str:
-        """Take an event; returns what the model wrote in it: deltas, names of calls, and items told in one piece."""
-        kind = event.type
-        if kind == "response.output_item.added":
-            return self._begin(event)
-        if kind == "response.output_item.done":
-            return self._end(event)
-        if kind in _PARTS:
-            self._add_part(event, _PARTS[kind])
-        elif kind.endswith(".delta") and bytes(event.delta).startswith(b'"'):
-            return self._add_text(event)
+        """Return what the model wrote in an event: a delta, the name of a call, an item that is told in one piece."""
+        index = event.output_index
+        if event.type.endswith(".delta") and bytes(event.delta).startswith(b'"'):
+            self._with_text.add(index)
+            return msgspec.json.decode(event.delta, type=str)
+        if event.type == "response.output_item.added":
+            name = (_object(event.item) or {}).get("name")
+            return name if isinstance(name, str) else ""
+        if event.type == "response.output_item.done" and index not in self._with_text:
+            return "".join(texts_of([_object(event.item)]))
         return ""
 
-    def output(self) -> list[Json]:
-        """Return the items as far as they were told; those that were not done are incomplete."""
+    def keep(self, event: ItemEvent) -> None:
+        """Take an event that reaches the client."""
+        kind, index = event.type, event.output_index
+        item = _object(event.item)
+        if kind == "response.output_item.added" and item is not None:
+            self._items[index] = item
+            self._open.add(index)
+        elif kind == "response.output_item.done" and item is not None:
+            self._open.discard(index)
+            self._kept_bytes += len(event.item)
+            if self._kept_bytes < MAX_KEPT_BYTES:
+                self._items[index] = item
+            else:
+                self._items.pop(index, None)
+            for place in [place for place in self._pieces if place[0] == index]:
+                del self._pieces[place]
+        elif kind in _PARTS:
+            self._add_part(event, _PARTS[kind])
+        elif kind in _PLACES and bytes(event.delta).startswith(b'"'):
+            self._add_text(event, _PLACES[kind])
+
+    def finish(self) -> list[tuple[int, Json]]:
+        """End the items that are not done as incomplete, with all that was told of them; each with its index."""
         for (index, field, position), pieces in self._pieces.items():
             item = self._items.get(index)
             if item is None:
@@ -71,43 +93,29 @@ class ToldItems:
                     part["refusal" if part.get("type") == "refusal" else "text"] = "".join(pieces)
             else:
                 item[field] = "".join(pieces)
-        for item in self._items.values():
-            if item.get("status") == "in_progress":
+        self._pieces.clear()
+        ended = [(index, self._items[index]) for index in sorted(self._open)]
+        self._open.clear()
+        for _, item in ended:
+            if "status" in item:
                 item["status"] = "incomplete"
+        return ended
+
+    def output(self) -> list[Json]:
+        """Return all items in order; ``finish`` must have been called."""
         return [self._items[index] for index in sorted(self._items)]
-
-    def _begin(self, event: ItemEvent) -> str:
-        item = _object(event.item)
-        if item is None:
-            return ""
-        self._items[event.output_index] = item
-        name = item.get("name")
-        return name if isinstance(name, str) else ""
-
-    def _end(self, event: ItemEvent) -> str:
-        index = event.output_index
-        item = _object(event.item)
-        if item is None:
-            return ""
-        self._items[index] = item
-        for place in [place for place in self._pieces if place[0] == index]:
-            del self._pieces[place]
-        return "" if index in self._with_text else "".join(texts_of([item]))
 
     def _add_part(self, event: ItemEvent, field: str) -> None:
         item, part = self._items.get(event.output_index), _object(event.part)
         if item is not None and part is not None and isinstance(item.setdefault(field, []), list):
             item[field].append(part)
 
-    def _add_text(self, event: ItemEvent) -> str:
+    def _add_text(self, event: ItemEvent, field: str) -> None:
         text = msgspec.json.decode(event.delta, type=str)
-        self._with_text.add(event.output_index)
-        field = _PLACES.get(event.type)
-        if field is not None and self._kept_bytes < MAX_KEPT_BYTES:
+        if self._kept_bytes < MAX_KEPT_BYTES:
             self._kept_bytes += len(text)
             position = {"content": event.content_index, "summary": event.summary_index}.get(field, 0)
             self._pieces.setdefault((event.output_index, field, position), []).append(text)
-        return text
 
 
 def texts_of(value: object) -> list[str]:
