@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fakes import faults
+from fakes.completions_wire import CompletionsWire
+from fakes.endpoints import ENDPOINTS
 from fakes.exchange import Exchange, Note, Over
 from fakes.plan import Plan
 from fakes.responses_upstream import ResponsesWire
@@ -24,6 +26,8 @@ def open_wire(x: Exchange) -> AnyWire:
     body = {"model": "", **x.request.body}
     if x.request.path.endswith("/responses"):
         return ResponsesWire(x.plan, body, x.number)
+    if x.request.path == "/v1/completions":
+        return CompletionsWire(x.plan, body, x.number)
     return OllamaWire(x.plan, body) if x.request.is_ollama else OpenAiWire(x.plan, body, x.number)
 
 
@@ -36,6 +40,8 @@ async def answer(x: Exchange) -> None:
         await faults.refuse(x)
     elif x.plan.special in faults.SPECIALS:
         await faults.SPECIALS[x.plan.special](x)
+    elif x.request.path in ENDPOINTS:
+        await ENDPOINTS[x.request.path](x)
     elif x.plan.special == "stream-for-json" or (x.request.is_streamed and x.plan.special != "json-for-stream"):
         await stream(x, wire)
     else:

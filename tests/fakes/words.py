@@ -54,8 +54,8 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def _messages(body: Mapping[str, Any]) -> Any:
-    """Return the messages of a chat completion, or those of the input of a response."""
-    said = body.get("messages") or body.get("input") or ()
+    """Return the messages of a chat completion, or the texts and messages of another wire's input."""
+    said = body.get("messages") or body.get("input") or body.get("prompt") or ()
     rows = [said] if isinstance(said, str) else said
     return [row if isinstance(row, dict) else {"content": row} for row in rows]
 
