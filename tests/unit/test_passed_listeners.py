@@ -13,6 +13,7 @@ from meterhouse.errors import BudgetExhausted, UpstreamBusy, UpstreamDown
 from meterhouse.http.respond import OPENAI_ENVELOPE
 from meterhouse.http.wires.passed_messages import MessagesListener
 from meterhouse.http.wires.passed_responses import ResponsesListener
+from meterhouse.http.wires.responses import ResponsesWire
 from meterhouse.providers.catalog import PROVIDERS, model_of
 from meterhouse.providers.provider import Deployment
 from meterhouse.request import Attempt, InputSize
@@ -257,3 +258,8 @@ def test_our_error_in_a_response_is_what_its_sdk_raises() -> None:
     assert event["sequence_number"] == 0
     assert (name, event["type"], event["message"]) == ("error", "error", "No.")
     assert event["error"]["code"] == "insufficient_quota"
+
+
+def test_an_error_before_anything_was_said_is_an_event_of_its_own() -> None:
+    ((name, event),) = events_of(ResponsesWire.envelope.event(BudgetExhausted("No."), "req_1"))
+    assert (name, event["sequence_number"], event["message"]) == ("error", 0, "No.")

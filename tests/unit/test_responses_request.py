@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from meterhouse.errors import Malformed
-from meterhouse.request import ChatRequest
+from meterhouse.request import ChatRequest, InputSize
+from meterhouse.translate.responses.answer import Answering
 from meterhouse.translate.responses.check import check
+from meterhouse.translate.responses.passed import without_lost_thoughts
 from meterhouse.translate.responses.request import to_chat
 from meterhouse.translate.responses.shape import ResponsesRequest
+from meterhouse.translate.responses.size import larger, measure, texts_of
+from meterhouse.translate.responses.stream import to_response
 
 Json = dict[str, Any]
 
@@ -323,3 +327,74 @@ def test_whatever_the_items_are_nothing_said_is_lost(items: list[Json]) -> None:
     for item in items:
         if isinstance(said := item.get("content"), str):
             assert msgspec.json.encode(said).decode()[1:-1] in text
+
+
+# --- there and back
+
+
+ARGUMENTS = st.text(max_size=8)
+MESSAGES = st.fixed_dictionaries(
+    {"content": st.text(max_size=8), "reasoning_content": st.text(max_size=8)},
+    optional={
+        "tool_calls": st.lists(
+            st.tuples(st.sampled_from(["f", "g"]), ARGUMENTS).map(
+                lambda call: {"type": "function", "function": {"name": call[0], "arguments": call[1]}}
+            ),
+            min_size=1,
+            max_size=3,
+        )
+    },
+)
+
+
+@settings(deadline=None)
+@given(MESSAGES, st.booleans())
+def test_an_answer_that_is_sent_back_is_the_message_that_it_was(message: Json, wants_summary: bool) -> None:
+    calls = [{"id": f"call_{index}", **call} for index, call in enumerate(message.get("tool_calls", ()))]
+    said = {"role": "assistant", **message, **({"tool_calls": calls} if calls else {})}
+    body = {"choices": [{"index": 0, "message": said, "finish_reason": "stop"}]}
+    answering = Answering({"service_tier": None}, "resp_1", 1, lambda: 2, wants_summary=wants_summary)
+    output = json.loads(to_response(json.dumps(body).encode(), answering))["output"]
+    given_back, *others = messages(*output, USER)
+    if not (said["content"] or calls):
+        # Thoughts alone are no message that could be sent to anybody.
+        assert given_back == ({"role": "assistant", "content": ""} if not said["reasoning_content"] else USER)
+        return
+    assert others == [USER]
+    assert given_back["content"] == (said["content"] or None)
+    assert given_back.get("reasoning_content", "") == said["reasoning_content"]
+    assert given_back.get("tool_calls", []) == calls
+
+
+@settings(deadline=None)
+@given(st.lists(ITEMS, min_size=1, max_size=6), st.text(max_size=8))
+def test_what_is_held_for_an_input_is_never_less_than_its_text(items: list[Json], instructions: str) -> None:
+    raw = json.dumps({"model": "m", "input": items, "instructions": instructions}).encode()
+    request = msgspec.json.decode(raw, type=ResponsesRequest)
+    size = measure(request, msgspec.json.decode(raw, type=dict[str, Raw]))
+    assert size.text_bytes >= sum(len(text.encode("utf-8", "replace")) for text in texts_of(request))
+    assert size.messages == len(items) + 1
+
+
+def test_images_sound_and_files_are_no_text() -> None:
+    data = "A" * 10_000
+    parts = [
+        {"type": "input_image", "image_url": f"data:image/png;base64,{data}", "detail": "auto"},
+        {"type": "input_file", "file_data": f"data:text/plain;base64,{data}"},
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+    ]
+    raw = json.dumps({"model": "m", "input": [{"role": "user", "content": parts}]}).encode()
+    request = msgspec.json.decode(raw, type=ResponsesRequest)
+    size = measure(request, msgspec.json.decode(raw, type=dict[str, Raw]))
+    assert 0 < size.text_bytes < 1_000
+    assert (size.images, size.unbounded_parts) == (1, 2)
+    assert larger(size, InputSize(5, 9, 0, 3)) == InputSize(size.text_bytes, 9, 1, 3)
+
+
+@pytest.mark.parametrize("spelling", ["reasoning", "r\\u0065asoning"])
+def test_a_lost_thought_is_found_however_it_is_spelled(spelling: str) -> None:
+    lost = f'{{"type":"{spelling}","id":"rs_1","summary":[]}}'
+    kept = f'{{"type":"{spelling}","id":"rs_1","encrypted_content":"g"}}'
+    assert without_lost_thoughts(Raw(f"[{lost},{kept}]".encode())) == Raw(f"[{kept}]".encode())
+    for same in (b'"text"', b'[{"role":"user" , "content":"x"}]'):
+        assert bytes(without_lost_thoughts(Raw(same))) == same

@@ -15,7 +15,7 @@ from meterhouse.http.passing import Heard, Listener, PassThrough
 from meterhouse.http.respond import JSON_TYPE
 from meterhouse.http.sse import named_frame
 from meterhouse.http.usage_reading import Fields, ReadUsage, note_usage, read_responses_usage
-from meterhouse.http.wires.told_items import ItemEvent, ToldItems, texts_of
+from meterhouse.http.wires.told_items import ItemEvent, ToldItems, decode_or_none, texts_of
 from meterhouse.providers.provider import Deployment, EndpointName
 from meterhouse.providers.refusal import error_in_stream, no_answer
 from meterhouse.request import Attempt
@@ -69,7 +69,7 @@ class PassedResponses(PassThrough):
 
     def note_text(self, fields: dict[str, Raw], attempt: Attempt) -> None:
         """Count every text of the output."""
-        text = "".join(texts_of(msgspec.json.decode(fields["output"]))) if "output" in fields else ""
+        text = "".join(texts_of(decode_or_none(fields.get("output", Raw(b"")))))
         attempt.text.append(text)
         attempt.output_bytes += len(text.encode("utf-8", "surrogatepass"))
         attempt.output_events += bool(text)
@@ -147,7 +147,7 @@ class ResponsesListener:
         """Keep what the client knows by now."""
         for event in self._heard:
             self._sequence = event.sequence_number
-            if is_set(event.response):
+            if event.type in _OPENINGS:
                 self._response = bytes(event.response)
             self._items.keep(event)
         self._heard.clear()
@@ -170,9 +170,10 @@ class ResponsesListener:
 
     def _end(self, status: str, ended: dict[str, Any]) -> bytes:
         """Return an end of our own: the response as it was last told, and all that came since."""
-        response = msgspec.json.decode(self._response or b"{}") | ended
-        response |= {"status": status, "output": self._items.output()}
-        return self._own({"type": f"response.{status}", "response": response})
+        told = decode_or_none(Raw(self._response))
+        response = told if isinstance(told, dict) else {}
+        ended |= {"status": status, "output": self._items.output()}
+        return self._own({"type": f"response.{status}", "response": response | ended})
 
     def _own(self, event: dict[str, Any]) -> bytes:
         self._sequence += 1
@@ -186,7 +187,7 @@ class ResponsesListener:
             raise no_answer(f"{event.type} without a response") from None
         attempt.served_model = (response.model or "")[:MAX_NAME_LENGTH]
         attempt.service_tier = (response.service_tier or "")[:MAX_NAME_LENGTH]
-        wire = msgspec.json.decode(response.usage) if is_set(response.usage) else None
+        wire = decode_or_none(response.usage)
         return bytes(event.response), read_responses_usage(wire) if isinstance(wire, dict) else None
 
     def _failure(self, event: ItemEvent, payload: bytes, attempt: Attempt) -> GatewayError:

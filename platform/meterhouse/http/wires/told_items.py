@@ -49,9 +49,9 @@ class ToldItems:
     def hear(self, event: ItemEvent) -> str:
         """Return what the model wrote in an event: a delta, the name of a call, an item that is told in one piece."""
         index = event.output_index
-        if event.type.endswith(".delta") and bytes(event.delta).startswith(b'"'):
+        if event.type.endswith(".delta") and (text := _text(event.delta)) is not None:
             self._with_text.add(index)
-            return msgspec.json.decode(event.delta, type=str)
+            return text
         if event.type == "response.output_item.added":
             name = (_object(event.item) or {}).get("name")
             return name if isinstance(name, str) else ""
@@ -77,8 +77,8 @@ class ToldItems:
                 del self._pieces[place]
         elif kind in _PARTS:
             self._add_part(event, _PARTS[kind])
-        elif kind in _PLACES and bytes(event.delta).startswith(b'"'):
-            self._add_text(event, _PLACES[kind])
+        elif kind in _PLACES and (text := _text(event.delta)):
+            self._add_text(event, _PLACES[kind], text)
 
     def finish(self) -> list[tuple[int, Json]]:
         """End the items that are not done as incomplete, with all that was told of them; each with its index."""
@@ -88,8 +88,8 @@ class ToldItems:
                 continue
             if field in {"content", "summary"}:
                 parts = item.get(field)
-                if isinstance(parts, list) and position < len(parts):
-                    part = parts[position]
+                part = parts[position] if isinstance(parts, list) and 0 <= position < len(parts) else None
+                if isinstance(part, dict):
                     part["refusal" if part.get("type") == "refusal" else "text"] = "".join(pieces)
             else:
                 item[field] = "".join(pieces)
@@ -110,8 +110,7 @@ class ToldItems:
         if item is not None and part is not None and isinstance(item.setdefault(field, []), list):
             item[field].append(part)
 
-    def _add_text(self, event: ItemEvent, field: str) -> None:
-        text = msgspec.json.decode(event.delta, type=str)
+    def _add_text(self, event: ItemEvent, field: str, text: str) -> None:
         if self._kept_bytes < MAX_KEPT_BYTES:
             self._kept_bytes += len(text)
             position = {"content": event.content_index, "summary": event.summary_index}.get(field, 0)
@@ -129,8 +128,19 @@ def texts_of(value: object) -> list[str]:
     return pieces
 
 
-def _object(raw: Raw) -> Json | None:
-    if not bytes(raw).startswith(b"{"):
+def decode_or_none(raw: Raw) -> Any:
+    """Return the value of a raw field; None where there is none, or it is no JSON: the client gets it as it came."""
+    try:
+        return msgspec.json.decode(raw) if raw else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    decoded: Json = msgspec.json.decode(raw)
-    return decoded
+
+
+def _object(raw: Raw) -> Json | None:
+    decoded = decode_or_none(raw)
+    return decoded if isinstance(decoded, dict) else None
+
+
+def _text(raw: Raw) -> str | None:
+    decoded = decode_or_none(raw) if bytes(raw).startswith(b'"') else None
+    return decoded if isinstance(decoded, str) else None

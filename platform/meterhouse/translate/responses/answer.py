@@ -106,17 +106,23 @@ def _tool(tool: ResponsesTool) -> Json:
 
 def usage_of(wire: Json) -> Json:
     """Return the usage of a chat completion in this wire's names."""
-    prompt, output = wire.get("prompt_tokens_details") or {}, wire.get("completion_tokens_details") or {}
+    prompt, output = wire.get("prompt_tokens_details"), wire.get("completion_tokens_details")
     return {
-        "input_tokens": wire.get("prompt_tokens", 0),
+        "input_tokens": _count(wire, "prompt_tokens"),
         "input_tokens_details": {
-            "cached_tokens": prompt.get("cached_tokens") or 0,
-            "cache_write_tokens": prompt.get("cache_write_tokens") or 0,
+            "cached_tokens": _count(prompt, "cached_tokens"),
+            "cache_write_tokens": _count(prompt, "cache_write_tokens"),
         },
-        "output_tokens": wire.get("completion_tokens", 0),
-        "output_tokens_details": {"reasoning_tokens": output.get("reasoning_tokens") or 0},
-        "total_tokens": wire.get("total_tokens", 0),
+        "output_tokens": _count(wire, "completion_tokens"),
+        "output_tokens_details": {"reasoning_tokens": _count(output, "reasoning_tokens")},
+        "total_tokens": _count(wire, "total_tokens"),
     }
+
+
+def _count(wire: object, name: str) -> int:
+    """Return a count; 0 for what is none."""
+    value = wire.get(name) if isinstance(wire, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def failure_of(error: Json) -> Json:

@@ -107,7 +107,7 @@ def _check_tools(request: ResponsesRequest) -> None:
     if isinstance(choice, str) and choice not in {"none", "auto", "required"}:
         raise Malformed("'tool_choice' must be 'none', 'auto', 'required' or an object.", param="tool_choice")
     if isinstance(choice, dict):
-        kind = choice.get("type")
+        kind = _kind_of(choice)
         if kind == "allowed_tools":
             _check_allowed(choice)
         elif kind not in CALLERS_TOOLS:
@@ -117,18 +117,24 @@ def _check_tools(request: ResponsesRequest) -> None:
 
 
 def _check_allowed(choice: dict[str, object]) -> None:
-    if choice.get("mode") not in {"auto", "required"}:
+    mode = choice.get("mode")
+    if not isinstance(mode, str) or mode not in {"auto", "required"}:
         raise Malformed("'tool_choice.mode' must be 'auto' or 'required'.", param="tool_choice.mode")
     tools = choice.get("tools")
     if not isinstance(tools, list) or not tools:
         raise _missing("tool_choice.tools")
     for index, tool in enumerate(tools):
         param = f"tool_choice.tools[{index}]"
-        kind = tool.get("type") if isinstance(tool, dict) else None
+        kind = _kind_of(tool)
         if kind not in CALLERS_TOOLS:
             raise _hosted(f"{param}.type", kind)
         if not isinstance(tool.get("name"), str):
             raise _missing(f"{param}.name")
+
+
+def _kind_of(value: object) -> str:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _check_item(item: ResponsesItem, param: str) -> None:

@@ -19,6 +19,7 @@ from meterhouse.translate.responses.items import CUSTOM_INPUT
 Event = Json
 MAX_BYTES = 16 * 1_048_576
 """A response tells all of its text once more at its end, so all of it is kept: a longer answer is a failure."""
+MAX_CALLS = 1_024
 _ITEM_BYTES = 256
 _TEXT, _REFUSAL = "output_text", "refusal"
 
@@ -59,7 +60,8 @@ class Output:
             yield from self._think(text)
         if text := _string(delta.get("content")):
             yield from self._say(_TEXT, text, _logprobs_of(logprobs))
-        for annotation in delta.get("annotations") or ():
+        annotations = delta.get("annotations")
+        for annotation in annotations if isinstance(annotations, list) else ():
             yield from self._annotate(annotation)
         if text := _string(delta.get("refusal")):
             yield from self._say(_REFUSAL, text, [])
@@ -164,7 +166,7 @@ class Output:
             number = found[0] if found else last + 1 if is_new else last
         call = self._calls.get(number)
         if call is None:
-            self._keep(_ITEM_BYTES)
+            self._keep(_ITEM_BYTES if len(self._calls) < MAX_CALLS else MAX_BYTES)
             is_taken = any(other.call_id == call_id for other in self._calls.values())
             # Outputs are told apart by the id of their call: two of one id would be one.
             call = self._calls[number] = _Call(new_call_id() if is_taken or not call_id else call_id)
@@ -269,12 +271,14 @@ def _custom_input(arguments: str) -> str:
 
 def _logprobs_of(logprobs: Any) -> list[Json]:
     rows = logprobs.get("content") if isinstance(logprobs, dict) else None
-    return [_logprob(row) for row in rows or () if isinstance(row, dict) and "token" in row]
+    rows = rows if isinstance(rows, list) else []
+    return [_logprob(row) for row in rows if isinstance(row, dict) and "token" in row]
 
 
 def _logprob(row: Json) -> Json:
     top = row.get("top_logprobs")
-    return _token(row) | {"top_logprobs": [_token(other) for other in top or () if isinstance(other, dict)]}
+    others = top if isinstance(top, list) else []
+    return _token(row) | {"top_logprobs": [_token(other) for other in others if isinstance(other, dict)]}
 
 
 def _token(row: Json) -> Json:

@@ -9,10 +9,12 @@ from typing import Any
 
 import msgspec
 
+from meterhouse.errors import UpstreamDown
 from meterhouse.translate.responses.answer import TIERS, Answering, Json, failure_of, usage_of
 from meterhouse.translate.responses.output import Output
 
 DONE = b"[DONE]"
+_decoder = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
 
 
@@ -27,14 +29,16 @@ class ResponseStream:
         self._is_over = False
 
     def events(self, payload: bytes) -> bytes:
-        """Return the events that a payload makes, as bytes on the wire; ``[DONE]`` makes the last."""
+        """Return the events that a payload makes, as bytes on the wire; ``[DONE]`` makes the last.
+
+        Raises:
+            UpstreamDown: The payload is no JSON object, or the answer is longer than is kept.
+        """
         if self._is_over:
             return b""
         if payload.startswith(DONE):
             return b"".join(self._frames(self._finish()))
-        chunk = msgspec.json.decode(payload)
-        if not isinstance(chunk, dict):
-            return b""
+        chunk = _decode(payload)
         return b"".join(self._frames(self._take(chunk)))
 
     def fail(self, error: Json) -> bytes:
@@ -92,8 +96,8 @@ def error_event(error: Json) -> Json:
 
 
 def to_response(body: bytes, answering: Answering) -> bytes:
-    """Return the response object for a whole chat completion."""
-    whole = msgspec.json.decode(body)
+    """Return the response object for a whole chat completion; raises UpstreamDown as ``ResponseStream.events``."""
+    whole = _decode(body)
     note(answering, whole)
     output = Output(answering)
     for choice in _choices(whole):
@@ -108,16 +112,29 @@ def to_response(body: bytes, answering: Answering) -> bytes:
 
 def note(answering: Answering, chunk: Json) -> None:
     """Take from a chunk or a body what is not said by the model: tier, usage, how it ended."""
-    if chunk.get("service_tier") in TIERS:
-        answering.service_tier = chunk["service_tier"]
+    tier = chunk.get("service_tier")
+    if isinstance(tier, str) and tier in TIERS:
+        answering.service_tier = tier
     if isinstance(usage := chunk.get("usage"), dict):
         answering.usage = usage_of(usage)
     for choice in _choices(chunk):
-        if reason := choice.get("finish_reason"):
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason:
             answering.finish_reason = reason
+
+
+def _decode(payload: bytes) -> Json:
+    try:
+        decoded: Json = _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UpstreamDown(
+            "The provider sent something that is not an answer.", detail=str(error), code="upstream_protocol_error"
+        ) from None
+    return decoded
 
 
 def _choices(chunk: Json) -> list[dict[str, Any]]:
     """Return the one choice there is."""
     choices = chunk.get("choices")
-    return [choice for choice in choices or () if isinstance(choice, dict) and not choice.get("index")]
+    rows = choices if isinstance(choices, list) else []
+    return [choice for choice in rows if isinstance(choice, dict) and not choice.get("index")]
