@@ -29,7 +29,9 @@ from meterhouse.http.passage import ClientWire
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
 from meterhouse.http.unstored import build_unstored_router
 from meterhouse.http.wires.chat import ChatWire, SimpleWire
+from meterhouse.http.wires.completions import CompletionsWire
 from meterhouse.http.wires.embeddings import EmbeddingsWire
+from meterhouse.http.wires.media import MEDIA_WIRES
 from meterhouse.http.wires.responses import ResponsesWire
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
@@ -111,7 +113,8 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
 
 def _wires() -> tuple[ClientWire, ...]:
     """Return every wire that clients may speak; a new one is a line here."""
-    return (ChatWire(), EmbeddingsWire(), ResponsesWire(), *(SimpleWire(simple) for simple in SIMPLE_CHATS))
+    simple = (SimpleWire(simple) for simple in SIMPLE_CHATS)
+    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), ResponsesWire(), *MEDIA_WIRES, *simple)
 
 
 def _cors(origins: str | None) -> list[Middleware]:

@@ -111,6 +111,8 @@ class _PassedResponse:
 class ResponsesListener:
     """Listens to the events of one response: text in deltas, the usage and the end in the last of them."""
 
+    is_finished = False
+
     def __init__(self, asked: Asked, deployment: Deployment) -> None:
         self._deployment = deployment
         self._telling = TellingBack(asked)
@@ -160,6 +162,10 @@ class ResponsesListener:
         )
         ended = {"incomplete_details": {"reason": "max_output_tokens"}, "usage": usage_on_responses(usage)}
         return items + self._end("incomplete", ended)
+
+    def close(self, usage: Usage) -> bytes:  # noqa: ARG002 - the protocol's own signature
+        """Return nothing: the last event is the end."""
+        return b""
 
     def fail(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return ``response.failed``, where a response had begun, and the ``error`` event."""
