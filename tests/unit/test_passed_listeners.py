@@ -155,9 +155,16 @@ def test_a_response_ends_with_its_usage_under_the_asked_name() -> None:
     assert (heard.is_end, heard.is_last) == (True, True)
     assert heard.usage is not None
     assert heard.usage.usage == Usage(input_tokens=10, cached_input_tokens=4, output_tokens=7, reasoning_tokens=3)
-    assert (tried.served_model, tried.service_tier) == ("up", "flex")
+    assert (tried.served_model, tried.service_tier, tried.finish_reasons) == ("up", "flex", ["stop"])
     ((name, event),) = events_of(heard.frame)
     assert (name, event["response"]["model"]) == ("response.completed", "asked")
+
+
+@pytest.mark.parametrize(("reason", "noted"), [("max_output_tokens", "length"), ("content_filter", "content_filter")])
+def test_an_incomplete_response_says_why_in_the_words_of_chat_completions(reason: str, noted: str) -> None:
+    tried = attempt()
+    heard = responses().hear(response_event("response.incomplete", incomplete_details={"reason": reason}), tried)
+    assert (heard.is_last, tried.finish_reasons) == (True, [noted])
 
 
 @pytest.mark.parametrize("kind", ["output_text", "function_call_arguments", "reasoning_text", "refusal"])
@@ -181,6 +188,18 @@ def test_a_response_whose_allowance_is_used_up_is_incomplete() -> None:
     assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert (response["id"], response["output"], response["usage"]["output_tokens"]) == ("resp_1", [item], 7)
     assert response["model"] == "asked"
+
+
+def test_a_response_whose_first_read_was_too_much_still_begins_and_ends() -> None:
+    listener, tried = responses(), attempt()
+    listener.hear(response_event("response.created", status="in_progress", output=[]), tried)
+    item = {"id": "msg_1", "type": "message", "content": []}
+    listener.hear(payload(type="response.output_item.added", sequence_number=6, output_index=0, item=item), tried)
+    events = events_of(listener.cut(USED))
+    assert [name for name, _ in events] == ["response.created", "response.in_progress", "response.incomplete"]
+    assert [event["sequence_number"] for _, event in events] == [0, 1, 2]
+    assert {event["response"]["id"] for _, event in events} == {"resp_1"}
+    assert events[-1][1]["response"]["output"] == []
 
 
 def test_an_end_of_ours_has_all_that_was_told_before() -> None:

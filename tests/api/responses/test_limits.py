@@ -2,9 +2,11 @@
 
 import pytest
 
-from api.responses.post import Post, marked
+from api.responses.post import PATH, Post, marked
+from failure.raw_client import Client
 from fakes import scripts
 from fakes.exchange import Exchange
+from fakes.responses_wire import read_stream
 from fakes.upstream import FakeUpstream
 from meterhouse.usage import Outcome
 
@@ -29,7 +31,7 @@ def test_an_answer_that_goes_past_its_allowance_is_cut_as_one_that_reached_its_b
     post: Post, provider: str, deaf: str
 ) -> None:
     key = post.gateway.new_key("tokens 3000 total")
-    headers, events = post.stream(f"{provider}/{deaf}", key=key, max_output_tokens=10)
+    headers, events = post.stream(f"{provider}/{deaf}&fault=stall&at=40", key=key, max_output_tokens=10)
     response = events[-1].response
     assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     (record,) = post.gateway.records(headers["x-request-id"])
@@ -39,9 +41,14 @@ def test_an_answer_that_goes_past_its_allowance_is_cut_as_one_that_reached_its_b
     assert (limit["spent"], limit["reserved"]) == (record.usage.total_tokens, 0)
 
 
-def test_a_cut_answer_has_all_that_was_told(post: Post, provider: str, deaf: str) -> None:
+def test_a_cut_answer_has_all_that_was_told(post: Post, provider: str, deaf: str, up: FakeUpstream) -> None:
     key = post.gateway.new_key("tokens 3000 total")
-    _, events = post.stream(f"{provider}/{deaf}&pace_ms=2", key=key, max_output_tokens=10)
+    model = f"{provider}/{deaf}&gate=5&fault=stall&at=40"
+    body = {"model": model, "input": "Hello", "stream": True, "max_output_tokens": 10}
+    client = Client(post.gateway.url, key, body, path=PATH)
+    client.read_until(lambda c: c.body.count(b"event: response.output_text.delta") >= 5)
+    up.release(name="deaf")
+    events = read_stream(client.read_all().body)
     told = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert told
     assert events[-1].response.output_text == told

@@ -29,11 +29,16 @@ _OPENINGS = frozenset({"response.created", "response.in_progress", "response.que
 _TENANT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
 
 
+class _Incomplete(msgspec.Struct):
+    reason: str | None = None
+
+
 class _Response(msgspec.Struct):
     model: str | None = None
     service_tier: str | None = None
     usage: Raw = Raw(b"")
     error: Raw = Raw(b"")
+    incomplete_details: _Incomplete | None = None
 
 
 _event_decoder = msgspec.json.Decoder(ItemEvent)
@@ -156,12 +161,20 @@ class ResponsesListener:
 
     def cut(self, usage: Usage) -> bytes:
         """Return the end of every open item, and ``response.incomplete``."""
+        begun = b"" if self._response else self._begin()
         items = b"".join(
             self._own({"type": "response.output_item.done", "output_index": index, "item": item})
             for index, item in self._items.finish()
         )
         ended = {"incomplete_details": {"reason": "max_output_tokens"}, "usage": usage_on_responses(usage)}
-        return items + self._end("incomplete", ended)
+        return begun + items + self._end("incomplete", ended)
+
+    def _begin(self) -> bytes:
+        """Return the beginning of a response of which nothing was told: its first read was already too much."""
+        response = next((event.response for event in self._heard if event.type in _OPENINGS), Raw(b"{}"))
+        self._response = bytes(response)
+        kinds = ("response.created", "response.in_progress")
+        return b"".join(self._own({"type": kind, "response": response}) for kind in kinds)
 
     def close(self, usage: Usage) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return nothing: the last event is the end."""
@@ -193,6 +206,9 @@ class ResponsesListener:
             raise no_answer(f"{event.type} without a response") from None
         attempt.served_model = (response.model or "")[:MAX_NAME_LENGTH]
         attempt.service_tier = (response.service_tier or "")[:MAX_NAME_LENGTH]
+        if event.type in _ENDS:
+            reason = (response.incomplete_details or _Incomplete()).reason or "stop"
+            attempt.finish_reasons.append("length" if reason == "max_output_tokens" else reason)
         wire = decode_or_none(response.usage)
         return bytes(event.response), read_responses_usage(wire) if isinstance(wire, dict) else None
 
