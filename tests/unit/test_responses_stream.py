@@ -257,10 +257,13 @@ def test_an_answer_without_a_word_is_an_empty_message() -> None:
 def test_an_answer_that_is_too_long_to_be_told_twice_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MAX_BYTES", 1_000)
     made = ResponseStream(new_answering())
-    for _ in range(30):
-        made.events(chunk({"content": "x" * 20}))
+    for _ in range(20):
+        made.events(chunk({"content": "x" * 10}))
+    made.events(chunk({"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}))
     with pytest.raises(UpstreamDown):
         made.events(chunk({"content": "x" * 200}))
+    error = {"message": "Too long.", "type": "upstream_error", "param": None, "code": "upstream_unavailable"}
+    assert b"event: response.failed" in made.fail(error)
 
 
 TEXTS = st.text(max_size=6)

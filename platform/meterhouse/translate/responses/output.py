@@ -71,7 +71,10 @@ class Output:
                 yield from self._call(piece)
 
     def finish(self, status: str) -> Iterator[Event]:
-        """End every item that is still open; an answer that says nothing at all is one empty message."""
+        """End every item that is still open; an answer that says nothing at all is one empty message.
+
+        It never raises: all that it tells was kept before.
+        """
         if not self._items and not self._calls and status == "completed":
             yield from self._say(_TEXT, "", [])
         yield from self._close(status)
@@ -85,7 +88,6 @@ class Output:
             raise UpstreamDown("The provider's answer is too long.", detail="longer than a response keeps")
 
     def _add(self, item: Json) -> Event:
-        self._keep(_ITEM_BYTES)
         self._items.append(item)
         shown = {name: [] if name in {"content", "summary"} else value for name, value in item.items()}
         return {"type": "response.output_item.added", "output_index": len(self._items) - 1, "item": shown}
@@ -200,6 +202,7 @@ class Output:
         yield {"type": "response.output_item.done", "output_index": call.index, "item": call.item}
 
     def _begin(self, item: Json) -> Event:
+        self._keep(_ITEM_BYTES)
         self._open, self._index = item, len(self._items)
         return self._add(item)
 
