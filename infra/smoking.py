@@ -170,6 +170,20 @@ def _try_streamed_completion(server: Server) -> str:
     return f"{len(chunks)} chunks"
 
 
+def _try_response(server: Server) -> str:
+    found = decoded(server.post("/v1/responses", {"model": server.model, "input": QUESTION}))
+    need(found["output"], "an empty answer")
+    return f"{found['usage']['total_tokens']} tokens"
+
+
+def _try_streamed_response(server: Server) -> str:
+    asked = {"model": server.model, "input": QUESTION, "stream": True}
+    events = [decoded(data.encode()) for data in datas(server.post("/v1/responses", asked, "text/event-stream"))]
+    last = events[-1]["type"] if events else "nothing"
+    need(last in {"response.completed", "response.incomplete"}, f"the stream ends with {last}")
+    return f"{len(events)} events"
+
+
 def _try_api_chat(server: Server) -> str:
     rows = pieces(server.post("/api/chat", ask(server), "text/event-stream"))
     need("".join(row["content"] for row in rows), "an empty answer")
@@ -245,6 +259,8 @@ TRIES: Mapping[str, Callable[[Server], str]] = {
     "GET /v1/models": _try_models,
     "POST /v1/chat/completions": _try_completion,
     "POST /v1/chat/completions, streamed": _try_streamed_completion,
+    "POST /v1/responses": _try_response,
+    "POST /v1/responses, streamed": _try_streamed_response,
     "POST /api/chat": _try_api_chat,
     "POST /chat": _try_chat,
     "POST /stream": _try_stream,

@@ -27,10 +27,12 @@ from meterhouse.http.middleware import BodyLimit, RequestContext
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.passage import ClientWire
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
+from meterhouse.http.unstored import build_unstored_router
 from meterhouse.http.wires.chat import ChatWire, SimpleWire
 from meterhouse.http.wires.completions import CompletionsWire
 from meterhouse.http.wires.embeddings import EmbeddingsWire
 from meterhouse.http.wires.media import MEDIA_WIRES
+from meterhouse.http.wires.responses import ResponsesWire
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
 DESCRIPTION = """\
@@ -100,6 +102,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     for path, endpoint in endpoints.items():  # for the methods that are not allowed
         app.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
     app.include_router(build_health_router(gateway.health))
+    app.include_router(build_unstored_router())
     app.include_router(build_account_router(gateway.account))
     app.include_router(build_admin_router(gateway.admin))
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -111,7 +114,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
 def _wires() -> tuple[ClientWire, ...]:
     """Return every wire that clients may speak; a new one is a line here."""
     simple = (SimpleWire(simple) for simple in SIMPLE_CHATS)
-    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), *MEDIA_WIRES, *simple)
+    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), ResponsesWire(), *MEDIA_WIRES, *simple)
 
 
 def _cors(origins: str | None) -> list[Middleware]:

@@ -13,16 +13,19 @@ from fakes.completions_wire import CompletionsWire
 from fakes.endpoints import ENDPOINTS
 from fakes.exchange import Exchange, Note, Over
 from fakes.plan import Plan
+from fakes.responses_upstream import ResponsesWire
 from fakes.wires import ALONE, ON_FINISH, OllamaWire, OpenAiWire, encode, make_usage
 from fakes.words import word
 
 Script = Callable[[Exchange], Awaitable[None]]
-AnyWire = OpenAiWire | OllamaWire
+AnyWire = OpenAiWire | OllamaWire | ResponsesWire
 
 
 def open_wire(x: Exchange) -> AnyWire:
     """Choose the wire by the path that was asked for."""
     body = {"model": "", **x.request.body}
+    if x.request.path.endswith("/responses"):
+        return ResponsesWire(x.plan, body, x.number)
     if x.request.path == "/v1/completions":
         return CompletionsWire(x.plan, body, x.number)
     return OllamaWire(x.plan, body) if x.request.is_ollama else OpenAiWire(x.plan, body, x.number)

@@ -9,18 +9,24 @@ from meterhouse.http.described import (
     ChatCompletion,
     ChatCompletionChunk,
     ErrorAnswer,
+    ResponseEvent,
+    ResponseObject,
     SimpleContent,
     SimpleMessage,
     SimpleMessages,
     SimpleResponse,
 )
 from meterhouse.request import ChatRequest
+from meterhouse.translate.responses.shape import ResponsesRequest
 
 _SHAPES = (
     ChatRequest,
     ChatCompletion,
     ChatCompletionChunk,
     ErrorAnswer,
+    ResponsesRequest,
+    ResponseObject,
+    ResponseEvent,
     SimpleMessages,
     SimpleMessage,
     SimpleResponse,
@@ -71,6 +77,14 @@ def _inference_paths(shapes: dict[Any, Schema]) -> Schema:
             shapes[ChatRequest],
             "A chat completion, or with `stream` the events of one, ended by `[DONE]`",
             {_JSON: shapes[ChatCompletion], _EVENTS: shapes[ChatCompletionChunk]},
+            errors,
+        ),
+        "/v1/responses": _post(
+            "create_response",
+            "Create a response, streamed or not",
+            shapes[ResponsesRequest],
+            "A response, or with `stream` its events",
+            {_JSON: shapes[ResponseObject], _EVENTS: shapes[ResponseEvent]},
             errors,
         ),
         "/api/chat": _post(

@@ -106,6 +106,8 @@ class MessagesListener:
         self._envelope = envelope
         self._usage: dict[str, Any] = {}
         self._open_block: int | None = None
+        self._told_block: int | None = None
+        """The open block that the client knows of."""
 
     def hear(self, payload: bytes, attempt: Attempt) -> Heard:
         """Read an event."""
@@ -135,11 +137,15 @@ class MessagesListener:
         heard.frame = named_frame(event.type, payload)
         return heard
 
+    def told(self) -> None:
+        """Note which block the client knows to be open."""
+        self._told_block = self._open_block
+
     def cut(self, usage: Usage) -> bytes:
         """Return the end of the open block, ``max_tokens`` and ``message_stop``."""
         events: list[dict[str, Any]] = []
-        if self._open_block is not None:
-            events.append({"type": "content_block_stop", "index": self._open_block})
+        if self._told_block is not None:
+            events.append({"type": "content_block_stop", "index": self._told_block})
         delta = {"stop_reason": "max_tokens", "stop_sequence": None}
         events.append({"type": "message_delta", "delta": delta, "usage": usage_on_messages(usage)})
         events.append({"type": "message_stop"})
