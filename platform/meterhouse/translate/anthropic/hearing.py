@@ -34,6 +34,11 @@ class _Block(msgspec.Struct):
     input: Raw = Raw(b"{}")
 
 
+class _Error(msgspec.Struct):
+    type: str = "api_error"
+    message: str = ""
+
+
 class _Message(msgspec.Struct):
     """An answer: the head of a streamed one, or all of it."""
 
@@ -42,6 +47,7 @@ class _Message(msgspec.Struct):
     content: list[_Block] = msgspec.field(default_factory=list)
     stop_reason: str | None = None
     usage: dict[str, Any] | None = None
+    error: _Error | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -53,11 +59,6 @@ class _Delta(msgspec.Struct):
     signature: str = ""
     partial_json: str = ""
     stop_reason: str | None = None
-
-
-class _Error(msgspec.Struct):
-    type: str = "api_error"
-    message: str = ""
 
 
 class _Event(msgspec.Struct):
@@ -86,7 +87,7 @@ _MESSAGES = msgspec.json.Decoder(_Message)
 
 
 def from_message(body: bytes, *, completion_id: str, created_seconds: int, model: str) -> bytes:
-    """Return the ``chat.completion`` for a whole answer.
+    """Return the ``chat.completion`` for a whole answer; an error as one in OpenAI's envelope.
 
     Raises:
         UpstreamDown: it is garbage, or not a message that ended.
@@ -95,6 +96,8 @@ def from_message(body: bytes, *, completion_id: str, created_seconds: int, model
         said = _MESSAGES.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _garbage(str(error)) from error
+    if said.error is not None:
+        return _failure(said.error)
     if said.type != "message" or said.stop_reason is None:
         raise UpstreamDown("The provider anthropic did not complete its answer.", detail="no message that ended")
     text = "".join(block.text or "" for block in said.content if block.type == "text")

@@ -1,10 +1,9 @@
 """OpenAI's answers as Anthropic's, for a client that speaks its wire: whole, and streamed.
 
 ``MessagesWriter`` takes the frames of a chat stream and gives events: blocks one after the other, each begun and ended,
-then ``message_delta`` with the reason and the usage, then ``message_stop``. Frames that are Anthropic's own events
-(they have an ``event:`` line) pass as they are and are only followed, so that an answer which we end ends right.
+then ``message_delta`` with the reason and the usage, then ``message_stop``.
 
-Invariant: pure. Not here: which events of a provider may pass.
+Invariant: pure. Not here: the events of Anthropic itself, which pass as they are.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from meterhouse.errors import GatewayError
 from meterhouse.translate.anthropic.words import STOP_REASONS, error_event, event, to_usage
 
 _DATA = b"data: "
-_EVENT = b"event: "
 _DONE = b"[DONE]"
 _PING = event("ping", {})
 _MESSAGE_PREFIX = "msg_"
@@ -59,8 +57,6 @@ class MessagesWriter:
 
     def __init__(self) -> None:
         self._has_begun = False
-        self._has_delta = False
-        self._is_over = False
         self._blocks = 0
         """Blocks that were begun; the last of them is open while ``_kind`` says so."""
         self._kind = ""
@@ -79,29 +75,12 @@ class MessagesWriter:
         return error_event(error, request_id)
 
     def _frame(self, part: bytes) -> bytes:
-        if part.startswith(_EVENT):
-            self._follow(part)
-            return part + b"\n\n"
         if not part.startswith(_DATA):
             return _PING
         data = part.removeprefix(_DATA)
         if data == _DONE:
             return self._end()
         return b"".join(self._events(msgspec.json.decode(data)))
-
-    def _follow(self, part: bytes) -> None:
-        """Note how far an answer is whose events pass as they are."""
-        self._has_begun = True
-        name = part.partition(b"\n")[0].removeprefix(_EVENT)
-        if name == b"content_block_start":
-            self._blocks += 1
-            self._kind = "passed"
-        elif name == b"content_block_stop":
-            self._kind = ""
-        elif name == b"message_delta":
-            self._has_delta = True
-        elif name == b"message_stop":
-            self._is_over = True
 
     def _events(self, chunk: dict[str, Any]) -> list[bytes]:
         events: list[bytes] = []
@@ -177,16 +156,9 @@ class MessagesWriter:
         return event("content_block_delta", {"index": self._blocks - 1, "delta": delta})
 
     def _end(self) -> bytes:
-        if self._is_over:
-            return b""
-        self._is_over = True
-        events: list[bytes] = []
-        if not self._has_delta:
-            events += [*self._advance(is_last=True), *self._close()]
-            delta = {"stop_reason": STOP_REASONS.get(self._reason or "", "end_turn"), "stop_sequence": None}
-            events.append(event("message_delta", {"delta": delta, "usage": to_usage(self._usage)}))
-        events.append(event("message_stop", {}))
-        return b"".join(events)
+        delta = {"stop_reason": STOP_REASONS.get(self._reason or "", "end_turn"), "stop_sequence": None}
+        ending = event("message_delta", {"delta": delta, "usage": to_usage(self._usage)})
+        return b"".join([*self._advance(is_last=True), *self._close(), ending, event("message_stop", {})])
 
 
 def _head(answer: dict[str, Any]) -> dict[str, Any]:
