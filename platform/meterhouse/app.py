@@ -22,10 +22,12 @@ from meterhouse.gateway import Gateway
 from meterhouse.http.account import build_account_router
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
-from meterhouse.http.inference import CHAT_COMPLETIONS, ChatCompletions
+from meterhouse.http.inference import InferenceEndpoint
 from meterhouse.http.middleware import BodyLimit, RequestContext
 from meterhouse.http.openapi import OpenApi
-from meterhouse.http.respond import render
+from meterhouse.http.passage import ClientWire
+from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
+from meterhouse.http.wires.chat import ChatWire, SimpleWire
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
 DESCRIPTION = """\
@@ -68,14 +70,18 @@ class Application:
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """Assemble the application over an open gateway."""
-    middleware = [
+    wires = {wire.path: wire for wire in _wires()}
+    endpoints = {path: InferenceEndpoint(gateway.inference, wire) for path, wire in wires.items()}
+    inference = {path: _wrap(endpoints[path], _middleware(gateway, wire.envelope)) for path, wire in wires.items()}
+    return Application(inference, _build_rest(gateway, _middleware(gateway, OPENAI_ENVELOPE), endpoints))
+
+
+def _middleware(gateway: Gateway, envelope: Envelope) -> list[Middleware]:
+    return [
         *_cors(gateway.settings.cors_origins),
-        Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing),
+        Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing, envelope=envelope),
         Middleware(BodyLimit, limit_bytes=gateway.settings.max_body_bytes),
     ]
-    endpoints = _inference_endpoints(gateway)
-    inference = {path: _wrap(endpoint, middleware) for path, endpoint in endpoints.items()}
-    return Application(inference, _build_rest(gateway, middleware, endpoints))
 
 
 def _wrap(endpoint: ASGIApp, middleware: Sequence[Middleware]) -> ASGIApp:
@@ -99,9 +105,9 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     return app
 
 
-def _inference_endpoints(gateway: Gateway) -> Mapping[str, ASGIApp]:
-    simple = {wire.path: ChatCompletions(gateway.inference, wire) for wire in SIMPLE_CHATS}
-    return {CHAT_COMPLETIONS: ChatCompletions(gateway.inference), **simple}
+def _wires() -> tuple[ClientWire, ...]:
+    """Return every wire that clients may speak; a new one is a line here."""
+    return (ChatWire(), *(SimpleWire(simple) for simple in SIMPLE_CHATS))
 
 
 def _cors(origins: str | None) -> list[Middleware]:

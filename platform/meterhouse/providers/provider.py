@@ -13,6 +13,18 @@ from typing import Any, Literal, Protocol
 from meterhouse.money import Price
 
 Wire = Literal["openai", "ollama", "anthropic", "simulator"]
+EndpointName = Literal[
+    "completions",
+    "embeddings",
+    "responses",
+    "messages",
+    "moderations",
+    "images",
+    "transcriptions",
+    "translations",
+    "speech",
+]
+"""A wire besides chat completions, which every provider has in some form (``Provider.wire``)."""
 OnClientGone = Literal["cancel", "drain"]
 MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
 ReasoningReplay = Literal["keep", "fill", "fill_for_calls"]
@@ -25,6 +37,10 @@ ToolsHandling = Literal["send", "withhold", "prompt"]
 
 
 def _no_mapping() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+def _no_endpoints() -> Mapping[EndpointName, str]:
     return MappingProxyType({})
 
 
@@ -86,6 +102,9 @@ class Provider:
     credential_prefix: str = "Bearer "
     extra_headers: Mapping[str, str] = field(default_factory=_no_mapping)
     chat_path: str = "/chat/completions"
+    endpoints: Mapping[EndpointName, str] = field(default_factory=_no_endpoints)
+    """The wires that it serves itself, with their paths: a request on one of them is passed through. What is not in
+    here goes over chat completions where it can be translated, and is refused else."""
     models_path: str = "/models"
     health_path: str = "/models"
 

@@ -108,6 +108,13 @@ def error_in_stream(raw: bytes, endpoint: Endpoint) -> UpstreamError:
     return UpstreamDown(f"The provider {endpoint.provider.name} reported an error while answering.", detail=detail)
 
 
+def no_answer(detail: str) -> UpstreamDown:
+    """Return our error for something of status 200 that is no answer on its wire."""
+    return UpstreamDown(
+        "The provider sent something that is not an answer.", detail=detail, code="upstream_protocol_error"
+    )
+
+
 def redact(text: str, endpoint: Endpoint) -> str:
     """Return a text on one line without the deployment's credential and address, and without anything key-like."""
     if endpoint.credential:

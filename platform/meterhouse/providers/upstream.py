@@ -32,7 +32,7 @@ IDLE_CONNECTION_SECONDS = 4.0
 """Below the 5 s after which uvicorn closes (vLLM, SGLang): a request on a connection that closes under it fails."""
 MAX_HEADER_LINE_BYTES = 8_190
 MAX_HEADERS = 128
-FORWARDED_HEADERS = ("traceparent", "tracestate")
+FORWARDED_HEADERS = ("traceparent", "tracestate", "content-type")
 OK = 200
 
 _CLOSED = "The connection was closed by us."
@@ -118,8 +118,8 @@ class Upstream:
     ) -> Answer:
         """Send a POST and return when the answer's head is there, whatever its status.
 
-        ``headers`` may carry a trace context; everything else in it is dropped. Without ``timeout_seconds`` the
-        head is waited for as long as the provider's row allows.
+        ``headers`` may carry a trace context and a content type other than JSON; everything else in it is dropped.
+        Without ``timeout_seconds`` the head is waited for as long as the provider's row allows.
 
         Raises:
             UpstreamDown: not reached, or what came is no usable HTTP (a redirect, an encoded body, no HTTP at all).
