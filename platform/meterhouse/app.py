@@ -28,6 +28,8 @@ from meterhouse.http.openapi import OpenApi
 from meterhouse.http.passage import ClientWire
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
 from meterhouse.http.wires.chat import ChatWire, SimpleWire
+from meterhouse.http.wires.count_tokens import CountTokensEndpoint, CountTokensWire
+from meterhouse.http.wires.messages import MessagesEndpoint, MessagesWire
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
 DESCRIPTION = """\
@@ -70,9 +72,13 @@ class Application:
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """Assemble the application over an open gateway."""
-    wires = {wire.path: wire for wire in _wires()}
-    endpoints = {path: InferenceEndpoint(gateway.inference, wire) for path, wire in wires.items()}
-    inference = {path: _wrap(endpoints[path], _middleware(gateway, wire.envelope)) for path, wire in wires.items()}
+    made = [(wire, InferenceEndpoint(gateway.inference, wire)) for wire in _wires()]
+    made += [
+        (messages := MessagesWire(), MessagesEndpoint(gateway.inference, messages)),
+        (counting := CountTokensWire(), CountTokensEndpoint(gateway.inference, counting)),
+    ]
+    endpoints = {wire.path: endpoint for wire, endpoint in made}
+    inference = {wire.path: _wrap(endpoint, _middleware(gateway, wire.envelope)) for wire, endpoint in made}
     return Application(inference, _build_rest(gateway, _middleware(gateway, OPENAI_ENVELOPE), endpoints))
 
 

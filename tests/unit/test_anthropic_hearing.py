@@ -14,7 +14,7 @@ USAGE = {"input_tokens": 11, "cache_read_input_tokens": 5, "cache_creation_input
 
 def heard(*events: dict[str, Any]) -> list[Any]:
     stream = HeardStream(completion_id="chatcmpl-1", created_seconds=5, model="claude")
-    payloads = [payload for event in events for payload in stream.take(msgspec.json.encode(event))[1]]
+    payloads = [payload for event in events for payload in stream.take(msgspec.json.encode(event))]
     return [payload if payload == DONE else msgspec.json.decode(payload) for payload in payloads]
 
 

@@ -223,7 +223,7 @@ def test_a_message_that_goes_through_chat_completions_comes_back(
         "usage": usage,
     }
     stream = HeardStream(completion_id="chatcmpl-1", created_seconds=5, model="m")
-    payloads = [payload for event in stream_of(message, cut) for payload in stream.take(msgspec.json.encode(event))[1]]
+    payloads = [payload for event in stream_of(message, cut) for payload in stream.take(msgspec.json.encode(event))]
     assert payloads[-1] == DONE
     streamed = assembled(written([b"data: " + payload + b"\n\n" for payload in payloads]))
     chat = from_message(msgspec.json.encode(message), completion_id="chatcmpl-1", created_seconds=5, model="m")

@@ -3,6 +3,7 @@
 from datetime import date
 from types import MappingProxyType
 
+from meterhouse.providers.endpoints import serving
 from meterhouse.providers.provider import ModelRule, Provider, Quirk, Timeouts
 
 ANTHROPIC = "anthropic"
@@ -32,6 +33,7 @@ ANTHROPIC_PROVIDER = Provider(
     credential_prefix="",
     extra_headers=MappingProxyType({"anthropic-version": API_VERSION}),
     chat_path="/messages",
+    endpoints=serving("messages"),
     assumed_max_output_tokens=32_000,
     model_rules=(
         ModelRule(_BUDGETED, thinks_by_budget=True),

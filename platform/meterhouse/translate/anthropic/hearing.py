@@ -150,8 +150,8 @@ class HeardStream:
         self._usage: dict[str, Any] = {}
         self._is_over = False
 
-    def take(self, data: bytes) -> tuple[str, list[bytes]]:
-        """Take the data of one event; returns its type and the payloads that it gives, which may be none.
+    def take(self, data: bytes) -> list[bytes]:
+        """Take the data of one event; returns the payloads that it gives, which may be none.
 
         Raises:
             UpstreamDown: it is no event of Anthropic's.
@@ -160,7 +160,7 @@ class HeardStream:
             said = _EVENTS.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _garbage(str(error)) from error
-        return said.type, [] if self._is_over else list(self._payloads(said))
+        return [] if self._is_over else list(self._payloads(said))
 
     def _payloads(self, said: _Event) -> Iterator[bytes]:
         match said.type:

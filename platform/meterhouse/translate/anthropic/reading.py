@@ -110,7 +110,7 @@ class MessagesAsked:
     only_anthropic: Malformed | None
     """Why it cannot be told to any other provider."""
     has_unsigned_thoughts: bool
-    """Whether it brings thoughts of another provider's, which Anthropic would refuse (``without_unsigned``)."""
+    """Whether it brings thoughts of another provider's, which Anthropic would refuse (``signed_messages``)."""
     untold_bytes: int
     """Text of it that is not in ``body`` and that Anthropic may count: signatures, hidden thoughts."""
 
@@ -149,7 +149,7 @@ def read_request(body: bytes, *, needs_bound: bool = True) -> MessagesAsked:
     )
 
 
-def without_unsigned(messages: Raw) -> list[dict[str, Any]]:
+def signed_messages(messages: Raw) -> Raw:
     """Return messages without the thoughts that Anthropic did not sign, and without turns of nothing else."""
     kept: list[dict[str, Any]] = []
     for turn in msgspec.json.decode(messages, type=list[dict[str, Any]]):
@@ -158,7 +158,7 @@ def without_unsigned(messages: Raw) -> list[dict[str, Any]]:
             content = [block for block in content if block.get("type") != "thinking" or block.get("signature")]
         if content:
             kept.append({**turn, "content": content})
-    return kept
+    return Raw(msgspec.json.encode(kept))
 
 
 def _invalid(text: str) -> Malformed:
