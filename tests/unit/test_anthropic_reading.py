@@ -182,6 +182,8 @@ def test_documents() -> None:
     ("turn", "fields"),
     [
         (USER, {"tools": [{"type": "bash_20250124", "name": "bash"}]}),
+        (USER, {"tools": [{**TOOL, "name": "n" * 100}]}),
+        (USER, {"stop_sequences": list("abcde")}),
         (USER, {"tools": [{"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"}]}),
         ({"role": "user", "content": [{"type": "document", "source": {"type": "url", "url": "https://e/x.pdf"}}]}, {}),
         (

@@ -26,6 +26,9 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _TIERS = {"auto": "auto", "standard_only": "default"}
 _EFFORT_BY_BUDGET = ((10_000, "high"), (5_000, "medium"), (0, "low"))
 _PLAIN_SCHEMA = "answer"
+_MOST_STOPS = 4
+_LONGEST_NAME = 64
+"""Both are OpenAI's; Anthropic takes more of either."""
 
 
 class _Tool(msgspec.Struct):
@@ -215,8 +218,7 @@ def _tell(request: _Request, telling: Telling) -> dict[str, Any]:
     for name in ("max_tokens", "temperature", "top_p", "top_k"):
         if (value := getattr(request, name)) is not None:
             out[name] = value
-    if request.stop_sequences:
-        out["stop"] = request.stop_sequences
+    _tell_stops(out, request.stop_sequences or [], telling)
     if request.stream:
         out["stream"] = True
         out["stream_options"] = {"include_usage": True}
@@ -235,11 +237,21 @@ def _tell(request: _Request, telling: Telling) -> dict[str, Any]:
     return out
 
 
+def _tell_stops(out: dict[str, Any], stops: list[str], telling: Telling) -> None:
+    if stops:
+        out["stop"] = stops[:_MOST_STOPS]
+    if len(stops) > _MOST_STOPS:
+        telling.leave_to_anthropic(f"This model takes at most {_MOST_STOPS} stop sequences.", "stop_sequences")
+
+
 def _tell_tool(tool: _Tool, index: int, telling: Telling) -> dict[str, Any]:
     if tool.type not in {None, "custom"}:
         telling.leave_to_anthropic("This model does not know Anthropic's own tools.", f"tools[{index}].type")
         return {"type": tool.type, "name": tool.name}
-    function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
+    if len(tool.name) > _LONGEST_NAME:
+        telling.leave_to_anthropic(f"This model's tools have names of at most {_LONGEST_NAME} characters.", "tools")
+        telling.untold_bytes += len(tool.name) - _LONGEST_NAME
+    function: dict[str, Any] = {"name": tool.name[:_LONGEST_NAME], "parameters": tool.input_schema}
     if tool.description is not None:
         function["description"] = tool.description
     if tool.strict:
