@@ -29,6 +29,7 @@ from meterhouse.http.passage import ClientWire
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
 from meterhouse.http.wires.chat import ChatWire, SimpleWire
 from meterhouse.http.wires.count_tokens import CountTokensEndpoint, CountTokensWire
+from meterhouse.http.wires.embeddings import EmbeddingsWire
 from meterhouse.http.wires.messages import MessagesEndpoint, MessagesWire
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
@@ -113,7 +114,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
 
 def _wires() -> tuple[ClientWire, ...]:
     """Return every wire that clients may speak; a new one is a line here."""
-    return (ChatWire(), *(SimpleWire(simple) for simple in SIMPLE_CHATS))
+    return (ChatWire(), EmbeddingsWire(), *(SimpleWire(simple) for simple in SIMPLE_CHATS))
 
 
 def _cors(origins: str | None) -> list[Middleware]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from fakes import faults
 from fakes.anthropic_wire import AnthropicWire
+from fakes.completions_wire import CompletionsWire
+from fakes.endpoints import ENDPOINTS
 from fakes.exchange import Exchange, Note, Over
 from fakes.plan import Plan
 from fakes.wires import ALONE, ON_FINISH, OllamaWire, OpenAiWire, encode, make_usage
@@ -24,6 +26,8 @@ def open_wire(x: Exchange) -> AnyWire:
     body = {"model": "", **x.request.body}
     if x.request.is_anthropic:
         return AnthropicWire(x.plan, body, x.number)
+    if x.request.path == "/v1/completions":
+        return CompletionsWire(x.plan, body, x.number)
     return OllamaWire(x.plan, body) if x.request.is_ollama else OpenAiWire(x.plan, body, x.number)
 
 
@@ -36,6 +40,8 @@ async def answer(x: Exchange) -> None:
         await faults.refuse(x)
     elif x.plan.special in faults.SPECIALS:
         await faults.SPECIALS[x.plan.special](x)
+    elif x.request.path in ENDPOINTS:
+        await ENDPOINTS[x.request.path](x)
     elif x.plan.special == "stream-for-json" or (x.request.is_streamed and x.plan.special != "json-for-stream"):
         await stream(x, wire)
     else:

@@ -157,7 +157,7 @@ def build_account_router(parts: AccountParts) -> APIRouter:
                 provider=served.provider.name,
                 created_seconds=parts.clock.now_ms() // 1000,
                 context_tokens=served.model.context_tokens,
-                max_output_tokens=served.model.max_output_tokens,
+                max_output_tokens=served.model.max_output_tokens or None,
             )
         if not (_may_use(principal, model) or _may_use(principal, parts.routes.snapshot.listed_name(model))):
             raise UnknownModel(f"The model '{model}' does not exist, or this key may not use it.", param="model")

@@ -37,6 +37,7 @@ _TENANT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
 _MAX_TENANT_VALUE = 64
 _STORED_FIELDS = ("previous_response_id", "conversation", "thread_id", "file_ids", "vector_store_ids")
 _STORED_TOOLS = frozenset({"file_search", "code_interpreter", "mcp"})
+_NO_STREAM = (b"false", b"null")
 BODY_SECONDS = 120
 
 
@@ -80,6 +81,12 @@ def read_object(body: bytes, decoder: msgspec.json.Decoder[Checked]) -> tuple[di
         if name in fields and bytes(fields[name]) != b"null":
             raise stored(name)
     return fields, request
+
+
+def refuse_stream(fields: Mapping[str, Raw]) -> None:
+    """Refuse ``stream`` on a wire whose answers are whole; raises Malformed."""
+    if bytes(fields.get("stream", Raw(b"false"))) not in _NO_STREAM:
+        raise Malformed("'stream' is not supported here.", param="stream", code="unsupported_parameter")
 
 
 def parse_chat(body: bytes) -> ParsedBody:

@@ -154,7 +154,13 @@ class InferenceEndpoint:
             Malformed: There is none.
         """
         wire = self._wire
-        usable = tuple(row for row in route.deployments if wire.find_passage(asked, row.provider) is not None)
+        usable = tuple(
+            row
+            for row in route.deployments
+            # A model of embeddings writes nothing, and is no model of a chat.
+            if (row.model.max_output_tokens or asked.output_tokens == 0)
+            and wire.find_passage(asked, row.provider) is not None
+        )
         if len(usable) == len(route.deployments):
             return route
         if usable:

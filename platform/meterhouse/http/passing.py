@@ -135,10 +135,10 @@ class PassedBody:
 
     content_type = b"application/json"
 
-    def __init__(self, call: Call, body: bytes, model: str | None) -> None:
+    def __init__(self, call: Call, body: bytes) -> None:
         self._body = body
-        self._served, self._asked = model, call.asked.model
-        call.tally.attempt.outcome = Outcome.CLIENT_GONE if call.is_draining else Outcome.COMPLETED
+        self._served = call.tally.attempt.served_model or None
+        self._asked = call.asked.model
 
     def body(self, usage: Usage) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return what the client gets."""
@@ -189,8 +189,12 @@ class PassThrough(ABC):
         return PassingRelay(call, opened, parts).listen(listener)
 
     def read_whole(self, call: Call, answer: WholeBody, parts: RelayParts) -> Whole:  # noqa: ARG002 - the protocol's own signature
+        """Return the answer as it came, noted."""
+        self.note_whole(call, check_object(answer.body))
+        return PassedBody(call, answer.body)
+
+    def note_whole(self, call: Call, fields: dict[str, msgspec.Raw]) -> None:
         """Note usage, model, tier and text of a whole answer."""
-        fields = _fields_decoder.decode(answer.body)
         attempt = call.tally.attempt
         attempt.served_model = text_in(fields, "model")[:MAX_NAME_LENGTH]
         attempt.service_tier = text_in(fields, "service_tier")[:MAX_NAME_LENGTH]
@@ -199,15 +203,15 @@ class PassThrough(ABC):
             note_usage(attempt, self.read_usage(wire))
         if attempt.reported is None:
             self.note_text(fields, attempt)
-        return PassedBody(call, answer.body, text_in(fields, "model") or None)
+        attempt.outcome = Outcome.CLIENT_GONE if call.is_draining else Outcome.COMPLETED
 
     @abstractmethod
     def adapt(self, fields: dict[str, object], recipient: Recipient, editor: BodyEditor) -> None:
         """Change what the wire, or the provider's row, wants otherwise; raises Malformed where that cannot be."""
 
-    @abstractmethod
-    def open_listener(self, asked: Asked, deployment: Deployment) -> Listener:
-        """Return what listens to one streamed answer."""
+    def open_listener(self, asked: Asked, deployment: Deployment) -> Listener:  # noqa: ARG002 - for wires that have one
+        """Return what listens to one streamed answer; of a wire without streams none is ever asked for."""
+        raise no_answer("a stream on a wire that has none")
 
     @abstractmethod
     def read_usage(self, wire: Fields) -> ReadUsage:

@@ -54,7 +54,7 @@ class TokenCounter:
                 if input_tokens is None and asked.chat is not None and asked.chat.request.messages:
                     input_tokens = await self._run(self._count_prompt, asked.chat.request.messages)
                 elif input_tokens is None and asked.texts:
-                    input_tokens = await self._run(self._count, tuple(asked.texts))
+                    input_tokens = await self._run(self._count_texts, tuple(asked.texts))
                 if output_tokens is None:
                     counted_tokens = await self._run(self._count, attempt.text, attempt.output_bytes)
                     output_tokens = known.output_tokens + counted_tokens
@@ -94,6 +94,19 @@ class TokenCounter:
         counted_bytes = utf8_length(head)
         all_bytes = max(text_bytes, utf8_length(text))
         return tokens if counted_bytes == all_bytes else -(-tokens * all_bytes // counted_bytes)
+
+    def _count_texts(self, texts: tuple[str, ...]) -> int:
+        """Count texts that have nothing to do with each other; beyond the bound of one they are extrapolated."""
+        tokens = seen_bytes = 0
+        left = MAX_TOKENIZED_CHARACTERS
+        for text in texts:
+            tokens += self._count((text[:left],))
+            seen_bytes += utf8_length(text[:left])
+            left -= len(text)
+            if left <= 0:
+                break
+        all_bytes = sum(map(utf8_length, texts))
+        return tokens if seen_bytes == all_bytes else -(-tokens * all_bytes // max(1, seen_bytes))
 
     def _count_prompt(self, messages: list[Message]) -> int:
         return self._count(_texts(messages)) + TOKENS_PER_MESSAGE * (len(messages) + 1)

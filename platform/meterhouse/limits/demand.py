@@ -56,7 +56,8 @@ def build_demand(
     """
     known = [price for price in prices if price is not None]
     if principal.has_budget:
-        _check_priced(asked, size, bounds, is_priced=len(known) == len(prices))
+        _check_priced(asked, is_priced=len(known) == len(prices))
+        _check_bounded(asked, size, bounds, known)
         _check_tier(asked, known)
     output_tokens = asked.output_tokens
     if output_tokens is None:
@@ -70,7 +71,7 @@ def build_demand(
         model=bounds.model or asked.model,
         limits=principal.limits,
         rate_input_tokens=estimate_input_tokens(size),
-        held_input_tokens=size.text_bytes + TOKENS_PER_MESSAGE * size.messages + media,
+        held_input_tokens=size.text_bytes + size.tokens + TOKENS_PER_MESSAGE * size.messages + media,
         output_tokens=output_tokens,
         rate_output_tokens=min(output_tokens, UNASKED_RATE_TOKENS) if asked.output_tokens is None else output_tokens,
         choices=asked.choices,
@@ -83,8 +84,8 @@ def build_demand(
 
 
 def estimate_input_tokens(size: InputSize) -> int:
-    """Text bytes / 3, rounded up."""
-    return -(-size.text_bytes // BYTES_PER_TOKEN)
+    """Text bytes / 3, rounded up, and what came as tokens."""
+    return -(-size.text_bytes // BYTES_PER_TOKEN) + size.tokens
 
 
 def _check_tier(asked: Asked, prices: list[Price]) -> None:
@@ -99,18 +100,26 @@ def _check_tier(asked: Asked, prices: list[Price]) -> None:
         )
 
 
-def _check_priced(asked: Asked, size: InputSize, bounds: ModelBounds, *, is_priced: bool) -> None:
+def _check_priced(asked: Asked, *, is_priced: bool) -> None:
     if not is_priced:
         raise NotPriced(
             f"The model '{asked.model}' has no price, and this key has a budget. "
             "Ask the operator to set a price for it, or use a priced model.",
             param="model",
         )
-    if size.unbounded_parts or (size.images and bounds.image_tokens is None):
+    if asked.unpriced is not None:
+        raise NotPriced(f"{asked.unpriced.message} This key has a budget.", param=asked.unpriced.param)
+
+
+def _check_bounded(asked: Asked, size: InputSize, bounds: ModelBounds, prices: list[Price]) -> None:
+    is_unbounded = bool(size.unbounded_parts) or (size.images > 0 and bounds.image_tokens is None)
+    if is_unbounded and any(_costs_by_token(price) for price in prices):
         raise NotPriced(
             f"The cost of an audio, file or image part cannot be bounded for '{asked.model}', "
             "and this key has a budget. Remove the part, or use a key without a budget.",
             param=asked.input_name,
         )
-    if asked.unpriced is not None:
-        raise NotPriced(f"{asked.unpriced.message} This key has a budget.", param=asked.unpriced.param)
+
+
+def _costs_by_token(price: Price) -> bool:
+    return any(line.kind is not Meterable.REQUEST and line.nanos_per_million for line in price.components)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from types import MappingProxyType
 
+from meterhouse.providers.endpoints import serving
 from meterhouse.providers.models import MODEL_ROWS, RETIRED, SIMULATED_PART_TOKENS, SIMULATOR
 from meterhouse.providers.provider import Model, Provider, RetiredModel
 from meterhouse.providers.rows_anthropic import ANTHROPIC_PROVIDER
@@ -23,6 +24,7 @@ _SIMULATOR_ROW = Provider(
     wire="simulator",
     shows_all_output=True,
     base_url="simulator:",
+    endpoints=serving("embeddings"),
     max_tokens_field="max_completion_tokens",
     assumed_max_output_tokens=16_384,
 )

@@ -27,3 +27,11 @@ def serving(*names: EndpointName, **paths: str) -> Mapping[EndpointName, str]:
         if name in paths:
             found[name] = paths[name]
     return MappingProxyType(found)
+
+
+OPENAI_ENDPOINTS = serving(
+    "completions", "embeddings", "responses", "moderations", "images", "transcriptions", "translations", "speech"
+)
+AZURE_ENDPOINTS = serving(
+    "completions", "embeddings", "responses", "images", "transcriptions", "translations", "speech"
+)

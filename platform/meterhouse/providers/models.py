@@ -116,6 +116,10 @@ MODEL_ROWS = (
     _openai("gpt-5", 272_000, _OUTPUT, shutdown=date(2026, 12, 11)),
     _openai("gpt-5-mini", 272_000, _OUTPUT, shutdown=date(2026, 12, 11)),
     _openai("gpt-5-nano", 272_000, _OUTPUT, shutdown=date(2026, 12, 11)),
+    # What writes nothing has an answer of 0 tokens at most.
+    _openai("text-embedding-3-small", 8_191, 0),
+    _openai("text-embedding-3-large", 8_191, 0),
+    _openai("text-embedding-ada-002", 8_191, 0),
     *_hosted(
         CEREBRAS,
         (("gpt-oss-120b", 131_072, 32_768), ("qwen-3.8-27b", 65_536, 32_768), ("gemma-4-31b", 131_072, 40_960)),

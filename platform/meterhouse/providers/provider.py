@@ -105,6 +105,10 @@ class Provider:
     endpoints: Mapping[EndpointName, str] = field(default_factory=_no_endpoints)
     """The wires that it serves itself, with their paths: a request on one of them is passed through. What is not in
     here goes over chat completions where it can be translated, and is refused else."""
+    embeddings_max_inputs: int = 2_048
+    """How many inputs one request for embeddings may have."""
+    sends_floats_only: bool = False
+    """Whether ``encoding_format`` base64 is refused or not known: then floats are asked for, and encoded here."""
     models_path: str = "/models"
     health_path: str = "/models"
 
@@ -197,7 +201,7 @@ class Model:
     context_tokens: int | None
     """What fits in as input; None where unknown."""
     max_output_tokens: int
-    """What it answers at most; assumed by the provider's row where unknown."""
+    """What it answers at most; assumed by the provider's row where unknown, 0 for one that makes embeddings."""
     thinks_hidden: bool = False
     image_tokens_bound: int | None = None
     """No image counts for more; None: no bound is known."""

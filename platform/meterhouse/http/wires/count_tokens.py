@@ -1,4 +1,4 @@
-"""Anthropic's ``POST /v1/messages/count_tokens``: asked of who serves it, counted here for every other model.
+"""Anthropic's ``POST /v1/messages/count_tokens``: asked of Anthropic, counted here for every other model.
 
 Asked of a provider it takes the inference path, so keys, limits and records hold for it; it costs nothing and is
 recorded so. Counted here it reaches nobody: the count is that of OpenAI's vocabulary, or an estimate by length for a
@@ -18,13 +18,13 @@ from meterhouse.http.exchange import exchange_of
 from meterhouse.http.inference import InferenceParts, permit
 from meterhouse.http.middleware import credential_of
 from meterhouse.http.outlet import Dialect
-from meterhouse.http.passage import Passage, RelayParts, Whole, WholeBody
-from meterhouse.http.passing import PassedBody
+from meterhouse.http.passage import Passage
 from meterhouse.http.respond import Envelope, send_whole
 from meterhouse.http.wires.messages import MESSAGES, MESSAGES_ENVELOPE, MessagesEndpoint, ask_messages
 from meterhouse.http.wires.passed_messages import PassedMessages
 from meterhouse.limits.demand import estimate_input_tokens
 from meterhouse.providers.provider import Provider
+from meterhouse.request import Attempt
 from meterhouse.translate.anthropic.reading import read_request
 from meterhouse.usage import Usage
 
@@ -49,10 +49,13 @@ class PassedCount(PassedMessages):
         for name in fields.keys() - set(_FIELDS):
             del fields[name]
 
-    def read_whole(self, call: Call, answer: WholeBody, parts: RelayParts) -> Whole:  # noqa: ARG002 - the protocol's own signature
+    def note_whole(self, call: Call, fields: dict[str, msgspec.Raw]) -> None:
         """Note that nothing was used."""
+        super().note_whole(call, fields)
         call.tally.attempt.reported = Usage()
-        return PassedBody(call, answer.body, None)
+
+    def note_text(self, fields: dict[str, msgspec.Raw], attempt: Attempt) -> None:
+        """Note none: a count says nothing."""
 
 
 PASSED_COUNT = PassedCount(MESSAGES_ENVELOPE)
@@ -72,8 +75,8 @@ class CountTokensWire:
         return asked
 
     def find_passage(self, asked: Asked, provider: Provider) -> Passage | None:  # noqa: ARG002 - the protocol's own signature
-        """Pass it through where the provider has messages."""
-        return PASSED_COUNT if "messages" in provider.endpoints else None
+        """Pass it through to Anthropic: of others that have messages, not all count."""
+        return PASSED_COUNT if provider.wire == "anthropic" else None
 
     def open_dialect(self, asked: Asked) -> Dialect | None:  # noqa: ARG002 - the protocol's own signature
         """Return none."""

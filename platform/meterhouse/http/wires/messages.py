@@ -77,7 +77,8 @@ class MessagesWire:
 
     def find_passage(self, asked: Asked, provider: Provider) -> Passage | None:
         """Pass it through where the provider has messages, else go over chat completions if it can be told so."""
-        if "messages" in provider.endpoints:
+        # Where we search an answer's text for calls, what the server itself makes of it on this wire is of no use.
+        if "messages" in provider.endpoints and (asked.chat is None or provider.tool_call_format is None):
             return PASSED_MESSAGES
         return OVER_CHAT if asked.chat is not None else None
 
