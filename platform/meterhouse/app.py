@@ -28,6 +28,7 @@ from meterhouse.http.openapi import OpenApi
 from meterhouse.http.passage import ClientWire
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
 from meterhouse.http.wires.chat import ChatWire, SimpleWire
+from meterhouse.http.wires.completions import CompletionsWire
 from meterhouse.http.wires.count_tokens import CountTokensEndpoint, CountTokensWire
 from meterhouse.http.wires.embeddings import EmbeddingsWire
 from meterhouse.http.wires.messages import MessagesEndpoint, MessagesWire
@@ -114,7 +115,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
 
 def _wires() -> tuple[ClientWire, ...]:
     """Return every wire that clients may speak; a new one is a line here."""
-    return (ChatWire(), EmbeddingsWire(), *(SimpleWire(simple) for simple in SIMPLE_CHATS))
+    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), *(SimpleWire(simple) for simple in SIMPLE_CHATS))
 
 
 def _cors(origins: str | None) -> list[Middleware]:

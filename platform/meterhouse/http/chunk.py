@@ -59,9 +59,10 @@ class Delta(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """One choice of a chunk (``delta``) or of a body (``message``)."""
+    """One choice of a chunk (``delta``) or of a body (``message``), or of a legacy completion (``text``)."""
 
     index: int = 0
+    text: str | None = None
     delta: Delta | None = None
     message: Delta | None = None
     finish_reason: str | None = None
@@ -208,6 +209,7 @@ def _lenient_choice(choice: dict[str, Any]) -> Choice:
     delta = Delta(content=text)
     return Choice(
         index=index if isinstance(index, int) else 0,
+        text=choice["text"] if isinstance(choice.get("text"), str) else None,
         delta=delta if choice.get("delta") else None,
         message=delta if choice.get("message") else None,
         finish_reason=finish if isinstance(finish, str) else None,

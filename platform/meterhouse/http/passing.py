@@ -58,8 +58,17 @@ class Listener(Protocol):
         """
         ...
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the answer is whole although ``Heard.is_end`` was not seen: then ``[DONE]`` is no failure."""
+        ...
+
     def cut(self, usage: Usage) -> bytes:
         """Return the events that end an answer whose allowance is used up, in the words of ``length``."""
+        ...
+
+    def close(self, usage: Usage) -> bytes:
+        """Return what follows the end, cut or not, on a wire where something does: ``[DONE]``."""
         ...
 
     def fail(self, error: GatewayError, request_id: str) -> bytes:
@@ -82,14 +91,16 @@ class PassingRelay(StreamRelay):
         frames = list(self._progress.end)
         if self._attempt.outcome is Outcome.CUT:
             frames.append(self._listener.cut(usage))
-        return b"".join(frames)
+        return b"".join([*frames, self._listener.close(usage)])
 
     def _take(self, payloads: list[bytes]) -> list[bytes]:
         progress = self._progress
         frames: list[bytes] = []
         for index, payload in enumerate(payloads):
             if payload.startswith(DONE):
-                progress.failure = ended_early()
+                self._finish(is_last=True)
+                progress.has_ended = self._listener.is_finished
+                progress.failure = None if progress.has_ended else ended_early()
                 break
             try:
                 heard = self._hear(payload)
@@ -100,11 +111,8 @@ class PassingRelay(StreamRelay):
                 frames.append(heard.frame)
                 continue
             progress.end.append(heard.frame)
-            # For the relay an answer has one choice here; whether all of several have ended is the listener's to know.
-            progress.seen.add(0)
-            progress.finished.add(0)
             progress.has_ended = True
-            progress.is_done = heard.is_last
+            self._finish(is_last=heard.is_last)
             self._take_tail(payloads[index + 1 :])
             break
         return frames
@@ -121,6 +129,12 @@ class PassingRelay(StreamRelay):
             progress.tail_bytes += len(heard.frame)
             if progress.tail_bytes > MAX_TAIL_BYTES:
                 raise UpstreamDown("The provider went on after its answer was finished.", detail="tail too long")
+
+    def _finish(self, *, is_last: bool) -> None:
+        """Note the end: for the relay an answer has one choice; whether all of several ended is the listener's."""
+        self._progress.seen.add(0)
+        self._progress.finished.add(0)
+        self._progress.is_done = is_last
 
     def _hear(self, payload: bytes) -> Heard:
         heard = self._listener.hear(payload, self._attempt)

@@ -1,4 +1,4 @@
-"""What the ledger says of answers on the messages wire that end otherwise than they began: ground truth in all of them."""
+"""What the ledger says of answers on the messages wire, also where they end otherwise than they should."""
 
 import time
 from typing import Any

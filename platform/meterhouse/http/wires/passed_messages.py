@@ -98,6 +98,8 @@ class PassedMessages(PassThrough):
 class MessagesListener:
     """Listens to the events of one message: the input's usage comes first, the output's with the reason of the end."""
 
+    is_finished = False
+
     def __init__(self, model: str, deployment: Deployment, envelope: Envelope) -> None:
         self._model = model
         self._deployment = deployment
@@ -142,6 +144,10 @@ class MessagesListener:
         events.append({"type": "message_delta", "delta": delta, "usage": usage_on_messages(usage)})
         events.append({"type": "message_stop"})
         return b"".join(named_frame(event["type"], msgspec.json.encode(event)) for event in events)
+
+    def close(self, usage: Usage) -> bytes:  # noqa: ARG002 - the protocol's own signature
+        """Return nothing: the last event is the end."""
+        return b""
 
     def fail(self, error: GatewayError, request_id: str) -> bytes:
         """Return the wire's ``error`` event."""

@@ -75,6 +75,8 @@ class PassedResponses(PassThrough):
 class ResponsesListener:
     """Listens to the events of one response: text in deltas, the usage and the end in the last of them."""
 
+    is_finished = False
+
     def __init__(self, model: str, deployment: Deployment) -> None:
         self._model = model
         self._deployment = deployment
@@ -115,6 +117,10 @@ class ResponsesListener:
             "usage": usage_on_responses(usage),
         }
         return self._own("response.incomplete", {"response": response})
+
+    def close(self, usage: Usage) -> bytes:  # noqa: ARG002 - the protocol's own signature
+        """Return nothing: the last event is the end."""
+        return b""
 
     def fail(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return an ``error`` event."""
