@@ -31,6 +31,7 @@ from meterhouse.http.wires.chat import ChatWire, SimpleWire
 from meterhouse.http.wires.completions import CompletionsWire
 from meterhouse.http.wires.count_tokens import CountTokensEndpoint, CountTokensWire
 from meterhouse.http.wires.embeddings import EmbeddingsWire
+from meterhouse.http.wires.media import MEDIA_WIRES
 from meterhouse.http.wires.messages import MessagesEndpoint, MessagesWire
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
@@ -115,7 +116,8 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
 
 def _wires() -> tuple[ClientWire, ...]:
     """Return every wire that clients may speak; a new one is a line here."""
-    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), *(SimpleWire(simple) for simple in SIMPLE_CHATS))
+    simple = (SimpleWire(simple) for simple in SIMPLE_CHATS)
+    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), *MEDIA_WIRES, *simple)
 
 
 def _cors(origins: str | None) -> list[Middleware]:

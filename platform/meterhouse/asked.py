@@ -41,6 +41,21 @@ class Unpriced:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class FormPart:
+    """One field of a form: a text, or a file with its name and type."""
+
+    name: str
+    content: bytes
+    filename: str | None = None
+    content_type: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as a text."""
+        return str(self.content, "utf-8", "replace")
+
+
 @dataclass(slots=True, kw_only=True)
 class Asked:
     """What was asked for."""
@@ -61,8 +76,8 @@ class Asked:
     """Why it has no such form, to be said where nobody serves the wire itself; None: the wire never has one."""
     fields: dict[str, Raw] = field(default_factory=dict)
     """The body one level deep, on the wire that it came on: what is passed through is made of it."""
-    body: bytes = b""
-    """The body where it is no JSON; its ``content-type`` is in ``headers``."""
+    form: tuple[FormPart, ...] = ()
+    """The same of a body that is a form; the ``content-type`` that it goes out with is in ``headers``."""
     headers: Mapping[str, str] | None = None
     """What goes upstream with the body, beside what goes with every body."""
     texts: list[str] = field(default_factory=list)
@@ -73,7 +88,7 @@ class Asked:
         if self.chat is not None:
             self.chat.let_go(kept_bytes)
         self.fields = {}
-        self.body = b""
+        self.form = ()
         if sum(map(len, self.texts)) > kept_bytes:
             self.texts = []
 

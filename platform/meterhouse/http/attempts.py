@@ -218,10 +218,11 @@ class Attempts:
     async def _whole(self, call: Call, deployment: Deployment, answer: Answer) -> WholeBody:
         assert call.passage is not None
         data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
-        body = call.passage.decode_whole(data, deployment)
+        whole = WholeBody(data, answer.content_type)
+        whole.body = call.passage.decode_whole(whole, deployment)
         call.tally.attempt.first_event_ns = time.monotonic_ns()
         answer.release()
-        return WholeBody(body, answer.content_type)
+        return whole
 
     def _fail(self, call: Call, attempt: Attempt, error: UpstreamError) -> None:
         attempt.outcome = Outcome.REFUSED if isinstance(error, UpstreamRefused) else Outcome.UPSTREAM_FAILED

@@ -44,9 +44,9 @@ class OverChat:
         if is_failure(decode_chunk(payload)):
             raise error_in_stream(payload, deployment)
 
-    def decode_whole(self, body: bytes, deployment: Deployment) -> bytes:
+    def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
         """Return the answer as a chat completion with a message in each choice."""
-        body = UPSTREAM_WIRES[deployment.provider.wire].decode_whole(body, deployment)
+        body = UPSTREAM_WIRES[deployment.provider.wire].decode_whole(answer.body, deployment)
         chunk = decode_chunk(body)
         if is_failure(chunk):
             raise error_in_stream(body, deployment)

@@ -38,9 +38,9 @@ class OpenAnswer:
     deployment: Deployment
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WholeBody:
-    """The body of an answer that is not streamed, as its passage decoded it, and the media type that it came with."""
+    """The body of an answer that is not streamed, and the media type that it came with."""
 
     body: bytes
     content_type: str
@@ -100,8 +100,8 @@ class Passage(Protocol):
         """
         ...
 
-    def decode_whole(self, body: bytes, deployment: Deployment) -> bytes:
-        """Return an answer that is not streamed, ready for ``read_whole``.
+    def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
+        """Return the body of an answer that is not streamed, ready for ``read_whole``.
 
         Raises:
             UpstreamError: It is an error, or no answer.

@@ -189,9 +189,9 @@ class PassThrough(ABC):
         if is_failure(decode_chunk(payload)):
             raise error_in_stream(payload, deployment)
 
-    def decode_whole(self, body: bytes, deployment: Deployment) -> bytes:
+    def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
         """Return the body, if it is a JSON object and no error."""
-        body = body.strip()
+        body = answer.body.strip()
         if is_failure(decode_chunk(body)):
             raise error_in_stream(body, deployment)
         return body

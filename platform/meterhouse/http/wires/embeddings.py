@@ -116,11 +116,11 @@ class PassedEmbeddings(PassThrough):
         if recipient.deployment.provider.sends_floats_only and "encoding_format" in fields:
             fields["encoding_format"] = "float"
 
-    def decode_whole(self, body: bytes, deployment: Deployment) -> bytes:
+    def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
         """Return the answer as OpenAI's."""
         if deployment.provider.wire == "ollama":
-            body = from_ollama_embed(body, model=deployment.upstream_model)
-        body = super().decode_whole(body, deployment)
+            answer.body = from_ollama_embed(answer.body, model=deployment.upstream_model)
+        body = super().decode_whole(answer, deployment)
         if not bytes(check_object(body).get("data", Raw(b""))).startswith(b"["):
             raise no_answer("an answer without embeddings")
         return body

@@ -10,6 +10,7 @@ from meterhouse.asked import Asked
 from meterhouse.errors import GatewayError
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.chunk import MAX_NAME_LENGTH, Chunk, decode_chunk, is_failure, is_set, read_usage
+from meterhouse.http.passage import WholeBody
 from meterhouse.http.passing import Heard, Listener, PassThrough
 from meterhouse.http.relay import usage_on_wire
 from meterhouse.http.respond import OPENAI_ENVELOPE
@@ -41,9 +42,9 @@ class PassedCompletions(PassThrough):
             wanted["continuous_usage_stats"] = True
         fields["stream_options"] = wanted
 
-    def decode_whole(self, body: bytes, deployment: Deployment) -> bytes:
+    def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
         """Return the body, if it has choices."""
-        body = super().decode_whole(body, deployment)
+        body = super().decode_whole(answer, deployment)
         if not decode_chunk(body).choices:
             raise no_answer("an answer without choices")
         return body
