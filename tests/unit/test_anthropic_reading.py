@@ -4,8 +4,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meterhouse.errors import Malformed
+from meterhouse.translate.anthropic.asking import to_messages_request
 from meterhouse.translate.anthropic.reading import MessagesAsked, read_request, signed_messages
 
 TOOL = {"name": "f", "description": "Does it.", "input_schema": {"type": "object", "properties": {"x": {}}}}
@@ -168,6 +171,11 @@ def test_what_nobody_else_counts_is_measured() -> None:
     assert found.untold_bytes == 530
 
 
+def test_what_only_anthropic_reads_of_a_tool_is_measured() -> None:
+    examples = [{"x": "y" * 1_000}]
+    assert read(tools=[{**TOOL, "input_examples": examples}]).untold_bytes > 900
+
+
 def test_documents() -> None:
     pdf = {"type": "base64", "media_type": "application/pdf", "data": "JVBE"}
     plain = {"type": "text", "media_type": "text/plain", "data": "Words"}
@@ -283,3 +291,62 @@ def test_thoughts_of_other_providers_are_taken_out_for_anthropic() -> None:
     assert found.has_unsigned_thoughts
     kept = msgspec.json.decode(signed_messages(found.fields["messages"]))
     assert kept == [USER, {"role": "assistant", "content": [text("Yes")]}]
+
+
+WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+PLAIN = st.builds(text, WORDS)
+PICTURES = st.builds(
+    lambda data: {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}},
+    st.sampled_from(["AA==", "iVBORw0KGgo="]),
+)
+USERS = st.lists(PLAIN | PICTURES, min_size=1, max_size=3)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "system": st.lists(PLAIN, min_size=1, max_size=2),
+        "temperature": st.sampled_from([0, 0.5, 1]),
+        "top_k": st.integers(1, 9),
+        "stop_sequences": st.lists(WORDS, min_size=1, max_size=4),
+        "stream": st.just(True),
+        "metadata": st.just({"user_id": "u"}),
+        "service_tier": st.sampled_from(["auto", "standard_only"]),
+    },
+)
+CHOICES = st.sampled_from(
+    [
+        None,
+        {"type": "auto"},
+        {"type": "any", "disable_parallel_tool_use": True},
+        {"type": "tool", "name": "f"},
+        {"type": "none"},
+    ]
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw a request that both wires can say, in the form that it has after being told twice."""
+    turns: list[dict[str, Any]] = [{"role": "user", "content": draw(USERS)}]
+    for number in range(draw(st.integers(0, 2))):
+        calls = [
+            {"type": "tool_use", "id": f"toolu_{number}_{index}", "name": "f", "input": {"x": draw(WORDS)}}
+            for index in range(draw(st.integers(0, 2)))
+        ]
+        said = [draw(PLAIN)] if not calls or draw(st.booleans()) else []
+        turns.append({"role": "assistant", "content": [*said, *calls]})
+        results = [{"type": "tool_result", "tool_use_id": call["id"], "content": draw(WORDS)} for call in calls]
+        turns.append({"role": "user", "content": [*results, *draw(USERS)]})
+    found = {"model": "m", "max_tokens": 64, "messages": turns, **draw(OPTIONS)}
+    if any(len(turn["content"]) > 1 for turn in turns[1::2]) or draw(st.booleans()):
+        found["tools"] = [TOOL]
+        if (choice := draw(CHOICES)) is not None:
+            found["tool_choice"] = choice
+    return found
+
+
+@given(requests())
+def test_a_request_that_goes_through_chat_completions_comes_back(request: dict[str, Any]) -> None:
+    found = read_request(msgspec.json.encode(request))
+    assert found.only_anthropic is None
+    again = to_messages_request(found.body, upstream_model="m", default_max_tokens=1, thinks_by_budget=False)
+    assert msgspec.json.decode(again) == request
