@@ -85,7 +85,8 @@ def reason_of(body: bytes) -> str:
     """Say in a few words what an error's body says."""
     try:
         error = json.loads(body)["error"]
-        return f"{error['code']}: {error['message']}"
+        code = error["code"] if "code" in error else error["details"]["error_code"]  # Anthropic's shape
+        return f"{code}: {error['message']}"
     except (ValueError, KeyError, TypeError):
         return body[:200].decode(errors="replace") or "no body"
 
@@ -184,6 +185,23 @@ def _try_streamed_response(server: Server) -> str:
     return f"{len(events)} events"
 
 
+def _try_messages(server: Server) -> str:
+    found = decoded(server.post("/v1/messages", ask(server, max_tokens=64)))
+    need(found["content"][0]["text"], "an empty answer")
+    return f"{found['usage']['output_tokens']} tokens"
+
+
+def _try_streamed_messages(server: Server) -> str:
+    body = server.post("/v1/messages", ask(server, max_tokens=64, stream=True), "text/event-stream")
+    events = [decoded(data.encode()) for data in datas(body)]
+    need(events and events[-1]["type"] == "message_stop", "the last event is not message_stop")
+    return f"{len(events)} events"
+
+
+def _try_count_tokens(server: Server) -> str:
+    return f"{decoded(server.post('/v1/messages/count_tokens', ask(server)))['input_tokens']} tokens"
+
+
 def _try_api_chat(server: Server) -> str:
     rows = pieces(server.post("/api/chat", ask(server), "text/event-stream"))
     need("".join(row["content"] for row in rows), "an empty answer")
@@ -261,6 +279,9 @@ TRIES: Mapping[str, Callable[[Server], str]] = {
     "POST /v1/chat/completions, streamed": _try_streamed_completion,
     "POST /v1/responses": _try_response,
     "POST /v1/responses, streamed": _try_streamed_response,
+    "POST /v1/messages": _try_messages,
+    "POST /v1/messages, streamed": _try_streamed_messages,
+    "POST /v1/messages/count_tokens": _try_count_tokens,
     "POST /api/chat": _try_api_chat,
     "POST /chat": _try_chat,
     "POST /stream": _try_stream,

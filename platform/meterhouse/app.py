@@ -30,8 +30,10 @@ from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
 from meterhouse.http.unstored import build_unstored_router
 from meterhouse.http.wires.chat import ChatWire, SimpleWire
 from meterhouse.http.wires.completions import CompletionsWire
+from meterhouse.http.wires.count_tokens import CountTokensEndpoint, CountTokensWire
 from meterhouse.http.wires.embeddings import EmbeddingsWire
 from meterhouse.http.wires.media import MEDIA_WIRES
+from meterhouse.http.wires.messages import MessagesEndpoint, MessagesWire
 from meterhouse.http.wires.responses import ResponsesWire
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
@@ -75,9 +77,13 @@ class Application:
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """Assemble the application over an open gateway."""
-    wires = {wire.path: wire for wire in _wires()}
-    endpoints = {path: InferenceEndpoint(gateway.inference, wire) for path, wire in wires.items()}
-    inference = {path: _wrap(endpoints[path], _middleware(gateway, wire.envelope)) for path, wire in wires.items()}
+    made = [(wire, InferenceEndpoint(gateway.inference, wire)) for wire in _wires()]
+    made += [
+        (messages := MessagesWire(), MessagesEndpoint(gateway.inference, messages)),
+        (counting := CountTokensWire(), CountTokensEndpoint(gateway.inference, counting)),
+    ]
+    endpoints = {wire.path: endpoint for wire, endpoint in made}
+    inference = {wire.path: _wrap(endpoint, _middleware(gateway, wire.envelope)) for wire, endpoint in made}
     return Application(inference, _build_rest(gateway, _middleware(gateway, OPENAI_ENVELOPE), endpoints))
 
 

@@ -104,9 +104,10 @@ class InferenceEndpoint:
             header(scope, b"content-type") or "",
             lambda: _default_model(parts, principal),
         )
+        self._note_headers(asked, scope)
         exchange.model = asked.model
         route = parts.routes.resolve(asked.model, parts.clock.now_ms())
-        _permit(principal, asked.model, route)
+        permit(principal, asked.model, route)
         route = self._serving(asked, route)
         size = with_rendered_tools(asked, route)
         demand = _demand(exchange, principal, asked, size, route)
@@ -138,6 +139,13 @@ class InferenceEndpoint:
         finally:
             call.occupy(None)
             parts.pacer.forget(call)
+
+    def _note_headers(self, asked: Asked, scope: Scope) -> None:
+        """Take from the request's headers what its wire has there; most have nothing.
+
+        Raises:
+            Malformed: A header says what the wire does not know.
+        """
 
     def _serving(self, asked: Asked, route: Route) -> Route:
         """Return the deployments that can be asked this at all; what is held is by those.
@@ -220,7 +228,7 @@ def _default_model(parts: InferenceParts, principal: Principal) -> str:
     raise Malformed("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
 
 
-def _permit(principal: Principal, model: str, route: Route) -> None:
+def permit(principal: Principal, model: str, route: Route) -> None:
     """Refuse what the key may not do.
 
     Raises:

@@ -16,6 +16,14 @@ from meterhouse.http.described import (
     SimpleMessages,
     SimpleResponse,
 )
+from meterhouse.http.described_messages import (
+    CountedTokens,
+    CountTokensRequest,
+    MessagesAnswer,
+    MessagesErrorAnswer,
+    MessagesEvent,
+    MessagesRequest,
+)
 from meterhouse.request import ChatRequest
 from meterhouse.translate.responses.shape import ResponsesRequest
 
@@ -31,6 +39,12 @@ _SHAPES = (
     SimpleMessage,
     SimpleResponse,
     SimpleContent,
+    MessagesRequest,
+    MessagesAnswer,
+    MessagesEvent,
+    MessagesErrorAnswer,
+    CountTokensRequest,
+    CountedTokens,
 )
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
@@ -71,6 +85,7 @@ def _inference_paths(shapes: dict[Any, Schema]) -> Schema:
     errors = shapes[ErrorAnswer]
     content = shapes[SimpleContent]
     return {
+        **_messages_paths(shapes),
         "/v1/chat/completions": _post(
             "create_chat_completion",
             "Create a chat completion, streamed or not",
@@ -109,6 +124,28 @@ def _inference_paths(shapes: dict[Any, Schema]) -> Schema:
             shapes[SimpleMessage],
             "Events named `message` with `content` and `done`; one named `error` where it fails",
             {_EVENTS: content},
+            errors,
+        ),
+    }
+
+
+def _messages_paths(shapes: dict[Any, Schema]) -> Schema:
+    errors = shapes[MessagesErrorAnswer]
+    return {
+        "/v1/messages": _post(
+            "create_message",
+            "Create a message on Anthropic's wire, streamed or not",
+            shapes[MessagesRequest],
+            "A message, or with `stream` its events, ended by `message_stop`",
+            {_JSON: shapes[MessagesAnswer], _EVENTS: shapes[MessagesEvent]},
+            errors,
+        ),
+        "/v1/messages/count_tokens": _post(
+            "count_message_tokens",
+            "Count the tokens of a prompt on Anthropic's wire",
+            shapes[CountTokensRequest],
+            "The count",
+            {_JSON: shapes[CountedTokens]},
             errors,
         ),
     }

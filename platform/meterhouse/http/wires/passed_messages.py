@@ -55,7 +55,7 @@ class PassedMessages(PassThrough):
     """Passes ``/messages`` through. ``envelope`` is the wire's, for errors in a stream."""
 
     endpoint: EndpointName = "messages"
-    bound_field = "max_tokens"
+    bound_field: str | None = "max_tokens"
 
     def __init__(self, envelope: Envelope) -> None:
         self._envelope = envelope
