@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 from meterhouse.admin.audit import add_audit_events
 from meterhouse.admin.guard import sign_in
 from meterhouse.admin.keys import add_keys, add_limits
-from meterhouse.admin.pages import BracketRoute
+from meterhouse.admin.pages import AdminRoute
 from meterhouse.admin.supply import SupplyParts, add_supply
 from meterhouse.admin.tenants import add_tenants
 from meterhouse.db.catalog import Catalog
@@ -29,7 +29,7 @@ class AdminParts:
 def build_admin_router(parts: AdminParts) -> APIRouter:
     """Make the routes."""
     router = APIRouter(
-        prefix="/admin", tags=["administration"], dependencies=[Depends(sign_in)], route_class=BracketRoute
+        prefix="/admin", tags=["administration"], dependencies=[Depends(sign_in)], route_class=AdminRoute
     )
     add_tenants(router, parts.service, parts.catalog)
     add_keys(router, parts.service)
