@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
-from meterhouse.admin.guard import AdminLimiter
+from meterhouse.admin.guard import AdminLimiter, TokenVerifier
 from meterhouse.admin.router import AdminParts
 from meterhouse.admin.supply import SupplyParts
 from meterhouse.dispatch import build_attempts
@@ -25,8 +25,8 @@ from meterhouse.http.inference import InferenceParts
 from meterhouse.http.shedding import LoopProbe, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
+from meterhouse.keys.changes import NOTICE
 from meterhouse.keys.keyring import Keyring
-from meterhouse.keys.service import NOTICE
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.settler import Settler
@@ -67,6 +67,8 @@ class Gateway:
     observer: Observer
     tracing: Tracing
     admin_limiter: AdminLimiter
+    tokens: TokenVerifier | None = None
+    """Who knows administrators by a token; None: only admin keys sign in."""
     health: HealthParts
     account: AccountParts
     admin: AdminParts
@@ -160,7 +162,9 @@ async def open_gateway(
                 unshipped_age_ms=records.unshipped_age_ms,
                 clock=stores.clock,
             ),
-            admin=AdminParts(stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference)),
+            admin=AdminParts(
+                stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference), stores.ledger
+            ),
         )
 
 
@@ -172,7 +176,7 @@ def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: Infer
         notices.on(CONNECTED, supply.hear)
     publish = notices.publish if notices is not None else None
     supply.watch(inference.attempts.breakers.forget)
-    changes = SupplyChanges(supply, stores.catalog.supply, vault, publish)
+    changes = SupplyChanges(supply, stores.catalog, vault, publish)
     return SupplyParts(changes, supply.routes, inference.attempts, stores.clock)
 
 
