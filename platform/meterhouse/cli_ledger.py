@@ -4,8 +4,6 @@ Exit code 0: all is well; 1: something was found; 2: a mistake of the operator's
 (``bookkeeping``).
 """
 
-import os
-import pwd
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,17 +15,16 @@ from meterhouse.command import (
     DEFAULT_ENV_FILE,
     Data,
     EnvFile,
+    patient_settings,
     read_decimal,
     read_moment_ms,
     read_nanos,
-    read_settings,
     run_with_stores,
+    user_name,
 )
-from meterhouse.settings import Settings, SettingsError
+from meterhouse.settings import SettingsError
 from meterhouse.stores import Stores, make_folder
 
-STATEMENT_SECONDS = 3_600
-LOCK_SECONDS = 10
 MAX_TOKENS = 10**15
 
 ledger_app = typer.Typer(
@@ -69,7 +66,7 @@ def export_ledger(
         raise SettingsError(f"--format is '{layout}'. Use jsonl or csv.")
     if layout == "csv" and output is None:
         raise SettingsError("A CSV needs --output FILE: its signature becomes FILE.sig beside it.")
-    settings = _settings(data, env_file)
+    settings = patient_settings(data, env_file)
 
     async def write(stores: Stores) -> None:
         order = Order(stores.clock.now_ms(), organization, read_moment_ms(start, "--from"), read_moment_ms(end, "--to"))
@@ -107,7 +104,7 @@ def print_public_key(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) ->
     """
     from meterhouse.exports import format_public_key, load_signing_key  # noqa: PLC0415 - as in dev
 
-    settings = _settings(data, env_file)
+    settings = patient_settings(data, env_file)
     make_folder(settings.data)
     print(format_public_key(load_signing_key(settings.data).public_key()), end="")
 
@@ -149,7 +146,7 @@ def verify_export(
             async for finding in verify_against(open_books(stores), ExportReader(file), found):
                 lines.add(f"{finding} (database)")
 
-        run_with_stores(_settings(data, env_file), compare)
+        run_with_stores(patient_settings(data, env_file), compare)
     lines.finish()
     if lines.count:
         raise typer.Exit(1)
@@ -183,7 +180,7 @@ def rebuild_projection(
         async for difference in projection.compare() if check else projection.rebuild():
             lines.add(describe_difference(difference))
 
-    run_with_stores(_settings(data, env_file), repair)
+    run_with_stores(patient_settings(data, env_file), repair)
     lines.finish()
     if not lines.count:
         print("The projection agrees with the records.")
@@ -258,9 +255,9 @@ def adjust_ledger(
         nanos=0 if usd is None else read_nanos(usd, "--usd"),
         tokens=tokens or 0,
         reason=reason,
-        created_by=by or _user(),
+        created_by=by or user_name(),
     )
-    settings = _settings(data, env_file)
+    settings = patient_settings(data, env_file)
 
     async def insert(stores: Stores) -> None:
         entry, is_applied = await adjust(stores, order, partial(apply_correction, settings))
@@ -295,7 +292,7 @@ def list_adjustments(
             page = await reviews.list_adjustments(organization, page[-1])
         print_table(table)
 
-    run_with_stores(_settings(data, env_file), show)
+    run_with_stores(patient_settings(data, env_file), show)
 
 
 @ledger_app.command("reconcile")
@@ -334,22 +331,13 @@ def reconcile(
         async for used in reviews.list_provider_days(provider, min(days), max(days) + DAY_MS):
             side.add(used)
 
-    run_with_stores(_settings(data, env_file), add_up)
+    run_with_stores(patient_settings(data, env_file), add_up)
     compared = compare(side.usages, theirs, percent, wants_cost=cost)
     differing = [one for one in compared if not one.is_within]
     print_comparisons(compared if everything else differing)
     print(f"{len(compared)} figures compared, {len(differing)} differ by more than {tolerance} %.")
     if differing:
         raise typer.Exit(1)
-
-
-def _settings(data: Path | None, env_file: Path) -> Settings:
-    """Return the settings, without the haste of a request."""
-    patience: dict[str, object] = {
-        "statement_timeout_seconds": STATEMENT_SECONDS,
-        "lock_timeout_seconds": LOCK_SECONDS,
-    }
-    return read_settings(data, env_file, **patience)[0]
 
 
 def _take_over(folder: Path, how: Literal["adopt", "replay"], data: Path | None, env_file: Path) -> None:
@@ -359,11 +347,4 @@ def _take_over(folder: Path, how: Literal["adopt", "replay"], data: Path | None,
     async def work(stores: Stores) -> None:
         print_takeover(await take_over(stores, folder, how, follow_progress(how)), how)
 
-    run_with_stores(_settings(data, env_file), work)
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+    run_with_stores(patient_settings(data, env_file), work)
