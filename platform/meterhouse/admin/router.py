@@ -29,6 +29,7 @@ from meterhouse.admin.supply import SupplyParts, add_supply
 from meterhouse.admin.tokens import add_tokens
 from meterhouse.admin.usage import UsageParts
 from meterhouse.db.catalog import Catalog
+from meterhouse.db.ledger import LedgerStore
 from meterhouse.keys.service import KeyOrder, KeyService
 from meterhouse.limits.limit import parse_limits
 from meterhouse.metering import Scope
@@ -45,10 +46,11 @@ class AdminParts:
     service: KeyService
     catalog: Catalog
     supply: SupplyParts
-    ledger: LedgerParts
+    books: LedgerParts
     usage: UsageParts
     token_issuer: str | None
     """Whose tokens administrators may sign in with."""
+    ledger: LedgerStore
 
 
 def build_admin_router(parts: AdminParts) -> APIRouter:
@@ -61,7 +63,7 @@ def build_admin_router(parts: AdminParts) -> APIRouter:
     _add_limits(router, parts)
     add_supply(router, parts.supply, parts.catalog.prices)
     add_audit_events(router, parts.catalog.audit)
-    add_ledger(router, parts.ledger)
+    add_ledger(router, parts.books)
     add_series(router, parts.usage)
     add_tokens(router, parts.catalog, parts.token_issuer, parts.usage.clock)
     return router

@@ -14,6 +14,9 @@ from meterhouse.keys.secret import make
 PLACES = {
     "{project_id}": "proj_x",
     "{key_id}": "key_x",
+    "{api_key_id}": "key_x",
+    "{service_account_id}": "svcacct_x",
+    "{rate_limit_id:path}": "rl-x",
     "{name}": "prov_x",
     "{model:path}": "model_x",
     "{request_id}": "req_x",
