@@ -19,6 +19,7 @@ from meterhouse import __version__
 from meterhouse.cli_ledger import ledger_app
 from meterhouse.cli_owners import organizations_app, projects_app
 from meterhouse.cli_reports import audit, costs, usage
+from meterhouse.cli_supply import providers_app, routes_app
 from meterhouse.command import DEFAULT_ENV_FILE, AsJson, Data, EnvFile, author, read_settings, run_with_stores
 from meterhouse.errors import GatewayError, StoreDown
 from meterhouse.metering import Scope
@@ -43,6 +44,8 @@ app.add_typer(prices_app, name="prices")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(organizations_app, name="organizations")
 app.add_typer(projects_app, name="projects")
+app.add_typer(providers_app, name="providers")
+app.add_typer(routes_app, name="routes")
 app.command()(usage)
 app.command()(costs)
 app.command()(audit)
