@@ -176,7 +176,7 @@ async def open_gateway(
                 catalog=stores.catalog,
                 supply=_supply_parts(stores, supply, vault, inference),
                 books=_ledger_parts(settings, stores),
-                ledger=stores.ledger,
+                balances=stores.ledger,
                 usage=UsageParts(ReportStore(stores.engine), stores.clock),
                 token_issuer=settings.oidc_issuer,
             ),
@@ -203,7 +203,7 @@ def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: Infer
         notices.on(CONNECTED, supply.hear)
     publish = notices.publish if notices is not None else None
     supply.watch(inference.attempts.breakers.forget)
-    changes = SupplyChanges(supply, stores.catalog.supply, vault, publish)
+    changes = SupplyChanges(supply, stores.catalog, vault, publish)
     return SupplyParts(changes, supply.routes, inference.attempts, stores.clock)
 
 

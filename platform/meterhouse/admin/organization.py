@@ -34,7 +34,7 @@ def build_organization_router(parts: AdminParts) -> APIRouter:
     add_project_keys(router, parts.service)
     add_rate_limits(router, parts.service, parts.supply.routes)
     add_model_permissions(router, parts.service, parts.supply.routes)
-    add_spend_limits(router, SpendLimits(parts.service, parts.ledger, parts.supply.clock))
+    add_spend_limits(router, SpendLimits(parts.service, parts.balances, parts.supply.clock))
     add_admin_keys(router, parts.service)
     add_audit_logs(router, parts.catalog.audit, parts.catalog.organizations)
     return router
