@@ -159,6 +159,7 @@ def test_an_owner_and_a_reader_see_their_own_and_no_other(gateway: Gateway, tena
         ("usage/completions?start_time=5&page=page_x", "page", "'next_page'"),
         ("usage/completions?start_time=5&project_id=a", "project_id", "Extra inputs"),
         ("usage/completions?start_time=5&" + "&".join(["models[]=x"] * 101), "models", "at most 100"),
+        ("usage/completions?start_time=5&models=a%00b", "models.0", "Invalid value"),
         ("costs?start_time=5&limit=181", "limit", "from 1 to 180"),
         ("costs?start_time=5&bucket_width=1h", "bucket_width", "Invalid value"),
         ("costs?start_time=5&group_by[]=model", "group_by.0", "Invalid value"),
