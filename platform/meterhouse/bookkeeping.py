@@ -1,7 +1,7 @@
-"""What the ``ledger`` commands do: export and check, adopt, adjust, reconcile.
+"""What the ``ledger`` commands do: adopt, adjust, reconcile.
 
 Each function takes open stores and reports; nothing here prints. Not here: options and output (``cli_ledger``), the
-rules themselves (``ledger``).
+rules themselves (``ledger``), signed files (``exports``).
 """
 
 import asyncio

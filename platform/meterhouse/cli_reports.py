@@ -1,6 +1,5 @@
 """The commands that only look: usage, costs, and who changed what."""
 
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -48,7 +47,7 @@ def usage(
     query = UsageQuery(
         group_by=(),
         from_ms=_start_ms(days),
-        to_ms=time.time_ns() // 1_000_000 + 1,
+        to_ms=_start_ms(1) + DAY_MS,  # whole hours, so that it is read from the projection
         organization_id=organization,
         project_id=project,
         key_id=key,
