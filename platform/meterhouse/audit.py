@@ -30,6 +30,8 @@ class Action(StrEnum):
     API_KEY_DELETED = "api_key.deleted"
     ADMIN_KEY_CREATED = "admin_api_key.created"
     ADMIN_KEY_DELETED = "admin_api_key.deleted"
+    ADJUSTMENT_CREATED = "adjustment.created"
+    TOKEN_REVOKED = "token.revoked"  # noqa: S105 - a name of an event
     PRICE_CREATED = "price.created"
     PROVIDER_UPDATED = "provider.updated"
     PROVIDER_DELETED = "provider.deleted"

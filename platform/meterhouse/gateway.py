@@ -13,10 +13,16 @@ from functools import partial
 from typing import BinaryIO
 
 from meterhouse.admin.guard import AdminLimiter, TokenVerifier
+from meterhouse.admin.ledger import LedgerParts
 from meterhouse.admin.router import AdminParts
 from meterhouse.admin.supply import SupplyParts
+from meterhouse.admin.usage import UsageParts
+from meterhouse.db.books import Books
+from meterhouse.db.records import RecordStore
+from meterhouse.db.reports import ReportStore
 from meterhouse.dispatch import build_attempts
 from meterhouse.errors import StreamCut
+from meterhouse.exports import LedgerFiles
 from meterhouse.http.account import AccountParts
 from meterhouse.http.call import Pace, Pacer
 from meterhouse.http.exchange import Observer
@@ -25,10 +31,12 @@ from meterhouse.http.inference import InferenceParts
 from meterhouse.http.shedding import LoopProbe, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
+from meterhouse.issuer import open_token_verifier
 from meterhouse.keys.changes import NOTICE
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.files import FileLayer, OsFiles
+from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.settler import Settler
 from meterhouse.metering import Meter, Reservation
 from meterhouse.meters import open_meter
@@ -162,10 +170,29 @@ async def open_gateway(
                 unshipped_age_ms=records.unshipped_age_ms,
                 clock=stores.clock,
             ),
+            tokens=open_token_verifier(settings, stores.clock, stores.catalog),
             admin=AdminParts(
-                stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference), stores.ledger
+                service=stores.service,
+                catalog=stores.catalog,
+                supply=_supply_parts(stores, supply, vault, inference),
+                books=_ledger_parts(settings, stores),
+                balances=stores.ledger,
+                usage=UsageParts(ReportStore(stores.engine), stores.clock),
+                token_issuer=settings.oidc_issuer,
             ),
         )
+
+
+def _ledger_parts(settings: Settings, stores: Stores) -> LedgerParts:
+    books = Books(stores.engine, hash_row)
+    return LedgerParts(
+        records=RecordStore(stores.engine),
+        ledger=stores.ledger,
+        seals=books.seals,
+        keys=stores.catalog.keys,
+        prices=stores.catalog.prices,
+        exports=LedgerFiles(books, settings.data, stores.clock),
+    )
 
 
 def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: InferenceParts) -> SupplyParts:

@@ -61,6 +61,8 @@ class ActorKind(StrEnum):
 
     ADMIN_KEY = "admin_key"
     JWT = "jwt"
+    CLI = "cli"
+    """Nothing: a command, by a user of the operating system."""
     PROCESS = "process"
     """Nothing: whoever can start a command has the database anyway."""
 

@@ -56,6 +56,14 @@ def _check_origins(text: str) -> str:
     return text
 
 
+def _check_algorithms(text: str) -> str:
+    """Refuse what is no signature by a private key: with a shared secret whoever checks a token can make one."""
+    if not {name.strip() for name in text.split(",")} <= SIGNATURES:
+        raise ValueError(f"expected any of {', '.join(sorted(SIGNATURES))}, separated by commas")
+    return text
+
+
+SIGNATURES = frozenset({"RS256", "RS384", "RS512", "ES256", "ES384", "ES512"})
 REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 RedisAddress = Annotated[SecretStr, AfterValidator(partial(_check_address, REDIS_SCHEMES))]
@@ -64,6 +72,8 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[str, AfterValidator(_check_rate)]
 Origins = Annotated[str, AfterValidator(_check_origins)]
+Algorithms = Annotated[str, AfterValidator(_check_algorithms)]
+Claim = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class SettingsError(Exception):
@@ -171,6 +181,31 @@ class Settings(BaseSettings):
     )
     admin_rate: Rate = Field("300/minute", description="Administration requests per address")
     admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")
+
+    oidc_issuer: str | None = Field(
+        None, description="The `iss` of tokens that administrators may sign in with; unset: only admin keys"
+    )
+    oidc_audience: str | None = Field(None, description="What a token's `aud` must name")
+    oidc_jwks: str | None = Field(
+        None, description="The issuer's public keys: an https address, or a file; https is not needed on this machine"
+    )
+    oidc_algorithms: Algorithms = Field(
+        "RS256,ES256", description="What tokens may be signed with: any of RS256, RS384, RS512, ES256, ES384, ES512"
+    )
+    oidc_role_claim: Claim = Field(
+        "meterhouse_role",
+        description="The claim that says `operator`, `owner` or `reader`; `/a/b` is the claim `b` inside `a`",
+    )
+    oidc_organization_claim: Claim = Field(
+        "meterhouse_organization", description="The claim with the organization of an owner or a reader"
+    )
+    oidc_id_claim: Claim = Field("jti", description="The claim that tells one token from another, for revoking it")
+    oidc_leeway_seconds: Annotated[int, Field(ge=0, le=60)] = Field(
+        30, description="How far the issuer's clock may be off"
+    )
+    oidc_max_lifetime_seconds: Annotated[int, Field(gt=0, le=86_400)] = Field(
+        900, description="A token that lives longer is refused"
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -17,6 +17,7 @@ from meterhouse.admin.rate_limits import add_rate_limits
 from meterhouse.admin.router import AdminParts
 from meterhouse.admin.service_accounts import add_service_accounts
 from meterhouse.admin.spend_limits import SpendLimits, add_spend_limits
+from meterhouse.admin.usage import add_usage
 
 
 def build_organization_router(parts: AdminParts) -> APIRouter:
@@ -27,6 +28,7 @@ def build_organization_router(parts: AdminParts) -> APIRouter:
         dependencies=[Depends(sign_in)],
         route_class=AdminRoute,
     )
+    add_usage(router, parts.usage)
     add_projects(router, parts.service, parts.catalog)
     add_service_accounts(router, parts.service)
     add_project_keys(router, parts.service)

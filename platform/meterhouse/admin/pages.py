@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from meterhouse.admin.schemas import Listing
 from meterhouse.db.paging import Page, PageQuery
@@ -17,6 +17,10 @@ MOST_WORDS = 100
 
 _NUL = re.compile(rb"\\u0000|\0")
 _BRACKETS = re.compile(rb"((?:^|&)[^=&]*?)(?:\[\]|%5B%5D)=", re.IGNORECASE)
+
+TEXT = r"^[^\x00]*$"
+"""What PostgreSQL can hold, and so compare with."""
+Text = Annotated[str, Field(max_length=256, pattern=TEXT)]
 
 Row = TypeVar("Row")
 Shown = TypeVar("Shown", bound=BaseModel)

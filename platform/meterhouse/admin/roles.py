@@ -42,6 +42,17 @@ MATRIX: Mapping[str, frozenset[Role]] = MappingProxyType(
         "GET /admin/routes": OPERATORS,
         "PUT /admin/routes/{model:path}": OPERATORS,
         "DELETE /admin/routes/{model:path}": OPERATORS,
+        "POST /admin/tokens/revoke": OPERATORS,
+        # --- what was used
+        "GET /v1/organization/usage/completions": LOOKERS,
+        "GET /v1/organization/usage/embeddings": LOOKERS,
+        "GET /v1/organization/costs": LOOKERS,
+        "GET /admin/series": LOOKERS,
+        "GET /admin/ledger/records": CHANGERS,
+        "GET /admin/ledger/receipts/{request_id}": CHANGERS,
+        "GET /admin/ledger/public-key": CHANGERS,
+        "GET /admin/ledger/export": CHANGERS,
+        "POST /admin/ledger/verify": CHANGERS,
         # --- the OpenAI Administration API
         "GET /v1/organization/projects": LOOKERS,
         "POST /v1/organization/projects": CHANGERS,

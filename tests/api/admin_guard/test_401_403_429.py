@@ -20,6 +20,7 @@ PLACES = {
     "{rate_limit_id:path}": "rl-x",
     "{name}": "prov_x",
     "{model:path}": "model_x",
+    "{request_id}": "req_x",
 }
 """Objects that are not there, for each word of a path."""
 
