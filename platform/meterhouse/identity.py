@@ -26,6 +26,8 @@ class Principal:
     """None: every model."""
     limits: tuple[Limit, ...]
     expires_at_ms: int | None
+    origins: tuple[str, ...] | None = None
+    """Of a client token: the pages that may use it, as far as a browser says; None: it is a key."""
 
     @property
     def has_budget(self) -> bool:

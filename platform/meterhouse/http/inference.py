@@ -23,6 +23,7 @@ from meterhouse.errors import (
 from meterhouse.http.attempts import Attempts
 from meterhouse.http.body import ParsedBody, parse_chat, read_body
 from meterhouse.http.call import Call, Pacer
+from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
 from meterhouse.http.middleware import header
@@ -100,6 +101,7 @@ class ChatCompletions:
         scope, receive, send = connection
         principal = await parts.keyring.verify(header(scope, b"authorization"), exchange.address)
         exchange.principal = principal
+        check_origin(principal, header(scope, b"origin"))
         slot.assign(principal.organization_id)
         parsed = self._parse(await read_body(receive), principal)
         exchange.model = parsed.request.model
