@@ -13,7 +13,7 @@ from fakes.upstream import FakeUpstream
 
 PAGE = "https://shop.example"
 MODEL = "fake/normal?tokens=10&first_ms=3"
-SLOW = "fake/normal?tokens=400&gap_ms=5"
+SLOW = "fake/normal?tokens=400&pace_ms=5"
 CHARGE = 10 * 4_000_000
 ASKED = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
 
