@@ -141,13 +141,12 @@ def add_credit(
     Example: meterhouse credits add --organization org_1 --usd 25 --reference payment-4711
     """
     from meterhouse.billing.credits import CreditOrder, Credits  # noqa: PLC0415 - as above
-    from meterhouse.db.credits import CreditStore  # noqa: PLC0415
 
     order = CreditOrder(organization, read_nanos(usd, "--usd"), reference, user_name())
 
     async def add(stores: Stores) -> None:
-        credits_of = Credits(stores.ledger, stores.catalog, CreditStore(stores.engine), stores.clock)
-        entry, is_new = await credits_of.add(order, stores.service)
+        credits_of = Credits(stores.catalog, stores.service, stores.clock)
+        entry, is_new = await credits_of.add(order)
         print(entry.id if is_new else f"{entry.id} was credited before; nothing was changed.")
         await _print_balance(credits_of, organization)
 
@@ -162,10 +161,9 @@ def show_credit(
 ) -> None:
     """Print what an organization has paid ahead, what it has spent in all, and what is left."""
     from meterhouse.billing.credits import Credits  # noqa: PLC0415 - as above
-    from meterhouse.db.credits import CreditStore  # noqa: PLC0415
 
     async def show(stores: Stores) -> None:
-        credits_of = Credits(stores.ledger, stores.catalog, CreditStore(stores.engine), stores.clock)
+        credits_of = Credits(stores.catalog, stores.service, stores.clock)
         await _print_balance(credits_of, organization)
 
     _with_stores(data, env_file, show)

@@ -10,13 +10,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meterhouse.db import postgres
+from meterhouse.db.alerts import AlertStore
 from meterhouse.db.audit import AuditStore
+from meterhouse.db.credits import CreditStore
 from meterhouse.db.engine import Source, writing
 from meterhouse.db.keys import KeyStore
 from meterhouse.db.limits import LimitStore
 from meterhouse.db.organizations import OrganizationStore
 from meterhouse.db.prices import MetaStore, PriceStore
 from meterhouse.db.supply import SupplyStore
+from meterhouse.db.webhooks import WebhookStore
 
 
 class Catalog:
@@ -31,6 +34,9 @@ class Catalog:
         self.supply = SupplyStore(source)
         self.meta = MetaStore(source)
         self.audit = AuditStore(source)
+        self.alerts = AlertStore(source)
+        self.webhooks = WebhookStore(source)
+        self.credits = CreditStore(source)
 
     @asynccontextmanager
     async def changing(self, organization_id: str | None = None) -> AsyncIterator["Catalog"]:

@@ -142,13 +142,6 @@ class LedgerStore:
             new = {row.id for row in result}
         return [entry for entry in entries if entry.id in new]
 
-    async def find_adjustment(self, adjustment_id: str) -> Adjustment | None:
-        """Return an adjustment, None when there is none."""
-        statement = sa.select(adjustment).where(adjustment.c.id == adjustment_id)
-        async with reading(self._engine) as connection:
-            row = (await connection.execute(statement)).mappings().first()
-        return None if row is None else Adjustment(**row)
-
     async def sum_period(self, period: Period) -> Sums:
         """Sum what a quota or budget counts; see ``sum_periods``."""
         return (await self.sum_periods([period]))[0]

@@ -86,7 +86,7 @@ class Upstream:
         self._targets: dict[tuple[str, str, str, str | None, bool], _Target] = {}
 
     async def __aenter__(self) -> Self:
-        self._sessions = {False: _open_session(aiohttp.ThreadedResolver()), True: _open_session(_PublicResolver())}
+        self._sessions = {False: _open_session(aiohttp.ThreadedResolver()), True: _open_session(PublicResolver())}
         return self
 
     async def __aexit__(
@@ -216,7 +216,7 @@ class _Target:
             self.headers[row.credential_header] = row.credential_prefix + endpoint.credential
 
 
-class _PublicResolver(aiohttp.ThreadedResolver):
+class PublicResolver(aiohttp.ThreadedResolver):
     """Leads no name to an address that is not public: what is checked is what is connected to."""
 
     async def resolve(

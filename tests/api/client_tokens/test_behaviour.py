@@ -34,8 +34,9 @@ def ask(
     return gateway.request("POST", "/v1/chat/completions", body, key=token, headers=headers)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True, scope="module")
 def priced(gateway: Gateway) -> Gateway:
+    """A cap is a budget, so that what is asked for must have a price."""
     gateway.set_price("fake", MODEL.removeprefix("fake/"), "0", "4000")
     return gateway
 
