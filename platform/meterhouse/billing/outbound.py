@@ -106,6 +106,11 @@ class Outbound:
         except aiohttp.ClientResponseError:
             raise Undelivered("the answer was no HTTP") from None  # its text would show what came
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Undelivered(f"{type(error).__name__}: {error}"[:200]) from None
+            raise Undelivered(f"{type(error).__name__}: {_said(error)}"[:200]) from None
         if not 200 <= status < 300:  # noqa: PLR2004 - HTTP's class
             raise Undelivered(f"status {status}")
+
+
+def _said(error: Exception) -> str:
+    """Return what went wrong; of a connection that was not made, what the resolver or the system said."""
+    return str(error.os_error) if isinstance(error, aiohttp.ClientConnectorError) else str(error)

@@ -224,7 +224,7 @@ class PublicResolver(aiohttp.ThreadedResolver):
     ) -> list[ResolveResult]:
         """Look a name up."""
         found = await super().resolve(host, port, family)
-        if not all(is_public(result["host"]) for result in found):
+        if not found or not all(is_public(result["host"]) for result in found):
             raise OSError(f"{host} leads to an address that is not public")
         return found
 
