@@ -162,7 +162,9 @@ async def open_gateway(
                 unshipped_age_ms=records.unshipped_age_ms,
                 clock=stores.clock,
             ),
-            admin=AdminParts(stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference)),
+            admin=AdminParts(
+                stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference), stores.ledger
+            ),
         )
 
 

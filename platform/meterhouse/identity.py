@@ -26,8 +26,18 @@ class Principal:
     """None: every model."""
     limits: tuple[Limit, ...]
     expires_at_ms: int | None
+    project_models: frozenset[str] | None = None
+    """The only models of its project; None: every model."""
+    denied_models: frozenset[str] = frozenset()
+    """Models that its project may not use, by the names under which they are listed."""
     origins: tuple[str, ...] | None = None
     """Of a client token: the pages that may use it, as far as a browser says; None: it is a key."""
+
+    def may_use(self, *names: str) -> bool:
+        """Say whether key and project may use a model, by the names that it goes by."""
+        allowed = (self.models, self.project_models)
+        is_allowed = all(models is None or not models.isdisjoint(names) for models in allowed)
+        return is_allowed and self.denied_models.isdisjoint(names)
 
     @property
     def has_budget(self) -> bool:

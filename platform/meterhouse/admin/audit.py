@@ -18,7 +18,7 @@ from meterhouse.db.audit import AuditEvent, AuditQuery, AuditStore
 from meterhouse.db.organizations import OrganizationStore
 from meterhouse.db.paging import PageQuery
 from meterhouse.identity import ActorKind
-from meterhouse.keys.owners import no_organization
+from meterhouse.keys.finder import no_organization
 
 _TYPES: Mapping[Action, str] = {
     **{
@@ -127,7 +127,7 @@ class AuditEventFilter(AuditFilter):
 def add_audit_logs(router: APIRouter, audit: AuditStore, organizations: OrganizationStore) -> None:
     """Add OpenAI's list of events to ``/v1/organization``."""
 
-    @router.get("/audit_logs", summary="Who changed what", response_model_exclude_none=True)
+    @router.get("/audit_logs", summary="Who changed what")
     async def list_audit_logs(mandate: Mandated, wanted: Annotated[AuditLogFilter, Query()]) -> Listing[AuditLogObject]:
         shown = [action for action in _TYPES if not wanted.event_types or _TYPES[action] in wanted.event_types]
         if not shown or wanted.actor_emails or wanted.tenant_only:

@@ -25,6 +25,7 @@ from meterhouse.admin.schemas import (
 )
 from meterhouse.admin.supply import SupplyParts, add_supply
 from meterhouse.db.catalog import Catalog
+from meterhouse.db.ledger import LedgerStore
 from meterhouse.keys.service import KeyOrder, KeyService
 from meterhouse.limits.limit import parse_limits
 from meterhouse.metering import Scope
@@ -41,6 +42,7 @@ class AdminParts:
     service: KeyService
     catalog: Catalog
     supply: SupplyParts
+    ledger: LedgerStore
 
 
 def build_admin_router(parts: AdminParts) -> APIRouter:

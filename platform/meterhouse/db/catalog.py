@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meterhouse.db import postgres
+from meterhouse.db.accounts import ServiceAccountStore
 from meterhouse.db.alerts import AlertStore
 from meterhouse.db.audit import AuditStore
 from meterhouse.db.credits import CreditStore
@@ -28,6 +29,7 @@ class Catalog:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.organizations = OrganizationStore(source)
+        self.accounts = ServiceAccountStore(source)
         self.keys = KeyStore(source)
         self.limits = LimitStore(source)
         self.prices = PriceStore(source)

@@ -96,7 +96,7 @@ def build_client_token_router(tokens: ClientTokens, clock: Clock) -> APIRouter:
 def _models(body: ClientTokenRequest, principal: Principal) -> tuple[str, ...] | None:
     if body.models is None:
         return None
-    missing = [model for model in body.models if principal.models is not None and model not in principal.models]
+    missing = [model for model in body.models if not principal.may_use(model)]
     if missing:
         raise NotPermitted(
             f"This key may not use the model '{missing[0][:64]}', so its token cannot either.",

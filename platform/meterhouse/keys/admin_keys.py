@@ -12,7 +12,7 @@ from meterhouse.db.paging import Page, PageQuery
 from meterhouse.errors import Malformed, NotFound
 from meterhouse.identity import COMMAND_LINE, Author, Role
 from meterhouse.keys.changes import Changes, check_expiry, check_name, expiry_ms
-from meterhouse.keys.owners import no_organization
+from meterhouse.keys.finder import no_organization
 from meterhouse.keys.secret import ADMIN_ENVIRONMENT, make
 from meterhouse.keys.shown import fields_of_admin_key
 

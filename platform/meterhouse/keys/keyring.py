@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from meterhouse.db.keys import KeyStore, StoredAdminKey, StoredKey
+from meterhouse.db.organizations import ALLOW_LIST, DENY_LIST
 from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
 from meterhouse.identity import Actor, ActorKind, KeyScope, Principal, Role
 from meterhouse.keys.client_tokens import ClientTokens, Grant, find_token, key_id_of
@@ -365,6 +366,8 @@ def _entry_of(stored: StoredKey, read_at_ms: int, mirror_at_ms: int) -> _Entry:
         models=stored.models,
         limits=stored.limits,
         expires_at_ms=stored.expires_at_ms,
+        project_models=frozenset(stored.project_model_ids) if stored.project_model_mode == ALLOW_LIST else None,
+        denied_models=frozenset(stored.project_model_ids if stored.project_model_mode == DENY_LIST else ()),
     )
     return _Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms, mirror_at_ms)
 

@@ -11,7 +11,15 @@ from meterhouse.admin.roles import MATRIX
 from meterhouse.identity import Role
 from meterhouse.keys.secret import make
 
-PLACES = {"{project_id}": "proj_x", "{key_id}": "key_x", "{name}": "prov_x", "{model:path}": "model_x"}
+PLACES = {
+    "{project_id}": "proj_x",
+    "{key_id}": "key_x",
+    "{api_key_id}": "key_x",
+    "{service_account_id}": "svcacct_x",
+    "{rate_limit_id:path}": "rl-x",
+    "{name}": "prov_x",
+    "{model:path}": "model_x",
+}
 """Objects that are not there, for each word of a path."""
 
 
