@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from meterhouse import __version__
-from meterhouse.cli_billing import credits_app, prices_app
+from meterhouse.cli_billing import credits_app, invoices_app, prices_app
 from meterhouse.cli_ledger import ledger_app
 from meterhouse.command import DEFAULT_ENV_FILE, Data, EnvFile, read_settings, run_with_stores
 from meterhouse.errors import GatewayError, StoreDown
@@ -37,6 +37,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(limits_app, name="limits")
 app.add_typer(prices_app, name="prices")
 app.add_typer(credits_app, name="credits")
+app.add_typer(invoices_app, name="invoice")
 app.add_typer(ledger_app, name="ledger")
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -57,9 +57,10 @@ def export_ledger(
 
     Example: meterhouse ledger export --from 2026-11-01 --to 2026-12-01 -o november.jsonl
     """
-    from meterhouse.bookkeeping import export as write_export  # noqa: PLC0415
-    from meterhouse.bookkeeping import load_signing_key, open_books  # noqa: PLC0415 - as in dev
+    from meterhouse.bookkeeping import open_books  # noqa: PLC0415 - as in dev
     from meterhouse.ledger.export import Layout, Order, signature_path  # noqa: PLC0415
+    from meterhouse.signed_exports import export as write_export  # noqa: PLC0415
+    from meterhouse.signed_exports import load_signing_key  # noqa: PLC0415
 
     if layout not in {"jsonl", "csv"}:
         raise SettingsError(f"--format is '{layout}'. Use jsonl or csv.")
@@ -101,7 +102,8 @@ def print_public_key(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) ->
 
     Example: meterhouse ledger public-key > meterhouse.pem
     """
-    from meterhouse.bookkeeping import format_public_key, load_signing_key  # noqa: PLC0415 - as in dev
+    from meterhouse.bookkeeping import format_public_key  # noqa: PLC0415 - as in dev
+    from meterhouse.signed_exports import load_signing_key  # noqa: PLC0415
 
     settings = patient_settings(data, env_file)
     make_folder(settings.data)

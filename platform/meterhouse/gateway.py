@@ -15,6 +15,7 @@ from typing import BinaryIO
 from meterhouse.admin.guard import AdminLimiter, TokenVerifier
 from meterhouse.admin.router import AdminParts
 from meterhouse.admin.supply import SupplyParts
+from meterhouse.back_office import open_back_office
 from meterhouse.dispatch import build_attempts
 from meterhouse.errors import StreamCut
 from meterhouse.http.account import AccountParts
@@ -143,6 +144,9 @@ async def open_gateway(
         _watch(metrics, inference, request_log)
         _start_loops(inference, settings, stores)
         start_upkeep(tasks, stores, metrics, parts)
+        office = await stack.enter_async_context(open_back_office(settings, stores))
+        for every_seconds, work in office.beats:
+            tasks.keep(partial(repeat, every_seconds, work))
         tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
         yield Gateway(
             settings=settings,
@@ -163,7 +167,11 @@ async def open_gateway(
                 clock=stores.clock,
             ),
             admin=AdminParts(
-                stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference), stores.ledger
+                service=stores.service,
+                catalog=stores.catalog,
+                supply=_supply_parts(stores, supply, vault, inference),
+                ledger=stores.ledger,
+                billing=office.billing,
             ),
         )
 

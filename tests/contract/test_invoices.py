@@ -12,7 +12,6 @@ from fakes.store import MovingClock
 from meterhouse.billing.invoice import Month
 from meterhouse.billing.invoice_page import to_csv, to_html
 from meterhouse.billing.invoices import Invoices
-from meterhouse.bookkeeping import export
 from meterhouse.db.books import Books
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.invoices import InvoiceStore
@@ -22,6 +21,7 @@ from meterhouse.errors import Conflict, Malformed, NotFound
 from meterhouse.ledger.export import Order
 from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.sealer import Sealer
+from meterhouse.signed_exports import export
 from meterhouse.telemetry.logs import get_logger
 
 JANUARY, FEBRUARY, MARCH = (Month.parse(f"2027-0{number}") for number in (1, 2, 3))

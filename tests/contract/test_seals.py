@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fakes.ledger import HOUR, record
-from meterhouse.bookkeeping import export
 from meterhouse.db import seals as sealing
 from meterhouse.db.books import Books
 from meterhouse.db.engine import close, open_engine, reading
@@ -23,6 +22,7 @@ from meterhouse.ledger.audit import GRACE_MS, DatabaseAudit
 from meterhouse.ledger.export import ExportReader, Order, check_export
 from meterhouse.ledger.seal import ChainChecker, Entry, Fault, hash_row
 from meterhouse.ledger.sealer import Sealer
+from meterhouse.signed_exports import export
 from meterhouse.telemetry.logs import get_logger
 from meterhouse.usage import Usage
 

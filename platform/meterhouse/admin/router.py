@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 
 from meterhouse.admin.audit import add_audit_events
+from meterhouse.admin.billing import BillingParts, add_billing
 from meterhouse.admin.guard import SignedIn, sign_in
 from meterhouse.admin.pages import BracketRoute
 from meterhouse.admin.schemas import (
@@ -43,6 +44,7 @@ class AdminParts:
     catalog: Catalog
     supply: SupplyParts
     ledger: LedgerStore
+    billing: BillingParts
 
 
 def build_admin_router(parts: AdminParts) -> APIRouter:
@@ -54,6 +56,7 @@ def build_admin_router(parts: AdminParts) -> APIRouter:
     _add_keys(router, parts)
     _add_limits(router, parts)
     add_supply(router, parts.supply, parts.catalog.prices)
+    add_billing(router, parts.billing)
     add_audit_events(router, parts.catalog.audit)
     return router
 

@@ -15,6 +15,7 @@ from meterhouse.db.alerts import AlertStore
 from meterhouse.db.audit import AuditStore
 from meterhouse.db.credits import CreditStore
 from meterhouse.db.engine import Source, writing
+from meterhouse.db.invoices import InvoiceStore
 from meterhouse.db.keys import KeyStore
 from meterhouse.db.limits import LimitStore
 from meterhouse.db.organizations import OrganizationStore
@@ -39,6 +40,7 @@ class Catalog:
         self.alerts = AlertStore(source)
         self.webhooks = WebhookStore(source)
         self.credits = CreditStore(source)
+        self.invoices = InvoiceStore(source)
 
     @asynccontextmanager
     async def changing(self, organization_id: str | None = None) -> AsyncIterator["Catalog"]:
