@@ -69,7 +69,7 @@ def set_price(
             effective_from=None if start_ms is None else start_ms // 1000,
         )
         price = plan_price(order, stores.clock.now_ms(), await stores.catalog.prices.list_prices())
-        await stores.catalog.prices.insert_prices([price])
+        await stores.catalog.write_price(price)
         print(price.id)
 
     _with_stores(data, env_file, change)

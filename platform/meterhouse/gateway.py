@@ -170,7 +170,7 @@ async def open_gateway(
                 service=stores.service,
                 catalog=stores.catalog,
                 supply=_supply_parts(stores, supply, vault, inference),
-                ledger=stores.ledger,
+                balances=stores.ledger,
                 billing=office.billing,
             ),
         )
@@ -184,7 +184,7 @@ def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: Infer
         notices.on(CONNECTED, supply.hear)
     publish = notices.publish if notices is not None else None
     supply.watch(inference.attempts.breakers.forget)
-    changes = SupplyChanges(supply, stores.catalog.supply, vault, publish)
+    changes = SupplyChanges(supply, stores.catalog, vault, publish)
     return SupplyParts(changes, supply.routes, inference.attempts, stores.clock)
 
 

@@ -6,9 +6,11 @@ Not here: the ledger (``db.ledger``), whose rows refer to the catalog by id but 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from meterhouse.audit import Action, Change
 from meterhouse.db import postgres
 from meterhouse.db.accounts import ServiceAccountStore
 from meterhouse.db.alerts import AlertStore
@@ -22,6 +24,8 @@ from meterhouse.db.organizations import OrganizationStore
 from meterhouse.db.prices import MetaStore, PriceStore
 from meterhouse.db.supply import SupplyStore
 from meterhouse.db.webhooks import WebhookStore
+from meterhouse.identity import COMMAND_LINE, Author
+from meterhouse.money import Price
 
 
 class Catalog:
@@ -41,6 +45,15 @@ class Catalog:
         self.webhooks = WebhookStore(source)
         self.credits = CreditStore(source)
         self.invoices = InvoiceStore(source)
+
+    async def write_price(self, price: Price, *, author: Author = COMMAND_LINE) -> None:
+        """Write an operator's price, and who set it; raises StoreDown."""
+        shown = {"provider": price.provider, "model": price.model, "effective_from_ms": price.effective_from_ms}
+        components = msgspec.to_builtins(price.components)
+        change = Change(Action.PRICE_CREATED, price.id, after={**shown, "components": components})
+        async with self.changing() as inside:
+            await inside.prices.insert_prices([price])
+            await inside.audit.write(author, change)
 
     @asynccontextmanager
     async def changing(self, organization_id: str | None = None) -> AsyncIterator["Catalog"]:

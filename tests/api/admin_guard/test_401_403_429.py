@@ -12,6 +12,7 @@ from meterhouse.identity import Role
 from meterhouse.keys.secret import make
 
 PLACES = {
+    "{organization_id}": "org_x",
     "{project_id}": "proj_x",
     "{key_id}": "key_x",
     "{api_key_id}": "key_x",
