@@ -34,7 +34,7 @@ from meterhouse.ledger.sealer import Sealer
 from meterhouse.metering import Clock
 from meterhouse.settings import Settings, SettingsError
 from meterhouse.signed_exports import FolderExport, load_signing_key
-from meterhouse.stores import Stores, open_patient_engine
+from meterhouse.stores import OFFICE_CONNECTIONS, Stores, open_patient_engine
 from meterhouse.telemetry.logs import Event, get_logger
 
 INVOICE_SECONDS = 600.0
@@ -79,7 +79,7 @@ async def open_back_office(settings: Settings, stores: Stores) -> AsyncIterator[
     """
     async with AsyncExitStack() as stack:
         mailer = _open_mailer(settings)
-        patient = open_patient_engine(settings)
+        patient = open_patient_engine(settings, OFFICE_CONNECTIONS)
         stack.push_async_callback(close, patient)
         to_tenants = await stack.enter_async_context(Outbound(allows_private=settings.private_webhooks))
         to_operator = await stack.enter_async_context(Outbound(allows_private=True))

@@ -94,7 +94,7 @@ class Outbound:
                 self._session.post(
                     url,
                     data=body,
-                    headers={"user-agent": f"meterhouse/{__version__}", **headers},
+                    headers={"user-agent": f"meterhouse/{__version__}", "accept-encoding": "identity", **headers},
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=timeout_seconds),
                 ) as response,

@@ -18,6 +18,9 @@ PLACES = {
     "{api_key_id}": "key_x",
     "{service_account_id}": "svcacct_x",
     "{rate_limit_id:path}": "rl-x",
+    "{alert_id}": "alert_x",
+    "{webhook_id}": "wh_x",
+    "{month}": "2026-01",
     "{name}": "prov_x",
     "{model:path}": "model_x",
 }
