@@ -1,8 +1,8 @@
 """The ASGI application: routes, middleware, pages and error shapes over an open gateway.
 
-The middleware order, outermost first: ``CORSMiddleware`` where origins are set (a page may read errors too),
-``RequestContext``, ``BodyLimit``, then the router. Every answer, also a 404, a 405 or a 500, has OpenAI's error
-envelope.
+The middleware order, outermost first: ``ClientTokenCors``, ``CORSMiddleware`` where origins are set (a page may read
+errors too), ``RequestContext``, ``BodyLimit``, then the router. Every answer, also a 404, a 405 or a 500, has OpenAI's
+error envelope.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,8 @@ from meterhouse.admin.router import build_admin_router
 from meterhouse.errors import GatewayError, Malformed, MethodNotAllowed, NotFound
 from meterhouse.gateway import Gateway
 from meterhouse.http.account import build_account_router
+from meterhouse.http.client_origin import ClientTokenCors
+from meterhouse.http.client_tokens import build_client_token_router
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import InferenceEndpoint
@@ -40,6 +42,7 @@ from meterhouse.http.wires.responses import ResponsesWire
 from meterhouse.ids import public_request_id
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
+MODELS = "/v1/models"
 DESCRIPTION = """\
 Point the official OpenAI SDK at `/v1` of this server with a key of ours. `GET /health` says which providers are on.
 Errors have OpenAI's shape; `x-request-id` names a request, and `GET /v1/receipts/{request_id}` says what it cost.
@@ -92,6 +95,7 @@ def build_app(gateway: Gateway) -> ASGIApp:
 
 def _middleware(gateway: Gateway, envelope: Envelope) -> list[Middleware]:
     return [
+        Middleware(ClientTokenCors, paths=[*(wire.path for wire in _wires()), MODELS], exposed=EXPOSED_HEADERS),
         *_cors(gateway.settings.cors_origins),
         Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing, envelope=envelope),
         Middleware(BodyLimit, limit_bytes=gateway.settings.max_body_bytes),
@@ -119,6 +123,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     app.include_router(build_health_router(gateway.health))
     app.include_router(build_unstored_router())
     app.include_router(build_account_router(gateway.account))
+    app.include_router(build_client_token_router(gateway.keyring.tokens, gateway.stores.clock))
     app.include_router(build_organization_router(gateway.admin))
     app.include_router(build_admin_router(gateway.admin))
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -37,6 +37,13 @@ class Action(StrEnum):
     PROVIDER_DELETED = "provider.deleted"
     ROUTE_UPDATED = "route.updated"
     ROUTE_DELETED = "route.deleted"
+    SPEND_ALERT_CREATED = "spend_alert.created"
+    SPEND_ALERT_UPDATED = "spend_alert.updated"
+    SPEND_ALERT_DELETED = "spend_alert.deleted"
+    WEBHOOK_CREATED = "webhook.created"
+    WEBHOOK_DELETED = "webhook.deleted"
+    CREDIT_ADDED = "credit.added"
+    INVOICE_ISSUED = "invoice.issued"
 
 
 @dataclass(frozen=True, slots=True)

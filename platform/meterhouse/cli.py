@@ -16,6 +16,7 @@ import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
 from meterhouse import __version__
+from meterhouse.cli_billing import credits_app, invoices_app, prices_app
 from meterhouse.cli_ledger import ledger_app
 from meterhouse.cli_owners import organizations_app, projects_app
 from meterhouse.cli_reports import audit, costs, usage
@@ -37,10 +38,11 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Issue, list, rotate and revoke keys. No server has to run.", no_args_is_help=True)
 limits_app = typer.Typer(help="Set and show limits of organizations, projects and keys.", no_args_is_help=True)
-prices_app = typer.Typer(help="Set and list prices.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(limits_app, name="limits")
 app.add_typer(prices_app, name="prices")
+app.add_typer(credits_app, name="credits")
+app.add_typer(invoices_app, name="invoice")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(organizations_app, name="organizations")
 app.add_typer(projects_app, name="projects")
@@ -323,45 +325,6 @@ def show_limits(
             print(line)
 
     _with_stores(data, env_file, show)
-
-
-@prices_app.command("set")
-def set_price(
-    provider: str,
-    model: Annotated[str, typer.Argument(help="The provider's own name of the model")],
-    input_usd: Annotated[str, typer.Option("--input", help="USD per million input tokens")],
-    output_usd: Annotated[str, typer.Option("--output", help="USD per million output tokens")],
-    cached_input_usd: Annotated[str | None, typer.Option("--cached-input", help="USD per million")] = None,
-    data: Data = None,
-    env_file: EnvFile = DEFAULT_ENV_FILE,
-) -> None:
-    """Set a price from now on. A running server takes it up within half a minute."""
-    from meterhouse.admin.schemas import PriceRequest  # noqa: PLC0415 - as in dev
-    from meterhouse.supply import operator_price  # noqa: PLC0415
-
-    async def change(stores: Stores) -> None:
-        order = PriceRequest(
-            provider=provider,
-            model=model,
-            input_usd=input_usd,
-            output_usd=output_usd,
-            cached_input_usd=cached_input_usd,
-            cache_write_usd=None,
-            request_usd=None,
-        )
-        price = operator_price(order, stores.clock.now_ms())
-        await stores.catalog.write_price(price, author=author())
-        print(price.id)
-
-    _with_stores(data, env_file, change)
-
-
-@prices_app.command("list")
-def list_prices(as_json: AsJson = False, data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
-    """List every price that was ever in force here."""
-    from meterhouse.tables import print_prices  # noqa: PLC0415 - as in dev
-
-    _with_stores(data, env_file, lambda stores: print_prices(stores, as_json=as_json))
 
 
 def _with_stores(data: Path | None, env_file: Path, work: Callable[[Stores], Awaitable[None]]) -> None:

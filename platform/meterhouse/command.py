@@ -1,6 +1,6 @@
 """What commands share: common options, opening the stores, and reading times and amounts as operators write them.
 
-Not here: any command (``cli``, ``cli_ledger``).
+Not here: any command (``cli``, ``cli_billing``, ``cli_ledger``).
 """
 
 import asyncio

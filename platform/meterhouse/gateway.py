@@ -17,6 +17,7 @@ from meterhouse.admin.ledger import LedgerParts
 from meterhouse.admin.router import AdminParts
 from meterhouse.admin.supply import SupplyParts
 from meterhouse.admin.usage import UsageParts
+from meterhouse.back_office import open_back_office
 from meterhouse.db.books import Books
 from meterhouse.db.records import RecordStore
 from meterhouse.db.reports import ReportStore
@@ -151,6 +152,9 @@ async def open_gateway(
         _watch(metrics, inference, request_log)
         _start_loops(inference, settings, stores)
         start_upkeep(tasks, stores, metrics, parts)
+        office = await stack.enter_async_context(open_back_office(settings, stores))
+        for every_seconds, work in office.beats:
+            tasks.keep(partial(repeat, every_seconds, work))
         tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
         yield Gateway(
             settings=settings,
@@ -179,6 +183,7 @@ async def open_gateway(
                 balances=stores.ledger,
                 usage=UsageParts(ReportStore(stores.engine), stores.clock),
                 token_issuer=settings.oidc_issuer,
+                billing=office.billing,
             ),
         )
 

@@ -30,6 +30,8 @@ class Principal:
     """The only models of its project; None: every model."""
     denied_models: frozenset[str] = frozenset()
     """Models that its project may not use, by the names under which they are listed."""
+    origins: tuple[str, ...] | None = None
+    """Of a client token: the pages that may use it, as far as a browser says; None: it is a key."""
 
     def may_use(self, *names: str) -> bool:
         """Say whether key and project may use a model, by the names that it goes by."""

@@ -179,6 +179,28 @@ class Settings(BaseSettings):
     cors_origins: Origins | None = Field(
         None, description="Pages that may call from a browser: `https://app.example.com,http://localhost:3000`"
     )
+    alert_seconds: Seconds = Field(15, description="How often spend alerts are looked at")
+    private_webhooks: bool = Field(
+        False, description="Whether webhooks may have private addresses, other ports than 443, and plain http"
+    )
+    smtp_host: str | None = Field(None, description="Mail server for spend alerts; unset: no e-mail")
+    smtp_port: Annotated[int, Field(gt=0, lt=65_536)] = Field(587, description="Its port")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="`tls` from the first byte (port 465); `none` only without a password"
+    )
+    smtp_sender: str | None = Field(None, description="Address that e-mail comes from")
+    smtp_username: str | None = Field(None, description="Login at the mail server")
+    smtp_password: SecretStr | None = Field(None, description="Password at the mail server")
+    invoice_after_hours: Count | None = Field(
+        None, description="Invoices of a month are issued so long after its end; unset: only when asked for"
+    )
+    cloudevents_url: str | None = Field(
+        None, description="Where usage is sent as CloudEvents, such as OpenMeter's `/api/v1/events`; unset: nowhere"
+    )
+    cloudevents_token: SecretStr | None = Field(None, description="Bearer token for that address")
+    cloudevents_seconds: Seconds = Field(10, description="How often usage is sent there")
+    export_folder: Path | None = Field(None, description="Folder for signed exports of the ledger; unset: none")
+    export_seconds: Seconds = Field(86_400, description="How often one is written there")
     admin_rate: Rate = Field("300/minute", description="Administration requests per address")
     admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")
 

@@ -36,6 +36,8 @@ EMBEDDED, PRODUCTION = "dev", "live"
 """What tenants' keys of each form carry in their text."""
 PEPPER_CHARACTERS = 43
 PATIENT_CONNECTIONS = 2
+OFFICE_CONNECTIONS = 1
+"""Of the patient ones, what billing has besides: invoices and exports are made one after the other."""
 PATIENT_SECONDS = 60.0
 """Longest statement of an ``open_patient_engine``; longer than any bound of whoever asks."""
 CLOCK_SECONDS = 1.0
@@ -124,7 +126,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         )
 
 
-def open_patient_engine(settings: Settings) -> AsyncEngine:
+def open_patient_engine(settings: Settings, connections: int = PATIENT_CONNECTIONS) -> AsyncEngine:
     """Open the same database once more, with few connections on which a statement may take long.
 
     For sums over an organization with millions of rows, which nobody waits for at the database's expense: whoever asks
@@ -132,7 +134,7 @@ def open_patient_engine(settings: Settings) -> AsyncEngine:
     """
     policy = replace(
         _policy(settings),
-        connections=PATIENT_CONNECTIONS,
+        connections=connections,
         acquire_timeout_seconds=PATIENT_SECONDS,
         statement_timeout_seconds=PATIENT_SECONDS,
     )

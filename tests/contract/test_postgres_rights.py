@@ -20,7 +20,8 @@ from meterhouse.db.ledger import Adjustment, LedgerStore, UsageQuery
 from meterhouse.db.organizations import Organization, Project
 from meterhouse.db.rights import RIGHTS
 from meterhouse.db.schema import check_schema, count_default_rows, ensure_partitions, upgrade
-from meterhouse.db.tables import metadata, seal, usage_hour
+from meterhouse.db.tables import seal, usage_hour
+from meterhouse.db.tables_billing import metadata
 from meterhouse.db.workers import Heartbeat, WorkerStore
 from meterhouse.errors import StoreDown
 from meterhouse.identity import COMMAND_LINE
@@ -30,7 +31,7 @@ from meterhouse.money import Price
 ROLE = "the application"
 NOW_MS = 1_800_000_000_000
 MONTH = time.strftime("usage_record_%Y_%m", time.gmtime())
-APPEND_ONLY = ("usage_record", "price", "adjustment", "seal", "audit_event")
+APPEND_ONLY = ("usage_record", "price", "adjustment", "seal", "audit_event", "invoice", "spend_alert_firing")
 SEAL = {
     "organization_id": "org_1",
     "sequence": 1,

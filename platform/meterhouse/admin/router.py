@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Depends
 
 from meterhouse.admin.audit import add_audit_events
+from meterhouse.admin.billing import BillingParts, add_billing
 from meterhouse.admin.guard import sign_in
 from meterhouse.admin.keys import add_keys, add_limits
 from meterhouse.admin.ledger import LedgerParts, add_ledger
@@ -32,6 +33,7 @@ class AdminParts:
     usage: UsageParts
     token_issuer: str | None
     """Whose tokens administrators may sign in with."""
+    billing: BillingParts
 
 
 def build_admin_router(parts: AdminParts) -> APIRouter:
@@ -43,6 +45,7 @@ def build_admin_router(parts: AdminParts) -> APIRouter:
     add_keys(router, parts.service)
     add_limits(router, parts.service)
     add_supply(router, parts.supply, parts.catalog.prices)
+    add_billing(router, parts.billing)
     add_audit_events(router, parts.catalog.audit)
     add_ledger(router, parts.books)
     add_series(router, parts.usage)

@@ -130,14 +130,23 @@ class LedgerStore:
 
     async def insert_adjustment(self, entry: Adjustment, also: Also | None = None) -> bool:
         """Write a credit or correction; False when its id is there already. ``also`` joins its transaction."""
+        return bool(await self.insert_adjustments([entry], also))
+
+    async def insert_adjustments(self, entries: Sequence[Adjustment], also: Also | None = None) -> list[Adjustment]:
+        """Write credits or corrections, all or none; returns those whose ids were not there yet.
+
+        ``also`` joins the transaction when there is any.
+        """
+        if not entries:
+            return []
+        rows = [{name: getattr(entry, name) for name in Adjustment.__slots__} for entry in entries]
         async with writing(self._engine) as connection:
             statement = insert_into(connection, adjustment).on_conflict_do_nothing(index_elements=["id"])
-            values = {name: getattr(entry, name) for name in Adjustment.__slots__}
-            result = await connection.execute(statement.values(**values).returning(adjustment.c.id))
-            is_new = result.first() is not None
-            if is_new and also is not None:
+            result = await connection.execute(statement.returning(adjustment.c.id), rows)
+            new = {row.id for row in result}
+            if new and also is not None:
                 await also(connection)
-            return is_new
+        return [entry for entry in entries if entry.id in new]
 
     async def sum_period(self, period: Period) -> Sums:
         """Sum what a quota or budget counts; see ``sum_periods``."""

@@ -70,6 +70,10 @@ class Changes:
         inside._catalog = catalog  # noqa: SLF001 - a copy of itself
         return inside
 
+    async def note_limits_changed(self, scope: Scope, scope_id: str) -> None:
+        """Have every key of an organization, a project or a chain of rotations read again before its next use."""
+        await self._tell_owner(scope, scope_id)
+
     async def _tell_owner(self, scope: Scope, scope_id: str) -> None:
         """Tell every process that something changed that decides about an organization's, project's or chain's keys."""
         if self._others.mirror is not None:

@@ -17,6 +17,7 @@ from meterhouse.db.keys import KeyStore, StoredAdminKey, StoredKey
 from meterhouse.db.organizations import ALLOW_LIST, DENY_LIST
 from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
 from meterhouse.identity import Actor, ActorKind, KeyScope, Principal, Role
+from meterhouse.keys.client_tokens import ClientTokens, Grant, find_token, key_id_of
 from meterhouse.keys.reader import KeyOutdated, KeyReader, Mirror, Read
 from meterhouse.keys.secret import ParsedSecret, Peppers, parse
 from meterhouse.metering import Clock, Scope
@@ -80,6 +81,7 @@ class Keyring:
         self._clock = clock
         self._fresh_ms = fresh_ms
         self._max_keys = max_keys
+        self.tokens = ClientTokens(peppers)
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._unknown_until_ms: OrderedDict[str, int] = OrderedDict()
         self._reads: dict[str, asyncio.Task[_Entry | None]] = {}
@@ -108,6 +110,9 @@ class Keyring:
             NotPermitted: the key is good, but not from this address or not for this.
             StoreDown: no store can tell, and the key was not read recently enough.
         """
+        token = find_token(authorization)
+        if token is not None:
+            return await self._verify_token(self.tokens.read(token, self._clock.now_ms()), address, scope)
         secret = _secret_of(authorization)
         if secret.is_admin:
             raise NotPermitted(_ADMIN_KEY, detail=f"{secret.key_id} is an admin key")
@@ -115,15 +120,27 @@ class Keyring:
         if entry is None:
             self._peppers.verify_nothing(secret.value)
             raise InvalidKey(_INVALID, detail=f"{secret.key_id} is unknown")
-        now_ms = self._clock.now_ms()
-        self._check_secret(secret, entry.key, now_ms)
+        self._check_secret(secret, entry.key, self._clock.now_ms())
+        return self._admit(entry, entry.principal, address, scope)
+
+    async def _verify_token(self, grant: Grant, address: str | None, scope: KeyScope) -> Principal:
+        """Return who a request with a client token is: its key, as that is now, within what the token says."""
+        entry = await self._find(grant.sub)
+        if entry is None or entry.principal.organization_id != grant.org:
+            raise InvalidKey(_INVALID, detail=f"{grant.jti}: its key is unknown")
+        reason = _why_dead(entry.key, self._clock.now_ms())
+        if reason is not None:
+            raise InvalidKey(_INVALID, detail=f"{grant.jti}: its key {reason}")
+        return self._admit(entry, self.tokens.principal_of(grant, entry.principal), address, scope)
+
+    def _admit(self, entry: _Entry, principal: Principal, address: str | None, scope: KeyScope) -> Principal:
         if entry.networks and not _is_within(address, entry.networks):
-            raise NotPermitted(_ADDRESS, detail=f"{secret.key_id} from {address}")
-        if scope not in entry.principal.scopes:
+            raise NotPermitted(_ADDRESS, detail=f"{principal.key_id} from {address}")
+        if scope not in principal.scopes:
             message = f"This API key lacks the scope '{scope}'. Ask whoever issued it for a key that has it."
-            raise NotPermitted(message, detail=f"{secret.key_id} lacks {scope}")
-        _note_use(self._used, secret.key_id, now_ms)
-        return entry.principal
+            raise NotPermitted(message, detail=f"{principal.key_id} lacks {scope}")
+        _note_use(self._used, entry.key.id, self._clock.now_ms())
+        return principal
 
     async def verify_admin(self, authorization: str | None) -> Actor:
         """Return which administrator a request is. Always asks the database: administration is rare.
@@ -151,7 +168,7 @@ class Keyring:
         Raises:
             StoreDown: no store can tell, and the key was not read recently enough.
         """
-        entry = await self._find(key_id)
+        entry = await self._find(key_id_of(key_id))
         return entry is not None and _why_dead(entry.key, self._clock.now_ms()) is None
 
     async def find_dead(self, key_ids: Collection[str]) -> set[str]:

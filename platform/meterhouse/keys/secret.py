@@ -104,6 +104,10 @@ class Peppers:
         self._newest = max(by_version)
         self._dummy = "0" * 64
 
+    def derive(self, purpose: bytes) -> dict[int, bytes]:
+        """Return a secret for another purpose from each pepper, by version; it tells nothing of the pepper."""
+        return {version: hmac.digest(pepper, purpose, "sha256") for version, pepper in self._by_version.items()}
+
     def hash(self, value: str) -> tuple[int, str]:
         """Hash a whole key with the newest pepper; returns the pepper's version and 64 hexadecimal characters."""
         return self._newest, self._hmac(self._by_version[self._newest], value)
