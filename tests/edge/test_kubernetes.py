@@ -1,7 +1,7 @@
 """What infra/kubernetes says, as far as it can be shown without a cluster.
 
-Only checked: every object against the strict schema of its kind, and that what the objects name is there. No cluster was
-at hand. Run elsewhere: the script that a pod's end waits for (watch/test_ship), the edge and the health check.
+Only checked: every object against the strict schema of its kind, and that what the objects name is there. No cluster
+was at hand. Run elsewhere: the script that a pod's end waits for (watch/test_ship), the edge and the health check.
 """
 
 import re
