@@ -52,6 +52,7 @@ from meterhouse.telemetry.traces import Tracing
 from meterhouse.upkeep import repeat, start_upkeep
 
 LAST_USED_SECONDS = 60.0
+REHASH_SECONDS = 10.0
 MOST_REQUESTS = 9_000
 DESCRIPTORS_PER_REQUEST = 2.2
 """A client's connection, a provider's, and what is kept open between requests."""
@@ -142,7 +143,7 @@ async def open_gateway(
         metrics = Metrics()
         metrics.watch_each(Watched.SPANS, lambda: asdict(tracing.figures))
         stores = await stack.enter_async_context(open_stores(settings))
-        vault = Vault(stores.peppers)
+        vault = Vault(stores.peppers, stores.pepper_version)
         supply = Supply(environment, settings, stores.catalog, stores.clock, vault)
         await supply.open(has_simulator=options.has_simulator)
         upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
@@ -311,6 +312,7 @@ def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) 
     if stores.notices is not None:
         stores.notices.on(NOTICE, stores.keyring.hear)
     keep(lambda: repeat(LAST_USED_SECONDS, stores.keyring.flush_last_used))
+    keep(lambda: repeat(REHASH_SECONDS, stores.rehasher.flush))
 
 
 async def _watch_keys(inference: InferenceParts, every_seconds: float) -> None:

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
         None,
         description="`version:secret[,version:secret]`: what key hashes are made with; the highest version is used",
     )
+    key_pepper_version: int | None = Field(
+        None, description="The version that hashes keys, while a new one is brought to all hosts; unset: the highest"
+    )
     redis_url: RedisAddress | None = Field(
         None,
         description="Redis of the meter: `redis://`, `rediss://`, or with `+cluster` behind either word; "
