@@ -16,6 +16,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meterhouse import __version__
+from meterhouse.admin.guard import AdminGuard
+from meterhouse.admin.organization import build_organization_router
 from meterhouse.admin.router import build_admin_router
 from meterhouse.errors import GatewayError, Malformed, MethodNotAllowed, NotFound
 from meterhouse.gateway import Gateway
@@ -27,6 +29,7 @@ from meterhouse.http.live import build_live_router
 from meterhouse.http.middleware import BodyLimit, RequestContext
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.respond import render
+from meterhouse.ids import public_request_id
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
 DESCRIPTION = """\
@@ -88,12 +91,19 @@ def _wrap(endpoint: ASGIApp, middleware: Sequence[Middleware]) -> ASGIApp:
 def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: Mapping[str, ASGIApp]) -> FastAPI:
     app = FastAPI(title="Meterhouse", version=__version__, description=DESCRIPTION, middleware=middleware)
     app.state.keyring = gateway.keyring
-    app.state.admin_limiter = gateway.admin_limiter
+    app.state.admin_guard = AdminGuard(
+        keyring=gateway.keyring,
+        limiter=gateway.admin_limiter,
+        organizations=gateway.stores.catalog.organizations,
+        request_id_of=lambda scope: public_request_id(exchange_of(scope).request_id),
+        tokens=gateway.tokens,
+    )
     for path, endpoint in endpoints.items():  # for the methods that are not allowed
         app.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
     app.include_router(build_health_router(gateway.health))
     app.include_router(build_account_router(gateway.account))
     app.include_router(build_live_router(gateway.live))
+    app.include_router(build_organization_router(gateway.admin))
     app.include_router(build_admin_router(gateway.admin))
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid)

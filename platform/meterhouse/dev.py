@@ -167,7 +167,7 @@ async def ensure_dev_keys(stores: Stores, folder: Path, base_url: str) -> DevKey
         project = await stores.service.create_project(organization.id, "Default")
         issued = await stores.service.issue(KeyOrder(name="Development key", project_id=project.id))
         key, are_new = issued.value, True
-    if not admin_key or not await _opens(stores.keyring.verify_operator(f"Bearer {admin_key}")):
+    if not admin_key or not await _opens(stores.keyring.verify_admin(f"Bearer {admin_key}")):
         admin_key, are_new = (await stores.service.issue_admin("Development operator")).value, True
     text = f"OPENAI_BASE_URL={base_url}/v1\nOPENAI_API_KEY={key}\nOPENAI_ADMIN_KEY={admin_key}\n"
     write_secret(path, text)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import BinaryIO
 
-from meterhouse.admin.guard import AdminLimiter
+from meterhouse.admin.guard import AdminLimiter, TokenVerifier
 from meterhouse.admin.router import AdminParts
 from meterhouse.admin.supply import SupplyParts
 from meterhouse.dispatch import build_attempts
@@ -26,8 +26,8 @@ from meterhouse.http.live import LiveParts
 from meterhouse.http.shedding import LoopProbe, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
+from meterhouse.keys.changes import NOTICE
 from meterhouse.keys.keyring import Keyring
-from meterhouse.keys.service import NOTICE
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.settler import Settler
@@ -71,6 +71,8 @@ class Gateway:
     observer: Observer
     tracing: Tracing
     admin_limiter: AdminLimiter
+    tokens: TokenVerifier | None = None
+    """Who knows administrators by a token; None: only admin keys sign in."""
     health: HealthParts
     account: AccountParts
     live: LiveParts
@@ -179,7 +181,9 @@ async def open_gateway(
                 clock=stores.clock,
             ),
             live=LiveParts(live, tasks),
-            admin=AdminParts(stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference)),
+            admin=AdminParts(
+                stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference), stores.ledger
+            ),
         )
 
 

@@ -23,11 +23,12 @@ from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.schema import upgrade
 from meterhouse.errors import StoreDown
 from meterhouse.ids import random_base62
+from meterhouse.keys.changes import Others
 from meterhouse.keys.keyring import Keyring
 from meterhouse.keys.mirror import KeyMirror
 from meterhouse.keys.rehash import Rehasher
 from meterhouse.keys.secret import Peppers
-from meterhouse.keys.service import KeyService, Others
+from meterhouse.keys.service import KeyService
 from meterhouse.metering import Clock
 from meterhouse.notices import Notices
 from meterhouse.settings import Settings, SettingsError

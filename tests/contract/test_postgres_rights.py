@@ -12,6 +12,7 @@ from sqlalchemy import exc
 from fakes.ledger import HOUR, period, record, rows_of
 from fakes.servers import PASSWORD
 from fakes.store import MIGRATIONS
+from meterhouse.audit import Action, Change
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.engine import close, open_engine, writing
 from meterhouse.db.keys import StoredAdminKey, StoredKey
@@ -22,13 +23,14 @@ from meterhouse.db.schema import check_schema, count_default_rows, ensure_partit
 from meterhouse.db.tables import metadata, seal, usage_hour
 from meterhouse.db.workers import Heartbeat, WorkerStore
 from meterhouse.errors import StoreDown
+from meterhouse.identity import COMMAND_LINE
 from meterhouse.metering import Kind, Limit, Scope, Window
 from meterhouse.money import Price
 
 ROLE = "the application"
 NOW_MS = 1_800_000_000_000
 MONTH = time.strftime("usage_record_%Y_%m", time.gmtime())
-APPEND_ONLY = ("usage_record", "price", "adjustment", "seal")
+APPEND_ONLY = ("usage_record", "price", "adjustment", "seal", "audit_event")
 SEAL = {
     "organization_id": "org_1",
     "sequence": 1,
@@ -94,6 +96,7 @@ CHANGES = [
     *changes_of("price", "source"),
     *changes_of("adjustment", "nanos"),
     *changes_of("seal", "hash"),
+    *changes_of("audit_event", "actor_id"),
     "TRUNCATE price, usage_hour",
     "INSERT INTO price SELECT * FROM price ON CONFLICT (id) DO UPDATE SET source = ''",
 ]
@@ -128,7 +131,6 @@ FORBIDDEN = [
     *(f"DELETE FROM {table}" for table in ("usage_hour", "organization", "project", "key", "admin_key", "meta")),
     "TRUNCATE usage_hour",
     "UPDATE limit_rule SET amount = 0",
-    "UPDATE organization SET name = ''",
     "UPDATE alembic_version SET version_num = ''",
     f"ALTER TABLE usage_record DETACH PARTITION {MONTH}",
     "ALTER TABLE seal OWNER TO CURRENT_USER",
@@ -230,6 +232,8 @@ async def use_catalog(catalog):
     await catalog.keys.touch_admin_last_used({"key_a": 5})
     assert await catalog.keys.revoke_admin_key("key_a", 7)
     assert await catalog.organizations.archive_project("proj_1", 5)
+    assert await catalog.organizations.rename_organization("org_1", "Acme & Co")
+    await catalog.audit.write(COMMAND_LINE, Change(Action.ORGANIZATION_UPDATED, "org_1", "org_1"))
     await catalog.meta.put_value("seeded", "1")
     await catalog.meta.put_value("seeded", "2")
     assert await catalog.prices.insert_prices([Price("price_2", "openai", "gpt", (), NOW_MS, "operator")]) == 1

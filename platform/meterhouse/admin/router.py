@@ -1,4 +1,4 @@
-"""The routes of ``/admin``: organizations, projects, keys, limits, supply. Every one takes an operator's admin key."""
+"""The routes of ``/admin``: what OpenAI's API has no place for. Who may use which is in ``admin.roles``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 
-from meterhouse.admin.guard import sign_in_operator
+from meterhouse.admin.audit import add_audit_events
+from meterhouse.admin.guard import SignedIn, sign_in
+from meterhouse.admin.pages import BracketRoute
 from meterhouse.admin.schemas import (
     IssuedKeyObject,
     KeyObject,
@@ -23,6 +25,7 @@ from meterhouse.admin.schemas import (
 )
 from meterhouse.admin.supply import SupplyParts, add_supply
 from meterhouse.db.catalog import Catalog
+from meterhouse.db.ledger import LedgerStore
 from meterhouse.keys.service import KeyOrder, KeyService
 from meterhouse.limits.limit import parse_limits
 from meterhouse.metering import Scope
@@ -39,15 +42,19 @@ class AdminParts:
     service: KeyService
     catalog: Catalog
     supply: SupplyParts
+    ledger: LedgerStore
 
 
 def build_admin_router(parts: AdminParts) -> APIRouter:
     """Make the routes."""
-    router = APIRouter(prefix="/admin", tags=["administration"], dependencies=[Depends(sign_in_operator)])
+    router = APIRouter(
+        prefix="/admin", tags=["administration"], dependencies=[Depends(sign_in)], route_class=BracketRoute
+    )
     _add_organizations(router, parts)
     _add_keys(router, parts)
     _add_limits(router, parts)
     add_supply(router, parts.supply, parts.catalog.prices)
+    add_audit_events(router, parts.catalog.audit)
     return router
 
 
@@ -55,8 +62,8 @@ def _add_organizations(router: APIRouter, parts: AdminParts) -> None:
     service, stores = parts.service, parts.catalog.organizations
 
     @router.post("/organizations", status_code=201, summary="Create an organization")
-    async def create_organization(body: OrganizationRequest) -> OrganizationObject:
-        return OrganizationObject.of(await service.create_organization(body.name))
+    async def create_organization(body: OrganizationRequest, author: SignedIn) -> OrganizationObject:
+        return OrganizationObject.of(await service.create_organization(body.name, author=author))
 
     @router.get("/organizations", summary="List organizations")
     async def list_organizations(after: str | None = None, limit: PageSize = 20) -> Listing[OrganizationObject]:
@@ -64,8 +71,9 @@ def _add_organizations(router: APIRouter, parts: AdminParts) -> None:
         return _listing([OrganizationObject.of(item) for item in found], limit)
 
     @router.post("/projects", status_code=201, summary="Create a project")
-    async def create_project(body: ProjectRequest) -> ProjectObject:
-        return ProjectObject.of(await service.create_project(body.organization_id, body.name))
+    async def create_project(body: ProjectRequest, author: SignedIn) -> ProjectObject:
+        made = await service.create_project(body.organization_id, body.name, author=author)
+        return ProjectObject.of(made)
 
     @router.get("/projects", summary="List projects")
     async def list_projects(
@@ -75,15 +83,15 @@ def _add_organizations(router: APIRouter, parts: AdminParts) -> None:
         return _listing([ProjectObject.of(item) for item in found], limit)
 
     @router.post("/projects/{project_id}/archive", summary="Archive a project: its keys stop")
-    async def archive_project(project_id: str) -> ProjectObject:
-        return ProjectObject.of(await service.archive_project(project_id))
+    async def archive_project(project_id: str, author: SignedIn) -> ProjectObject:
+        return ProjectObject.of(await service.archive_project(project_id, author=author))
 
 
 def _add_keys(router: APIRouter, parts: AdminParts) -> None:
     service = parts.service
 
     @router.post("/keys", status_code=201, summary="Issue a key; its value is shown this once")
-    async def issue_key(body: KeyRequest) -> IssuedKeyObject:
+    async def issue_key(body: KeyRequest, author: SignedIn) -> IssuedKeyObject:
         order = KeyOrder(
             name=body.name,
             project_id=body.project_id,
@@ -94,7 +102,7 @@ def _add_keys(router: APIRouter, parts: AdminParts) -> None:
             scopes=frozenset(body.scopes),
             service_account=body.service_account,
         )
-        issued = await service.issue(order)
+        issued = await service.issue(order, author=author)
         return IssuedKeyObject.with_value(issued.key, issued.value)
 
     @router.get("/keys", summary="List keys, without secrets")
@@ -109,22 +117,23 @@ def _add_keys(router: APIRouter, parts: AdminParts) -> None:
         return KeyObject.of(await service.get(key_id))
 
     @router.post("/keys/{key_id}/rotate", status_code=201, summary="Issue a successor; both work for the overlap")
-    async def rotate_key(key_id: str, body: RotateRequest) -> IssuedKeyObject:
-        issued = await service.rotate(key_id, body.overlap_seconds)
+    async def rotate_key(key_id: str, body: RotateRequest, author: SignedIn) -> IssuedKeyObject:
+        issued = await service.rotate(key_id, body.overlap_seconds, author=author)
         return IssuedKeyObject.with_value(issued.key, issued.value)
 
     @router.delete("/keys/{key_id}", summary="Revoke a key; running streams of it are cut")
-    async def revoke_key(key_id: str) -> KeyObject:
-        return KeyObject.of(await service.revoke(key_id))
+    async def revoke_key(key_id: str, author: SignedIn) -> KeyObject:
+        return KeyObject.of(await service.revoke(key_id, author=author))
 
 
 def _add_limits(router: APIRouter, parts: AdminParts) -> None:
     service = parts.service
 
     @router.put("/limits", summary="Set all limits of an organization, a project or a key")
-    async def set_limits(body: LimitsRequest) -> LimitsObject:
+    async def set_limits(body: LimitsRequest, author: SignedIn) -> LimitsObject:
         limits = parse_limits(body.limits, body.scope, body.scope_id)
-        return LimitsObject.of(body.scope, body.scope_id, await service.set_limits(body.scope, body.scope_id, limits))
+        found = await service.set_limits(body.scope, body.scope_id, limits, author=author)
+        return LimitsObject.of(body.scope, body.scope_id, found)
 
     @router.get("/limits", summary="The limits that an organization, a project or a key has itself")
     async def get_limits(scope: Scope, scope_id: str) -> LimitsObject:

@@ -53,6 +53,9 @@ _SCHEMA_AT_FAULT = {
     "0A000": "The database was changed just now. Try again.",
 }
 
+Source = AsyncEngine | AsyncConnection
+"""Where a store works: an engine, in a transaction for each of its methods; or a connection, in its transaction."""
+
 _POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]
 _Result = TypeVar("_Result")
 
@@ -91,22 +94,32 @@ async def close(engine: AsyncEngine) -> None:
 
 
 @asynccontextmanager
-async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Give a connection whose statements all see the same snapshot; raises StoreDown."""
+async def reading(source: Source) -> AsyncIterator[AsyncConnection]:
+    """Give a connection whose statements all see the same snapshot; raises StoreDown.
+
+    A connection is given back as it is: its transaction says what it sees.
+    """
     with store_errors():
-        async with _transaction(engine, _READ) as connection:
+        if isinstance(source, AsyncConnection):
+            yield source
+            return
+        async with _transaction(source, _READ) as connection:
             yield connection
 
 
 @asynccontextmanager
-async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def writing(source: Source) -> AsyncIterator[AsyncConnection]:
     """Give a connection whose statements are committed together at the end, or not at all; raises StoreDown.
 
-    A connection that is lost while it commits is a StoreDown after which the statements may have been committed:
-    whoever repeats them must make the second time harmless.
+    A connection is given back as it is: whoever opened its transaction ends it. A connection that is lost while it
+    commits is a StoreDown after which the statements may have been committed: whoever repeats them must make the second
+    time harmless.
     """
     with store_errors():
-        async with _transaction(engine.execution_options(**{_WRITES: True}), _WRITE) as connection:
+        if isinstance(source, AsyncConnection):
+            yield source
+            return
+        async with _transaction(source.execution_options(**{_WRITES: True}), _WRITE) as connection:
             yield connection
             if postgres.is_postgres(connection):
                 await connection.commit()

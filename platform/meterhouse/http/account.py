@@ -142,7 +142,7 @@ def build_account_router(parts: AccountParts) -> APIRouter:
 
     @router.get("/models", summary="The models that this key may use")
     async def list_models(principal: SignedIn) -> ModelList:
-        models = [_model(m) for m in parts.routes.list_models() if _may_use(principal, m.name)]
+        models = [_model(m) for m in parts.routes.list_models() if principal.may_use(m.name)]
         return ModelList(data=models)
 
     @router.get("/models/{model:path}", summary="One model")
@@ -159,7 +159,7 @@ def build_account_router(parts: AccountParts) -> APIRouter:
                 context_tokens=served.model.context_tokens,
                 max_output_tokens=served.model.max_output_tokens,
             )
-        if not (_may_use(principal, model) or _may_use(principal, parts.routes.snapshot.listed_name(model))):
+        if not principal.may_use(model, parts.routes.snapshot.listed_name(model)):
             raise UnknownModel(f"The model '{model}' does not exist, or this key may not use it.", param="model")
         return _model(listed)
 
@@ -179,10 +179,6 @@ def build_account_router(parts: AccountParts) -> APIRouter:
         return _receipt(records)
 
     return router
-
-
-def _may_use(principal: Principal, model: str) -> bool:
-    return principal.models is None or model in principal.models
 
 
 def _model(listed: ListedModel) -> ModelObject:

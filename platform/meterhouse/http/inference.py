@@ -197,7 +197,7 @@ def _default_model(parts: InferenceParts, principal: Principal) -> str:
     if parts.default_model is not None:
         return parts.default_model
     for listed in parts.routes.list_models():
-        if principal.models is None or listed.name in principal.models:
+        if principal.may_use(listed.name):
             return listed.name
     raise Malformed("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
 
@@ -212,9 +212,9 @@ def _permit(principal: Principal, model: str, route: Route) -> None:
     """Refuse what the key may not do.
 
     Raises:
-        NotPermitted: Its list of models lacks this one.
+        NotPermitted: Its own models or its project's lack this one.
     """
-    if principal.models is not None and principal.models.isdisjoint({model, route.model}):
+    if not principal.may_use(model, route.model):
         raise NotPermitted(
             f"This key may not use the model '{model}'. GET /v1/models lists what it may use.",
             param="model",

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from meterhouse.db.keys import KeyStore, StoredAdminKey, StoredKey
+from meterhouse.db.organizations import ALLOW_LIST, DENY_LIST
 from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
-from meterhouse.identity import KeyScope, Operator, Principal
+from meterhouse.identity import Actor, ActorKind, KeyScope, Principal, Role
 from meterhouse.keys.reader import KeyOutdated, KeyReader, Mirror, Read
 from meterhouse.keys.secret import ParsedSecret, Peppers, parse
 from meterhouse.metering import Clock, Scope
@@ -43,6 +44,7 @@ _INVALID = (
 )
 _ADMIN_KEY = "This is an admin key, and inference needs a project's key. Issue one with POST /admin/keys and send that."
 _TENANT_KEY = "Administration needs an admin key (sk-mh-admin-...), and this is a project's key. Send an admin key."
+_UNBOUND = "This admin key belongs to no organization and may do nothing. Ask an operator for another one."
 _ADDRESS = (
     "This API key may not be used from this address. Use it from one of its networks, or ask whoever issued it to "
     "add yours to its IP ranges."
@@ -125,12 +127,12 @@ class Keyring:
         _note_use(self._used, secret.key_id, now_ms)
         return entry.principal
 
-    async def verify_operator(self, authorization: str | None) -> Operator:
-        """Return which operator a request is. Always asks the database: administration is rare.
+    async def verify_admin(self, authorization: str | None) -> Actor:
+        """Return which administrator a request is. Always asks the database: administration is rare.
 
         Raises:
             InvalidKey: there is no key, or one that opens nothing.
-            NotPermitted: it is a tenant's key.
+            NotPermitted: it is a tenant's key, or an admin key that is bound to nothing.
             StoreDown: the database is away.
         """
         secret = _secret_of(authorization)
@@ -143,7 +145,7 @@ class Keyring:
         now_ms = self._clock.now_ms()
         self._check_secret(secret, stored, now_ms)
         _note_use(self._admin_used, secret.key_id, now_ms)
-        return Operator(key_id=stored.id, role=stored.role)
+        return _actor_of(stored)
 
     async def find_live(self, key_id: str) -> bool:
         """Say whether a key is still good, as fresh as ``verify`` would: a running stream of another is cut.
@@ -312,6 +314,14 @@ class Keyring:
                 self._unknown_until_ms.popitem(last=False)
 
 
+def _actor_of(stored: StoredAdminKey) -> Actor:
+    try:
+        return Actor(ActorKind.ADMIN_KEY, stored.id, Role(stored.role), stored.organization_id)
+    except ValueError:
+        # Before an owner or a reader was bound to an organization, such keys could be made, and could do nothing.
+        raise NotPermitted(_UNBOUND, detail=f"{stored.id} is a {stored.role}'s of no organization") from None
+
+
 def _secret_of(authorization: str | None) -> ParsedSecret:
     scheme, _, value = (authorization or "").partition(" ")
     value = value.strip()
@@ -343,6 +353,8 @@ def _entry_of(stored: StoredKey, read_at_ms: int, mirror_at_ms: int) -> _Entry:
         models=stored.models,
         limits=stored.limits,
         expires_at_ms=stored.expires_at_ms,
+        project_models=frozenset(stored.project_model_ids) if stored.project_model_mode == ALLOW_LIST else None,
+        denied_models=frozenset(stored.project_model_ids if stored.project_model_mode == DENY_LIST else ()),
     )
     return _Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms, mirror_at_ms)
 
