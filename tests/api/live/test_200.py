@@ -3,6 +3,7 @@
 import time
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 from api.asking import Tenant, error_of, marked
 from api.live.watcher import Watcher
@@ -135,3 +136,15 @@ def test_a_key_can_only_watch_so_often(gateway: Gateway, tenant: Tenant) -> None
         assert (status, error_of(body)["code"]) == (429, "rate_limit_exceeded")
         assert headers["retry-after"]
         stack.enter_context(Watcher(gateway.url, "/v1/live", Tenant(gateway).key))
+
+
+def test_a_server_that_stops_ends_those_who_watch_and_does_not_wait_for_them(tmp_path: Path) -> None:
+    with (
+        Gateway(tmp_path / "data", {"METERHOUSE_SHUTDOWN_SECONDS": "20"}) as gateway,
+        Watcher(gateway.url, "/admin/live", gateway.admin_key) as watcher,
+    ):
+        began = time.monotonic()
+        gateway.stop()
+        assert watcher.has_ended.wait(5)
+        assert time.monotonic() - began < 10
+    assert not [line for line in gateway.log_lines() if line["level"] == "error"]
