@@ -24,11 +24,20 @@ from meterhouse.gateway import Gateway
 from meterhouse.http.account import build_account_router
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
-from meterhouse.http.inference import CHAT_COMPLETIONS, ChatCompletions
+from meterhouse.http.inference import InferenceEndpoint
 from meterhouse.http.live import build_live_router
 from meterhouse.http.middleware import BodyLimit, RequestContext
 from meterhouse.http.openapi import OpenApi
-from meterhouse.http.respond import render
+from meterhouse.http.passage import ClientWire
+from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
+from meterhouse.http.unstored import build_unstored_router
+from meterhouse.http.wires.chat import ChatWire, SimpleWire
+from meterhouse.http.wires.completions import CompletionsWire
+from meterhouse.http.wires.count_tokens import CountTokensEndpoint, CountTokensWire
+from meterhouse.http.wires.embeddings import EmbeddingsWire
+from meterhouse.http.wires.media import MEDIA_WIRES
+from meterhouse.http.wires.messages import MessagesEndpoint, MessagesWire
+from meterhouse.http.wires.responses import ResponsesWire
 from meterhouse.ids import public_request_id
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
@@ -72,14 +81,22 @@ class Application:
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """Assemble the application over an open gateway."""
-    middleware = [
+    made = [(wire, InferenceEndpoint(gateway.inference, wire)) for wire in _wires()]
+    made += [
+        (messages := MessagesWire(), MessagesEndpoint(gateway.inference, messages)),
+        (counting := CountTokensWire(), CountTokensEndpoint(gateway.inference, counting)),
+    ]
+    endpoints = {wire.path: endpoint for wire, endpoint in made}
+    inference = {wire.path: _wrap(endpoint, _middleware(gateway, wire.envelope)) for wire, endpoint in made}
+    return Application(inference, _build_rest(gateway, _middleware(gateway, OPENAI_ENVELOPE), endpoints))
+
+
+def _middleware(gateway: Gateway, envelope: Envelope) -> list[Middleware]:
+    return [
         *_cors(gateway.settings.cors_origins),
-        Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing),
+        Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing, envelope=envelope),
         Middleware(BodyLimit, limit_bytes=gateway.settings.max_body_bytes),
     ]
-    endpoints = _inference_endpoints(gateway)
-    inference = {path: _wrap(endpoint, middleware) for path, endpoint in endpoints.items()}
-    return Application(inference, _build_rest(gateway, middleware, endpoints))
 
 
 def _wrap(endpoint: ASGIApp, middleware: Sequence[Middleware]) -> ASGIApp:
@@ -101,6 +118,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     for path, endpoint in endpoints.items():  # for the methods that are not allowed
         app.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
     app.include_router(build_health_router(gateway.health))
+    app.include_router(build_unstored_router())
     app.include_router(build_account_router(gateway.account))
     app.include_router(build_live_router(gateway.live))
     app.include_router(build_organization_router(gateway.admin))
@@ -111,9 +129,10 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     return app
 
 
-def _inference_endpoints(gateway: Gateway) -> Mapping[str, ASGIApp]:
-    simple = {wire.path: ChatCompletions(gateway.inference, wire) for wire in SIMPLE_CHATS}
-    return {CHAT_COMPLETIONS: ChatCompletions(gateway.inference), **simple}
+def _wires() -> tuple[ClientWire, ...]:
+    """Return every wire that clients may speak; a new one is a line here."""
+    simple = (SimpleWire(simple) for simple in SIMPLE_CHATS)
+    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), ResponsesWire(), *MEDIA_WIRES, *simple)
 
 
 def _cors(origins: str | None) -> list[Middleware]:
@@ -157,6 +176,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     param = ".".join(str(part) for part in first["loc"][1:]) or None
     if first["type"] == "json_invalid":
         return _respond(request, Malformed("The request body is not valid JSON.", code="invalid_json"))
+    if param is None:
+        text = "The request body must be a JSON object, sent with 'Content-Type: application/json'."
+        return _respond(request, Malformed(text, code="invalid_json"))
     if first["type"] == "missing":
         text = f"Missing required parameter: '{param}'."
         return _respond(request, Malformed(text, param=param, code="missing_required_parameter"))

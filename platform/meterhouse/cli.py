@@ -338,7 +338,7 @@ def set_price(
             request_usd=None,
         )
         price = operator_price(order, stores.clock.now_ms())
-        await stores.catalog.prices.insert_prices([price])
+        await stores.catalog.write_price(price)
         print(price.id)
 
     _with_stores(data, env_file, change)

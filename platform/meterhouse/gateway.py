@@ -195,7 +195,7 @@ def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: Infer
         notices.on(CONNECTED, supply.hear)
     publish = notices.publish if notices is not None else None
     supply.watch(inference.attempts.breakers.forget)
-    changes = SupplyChanges(supply, stores.catalog.supply, vault, publish)
+    changes = SupplyChanges(supply, stores.catalog, vault, publish)
     return SupplyParts(changes, supply.routes, inference.attempts, stores.clock)
 
 

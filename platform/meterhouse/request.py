@@ -224,6 +224,8 @@ class InputSize:
     images: int
     unbounded_parts: int
     """Audio, file and unknown parts: nothing bounds their tokens."""
+    tokens: int = 0
+    """Input that came as tokens already."""
 
 
 def measure(request: ChatRequest, fields: dict[str, Raw]) -> InputSize:

@@ -10,7 +10,7 @@ from meterhouse.admin.admin_keys import add_admin_keys
 from meterhouse.admin.audit import add_audit_logs
 from meterhouse.admin.guard import sign_in
 from meterhouse.admin.model_permissions import add_model_permissions
-from meterhouse.admin.pages import BracketRoute
+from meterhouse.admin.pages import AdminRoute
 from meterhouse.admin.project_keys import add_project_keys
 from meterhouse.admin.projects import add_projects
 from meterhouse.admin.rate_limits import add_rate_limits
@@ -25,14 +25,14 @@ def build_organization_router(parts: AdminParts) -> APIRouter:
         prefix="/v1/organization",
         tags=["organization"],
         dependencies=[Depends(sign_in)],
-        route_class=BracketRoute,
+        route_class=AdminRoute,
     )
     add_projects(router, parts.service, parts.catalog)
     add_service_accounts(router, parts.service)
     add_project_keys(router, parts.service)
     add_rate_limits(router, parts.service, parts.supply.routes)
     add_model_permissions(router, parts.service, parts.supply.routes)
-    add_spend_limits(router, SpendLimits(parts.service, parts.ledger, parts.supply.clock))
+    add_spend_limits(router, SpendLimits(parts.service, parts.balances, parts.supply.clock))
     add_admin_keys(router, parts.service)
     add_audit_logs(router, parts.catalog.audit, parts.catalog.organizations)
     return router

@@ -82,7 +82,7 @@ def add_project_keys(router: APIRouter, service: KeyService) -> None:
             return Listing(data=[])
         found = await service.page_keys(KeyQuery(project_id=project_id, has_revoked=False), page)
         accounts = await _accounts_of(service, *found.rows)
-        return listing(found, lambda key: ProjectKeyObject.of(key, accounts.get(key.service_account or "")))
+        return listing(found, lambda key: ProjectKeyObject.of(key, _account_of(key, accounts)))
 
     @router.get(path + "/{api_key_id}", summary="One key, without its secret")
     async def get_project_key(project_id: str, api_key_id: str, mandate: Mandated) -> ProjectKeyObject:
@@ -133,7 +133,13 @@ async def _get_key(service: KeyService, mandate: Mandate, project_id: str, key_i
 
 
 async def _show(service: KeyService, key: StoredKey) -> ProjectKeyObject:
-    return ProjectKeyObject.of(key, (await _accounts_of(service, key)).get(key.service_account or ""))
+    return ProjectKeyObject.of(key, _account_of(key, await _accounts_of(service, key)))
+
+
+def _account_of(key: StoredKey, accounts: Mapping[str, ServiceAccount]) -> ServiceAccount | None:
+    """Return whose a key is: an account of its own project, whatever name the key gives."""
+    account = accounts.get(key.service_account or "")
+    return account if account is not None and account.project_id == key.project_id else None
 
 
 async def _accounts_of(service: KeyService, *keys: StoredKey) -> Mapping[str, ServiceAccount]:

@@ -17,18 +17,22 @@ MATRIX: Mapping[str, frozenset[Role]] = MappingProxyType(
     {
         # --- organizations and projects
         "POST /admin/organizations": OPERATORS,
-        "GET /admin/organizations": OPERATORS,
-        "POST /admin/projects": OPERATORS,
-        "GET /admin/projects": OPERATORS,
-        "POST /admin/projects/{project_id}/archive": OPERATORS,
+        "GET /admin/organizations": LOOKERS,
+        "GET /admin/organizations/{organization_id}": LOOKERS,
+        "POST /admin/organizations/{organization_id}": CHANGERS,
+        "POST /admin/projects": CHANGERS,
+        "GET /admin/projects": LOOKERS,
+        "POST /admin/projects/{project_id}/archive": CHANGERS,
         # --- keys and limits
-        "POST /admin/keys": OPERATORS,
-        "GET /admin/keys": OPERATORS,
-        "GET /admin/keys/{key_id}": OPERATORS,
-        "POST /admin/keys/{key_id}/rotate": OPERATORS,
-        "DELETE /admin/keys/{key_id}": OPERATORS,
-        "PUT /admin/limits": OPERATORS,
-        "GET /admin/limits": OPERATORS,
+        "POST /admin/keys": CHANGERS,
+        "GET /admin/keys": LOOKERS,
+        "POST /admin/keys/leaks": CHANGERS,
+        "GET /admin/keys/{key_id}": LOOKERS,
+        "POST /admin/keys/{key_id}/rotate": CHANGERS,
+        "DELETE /admin/keys/{key_id}": CHANGERS,
+        # An organization's own limits are the operators' alone, which the route checks itself.
+        "PUT /admin/limits": CHANGERS,
+        "GET /admin/limits": LOOKERS,
         # --- what there is to sell
         "POST /admin/prices": OPERATORS,
         "GET /admin/prices": OPERATORS,

@@ -6,9 +6,11 @@ Not here: the ledger (``db.ledger``), whose rows refer to the catalog by id but 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from meterhouse.audit import Action, Change
 from meterhouse.db import postgres
 from meterhouse.db.accounts import ServiceAccountStore
 from meterhouse.db.audit import AuditStore
@@ -18,6 +20,8 @@ from meterhouse.db.limits import LimitStore
 from meterhouse.db.organizations import OrganizationStore
 from meterhouse.db.prices import MetaStore, PriceStore
 from meterhouse.db.supply import SupplyStore
+from meterhouse.identity import COMMAND_LINE, Author
+from meterhouse.money import Price
 
 
 class Catalog:
@@ -33,6 +37,15 @@ class Catalog:
         self.supply = SupplyStore(source)
         self.meta = MetaStore(source)
         self.audit = AuditStore(source)
+
+    async def write_price(self, price: Price, *, author: Author = COMMAND_LINE) -> None:
+        """Write an operator's price, and who set it; raises StoreDown."""
+        shown = {"provider": price.provider, "model": price.model, "effective_from_ms": price.effective_from_ms}
+        components = msgspec.to_builtins(price.components)
+        change = Change(Action.PRICE_CREATED, price.id, after={**shown, "components": components})
+        async with self.changing() as inside:
+            await inside.prices.insert_prices([price])
+            await inside.audit.write(author, change)
 
     @asynccontextmanager
     async def changing(self, organization_id: str | None = None) -> AsyncIterator["Catalog"]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from meterhouse.db.ledger import LedgerStore
 from meterhouse.errors import NotFound, UnknownModel
 from meterhouse.http.exchange import exchange_of
+from meterhouse.http.middleware import credential_of
 from meterhouse.http.naming import LimitNames
 from meterhouse.identity import KeyScope, Principal
 from meterhouse.ids import parse_request_id, public_request_id, request_id_time_ms
@@ -31,8 +32,7 @@ def sign_in(scope: KeyScope) -> Callable[[Request], Awaitable[Principal]]:
     async def verify(request: Request) -> Principal:
         exchange = exchange_of(request.scope)
         keyring: Keyring = request.app.state.keyring
-        authorization = request.headers.get("authorization")
-        exchange.principal = await keyring.verify(authorization, exchange.address, scope)
+        exchange.principal = await keyring.verify(credential_of(request.scope), exchange.address, scope)
         return exchange.principal
 
     return verify
@@ -157,7 +157,7 @@ def build_account_router(parts: AccountParts) -> APIRouter:
                 provider=served.provider.name,
                 created_seconds=parts.clock.now_ms() // 1000,
                 context_tokens=served.model.context_tokens,
-                max_output_tokens=served.model.max_output_tokens,
+                max_output_tokens=served.model.max_output_tokens or None,
             )
         if not principal.may_use(model, parts.routes.snapshot.listed_name(model)):
             raise UnknownModel(f"The model '{model}' does not exist, or this key may not use it.", param="model")

@@ -19,7 +19,7 @@ from meterhouse.admin.guard import sign_in as sign_in_author
 from meterhouse.errors import GatewayError, NotFound, StoreDown
 from meterhouse.http.account import MayReadUsage, sign_in
 from meterhouse.http.exchange import exchange_of
-from meterhouse.http.respond import render_event
+from meterhouse.http.respond import OPENAI_ENVELOPE
 from meterhouse.http.tasks import Tasks
 from meterhouse.identity import KeyScope
 from meterhouse.telemetry.live import EVERYBODY, Listener, Live, LiveEvent
@@ -71,7 +71,7 @@ class LiveStream(Response):
                 await self._send_events(listener, send)
             except GatewayError as error:
                 exchange_of(scope).error = error
-                last = render_event(error)
+                last = OPENAI_ENVELOPE.event(error, "")
             finally:
                 leaving.cancel()
             await send({"type": "http.response.body", "body": last})

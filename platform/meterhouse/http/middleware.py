@@ -7,10 +7,10 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from meterhouse.errors import BodyTooLarge, GatewayError, UnsupportedMedia
+from meterhouse.errors import BodyTooLarge, GatewayError, Malformed, UnsupportedMedia
 from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_ROUTE, Exchange, Observer
 from meterhouse.http.guard import ClientGone
-from meterhouse.http.respond import render_event, send_error
+from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, send_error
 from meterhouse.ids import new_request_id, public_request_id
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.traces import Tracing
@@ -19,12 +19,18 @@ OPENAI_VERSION = (b"openai-version", b"2020-10-01")
 
 
 class RequestContext:
-    """Gives each request its id and trace, its headers, its error rendering and its one line in the log."""
+    """Gives each request its id and trace, its headers, its error rendering and its one line in the log.
 
-    def __init__(self, app: ASGIApp, observer: Observer, tracing: Tracing) -> None:
+    Errors have the shape of the wire that is behind it, also those from before the wire saw the request.
+    """
+
+    def __init__(
+        self, app: ASGIApp, observer: Observer, tracing: Tracing, envelope: Envelope = OPENAI_ENVELOPE
+    ) -> None:
         self._app = app
         self._observer = observer
         self._tracing = tracing
+        self._envelope = envelope
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; see the class."""
@@ -37,7 +43,7 @@ class RequestContext:
         async def reply(message: Message) -> None:
             nonlocal is_open_stream
             if message["type"] == "http.response.start":
-                _complete_head(exchange, message)
+                _complete_head(exchange, message, self._envelope.request_id_header)
                 is_open_stream = _is_event_stream(message)
             else:
                 is_open_stream = is_open_stream and message.get("more_body", False)
@@ -49,11 +55,11 @@ class RequestContext:
             exchange.status = exchange.status or CLIENT_CLOSED_STATUS
         except GatewayError as error:
             exchange.error = error
-            await _fail(reply, exchange, error, is_open_stream=is_open_stream)
+            await self._fail(reply, exchange, error, is_open_stream=is_open_stream)
         except Exception as error:  # noqa: BLE001 - the request edge: anything unforeseen is a 500 and a page
             exchange.error = GatewayError("The server had an error. Try again; if it stays, tell the operator.")
             get_logger().error(Event.REQUEST_FAILED, request_id=public_request_id(exchange.request_id), exc_info=error)
-            await _fail(reply, exchange, exchange.error, is_open_stream=is_open_stream)
+            await self._fail(reply, exchange, exchange.error, is_open_stream=is_open_stream)
         finally:
             if exchange.route == UNKNOWN_ROUTE:
                 exchange.route = route_of(scope)
@@ -72,6 +78,14 @@ class RequestContext:
         )
         scope[SCOPE_NAME] = exchange
         return exchange
+
+    async def _fail(self, send: Send, exchange: Exchange, error: GatewayError, *, is_open_stream: bool) -> None:
+        """Say what went wrong: as the answer, or as the last event of a stream that has begun (design.md 3)."""
+        request_id = public_request_id(exchange.request_id)
+        if not exchange.status:
+            await send_error(send, error, self._envelope, request_id)
+        elif is_open_stream:
+            await send({"type": "http.response.body", "body": self._envelope.event(error, request_id)})
 
 
 class BodyLimit:
@@ -123,26 +137,43 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-def _complete_head(exchange: Exchange, message: Message) -> None:
+def credential_of(scope: Scope) -> str | None:
+    """Return the request's credential as the value of an ``Authorization`` header: that one's, or ``x-api-key``'s.
+
+    Raises:
+        Malformed: It has both, and they are not the same: nobody is to guess who is meant.
+    """
+    authorization = key = None
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            authorization = authorization or value
+        elif name == b"x-api-key":
+            key = key or value
+    if key is None:
+        return None if authorization is None else str(authorization, "latin-1")
+    if authorization is not None and authorization.partition(b" ")[2].strip() != key.strip():
+        raise Malformed(
+            "Two different API keys were sent, in Authorization and in x-api-key. Send one of them.",
+            code="ambiguous_credentials",
+        )
+    return f"Bearer {key.decode('latin-1')}"
+
+
+def _complete_head(exchange: Exchange, message: Message, other_id_header: bytes | None) -> None:
     exchange.status = message["status"]
     elapsed_ms = (time.monotonic_ns() - exchange.started_ns) // 1_000_000
+    request_id = public_request_id(exchange.request_id).encode()
     headers = [
         *message.get("headers", ()),
-        (b"x-request-id", public_request_id(exchange.request_id).encode()),
+        (b"x-request-id", request_id),
         (b"openai-processing-ms", str(elapsed_ms).encode()),
         OPENAI_VERSION,
     ]
+    if other_id_header is not None:
+        headers.append((other_id_header, request_id))
     if exchange.principal is not None:
         headers.append((b"openai-organization", exchange.principal.organization_id.encode()))
     message["headers"] = headers
-
-
-async def _fail(send: Send, exchange: Exchange, error: GatewayError, *, is_open_stream: bool) -> None:
-    """Say what went wrong: as the answer, or as the last event of a stream that has begun (design.md 3)."""
-    if not exchange.status:
-        await send_error(send, error, [])
-    elif is_open_stream:
-        await send({"type": "http.response.body", "body": render_event(error)})
 
 
 def _is_event_stream(head: Message) -> bool:

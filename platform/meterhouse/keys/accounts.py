@@ -121,7 +121,7 @@ class AccountChanges(KeyIssuer):
             query = KeyQuery(project_id=project_id, service_account=account_id, has_revoked=False)
             while page := (await catalog.keys.page_keys(query, PageQuery(MAX_PAGE))).rows:
                 for key in page:
-                    await self._revoke_key(catalog, key, now_ms, author)
+                    await self._revoke_key(catalog, replace(key, revoked_at_ms=now_ms), author, "service_account")
                 revoked += page
         await self._tell_revoked([key.id for key in revoked], now_ms)
 

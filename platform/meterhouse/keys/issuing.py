@@ -112,12 +112,12 @@ class KeyIssuer(Finder):
         await self._tell({"key_id": key_id})
         return new
 
-    async def revoke(self, key_id: str, *, author: Author = COMMAND_LINE) -> StoredKey:
+    async def revoke(self, key_id: str, *, reason: str | None = None, author: Author = COMMAND_LINE) -> StoredKey:
         """Revoke a key for good; raises NotFound. A second time changes nothing, but tells every process again."""
         old = await self.get(key_id)
         now_ms = self._clock.now_ms()
         async with self._catalog.changing(old.organization_id) as catalog:
-            await self._revoke_key(catalog, old, now_ms, author)
+            await self._revoke_key(catalog, replace(old, revoked_at_ms=now_ms), author, reason)
         await self._tell_revoked([key_id], now_ms)
         return await self.get(key_id)
 
@@ -184,10 +184,12 @@ class KeyIssuer(Finder):
         await catalog.keys.insert_key(new)
         await catalog.audit.write(author, change_of_key(Action.API_KEY_CREATED, new, after=fields_of_key(new)))
 
-    async def _revoke_key(self, catalog: Catalog, old: StoredKey, now_ms: int, author: Author) -> None:
-        if await catalog.keys.revoke_key(old.id, now_ms):
-            before, after = fields_of_key(old), fields_of_key(replace(old, revoked_at_ms=now_ms))
-            await catalog.audit.write(author, change_of_key(Action.API_KEY_DELETED, old, before, after))
+    async def _revoke_key(self, catalog: Catalog, ended: StoredKey, author: Author, reason: str | None = None) -> None:
+        """Revoke a key at the moment that it names, and write it down unless it was revoked before."""
+        if await catalog.keys.revoke_key(ended.id, ended.revoked_at_ms or self._clock.now_ms()):
+            before, after = fields_of_key(replace(ended, revoked_at_ms=None)), fields_of_key(ended)
+            shown = after if reason is None else {**after, "reason": reason}
+            await catalog.audit.write(author, change_of_key(Action.API_KEY_DELETED, ended, before, shown))
 
     async def _tell_revoked(self, key_ids: Iterable[str], now_ms: int) -> None:
         """Mark keys as revoked where every process sees it, also while SQL is away, and tell them all."""

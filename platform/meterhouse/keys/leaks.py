@@ -14,6 +14,8 @@ from meterhouse.keys.admin_keys import AdminKeyChanges
 from meterhouse.keys.issuing import KeyIssuer
 from meterhouse.keys.secret import ParsedSecret, parse
 
+REASON = "leaked"
+
 
 class LeakResult(StrEnum):
     """What became of a text."""
@@ -58,7 +60,7 @@ class LeakChanges(KeyIssuer, AdminKeyChanges):
         if stored.revoked_at_ms is not None:
             return Leak(LeakResult.ENDED, stored.id)
         if secret.is_admin:
-            await self.revoke_admin(stored.id, author=author)
+            await self.revoke_admin(stored.id, reason=REASON, author=author)
         else:
-            await self.revoke(stored.id, author=author)
+            await self.revoke(stored.id, reason=REASON, author=author)
         return Leak(LeakResult.REVOKED, stored.id)
