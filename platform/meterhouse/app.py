@@ -27,6 +27,7 @@ from meterhouse.http.client_tokens import build_client_token_router
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import InferenceEndpoint
+from meterhouse.http.live import build_live_router
 from meterhouse.http.middleware import BodyLimit, RequestContext
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.passage import ClientWire
@@ -124,6 +125,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     app.include_router(build_unstored_router())
     app.include_router(build_account_router(gateway.account))
     app.include_router(build_client_token_router(gateway.keyring.tokens, gateway.stores.clock))
+    app.include_router(build_live_router(gateway.live))
     app.include_router(build_organization_router(gateway.admin))
     app.include_router(build_admin_router(gateway.admin))
     app.add_exception_handler(HTTPException, _on_http_exception)

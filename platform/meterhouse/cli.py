@@ -21,6 +21,7 @@ from meterhouse.cli_ledger import ledger_app
 from meterhouse.cli_owners import organizations_app, projects_app
 from meterhouse.cli_reports import audit, costs, usage
 from meterhouse.cli_supply import providers_app, routes_app
+from meterhouse.cli_tail import tail
 from meterhouse.command import DEFAULT_ENV_FILE, AsJson, Data, EnvFile, author, read_settings, run_with_stores
 from meterhouse.errors import GatewayError, StoreDown
 from meterhouse.metering import Scope
@@ -51,6 +52,7 @@ app.add_typer(routes_app, name="routes")
 app.command()(usage)
 app.command()(costs)
 app.command()(audit)
+app.command()(tail)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LIMITS_HELP = "For example: 'requests 600/minute; tokens 200000/minute; concurrent 20; spend 25 USD/month'"

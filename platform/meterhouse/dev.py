@@ -64,6 +64,7 @@ class DevServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let streams go on for a while, then end them with an error event and an exact record."""
+        self._gateway.end_watching()
         patience = self._gateway.settings.shutdown_seconds
         timer = asyncio.get_running_loop().call_later(patience, self._gateway.cut_streams)
         try:

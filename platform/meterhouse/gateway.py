@@ -8,7 +8,7 @@ import asyncio
 import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import BinaryIO
 
@@ -29,6 +29,7 @@ from meterhouse.http.call import Pace, Pacer
 from meterhouse.http.exchange import Observer
 from meterhouse.http.health import HealthParts
 from meterhouse.http.inference import InferenceParts
+from meterhouse.http.live import LiveParts
 from meterhouse.http.shedding import LoopProbe, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
@@ -39,6 +40,7 @@ from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.settler import Settler
+from meterhouse.live_channel import WANTED_NOTICE, LiveChannel
 from meterhouse.metering import Meter, Reservation
 from meterhouse.meters import open_meter
 from meterhouse.notices import CONNECTED
@@ -47,17 +49,19 @@ from meterhouse.providers.simulator import Simulator
 from meterhouse.providers.upstream import Upstream
 from meterhouse.providers.vault import Vault
 from meterhouse.records import Records, open_records
-from meterhouse.settings import Environment, Settings
+from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.stores import Stores, open_stores
 from meterhouse.supply import Supply
 from meterhouse.supply_changes import NOTICE as SUPPLY_NOTICE
 from meterhouse.supply_changes import SupplyChanges
+from meterhouse.telemetry.live import Live
 from meterhouse.telemetry.logs import Format, RequestLog, configure
 from meterhouse.telemetry.metrics import Metrics, Watched
 from meterhouse.telemetry.traces import Tracing
 from meterhouse.upkeep import repeat, start_upkeep
 
 LAST_USED_SECONDS = 60.0
+REHASH_SECONDS = 10.0
 MOST_REQUESTS = 9_000
 DESCRIPTORS_PER_REQUEST = 2.2
 """A client's connection, a provider's, and what is kept open between requests."""
@@ -80,6 +84,7 @@ class Gateway:
     """Who knows administrators by a token; None: only admin keys sign in."""
     health: HealthParts
     account: AccountParts
+    live: LiveParts
     admin: AdminParts
 
     @property
@@ -91,6 +96,10 @@ class Gateway:
     def newest_call_ns(self) -> int:
         """When the last of the answers that are under way was asked for (monotonic); 0 when there are none."""
         return max((call.tally.started_ns for call in self.inference.pacer.calls), default=0)
+
+    def end_watching(self) -> None:
+        """End the streams of those who watch requests run, and begin no more: the server stops."""
+        self.live.live.close()
 
     def cut_streams(self, before_ns: int | None = None) -> None:
         """End what still runs, because the server stops; each such request has an exact record.
@@ -135,11 +144,17 @@ async def open_gateway(
             format=log_format, level=settings.log_level, stream=log_stream, call_later=loop.call_later
         )
         stack.callback(request_log.close)
-        tracing = Tracing(endpoint=settings.otlp_endpoint, ratio=settings.trace_ratio)
+        tracing = Tracing(
+            endpoint=settings.otlp_endpoint,
+            ratio=settings.trace_ratio,
+            slow_seconds=settings.trace_slow_seconds,
+            headers=_otlp_headers(settings),
+        )
         stack.callback(tracing.close)
         metrics = Metrics()
+        metrics.watch_each(Watched.SPANS, lambda: asdict(tracing.figures))
         stores = await stack.enter_async_context(open_stores(settings))
-        vault = Vault(stores.peppers)
+        vault = Vault(stores.peppers, stores.pepper_version)
         supply = Supply(environment, settings, stores.catalog, stores.clock, vault)
         await supply.open(has_simulator=options.has_simulator)
         upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
@@ -150,6 +165,9 @@ async def open_gateway(
         inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics, parts.meter))
         stack.callback(inference.counter.close)
         _watch(metrics, inference, request_log)
+        live = _build_live(settings, stores, inference)
+        metrics.watch(Watched.DROPPED_LIVE_EVENTS, lambda: live.dropped_events)
+        metrics.watch(Watched.LIVE_LISTENERS, lambda: len(live.listeners))
         _start_loops(inference, settings, stores)
         start_upkeep(tasks, stores, metrics, parts)
         office = await stack.enter_async_context(open_back_office(settings, stores))
@@ -162,7 +180,7 @@ async def open_gateway(
             supply=supply,
             records=records,
             inference=inference,
-            observer=Observer(request_log, metrics, tracing),
+            observer=Observer(request_log, metrics, tracing, live),
             tracing=tracing,
             admin_limiter=AdminLimiter(settings.admin_rate, settings.admin_failure_rate),
             health=HealthParts(supply.routes, lambda: supply.statuses, records.list_troubles, metrics),
@@ -174,6 +192,7 @@ async def open_gateway(
                 unshipped_age_ms=records.unshipped_age_ms,
                 clock=stores.clock,
             ),
+            live=LiveParts(live, tasks),
             tokens=open_token_verifier(settings, stores.clock, stores.catalog),
             admin=AdminParts(
                 service=stores.service,
@@ -249,6 +268,22 @@ def _build_inference(
     )
 
 
+def _build_live(settings: Settings, stores: Stores, inference: InferenceParts) -> Live:
+    """Let requests be watched as they run: through Redis where there may be several processes."""
+    checkpointer, notices, tasks = inference.checkpointer, stores.notices, inference.tasks
+    channel = None
+    if notices is not None and settings.redis_url is not None:
+        channel = LiveChannel(notices, settings.redis_url.get_secret_value(), tasks)
+    live = Live(
+        channel, checkpointer.live.values, lambda is_on: checkpointer.tell(live.note_started if is_on else None)
+    )
+    if notices is not None:
+        notices.on(WANTED_NOTICE, live.want)
+    inference.keyring.watch(live.doubt)
+    tasks.keep(live.run)
+    return live
+
+
 def _name_degraded(records: Records, reservation: Reservation) -> bytes:
     """Name what an answer was made without: the meter, or the ledger's database (its records wait in the journal)."""
     words = [b"meter"] if reservation.is_degraded else []
@@ -265,6 +300,22 @@ def _most_requests(settings: Settings) -> int:
     if files == resource.RLIM_INFINITY:
         return MOST_REQUESTS
     return max(1, min(MOST_REQUESTS, int((files - OTHER_DESCRIPTORS) / DESCRIPTORS_PER_REQUEST)))
+
+
+def _otlp_headers(settings: Settings) -> dict[str, str]:
+    """Read what the collector wants to be told.
+
+    Raises:
+        SettingsError: It is not written as ``name=value[,name=value]``.
+    """
+    text = "" if settings.otlp_headers is None else settings.otlp_headers.get_secret_value()
+    headers: dict[str, str] = {}
+    for item in filter(None, text.split(",")):
+        name, is_given, value = item.strip().partition("=")
+        if not (name and is_given and item.isascii() and item.isprintable()):
+            raise SettingsError("METERHOUSE_OTLP_HEADERS: expected name=value[,name=value].")
+        headers[name] = value
+    return headers
 
 
 def _log_format(settings: Settings, stream: BinaryIO) -> Format:
@@ -297,6 +348,7 @@ def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) 
     if stores.notices is not None:
         stores.notices.on(NOTICE, stores.keyring.hear)
     keep(lambda: repeat(LAST_USED_SECONDS, stores.keyring.flush_last_used))
+    keep(lambda: repeat(REHASH_SECONDS, stores.rehasher.flush))
 
 
 async def _watch_keys(inference: InferenceParts, every_seconds: float) -> None:

@@ -290,6 +290,8 @@ class Attempt:
     upstream_model: str
     price: Price | None
     started_ns: int
+    span_id: str = ""
+    """Of its span, where the provider was told of the trace."""
     first_event_ns: int | None = None
     ended_ns: int | None = None
     outcome: Outcome | None = None
@@ -344,6 +346,8 @@ class Tally:
     """When the meter was asked; ``admitted_ns`` is when it had answered."""
     admitted_ns: int
     attempts: list[Attempt] = field(default_factory=list)
+    is_traced: bool = False
+    """Whether the trace is sampled, as far as that is known at the start."""
     checkpointed_tokens: int = 0
     settled_ns: int | None = None
     records: tuple[UsageRecord, ...] = ()

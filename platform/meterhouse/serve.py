@@ -27,7 +27,7 @@ from meterhouse.arbiter import FleetArbiter, Member
 from meterhouse.bootstrap import database_url, read_schema
 from meterhouse.errors import StoreDown
 from meterhouse.settings import Environment, Settings, SettingsError
-from meterhouse.stores import make_folder, parse_peppers
+from meterhouse.stores import find_pepper_version, make_folder, parse_peppers
 from meterhouse.telemetry.board import Board
 from meterhouse.telemetry.logs import Event, Format, configure, get_logger
 from meterhouse.worker import CANCEL_SECONDS, KEEP_ALIVE_SECONDS, FleetWorker
@@ -250,7 +250,7 @@ def check_settings(settings: Settings, workers: int) -> None:
         )
     if settings.key_pepper is None:
         raise SettingsError("METERHOUSE_KEY_PEPPER is not set: expected version:secret with at least 32 characters.")
-    parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER")
+    find_pepper_version(settings, parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER"))
 
 
 def graceful_seconds(settings: Settings) -> int:

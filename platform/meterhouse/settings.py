@@ -90,6 +90,9 @@ class Settings(BaseSettings):
         None,
         description="`version:secret[,version:secret]`: what key hashes are made with; the highest version is used",
     )
+    key_pepper_version: int | None = Field(
+        None, description="The version that hashes keys, while a new one is brought to all hosts; unset: the highest"
+    )
     redis_url: RedisAddress | None = Field(
         None,
         description="Redis of the meter: `redis://`, `rediss://`, or with `+cluster` behind either word; "
@@ -127,7 +130,13 @@ class Settings(BaseSettings):
         "auto", description="`auto` is `console` on a terminal and `json` elsewhere"
     )
     otlp_endpoint: str | None = Field(None, description="OTLP/HTTP address for traces; unset: no traces")
+    otlp_headers: SecretStr | None = Field(
+        None, description="What the collector wants to be told with them: `name=value[,name=value]`"
+    )
     trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="Part of the requests that are traced")
+    trace_slow_seconds: Seconds = Field(
+        10, description="A request that kept its client waiting for so long, while nothing streamed, is traced anyway"
+    )
     max_requests: Count | None = Field(
         None, description="Most requests under way in a worker; unset: what its open files allow, at most 9,000"
     )
@@ -255,6 +264,7 @@ class ProviderValues:
     credential: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
     shows_all_output: bool = False
+    forwards_trace: bool = False
     tool_call_format: str = ""
     tools: str = "send"
 
@@ -309,7 +319,8 @@ class Environment:
             workspace=self._first(f"{stem}WORKSPACE"),
             credential=self._first(f"{stem}API_KEY", *credential_names),
             models=tuple(m.strip() for m in self._values.get(f"{stem}MODELS", "").split(",") if m.strip()),
-            shows_all_output=self._values.get(f"{stem}SHOWS_ALL_OUTPUT", "").lower() in {"1", "true", "yes", "on"},
+            shows_all_output=self._is_on(f"{stem}SHOWS_ALL_OUTPUT"),
+            forwards_trace=self._is_on(f"{stem}FORWARDS_TRACE"),
             tool_call_format=self._values.get(f"{stem}TOOL_CALL_FORMAT", ""),
             tools=self._values.get(f"{stem}TOOLS") or "send",
         )
@@ -318,6 +329,9 @@ class Environment:
         """Return the names, in lower case, of all providers that have a base URL, a region or a kind set."""
         found = (_PROVIDER_NAME.match(name) for name, value in self._values.items() if value)
         return sorted({match["name"].lower() for match in found if match})
+
+    def _is_on(self, name: str) -> bool:
+        return self._values.get(name, "").lower() in {"1", "true", "yes", "on"}
 
     def _first(self, *names: str) -> str | None:
         return next((self._values[name] for name in names if self._values.get(name)), None)

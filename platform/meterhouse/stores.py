@@ -18,6 +18,7 @@ from meterhouse.db.catalog import Catalog
 from meterhouse.db.clock import DatabaseClock
 from meterhouse.db.engine import close, open_engine
 from meterhouse.db.ledger import LedgerStore
+from meterhouse.db.peppers import PepperStore
 from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.schema import upgrade
 from meterhouse.errors import StoreDown
@@ -25,6 +26,7 @@ from meterhouse.ids import random_base62
 from meterhouse.keys.changes import Others
 from meterhouse.keys.keyring import Keyring
 from meterhouse.keys.mirror import KeyMirror
+from meterhouse.keys.rehash import Rehasher
 from meterhouse.keys.secret import Peppers
 from meterhouse.keys.service import KeyService
 from meterhouse.metering import Clock
@@ -62,9 +64,12 @@ class Stores:
     keyring: Keyring
     service: KeyService
     pepper: bytes
-    """The newest pepper, from which other secrets of the installation are derived."""
+    """The pepper in use, from which other secrets of the installation are derived."""
     peppers: Mapping[int, bytes] = field(repr=False)
     """All of them, by version."""
+    pepper_version: int
+    """Of the one in use."""
+    rehasher: Rehasher
     clock: Clock
     """The database's, where it is a server that several hosts share."""
     notices: Notices | None
@@ -87,6 +92,8 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     if settings.database_url is None:
         await upgrade(url, MIGRATIONS)
     peppers = _peppers(settings)
+    version = find_pepper_version(settings, peppers)
+    hashing = Peppers(peppers, version)
     async with AsyncExitStack() as stack:
         engine = open_engine(url, _policy(settings))
         stack.push_async_callback(close, engine)
@@ -96,17 +103,17 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         if settings.redis_url is not None:
             client = open_redis(settings.redis_url.get_secret_value(), settings.redis_timeout_seconds)
             stack.push_async_callback(client.aclose)
-            mirror = KeyMirror(client, clock, peppers[max(peppers)], settings.redis_timeout_seconds)
+            mirror = KeyMirror(client, clock, peppers[version], settings.redis_timeout_seconds)
             stack.push_async_callback(mirror.close)
             notices = Notices(settings.redis_url.get_secret_value())
             stack.push_async_callback(notices.close)
-        keyring = Keyring(
-            catalog.keys, Peppers(peppers), clock, mirror, fresh_ms=int(settings.key_fresh_seconds * 1000)
-        )
+        keyring = Keyring(catalog.keys, hashing, clock, mirror, fresh_ms=int(settings.key_fresh_seconds * 1000))
+        rehasher = Rehasher(PepperStore(engine), hashing)
+        keyring.on_other_pepper = rehasher.note
         stack.push_async_callback(keyring.close)
         service = KeyService(
             catalog,
-            Peppers(peppers),
+            hashing,
             clock,
             environment=EMBEDDED if settings.database_url is None else PRODUCTION,
             keyring=keyring,
@@ -118,8 +125,10 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             ledger=LedgerStore(engine),
             keyring=keyring,
             service=service,
-            pepper=peppers[max(peppers)],
+            pepper=peppers[version],
             peppers=peppers,
+            pepper_version=version,
+            rehasher=rehasher,
             clock=clock,
             notices=notices,
             mirror=mirror,
@@ -210,6 +219,18 @@ def _peppers(settings: Settings) -> dict[int, bytes]:
     if not path.exists():
         write_secret(path, f"1:{random_base62(PEPPER_CHARACTERS)}\n")
     return parse_peppers(path.read_text().strip(), str(path))
+
+
+def find_pepper_version(settings: Settings, peppers: Mapping[int, bytes]) -> int:
+    """Return the version in use.
+
+    Raises:
+        SettingsError: There is no pepper of the version that is set.
+    """
+    version = settings.key_pepper_version
+    if version is not None and version not in peppers:
+        raise SettingsError(f"METERHOUSE_KEY_PEPPER_VERSION: METERHOUSE_KEY_PEPPER has no version {version}.")
+    return max(peppers) if version is None else version
 
 
 def parse_peppers(text: str, origin: str) -> dict[int, bytes]:

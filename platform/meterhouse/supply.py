@@ -282,6 +282,7 @@ class Supply:
             has_credential=active.credential is not None,
             models=list(active.models),
             shows_all_output=active.provider.shows_all_output,
+            forwards_trace=active.provider.forwards_trace,
             is_reachable=status.is_reachable if status is not None else None,
             detail=status.detail if status is not None else "",
             updated_at=row.updated_at_ms // 1000 if row is not None else None,
@@ -318,6 +319,7 @@ def provider_settings(environment: Environment) -> list[ProviderSetting]:
                 credential=credential,
                 models=values.models,
                 shows_all_output=values.shows_all_output,
+                forwards_trace=values.forwards_trace,
                 tool_call_format=values.tool_call_format,
                 tools=values.tools,
             )
@@ -338,6 +340,7 @@ def setting_of(row: StoredProvider, vault: Vault, *, is_public_only: bool) -> Pr
         credential=vault.open(row.place, sealed) if sealed is not None else None,
         models=tuple(fields.get("models") or ()),
         shows_all_output=bool(fields.get("shows_all_output")),
+        forwards_trace=bool(fields.get("forwards_trace")),
         is_public_only=is_public_only,
         tool_call_format=fields.get("tool_call_format") or "",
         tools=fields.get("tools") or "send",

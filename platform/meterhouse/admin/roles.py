@@ -104,6 +104,8 @@ MATRIX: Mapping[str, frozenset[Role]] = MappingProxyType(
         "POST /v1/organization/admin_api_keys": CHANGERS,
         "GET /v1/organization/admin_api_keys/{key_id}": LOOKERS,
         "DELETE /v1/organization/admin_api_keys/{key_id}": CHANGERS,
+        # --- who does what now
+        "GET /admin/live": LOOKERS,
         # --- who changed what
         "GET /admin/audit": LOOKERS,
         "GET /v1/organization/audit_logs": LOOKERS,

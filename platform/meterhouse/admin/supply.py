@@ -41,6 +41,7 @@ class ProviderRequest(Strict):
         default=[], description="What it serves, in place of its own list; `name=upstream-model` for another name"
     )
     shows_all_output: bool = Field(default=False, description="You know that it sends every token that it counts")
+    forwards_trace: bool = Field(default=False, description="Its requests carry the trace (`traceparent`)")
     tool_call_format: str = Field("", max_length=2_000, description="How its models write tool calls into their text")
     tools: Literal["send", "withhold", "prompt"] = "send"
 
@@ -75,6 +76,7 @@ class ProviderView(BaseModel):
     has_credential: bool
     models: list[str]
     shows_all_output: bool = False
+    forwards_trace: bool = False
     is_reachable: bool | None = Field(None, description="Null before the first look")
     detail: str = Field("", description="Why it is not reachable, or cannot be switched on")
     updated_at: int | None = None

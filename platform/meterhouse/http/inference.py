@@ -284,6 +284,7 @@ def _tally(exchange: Exchange, operation: str, admitted: tuple[Demand, InputSize
         held_input_tokens=demand.held_input_tokens,
         is_input_countable=not (size.images or size.unbounded_parts),
         trace_id=exchange.trace.trace_id,
+        is_traced=exchange.trace.is_sampled,
         started_ns=exchange.started_ns,
         asked_ns=asked_ns,
         admitted_ns=time.monotonic_ns(),

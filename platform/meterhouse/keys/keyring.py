@@ -88,6 +88,8 @@ class Keyring:
         """The read of each key whose result will be remembered."""
         self._running: set[asyncio.Task[_Entry | None]] = set()
         self._watchers: list[Callable[[], None]] = []
+        self.on_other_pepper: Callable[[ParsedSecret, int], None] | None = None
+        """Is told of a key that was good, and whose hash is of another pepper than the one in use."""
         self._used: dict[str, int] = {}
         self._admin_used: dict[str, int] = {}
         self.hits = 0
@@ -236,6 +238,8 @@ class Keyring:
         reason = _why_dead(stored, now_ms)
         if reason is not None:
             raise InvalidKey(_INVALID, detail=f"{secret.key_id} {reason}")
+        if stored.pepper_version != self._peppers.version and self.on_other_pepper is not None:
+            self.on_other_pepper(secret, stored.pepper_version)
 
     async def _find(self, key_id: str) -> _Entry | None:
         """Return a key's entry, fresh or as stale as is allowed; None when there is no such key."""

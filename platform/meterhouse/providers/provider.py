@@ -173,6 +173,8 @@ class Provider:
     shows_all_output: bool = False
     """Whether what it sends is all that it charges, so that bytes seen bound tokens used. Where nobody vouches for
     that, a budget holds the whole allowance."""
+    forwards_trace: bool = False
+    """Whether requests carry their trace (W3C ``traceparent``), so that a server of the operator's own continues it."""
     hidden_thinking_prefixes: tuple[str, ...] = ()
     """Names of models that think without showing it, so that bytes seen do not bound tokens used."""
     price_source: str | None = None
@@ -315,6 +317,7 @@ class ProviderSetting:
     models: tuple[str, ...] = ()
     shows_all_output: bool = False
     """The operator vouches that the server shows all that its models write."""
+    forwards_trace: bool = False
     is_public_only: bool = False
     """Set through the API, and private addresses are not allowed there."""
     tool_call_format: str = ""

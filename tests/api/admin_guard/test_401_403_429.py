@@ -24,8 +24,9 @@ PLACES = {
     "{name}": "prov_x",
     "{model:path}": "model_x",
     "{request_id}": "req_x",
+    "/admin/live": f"/admin/live?organization_id={'x' * 65}",
 }
-"""Objects that are not there, for each word of a path."""
+"""Objects that are not there, for each word of a path; and what makes a stream without an end a 400."""
 
 
 def path_of(template: str) -> str:
