@@ -20,10 +20,11 @@ from meterhouse.admin.router import build_admin_router
 from meterhouse.errors import GatewayError, Malformed, MethodNotAllowed, NotFound
 from meterhouse.gateway import Gateway
 from meterhouse.http.account import build_account_router
+from meterhouse.http.body import BODY_SECONDS
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import CHAT_COMPLETIONS, ChatCompletions
-from meterhouse.http.middleware import BodyLimit, RequestContext
+from meterhouse.http.middleware import BodyLimit, BodyMemory, RequestContext
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.respond import render
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
@@ -32,6 +33,9 @@ DESCRIPTION = """\
 Point the official OpenAI SDK at `/v1` of this server with a key of ours. `GET /health` says which providers are on.
 Errors have OpenAI's shape; `x-request-id` names a request, and `GET /v1/receipts/{request_id}` says what it cost.
 """
+
+PAGE_BODY_BYTES = 1_048_576
+"""Longest body of whatever is not inference."""
 
 EXPOSED_HEADERS = (
     "x-request-id",
@@ -68,14 +72,19 @@ class Application:
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """Assemble the application over an open gateway."""
-    middleware = [
-        *_cors(gateway.settings.cors_origins),
+    settings = gateway.settings
+    outer = [
+        *_cors(settings.cors_origins),
         Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing),
-        Middleware(BodyLimit, limit_bytes=gateway.settings.max_body_bytes),
     ]
+    memory = BodyMemory(settings.body_memory_bytes)
+    long = [*outer, Middleware(BodyLimit, limit_bytes=settings.max_body_bytes, memory=memory)]
+    # FastAPI reads and decodes a body before it asks who sent it, so that these are short, and have their own memory.
+    most = min(settings.max_body_bytes, PAGE_BODY_BYTES)
+    short = Middleware(BodyLimit, limit_bytes=most, memory=BodyMemory(settings.body_memory_bytes), seconds=BODY_SECONDS)
     endpoints = _inference_endpoints(gateway)
-    inference = {path: _wrap(endpoint, middleware) for path, endpoint in endpoints.items()}
-    return Application(inference, _build_rest(gateway, middleware, endpoints))
+    inference = {path: _wrap(endpoint, long) for path, endpoint in endpoints.items()}
+    return Application(inference, _build_rest(gateway, [*outer, short], endpoints))
 
 
 def _wrap(endpoint: ASGIApp, middleware: Sequence[Middleware]) -> ASGIApp:

@@ -125,6 +125,9 @@ class Settings(BaseSettings):
         1, description="A worker whose event loop is late by more than this again and again refuses requests"
     )
     max_body_bytes: Count = Field(20 * 1_048_576, description="Longest request body")
+    body_memory_bytes: Count = Field(
+        256 * 1_048_576, description="Most bytes of request bodies that a worker holds; beyond it longer ones get 503"
+    )
     journal_durability: Literal["fsync", "write"] = Field(
         "fsync", description="`write` survives a killed process, but not a loss of power"
     )

@@ -71,8 +71,19 @@ class Gateway:
         *,
         files: FileLayer | None = None,
         log: BinaryIO | None = None,
+        socket_path: Path | None = None,
     ) -> None:
+        """Prepare; nothing runs before ``start``.
+
+        Args:
+            data: the folder of the ledger.
+            environment: settings.
+            files: a faulty file layer.
+            log: where the log goes, if not beside the folder.
+            socket_path: a unix socket on which it listens too, for an nginx in front.
+        """
         self.data = data
+        self._socket_path = socket_path
         self.environment = {**QUICK, **(environment or {}), "METERHOUSE_DATA": str(data)}
         self._files = files
         self.log_path = data.parent / f"{data.name}.log"
@@ -244,7 +255,15 @@ class Gateway:
                 self._server = DevServer(server_config(parts), parts)
                 self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
                 self._started.set()
-                await self._server.serve(sockets=[listener])
+                await self._server.serve(sockets=[listener, *self._listen_on_path()])
+
+    def _listen_on_path(self) -> list[socket.socket]:
+        if self._socket_path is None:
+            return []
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self._socket_path))
+        listener.listen(64)
+        return [listener]
 
 
 class GatewayProcess:

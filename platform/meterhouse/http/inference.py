@@ -8,6 +8,7 @@ when its record is durable. A simple endpoint differs at the two ends only: how 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -21,10 +22,11 @@ from meterhouse.errors import (
     UpstreamRefused,
 )
 from meterhouse.http.attempts import Attempts
-from meterhouse.http.body import ParsedBody, parse_chat, read_body
+from meterhouse.http.body import ParsedBody, parse_chat
 from meterhouse.http.call import Call, Pacer
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
+from meterhouse.http.intake import take_body
 from meterhouse.http.middleware import header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
@@ -100,7 +102,7 @@ class ChatCompletions:
         principal = await parts.keyring.verify(header(scope, b"authorization"), exchange.address)
         exchange.principal = principal
         slot.assign(principal.organization_id)
-        parsed = self._parse(await read_body(receive), principal)
+        parsed = await take_body(receive, partial(self._parse, principal=principal))
         exchange.model = parsed.request.model
         route = parts.routes.resolve(parsed.request.model, parts.clock.now_ms())
         _permit(principal, parsed.request.model, route)
