@@ -172,6 +172,9 @@ class Settings(BaseSettings):
     cors_origins: Origins | None = Field(
         None, description="Pages that may call from a browser: `https://app.example.com,http://localhost:3000`"
     )
+    key_failure_rate: Rate = Field(
+        "20/minute", description="Requests with a wrong key per address; then only keys known to be good are let in"
+    )
     admin_rate: Rate = Field("300/minute", description="Administration requests per address")
     admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")
 

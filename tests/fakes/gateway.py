@@ -44,6 +44,7 @@ QUICK = {
     "METERHOUSE_SHIP_SECONDS": "0.05",
     "METERHOUSE_PROBE_SECONDS": "600",
     "METERHOUSE_LOG_FORMAT": "json",
+    "METERHOUSE_KEY_FAILURE_RATE": "1000000/minute",
     "METERHOUSE_SHUTDOWN_SECONDS": "0.5",
     # It shares its interpreter with the test, which is not what its loop shall be measured by.
     "METERHOUSE_MAX_LAG_SECONDS": "60",

@@ -9,7 +9,11 @@ from fakes.gateway import Gateway, provider_environment
 from fakes.nginx_server import NginxServer
 from fakes.upstream import FakeUpstream
 
-SETTINGS = {"METERHOUSE_SHIP_SECONDS": "0.01", "METERHOUSE_ADMIN_RATE": "100000/minute"}
+SETTINGS = {
+    "METERHOUSE_SHIP_SECONDS": "0.01",
+    "METERHOUSE_ADMIN_RATE": "100000/minute",
+    "METERHOUSE_ADMIN_FAILURE_RATE": "100000/minute",
+}
 
 
 @pytest.fixture(scope="session")

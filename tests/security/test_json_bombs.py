@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 import tracemalloc
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ BOMBS = {
     "empty arrays": HEAD + b',"x":[' + b"[]," * (2 * MEGABYTE) + b"1]}",
     "empty objects": HEAD + b',"x":[' + b"{}," * (2 * MEGABYTE) + b"1]}",
     "numbers": HEAD + b',"x":[' + b"1," * (4 * MEGABYTE) + b"1]}",
-    "messages": b'{"model":"m","messages":[' + b",".join([b'{"role":"user","content":"a"}'] * 200_000) + b"]}",
+    "messages": b'{"model":"m","messages":[' + b",".join([b'{"role":"user","content":"a"}'] * 110_000) + b"]}",
     "quotes that do not end": b'{"a":' + b'\\"' * (4 * MEGABYTE),
     "a long number": HEAD + b',"x":' + b"9" * MEGABYTE + b"}",
     "a long fraction": HEAD + b',"x":0.' + b"9" * MEGABYTE + b"e999999999}",
@@ -35,15 +36,14 @@ each = pytest.mark.parametrize("name", BOMBS)
 
 
 @each
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
-def test_a_bomb_is_refused_in_bounded_time(gateway: Gateway, path: str, name: str) -> None:
+def test_a_bomb_is_refused_in_bounded_time(gateway: Gateway, name: str) -> None:
     began = time.monotonic()
-    status, _, body = gateway.request("POST", path, BOMBS[name])
+    status, _, body = gateway.request("POST", "/v1/chat/completions", BOMBS[name])
     assert (status, error_of(body)["type"]) == (400, "invalid_request_error")
     assert time.monotonic() - began < PATIENCE_SECONDS
 
 
-@each
+@pytest.mark.parametrize("name", ["messages", "empty arrays", "objects in objects"])
 def test_a_bomb_is_refused_in_bounded_memory(name: str) -> None:
     tracemalloc.start()
     try:
@@ -66,8 +66,8 @@ def test_a_bomb_of_nobody_is_not_even_read_where_bodies_are_short(gateway: Gatew
 
 
 def test_others_are_answered_while_a_long_body_is_looked_at(gateway: Gateway) -> None:
-    """Ten million bytes that are all to be looked at; the loop must not wait for that."""
-    content = ", ".join(["{[word]}"] * 1_000_000)
+    """Three million bytes that are all to be looked at; the loop must not wait for that."""
+    content = ", ".join(["{[word]}"] * 300_000)
     body = json.dumps({"model": "fake/normal?tokens=1", "messages": [{"role": "user", "content": content}]})
 
     async def look() -> float:
@@ -100,19 +100,16 @@ def test_long_bodies_have_a_bounded_memory_together(up: FakeUpstream, tmp_path: 
     """A tenant that sends many long bodies at once, and none to its end, leaves the others their room."""
     settings = {"METERHOUSE_BODY_MEMORY_BYTES": str(4 * MEGABYTE)}
     with Gateway(tmp_path / "data", settings) as small:
-        held = []
-        for _ in range(6):
-            connection = connect(small)
-            held.append(connection)
-            connection.sendall(post(small.key, b"content-length: %d" % (2 * MEGABYTE)) + b"\r\n" + b" " * MEGABYTE)
-        deadline = time.monotonic() + 5
-        content = "x" * (4 * MEGABYTE)
-        while (answer := small.chat("simulator-instant", messages=[{"role": "user", "content": content}]))[0] != 503:
-            assert time.monotonic() < deadline
-        assert error_of(answer[2])["code"] == "overloaded"
-        assert int(answer[1]["retry-after"]) >= 1
-        assert small.chat("simulator-instant")[0] == 200, "short bodies need no room"
-        for connection in held:
-            connection.close()
-        while small.chat("simulator-instant", messages=[{"role": "user", "content": content[:MEGABYTE]}])[0] != 200:
+        with ExitStack() as held:
+            for _ in range(6):
+                connection = held.enter_context(connect(small))
+                connection.sendall(post(small.key, b"content-length: %d" % (2 * MEGABYTE)) + b"\r\n" + b" " * MEGABYTE)
+            deadline = time.monotonic() + 5
+            long = post(small.key, b"content-length: 200000") + b"\r\n" + b" " * 200_000
+            while (answer := say(small, long)).statuses != [503]:
+                assert time.monotonic() < deadline
+            assert answer.error["code"] == "overloaded"
+            assert b"\r\nretry-after: 1\r\n" in answer.data
+            assert small.chat("simulator-instant")[0] == 200, "short bodies need no room"
+        while say(small, long).statuses != [400]:
             assert time.monotonic() < deadline, "what a client that left had sent is still counted"
