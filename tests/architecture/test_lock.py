@@ -8,7 +8,7 @@ import pytest
 from architecture.tree import ROOT
 
 LOCKS = ("requirements.lock", "requirements-dev.lock")
-REAL_MODEL_LOCKS = ("infra/real-model/wheels.lock", "infra/real-model/source.lock")
+OTHER_LOCKS = ("infra/real-model/wheels.lock", "infra/real-model/source.lock", "infra/fuzz/wheels.lock")
 PIN = re.compile(
     r"([a-z0-9][a-z0-9._-]*)==([^ ;\\]+)(?: ; [^\\]+)?((?: \\\n {4}--hash=sha256:[0-9a-f]{64})*)\n", re.IGNORECASE
 )
@@ -16,7 +16,7 @@ PIN = re.compile(
 REGISTRY_WORDS = ("pypi" + ".org", "python" + "hosted", "index" + "-url", "trusted" + "-host", "find" + "-links")
 INSTALLING_FILES = (
     *("pyproject.toml", *LOCKS, "infra/run", "infra/test", "infra/up", "infra/build", "infra/setup.sh", ".ci/run"),
-    *("infra/Dockerfile", "docker-compose.yml", "infra/real-model/setup.sh", *REAL_MODEL_LOCKS),
+    *("infra/Dockerfile", "docker-compose.yml", "infra/real-model/setup.sh", "infra/fuzz/setup.sh", *OTHER_LOCKS),
 )
 
 
@@ -25,7 +25,7 @@ def pins(name: str) -> dict[str, tuple[str, str]]:
     return {package: (version, hashes) for package, version, hashes in PIN.findall(text)}
 
 
-@pytest.mark.parametrize("name", [*LOCKS, *REAL_MODEL_LOCKS])
+@pytest.mark.parametrize("name", [*LOCKS, *OTHER_LOCKS])
 def test_every_pin_has_its_hashes_and_there_is_nothing_else(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     left = PIN.sub("", text).strip()
