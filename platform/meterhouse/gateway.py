@@ -333,6 +333,7 @@ def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog)
     metrics.watch(Watched.TASKS, lambda: len(asyncio.all_tasks()))
     metrics.watch(Watched.KEYRING_HITS, lambda: inference.keyring.hits)
     metrics.watch(Watched.KEYRING_MISSES, lambda: inference.keyring.misses)
+    metrics.watch(Watched.REFUSED_SIGN_INS, lambda: inference.keyring.refused)
     metrics.watch(Watched.DROPPED_LOG_LINES, lambda: request_log.dropped_lines)
 
 

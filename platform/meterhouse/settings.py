@@ -144,6 +144,9 @@ class Settings(BaseSettings):
         1, description="A worker whose event loop is late by more than this again and again refuses requests"
     )
     max_body_bytes: Count = Field(20 * 1_048_576, description="Longest request body")
+    body_memory_bytes: Count = Field(
+        256 * 1_048_576, description="Most bytes of request bodies that a worker holds; beyond it longer ones get 503"
+    )
     journal_durability: Literal["fsync", "write"] = Field(
         "fsync", description="`write` survives a killed process, but not a loss of power"
     )
@@ -210,6 +213,9 @@ class Settings(BaseSettings):
     cloudevents_seconds: Seconds = Field(10, description="How often usage is sent there")
     export_folder: Path | None = Field(None, description="Folder for signed exports of the ledger; unset: none")
     export_seconds: Seconds = Field(86_400, description="How often one is written there")
+    key_failure_rate: Rate = Field(
+        "20/minute", description="Requests with a wrong key per address; then only keys known to be good are let in"
+    )
     admin_rate: Rate = Field("300/minute", description="Administration requests per address")
     admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")
 

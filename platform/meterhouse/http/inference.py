@@ -22,11 +22,11 @@ from meterhouse.errors import (
     UpstreamRefused,
 )
 from meterhouse.http.attempts import Attempts
-from meterhouse.http.body import read_body
 from meterhouse.http.call import Call, Pacer
 from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
+from meterhouse.http.intake import take_body
 from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
@@ -102,10 +102,11 @@ class InferenceEndpoint:
         exchange.principal = principal
         check_origin(principal, header(scope, b"origin"))
         slot.assign(principal.organization_id)
-        asked = self._wire.read(
-            await read_body(receive),
-            header(scope, b"content-type") or "",
-            lambda: _default_model(parts, principal),
+        content_type = header(scope, b"content-type") or ""
+        asked = await take_body(
+            receive,
+            lambda body: self._wire.read(body, content_type, lambda: _default_model(parts, principal)),
+            self._wire.most_values,
         )
         self._note_headers(asked, scope)
         exchange.model = asked.model

@@ -20,6 +20,7 @@ from meterhouse.identity import Actor, ActorKind, KeyScope, Principal, Role
 from meterhouse.keys.client_tokens import ClientTokens, Grant, find_token, key_id_of
 from meterhouse.keys.reader import KeyOutdated, KeyReader, Mirror, Read
 from meterhouse.keys.secret import ParsedSecret, Peppers, parse
+from meterhouse.keys.throttle import SignInThrottle
 from meterhouse.metering import Clock, Scope
 
 FRESH_MS = 10_000
@@ -82,6 +83,8 @@ class Keyring:
         self._fresh_ms = fresh_ms
         self._max_keys = max_keys
         self.tokens = ClientTokens(peppers)
+        self.throttle: SignInThrottle | None = None
+        """Slows down who guesses; None: nobody is."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._unknown_until_ms: OrderedDict[str, int] = OrderedDict()
         self._reads: dict[str, asyncio.Task[_Entry | None]] = {}
@@ -97,6 +100,11 @@ class Keyring:
         self.misses = 0
         """Verifications that had to wait for a read that they began."""
 
+    @property
+    def refused(self) -> int:
+        """Requests that were refused without a look at their key, since the start."""
+        return 0 if self.throttle is None else self.throttle.refused
+
     async def verify(
         self, authorization: str | None, address: str | None, scope: KeyScope = KeyScope.INFERENCE
     ) -> Principal:
@@ -110,8 +118,32 @@ class Keyring:
         Raises:
             InvalidKey: there is no key, or one that opens nothing; the reason is only in ``detail``.
             NotPermitted: the key is good, but not from this address or not for this.
+            RateLimited: too many keys from this address opened nothing, and this one is not known to be good.
             StoreDown: no store can tell, and the key was not read recently enough.
         """
+        throttle = self.throttle
+        if throttle is None:
+            return await self._verify(authorization, address, scope)
+        if throttle.is_closed(address) and not self._is_known(authorization):
+            raise throttle.refuse(address)
+        try:
+            return await self._verify(authorization, address, scope)
+        except InvalidKey:
+            throttle.note(address)
+            raise
+
+    def _is_known(self, authorization: str | None) -> bool:
+        """Whether a key was found good here before; asks no store."""
+        try:
+            secret = _secret_of(authorization)
+        except InvalidKey:
+            return False
+        entry = self._entries.get(secret.key_id)
+        if entry is None:
+            return self._peppers.verify_nothing(secret.value)
+        return self._peppers.verify(secret.value, entry.key.pepper_version, entry.key.hash)
+
+    async def _verify(self, authorization: str | None, address: str | None, scope: KeyScope) -> Principal:
         token = find_token(authorization)
         if token is not None:
             return await self._verify_token(self.tokens.read(token, self._clock.now_ms()), address, scope)

@@ -9,6 +9,7 @@ from meterhouse.asked import Asked, ask_chat
 from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import parse_chat
 from meterhouse.http.inference import InferenceEndpoint
+from meterhouse.http.intake import MAX_VALUES
 from meterhouse.http.middleware import header
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.over_chat import OVER_CHAT
@@ -69,6 +70,7 @@ class MessagesWire:
 
     path = MESSAGES
     operation = CHAT
+    most_values = MAX_VALUES
     envelope: Envelope = MESSAGES_ENVELOPE
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
