@@ -10,7 +10,7 @@ from meterhouse.admin.admin_keys import add_admin_keys
 from meterhouse.admin.audit import add_audit_logs
 from meterhouse.admin.guard import sign_in
 from meterhouse.admin.model_permissions import add_model_permissions
-from meterhouse.admin.pages import BracketRoute
+from meterhouse.admin.pages import AdminRoute
 from meterhouse.admin.project_keys import add_project_keys
 from meterhouse.admin.projects import add_projects
 from meterhouse.admin.rate_limits import add_rate_limits
@@ -26,7 +26,7 @@ def build_organization_router(parts: AdminParts) -> APIRouter:
         prefix="/v1/organization",
         tags=["organization"],
         dependencies=[Depends(sign_in)],
-        route_class=BracketRoute,
+        route_class=AdminRoute,
     )
     add_usage(router, parts.usage)
     add_projects(router, parts.service, parts.catalog)

@@ -8,7 +8,7 @@ from meterhouse.admin.audit import add_audit_events
 from meterhouse.admin.guard import sign_in
 from meterhouse.admin.keys import add_keys, add_limits
 from meterhouse.admin.ledger import LedgerParts, add_ledger
-from meterhouse.admin.pages import BracketRoute
+from meterhouse.admin.pages import AdminRoute
 from meterhouse.admin.series import add_series
 from meterhouse.admin.supply import SupplyParts, add_supply
 from meterhouse.admin.tenants import add_tenants
@@ -37,7 +37,7 @@ class AdminParts:
 def build_admin_router(parts: AdminParts) -> APIRouter:
     """Make the routes."""
     router = APIRouter(
-        prefix="/admin", tags=["administration"], dependencies=[Depends(sign_in)], route_class=BracketRoute
+        prefix="/admin", tags=["administration"], dependencies=[Depends(sign_in)], route_class=AdminRoute
     )
     add_tenants(router, parts.service, parts.catalog)
     add_keys(router, parts.service)
