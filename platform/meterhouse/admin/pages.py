@@ -18,9 +18,8 @@ MOST_WORDS = 100
 _NUL = re.compile(rb"\\u0000|\0")
 _BRACKETS = re.compile(rb"((?:^|&)[^=&]*?)(?:\[\]|%5B%5D)=", re.IGNORECASE)
 
-TEXT = r"^[^\x00]*$"
-"""What PostgreSQL can hold, and so compare with."""
-Text = Annotated[str, Field(max_length=256, pattern=TEXT)]
+Text = Annotated[str, Field(max_length=256)]
+"""An id or a name to compare with."""
 
 Row = TypeVar("Row")
 Shown = TypeVar("Shown", bound=BaseModel)
