@@ -45,8 +45,9 @@ class PassedCount(PassedMessages):
         """Return the path below that of messages."""
         return super().path(provider) + _SUFFIX
 
-    def adapt(self, fields: dict[str, object], recipient: Recipient, editor: BodyEditor) -> None:  # noqa: ARG002 - the protocol's own signature
+    def adapt(self, fields: dict[str, object], recipient: Recipient, editor: BodyEditor) -> None:
         """Leave out what is no part of the prompt: it is refused there."""
+        super().adapt(fields, recipient, editor)
         for name in fields.keys() - set(_FIELDS):
             del fields[name]
 
