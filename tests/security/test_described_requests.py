@@ -1,7 +1,7 @@
 """Every operation that the OpenAPI page describes, asked in ways that it allows and in ways that it does not.
 
 schemathesis makes the requests from the description. Whatever they are, none may be a failure of ours, and every
-refusal has our envelope. ``METERHOUSE_TEST_EXAMPLES`` says how many of each operation.
+refusal has our envelope. ``METERHOUSE_TEST_EXAMPLES`` says how many of each operation; with the whole fault matrix.
 """
 
 import json
@@ -20,8 +20,9 @@ from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
 from security.conftest import SETTINGS
 
-EXAMPLES = int(os.environ.get("METERHOUSE_TEST_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("METERHOUSE_TEST_EXAMPLES", "10"))
 MODEL = "fake/normal?tokens=1"
+pytestmark = [pytest.mark.slow_fault, pytest.mark.timeout(600)]
 SERVER_ERROR, BAD_REQUEST = 500, 400
 
 
