@@ -160,6 +160,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     param = ".".join(str(part) for part in first["loc"][1:]) or None
     if first["type"] == "json_invalid":
         return _respond(request, Malformed("The request body is not valid JSON.", code="invalid_json"))
+    if param is None:
+        text = "The request body must be a JSON object, sent with 'Content-Type: application/json'."
+        return _respond(request, Malformed(text, code="invalid_json"))
     if first["type"] == "missing":
         text = f"Missing required parameter: '{param}'."
         return _respond(request, Malformed(text, param=param, code="missing_required_parameter"))

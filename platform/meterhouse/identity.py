@@ -35,9 +35,11 @@ class Principal:
 
     def may_use(self, *names: str) -> bool:
         """Say whether key and project may use a model, by the names that it goes by."""
-        allowed = (self.models, self.project_models)
-        is_allowed = all(models is None or not models.isdisjoint(names) for models in allowed)
-        return is_allowed and self.denied_models.isdisjoint(names)
+        if self.models is not None and self.models.isdisjoint(names):
+            return False
+        if self.project_models is not None and self.project_models.isdisjoint(names):
+            return False
+        return self.denied_models.isdisjoint(names)
 
     @property
     def has_budget(self) -> bool:

@@ -115,6 +115,7 @@ def test_an_owner_sees_its_own_events_and_not_the_platforms(gateway: Gateway, te
         *("admin_api_key.created", "api_key.created", "project.created", "organization.created")
     ]
     assert rows[0]["actor_kind"] == "process", "it was made without the API"
+    assert {row["address"] for row in rows} == {None}, "where operators sit is nobody else's business"
 
 
 def test_organizations_are_looked_at_and_renamed(gateway: Gateway, tenant: Tenant, admin) -> None:

@@ -135,6 +135,8 @@ def test_failed_sign_ins_are_limited_and_inference_is_not(strict: Gateway) -> No
     error = error_of(body)
     assert (status, error["code"]) == (429, "rate_limit_exceeded"), "a right guess does not show while it is limited"
     assert 0 < int(headers["retry-after"]) <= 3_600
+    for path in ("/v1/organization/projects", "/v1/organization/audit_logs", "/admin/audit"):
+        assert strict.request("GET", path, key=strict.admin_key)[0] == 429, "they count together"
     assert strict.chat("simulator-instant")[0] == 200
     assert strict.request("GET", "/v1/models")[0] == 200
 
