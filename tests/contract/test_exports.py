@@ -15,8 +15,10 @@ from meterhouse.billing import events as exporting
 from meterhouse.billing.events import EventExport, Sink
 from meterhouse.billing.outbound import Outbound
 from meterhouse.db.books import Books
+from meterhouse.db.catalog import Catalog
 from meterhouse.db.engine import wall_ms
 from meterhouse.db.ledger import Adjustment, LedgerStore
+from meterhouse.db.organizations import Organization
 from meterhouse.db.turns import TurnStore
 from meterhouse.ledger.export import ExportReader, check_export
 from meterhouse.ledger.seal import hash_row
@@ -29,10 +31,16 @@ KEY = Ed25519PrivateKey.generate()
 
 class House:
     def __init__(self, engine, url, posts):
+        self.engine = engine
         self.ledger = LedgerStore(engine)
         self.books = Books(engine, hash_row)
         self.turns = TurnStore(engine)
         self.export = EventExport(self.books.seals, self.turns, posts, Sink(url, "token-canary"))
+
+    async def open(self):
+        for name in ("org_1", "org_2"):
+            await Catalog(self.engine).organizations.insert_organization(Organization(name, name, 1))
+        return self
 
     async def use(self, count, **changes):
         rows = [record(**changes) for _ in range(count)]
@@ -49,7 +57,7 @@ async def posts():
 
 async def test_every_row_is_sent_as_a_cloud_event_in_its_order(engine, posts):
     async with receiving() as receiver:
-        house = House(engine, receiver.url, posts)
+        house = await House(engine, receiver.url, posts).open()
         ids = await house.use(3) | await house.use(2, organization_id="org_2")
         await house.ledger.insert_adjustment(Adjustment("adj_1", "org_1", "p", None, 5, -7, 0, "why", wall_ms()))
         await house.use(0)
@@ -80,7 +88,7 @@ async def test_a_receiver_that_fails_gets_everything_at_least_once_and_in_the_en
     monkeypatch.setattr(exporting, "BATCH_ROWS", 2)
     monkeypatch.setattr(exporting, "TIMEOUT_SECONDS", 0.2)
     async with receiving(204, 503, "break", 204, "hang", 204) as receiver:
-        ids = await House(engine, receiver.url, posts).use(7)
+        ids = await (await House(engine, receiver.url, posts).open()).use(7)
         for _ in range(4):
             # A new object each time: nothing is remembered but in the database, as after a restart.
             await House(engine, receiver.url, posts).export.step()

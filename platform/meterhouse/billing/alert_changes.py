@@ -6,6 +6,7 @@ Not here: who may (``admin``), and when an alert fires (``alerts``).
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from meterhouse.audit import Action, Change, Fields
 from meterhouse.billing.webhook import WebhookSigner
@@ -172,7 +173,8 @@ def _change(action: Action, alert: SpendAlert, *, before: Fields | None = None, 
 
 
 def _webhook_change(action: Action, webhook: Webhook) -> Change:
-    fields = {"url": webhook.url}
+    parts = urlsplit(webhook.url)
+    fields = {"origin": f"{parts.scheme}://{parts.netloc}"}  # the rest of such an address is often a secret
     is_new = action is Action.WEBHOOK_CREATED
     return Change(
         action,

@@ -52,9 +52,12 @@ class EventExport:
         """Send until all is sent, or the receiver takes no more; returns how many rows it took. Raises StoreDown."""
         sent = 0
         positions = await self._turns.read_positions(SINK)
-        for organization_id in await self._seals.list_organizations():
+        for organization_id, head in (await self._seals.list_heads()).items():
+            position = positions.get(organization_id, 0)
+            if position >= head:
+                continue
             try:
-                sent += await self._send_all(organization_id, positions.get(organization_id, 0))
+                sent += await self._send_all(organization_id, position)
             except Undelivered as failure:
                 get_logger().warning(Event.EXPORT_FAILED, detail=f"{SINK}: {failure}")
                 return sent

@@ -21,6 +21,8 @@ from meterhouse.metering import Clock
 
 MOST_MONTHS = 240
 """Issued one after the other for one that was asked for."""
+LONGEST_PAST_MS = 10 * 366 * 86_400_000
+"""How far before a month the first invoice of an organization lies at most."""
 _decode = msgspec.json.Decoder(Invoice).decode
 
 
@@ -83,7 +85,7 @@ class Invoices:
     async def issue_due(self, month: Month, page: int = 100) -> int:
         """Issue what is missing of a month that is over, for every organization; returns how many it had to issue."""
         count, after = 0, ""
-        while due := await self._store.list_due(month.start_ms, after, page):
+        while due := await self._store.list_due((month.start_ms, month.end_ms), after, page):
             for organization_id in due:
                 await self.issue(organization_id, month)
             count, after = count + len(due), due[-1]
@@ -99,7 +101,10 @@ class Invoices:
         if last is not None:
             return Month.of(last.month_ms).after
         first_ms = await self._store.find_first_ms(organization_id)
-        return month if first_ms is None or first_ms >= month.start_ms else Month.of(first_ms)
+        if first_ms is None or first_ms >= month.start_ms:
+            return month
+        # What is older, by a clock that was wrong, is late in the first invoice.
+        return Month.of(max(first_ms, month.start_ms - LONGEST_PAST_MS))
 
     async def _issue_one(
         self, organization: Organization, month: Month, previous_sequence: int, author: Author

@@ -179,10 +179,13 @@ class InvoiceStore:
             statement = statement.on_conflict_do_nothing(index_elements=["organization_id", "month_ms"])
             return (await connection.execute(statement.returning(invoice.c.month_ms))).first() is not None
 
-    async def list_due(self, month_ms: int, after: str, limit: int) -> list[str]:
-        """Return organizations without an invoice of a month, behind an id, in the order of their ids."""
+    async def list_due(self, span: tuple[int, int], after: str, limit: int) -> list[str]:
+        """Return organizations that were there in a month and have no invoice of it, behind an id, by their ids."""
+        month_ms, end_ms = span
         is_issued = sa.exists().where(invoice.c.organization_id == organization.c.id, invoice.c.month_ms == month_ms)
-        statement = sa.select(organization.c.id).where(organization.c.id > after, ~is_issued)
+        statement = sa.select(organization.c.id).where(
+            organization.c.id > after, organization.c.created_at_ms < end_ms, ~is_issued
+        )
         async with reading(self._source) as connection:
             return list((await connection.execute(statement.order_by(organization.c.id).limit(limit))).scalars())
 

@@ -48,10 +48,12 @@ class OutboxStore:
             .where(outbox.c.state == WAITING, outbox.c.next_at_ms <= now_ms)
             .order_by(outbox.c.next_at_ms)
             .limit(limit)
-            .with_for_update(skip_locked=True)
         )
+        async with reading(self._source) as connection:  # mostly there is nothing, which needs no lock
+            if (await connection.execute(due.limit(1))).first() is None:
+                return []
         async with writing(self._source) as connection:
-            ids = list((await connection.execute(due)).scalars())
+            ids = list((await connection.execute(due.with_for_update(skip_locked=True))).scalars())
             if not ids:
                 return []
             claim = (
