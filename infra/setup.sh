@@ -128,6 +128,8 @@ missing_packages() {
   for package in "$@"; do
     case $package in
       redis-server | nginx | openssl | curl | chromium | prometheus | g++) PATH=$search type -P "$package" >/dev/null && continue ;;
+      nodejs) type -P node >/dev/null && continue ;;
+      npm) type -P npm >/dev/null && continue ;;
       postgresql) PATH=$search type -P initdb >/dev/null && continue ;;
       faketime) [[ -e /usr/lib/$(uname -m)-linux-gnu/faketime/libfaketime.so.1 ]] && continue ;;
     esac

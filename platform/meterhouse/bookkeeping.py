@@ -1,7 +1,7 @@
-"""What the ``ledger`` commands do: export and check, adopt, adjust, reconcile.
+"""What the ``ledger`` commands do: adopt, adjust, reconcile.
 
 Each function takes open stores and reports; nothing here prints. Not here: options and output (``cli_ledger``), the
-rules themselves (``ledger``).
+rules themselves (``ledger``), signed files (``exports``).
 """
 
 import asyncio
@@ -15,10 +15,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from meterhouse.audit import Action, Change
+from meterhouse.db.audit import AuditStore
 from meterhouse.db.books import Books
 from meterhouse.db.ledger import Adjustment
 from meterhouse.db.workers import WorkerStore
 from meterhouse.errors import MeterDown, NotFound, StoreDown
+from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.ids import new_id
 from meterhouse.ledger.adopter import Adopter, AdoptionReport
 from meterhouse.ledger.compare import UnreadableUsage, Usages, read_usage
@@ -78,7 +81,9 @@ class AdjustmentOrder:
     created_by: str
 
 
-async def adjust(stores: Stores, order: AdjustmentOrder, apply: Apply | None = None) -> tuple[Adjustment, bool]:
+async def adjust(
+    stores: Stores, order: AdjustmentOrder, apply: Apply | None = None, author: Author = COMMAND_LINE
+) -> tuple[Adjustment, bool]:
     """Write an adjustment, then move the running meter by it; returns it, and whether the meter was moved.
 
     Raises:
@@ -112,7 +117,15 @@ async def adjust(stores: Stores, order: AdjustmentOrder, apply: Apply | None = N
         created_at_ms=stores.clock.now_ms(),
         created_by=order.created_by,
     )
-    await stores.ledger.insert_adjustment(entry)
+    shown = {"nanos": entry.nanos, "tokens": entry.tokens, "reason": entry.reason, "at_ms": entry.period_start_ms}
+    change = Change(
+        Action.ADJUSTMENT_CREATED,
+        entry.id,
+        entry.organization_id,
+        entry.project_id,
+        after={**shown, "root_key_id": root_key_id, "created_by": entry.created_by},
+    )
+    await stores.ledger.insert_adjustment(entry, lambda connection: AuditStore(connection).write(author, change))
     if apply is None:
         return entry, False
     correction = Correction(

@@ -13,8 +13,10 @@ import typer
 
 from meterhouse.command import (
     DEFAULT_ENV_FILE,
+    AsJson,
     Data,
     EnvFile,
+    author,
     patient_settings,
     read_moment_ms,
     read_nanos,
@@ -22,12 +24,15 @@ from meterhouse.command import (
     run_with_stores,
     user_name,
 )
+from meterhouse.settings import Settings, SettingsError
 from meterhouse.stores import Stores
 
 if TYPE_CHECKING:
     from meterhouse.billing.credits import Credits
+    from meterhouse.billing.invoice import Invoice
 
 prices_app = typer.Typer(help="Set and list prices, and charge later what had none.", no_args_is_help=True)
+invoices_app = typer.Typer(help="Show and issue an organization's invoices.", no_args_is_help=True)
 credits_app = typer.Typer(help="Add prepaid credit to an organization, and show it.", no_args_is_help=True)
 
 
@@ -66,18 +71,18 @@ def set_price(
             effective_from=None if start_ms is None else start_ms // 1000,
         )
         price = plan_price(order, stores.clock.now_ms(), await stores.catalog.prices.list_prices())
-        await stores.catalog.prices.insert_prices([price])
+        await stores.catalog.write_price(price, author=author())
         print(price.id)
 
     _with_stores(data, env_file, change)
 
 
 @prices_app.command("list")
-def list_prices(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
+def list_prices(as_json: AsJson = False, data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
     """List every price that was ever in force here."""
     from meterhouse.tables import print_prices  # noqa: PLC0415 - as above
 
-    _with_stores(data, env_file, print_prices)
+    _with_stores(data, env_file, lambda stores: print_prices(stores, as_json=as_json))
 
 
 @prices_app.command("rerate")
@@ -141,13 +146,12 @@ def add_credit(
     Example: meterhouse credits add --organization org_1 --usd 25 --reference payment-4711
     """
     from meterhouse.billing.credits import CreditOrder, Credits  # noqa: PLC0415 - as above
-    from meterhouse.db.credits import CreditStore  # noqa: PLC0415
 
     order = CreditOrder(organization, read_nanos(usd, "--usd"), reference, user_name())
 
     async def add(stores: Stores) -> None:
-        credits_of = Credits(stores.ledger, stores.catalog, CreditStore(stores.engine), stores.clock)
-        entry, is_new = await credits_of.add(order, stores.service)
+        credits_of = Credits(stores.catalog, stores.service, stores.clock)
+        entry, is_new = await credits_of.add(order, author())
         print(entry.id if is_new else f"{entry.id} was credited before; nothing was changed.")
         await _print_balance(credits_of, organization)
 
@@ -162,13 +166,83 @@ def show_credit(
 ) -> None:
     """Print what an organization has paid ahead, what it has spent in all, and what is left."""
     from meterhouse.billing.credits import Credits  # noqa: PLC0415 - as above
-    from meterhouse.db.credits import CreditStore  # noqa: PLC0415
 
     async def show(stores: Stores) -> None:
-        credits_of = Credits(stores.ledger, stores.catalog, CreditStore(stores.engine), stores.clock)
+        credits_of = Credits(stores.catalog, stores.service, stores.clock)
         await _print_balance(credits_of, organization)
 
     _with_stores(data, env_file, show)
+
+
+@invoices_app.command("show")
+def show_invoice(
+    organization: Annotated[str, typer.Option(help="Whose invoice")],
+    month: Annotated[str, typer.Option(help="Month of UTC, as YYYY-MM")],
+    layout: Annotated[str, typer.Option("--format", help="json, csv or html (a page to print)")] = "json",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to [default: standard output]")] = None,
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Print an invoice as it was issued, or a draft of what would be issued now.
+
+    Example: meterhouse invoice show --organization org_1 --month 2026-11 --format html -o november.html
+    """
+    _invoice(organization, month, layout, output, patient_settings(data, env_file), is_issued=False)
+
+
+@invoices_app.command("issue")
+def issue_invoice(
+    organization: Annotated[str, typer.Option(help="Whose invoice")],
+    month: Annotated[str, typer.Option(help="Month of UTC that is over, as YYYY-MM")],
+    layout: Annotated[str, typer.Option("--format", help="json, csv or html (a page to print)")] = "json",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to [default: standard output]")] = None,
+    data: Data = None,
+    env_file: EnvFile = DEFAULT_ENV_FILE,
+) -> None:
+    """Issue the invoice of a month, and those of earlier months before it; once issued it stays, and is printed again.
+
+    It covers the records that were admitted before the month's end and sealed until now. What arrives later is a line
+    of the next invoice, marked late.
+
+    Example: meterhouse invoice issue --organization org_1 --month 2026-11
+    """
+    _invoice(organization, month, layout, output, patient_settings(data, env_file), is_issued=True)
+
+
+def _invoice(
+    organization_id: str, month: str, layout: str, output: Path | None, settings: Settings, *, is_issued: bool
+) -> None:
+    import msgspec  # noqa: PLC0415 - as above
+
+    from meterhouse.back_office import build_invoices  # noqa: PLC0415
+    from meterhouse.billing.invoice import Month  # noqa: PLC0415
+    from meterhouse.billing.invoice_page import to_csv, to_html  # noqa: PLC0415
+    from meterhouse.bookkeeping import open_books  # noqa: PLC0415
+
+    forms: dict[str, Callable[[Invoice], str]] = {
+        "json": lambda made: f"{msgspec.json.format(msgspec.json.encode(made)).decode()}\n",
+        "csv": to_csv,
+        "html": to_html,
+    }
+    if layout not in forms:
+        raise SettingsError(f"--format is '{layout}'. Use json, csv or html.")
+    asked = Month.parse(month)
+    texts: list[str] = []
+
+    async def work(stores: Stores) -> None:
+        invoices = build_invoices(open_books(stores), stores.catalog.invoices, stores.catalog, stores.clock)
+        made = await (invoices.issue if is_issued else invoices.show)(organization_id, asked)
+        texts.append(forms[layout](made))
+
+    run_with_stores(settings, work)
+    text = "".join(texts)
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{output} cannot be written: {error.strerror}.") from None
 
 
 async def _print_balance(credits_of: "Credits", organization_id: str) -> None:

@@ -15,6 +15,7 @@ from meterhouse.command import (
     DEFAULT_ENV_FILE,
     Data,
     EnvFile,
+    author,
     patient_settings,
     read_decimal,
     read_moment_ms,
@@ -260,7 +261,7 @@ def adjust_ledger(
     settings = patient_settings(data, env_file)
 
     async def insert(stores: Stores) -> None:
-        entry, is_applied = await adjust(stores, order, partial(apply_correction, settings))
+        entry, is_applied = await adjust(stores, order, partial(apply_correction, settings), author())
         print(entry.id)
         if not is_applied:
             print(

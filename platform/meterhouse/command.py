@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from meterhouse.identity import Actor, ActorKind, Author, Role
 from meterhouse.ledger.compare import parse_moment_ms
 from meterhouse.money import NANOS_PER_USD
 from meterhouse.settings import Environment, Settings, SettingsError
@@ -21,6 +22,7 @@ from meterhouse.stores import Stores, open_stores
 Data = Annotated[Path | None, typer.Option(help="Folder of the embedded database [default: .meterhouse]")]
 EnvFile = Annotated[Path, typer.Option(help="File with NAME=value lines; the environment wins over it")]
 DEFAULT_ENV_FILE = Path(".env")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program instead of a table")]
 MAX_USD = 1_000_000_000
 STATEMENT_SECONDS = 3_600
 LOCK_SECONDS = 10
@@ -52,6 +54,11 @@ def user_name() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
+
+
+def author() -> Author:
+    """Return who changes something by a command, for the audit log."""
+    return Author(Actor(ActorKind.CLI, user_name(), Role.OPERATOR))
 
 
 def run_with_stores(settings: Settings, work: Callable[[Stores], Awaitable[None]]) -> None:

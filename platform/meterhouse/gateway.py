@@ -17,6 +17,7 @@ from meterhouse.admin.ledger import LedgerParts
 from meterhouse.admin.router import AdminParts
 from meterhouse.admin.supply import SupplyParts
 from meterhouse.admin.usage import UsageParts
+from meterhouse.back_office import open_back_office
 from meterhouse.db.books import Books
 from meterhouse.db.records import RecordStore
 from meterhouse.db.reports import ReportStore
@@ -60,6 +61,7 @@ from meterhouse.telemetry.traces import Tracing
 from meterhouse.upkeep import repeat, start_upkeep
 
 LAST_USED_SECONDS = 60.0
+REHASH_SECONDS = 10.0
 MOST_REQUESTS = 9_000
 DESCRIPTORS_PER_REQUEST = 2.2
 """A client's connection, a provider's, and what is kept open between requests."""
@@ -152,7 +154,7 @@ async def open_gateway(
         metrics = Metrics()
         metrics.watch_each(Watched.SPANS, lambda: asdict(tracing.figures))
         stores = await stack.enter_async_context(open_stores(settings))
-        vault = Vault(stores.peppers)
+        vault = Vault(stores.peppers, stores.pepper_version)
         supply = Supply(environment, settings, stores.catalog, stores.clock, vault)
         await supply.open(has_simulator=options.has_simulator)
         upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
@@ -168,6 +170,9 @@ async def open_gateway(
         metrics.watch(Watched.LIVE_LISTENERS, lambda: len(live.listeners))
         _start_loops(inference, settings, stores)
         start_upkeep(tasks, stores, metrics, parts)
+        office = await stack.enter_async_context(open_back_office(settings, stores))
+        for every_seconds, work in office.beats:
+            tasks.keep(partial(repeat, every_seconds, work))
         tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
         yield Gateway(
             settings=settings,
@@ -193,9 +198,11 @@ async def open_gateway(
                 service=stores.service,
                 catalog=stores.catalog,
                 supply=_supply_parts(stores, supply, vault, inference),
-                ledger=_ledger_parts(settings, stores),
+                books=_ledger_parts(settings, stores),
+                balances=stores.ledger,
                 usage=UsageParts(ReportStore(stores.engine), stores.clock),
                 token_issuer=settings.oidc_issuer,
+                billing=office.billing,
             ),
         )
 
@@ -220,7 +227,7 @@ def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: Infer
         notices.on(CONNECTED, supply.hear)
     publish = notices.publish if notices is not None else None
     supply.watch(inference.attempts.breakers.forget)
-    changes = SupplyChanges(supply, stores.catalog.supply, vault, publish)
+    changes = SupplyChanges(supply, stores.catalog, vault, publish)
     return SupplyParts(changes, supply.routes, inference.attempts, stores.clock)
 
 
@@ -326,6 +333,7 @@ def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog)
     metrics.watch(Watched.TASKS, lambda: len(asyncio.all_tasks()))
     metrics.watch(Watched.KEYRING_HITS, lambda: inference.keyring.hits)
     metrics.watch(Watched.KEYRING_MISSES, lambda: inference.keyring.misses)
+    metrics.watch(Watched.REFUSED_SIGN_INS, lambda: inference.keyring.refused)
     metrics.watch(Watched.DROPPED_LOG_LINES, lambda: request_log.dropped_lines)
 
 
@@ -341,6 +349,7 @@ def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) 
     if stores.notices is not None:
         stores.notices.on(NOTICE, stores.keyring.hear)
     keep(lambda: repeat(LAST_USED_SECONDS, stores.keyring.flush_last_used))
+    keep(lambda: repeat(REHASH_SECONDS, stores.rehasher.flush))
 
 
 async def _watch_keys(inference: InferenceParts, every_seconds: float) -> None:

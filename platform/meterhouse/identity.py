@@ -26,6 +26,20 @@ class Principal:
     """None: every model."""
     limits: tuple[Limit, ...]
     expires_at_ms: int | None
+    project_models: frozenset[str] | None = None
+    """The only models of its project; None: every model."""
+    denied_models: frozenset[str] = frozenset()
+    """Models that its project may not use, by the names under which they are listed."""
+    origins: tuple[str, ...] | None = None
+    """Of a client token: the pages that may use it, as far as a browser says; None: it is a key."""
+
+    def may_use(self, *names: str) -> bool:
+        """Say whether key and project may use a model, by the names that it goes by."""
+        if self.models is not None and self.models.isdisjoint(names):
+            return False
+        if self.project_models is not None and self.project_models.isdisjoint(names):
+            return False
+        return self.denied_models.isdisjoint(names)
 
     @property
     def has_budget(self) -> bool:
@@ -49,6 +63,8 @@ class ActorKind(StrEnum):
 
     ADMIN_KEY = "admin_key"
     JWT = "jwt"
+    CLI = "cli"
+    """Nothing: a command, by a user of the operating system."""
     PROCESS = "process"
     """Nothing: whoever can start a command has the database anyway."""
 

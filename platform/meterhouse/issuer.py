@@ -62,26 +62,36 @@ def open_token_verifier(settings: Settings, clock: Clock, catalog: Catalog) -> T
     Raises:
         SettingsError: Some are set and others missing, or the address of the keys cannot be used.
     """
+    policy = token_policy(settings)
+    if policy is None:
+        return None
+    keys = KeySet(source_of(settings.oidc_jwks or ""), policy.algorithms, time.monotonic)
+    verifier = TokenVerifier(policy, keys, clock, partial(_is_revoked, catalog.meta, policy.issuer))
+    return TokenSignIn(verifier, catalog.organizations)
+
+
+def token_policy(settings: Settings) -> TokenPolicy | None:
+    """Return what tokens have to say; None when no issuer is set.
+
+    Raises:
+        SettingsError: Some settings are there and others missing.
+    """
     needed = {"ISSUER": settings.oidc_issuer, "AUDIENCE": settings.oidc_audience, "JWKS": settings.oidc_jwks}
     missing = [f"METERHOUSE_OIDC_{name}" for name, value in needed.items() if value is None]
     if len(missing) == len(needed):
         return None
     if missing:
         raise SettingsError(f"{missing[0]} is not set: sign-in with tokens needs issuer, audience and JWKS.")
-    algorithms = frozenset(name.strip() for name in settings.oidc_algorithms.split(","))
-    policy = TokenPolicy(
+    return TokenPolicy(
         issuer=settings.oidc_issuer or "",
         audience=settings.oidc_audience or "",
-        algorithms=algorithms,
+        algorithms=frozenset(name.strip() for name in settings.oidc_algorithms.split(",")),
         role_claim=settings.oidc_role_claim,
         organization_claim=settings.oidc_organization_claim,
         id_claim=settings.oidc_id_claim,
         leeway_seconds=settings.oidc_leeway_seconds,
         max_lifetime_seconds=settings.oidc_max_lifetime_seconds,
     )
-    keys = KeySet(source_of(settings.oidc_jwks or ""), algorithms, time.monotonic)
-    verifier = TokenVerifier(policy, keys, clock, partial(_is_revoked, catalog.meta, policy.issuer))
-    return TokenSignIn(verifier, catalog.organizations)
 
 
 def source_of(place: str) -> Fetch:

@@ -90,6 +90,9 @@ class Settings(BaseSettings):
         None,
         description="`version:secret[,version:secret]`: what key hashes are made with; the highest version is used",
     )
+    key_pepper_version: int | None = Field(
+        None, description="The version that hashes keys, while a new one is brought to all hosts; unset: the highest"
+    )
     redis_url: RedisAddress | None = Field(
         None,
         description="Redis of the meter: `redis://`, `rediss://`, or with `+cluster` behind either word; "
@@ -141,6 +144,9 @@ class Settings(BaseSettings):
         1, description="A worker whose event loop is late by more than this again and again refuses requests"
     )
     max_body_bytes: Count = Field(20 * 1_048_576, description="Longest request body")
+    body_memory_bytes: Count = Field(
+        256 * 1_048_576, description="Most bytes of request bodies that a worker holds; beyond it longer ones get 503"
+    )
     journal_durability: Literal["fsync", "write"] = Field(
         "fsync", description="`write` survives a killed process, but not a loss of power"
     )
@@ -184,6 +190,31 @@ class Settings(BaseSettings):
     total_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout of a whole answer")
     cors_origins: Origins | None = Field(
         None, description="Pages that may call from a browser: `https://app.example.com,http://localhost:3000`"
+    )
+    alert_seconds: Seconds = Field(15, description="How often spend alerts are looked at")
+    private_webhooks: bool = Field(
+        False, description="Whether webhooks may have private addresses, other ports than 443, and plain http"
+    )
+    smtp_host: str | None = Field(None, description="Mail server for spend alerts; unset: no e-mail")
+    smtp_port: Annotated[int, Field(gt=0, lt=65_536)] = Field(587, description="Its port")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="`tls` from the first byte (port 465); `none` only without a password"
+    )
+    smtp_sender: str | None = Field(None, description="Address that e-mail comes from")
+    smtp_username: str | None = Field(None, description="Login at the mail server")
+    smtp_password: SecretStr | None = Field(None, description="Password at the mail server")
+    invoice_after_hours: Count | None = Field(
+        None, description="Invoices of a month are issued so long after its end; unset: only when asked for"
+    )
+    cloudevents_url: str | None = Field(
+        None, description="Where usage is sent as CloudEvents, such as OpenMeter's `/api/v1/events`; unset: nowhere"
+    )
+    cloudevents_token: SecretStr | None = Field(None, description="Bearer token for that address")
+    cloudevents_seconds: Seconds = Field(10, description="How often usage is sent there")
+    export_folder: Path | None = Field(None, description="Folder for signed exports of the ledger; unset: none")
+    export_seconds: Seconds = Field(86_400, description="How often one is written there")
+    key_failure_rate: Rate = Field(
+        "20/minute", description="Requests with a wrong key per address; then only keys known to be good are let in"
     )
     admin_rate: Rate = Field("300/minute", description="Administration requests per address")
     admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")

@@ -18,6 +18,7 @@ from meterhouse.admin.supply import ProviderView
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.supply import StoredProvider, StoredRoute
 from meterhouse.errors import StoreDown
+from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.keys.secret import looks_like_ours
 from meterhouse.metering import Clock
 from meterhouse.money import Price
@@ -149,10 +150,10 @@ class Supply:
         del payload
         self._news.set()
 
-    async def set_price(self, order: PriceRequest) -> Price:
+    async def set_price(self, order: PriceRequest, *, author: Author = COMMAND_LINE) -> Price:
         """Set an operator's price, from now or from the moment on that it names; raises Malformed."""
         price = plan_price(order, self._clock.now_ms(), await self._catalog.prices.list_prices())
-        await self._catalog.prices.insert_prices([price])
+        await self._catalog.write_price(price, author=author)
         await self.refresh()
         return price
 

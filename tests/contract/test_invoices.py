@@ -12,13 +12,13 @@ from fakes.store import MovingClock
 from meterhouse.billing.invoice import Month
 from meterhouse.billing.invoice_page import to_csv, to_html
 from meterhouse.billing.invoices import Invoices
-from meterhouse.bookkeeping import export
 from meterhouse.db.books import Books
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.invoices import InvoiceStore
 from meterhouse.db.ledger import Adjustment, LedgerStore
 from meterhouse.db.organizations import Organization, Project
 from meterhouse.errors import Conflict, Malformed, NotFound
+from meterhouse.exports import export
 from meterhouse.ledger.export import Order
 from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.sealer import Sealer
@@ -150,6 +150,7 @@ async def test_earlier_months_are_issued_first_and_nothing_of_them_is_late(house
 
 async def test_every_organization_that_lacks_an_invoice_of_a_month_gets_one(house):
     await house.catalog.organizations.insert_organization(Organization("org_2", "Other", 2))
+    await house.catalog.organizations.insert_organization(Organization("org_3", "New", JANUARY.end_ms))
     await house.use(5, at_ms=JANUARY.start_ms, organization_id="org_2")
     house.clock.move(MINUTE)
     assert await house.invoices.issue_due(JANUARY, page=1) == 2
@@ -194,6 +195,17 @@ async def test_csv_and_page_say_the_same_and_run_nothing(house):
     assert "'@cmd" in correction
     assert correction.endswith(",-5,-0.000000005")
     assert total.endswith(",1499999995,1.499999995")
+
+
+async def test_a_record_of_a_clock_that_was_wrong_is_late_in_the_first_invoice(house):
+    await house.use(3, at_ms=5)
+    await house.use(4, at_ms=JANUARY.start_ms)
+    house.clock.move(MINUTE)
+    january = await house.issue(JANUARY)
+    issued = await house.invoices.list_issued("org_1")
+    assert len(issued) <= 122
+    assert sum(nanos for _, nanos in issued) == 7
+    assert january.total_nanos == 4
 
 
 @pytest.mark.parametrize("text", ["2027-1", "2027-13", "27-01", "2027-01-01", "", "9999-12", "²027-01"])

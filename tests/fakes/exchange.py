@@ -6,12 +6,14 @@ Not here: what to say (scripts), how it is spelled (wires).
 """
 
 import asyncio
+import email
 import json
 import socket
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from email.message import Message
 from itertools import cycle
 from typing import Any, NoReturn, Protocol
 
@@ -44,7 +46,10 @@ class Request:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON object of the body; empty when it is none."""
+        """The JSON object of the body, or the fields of its form; empty when it is neither."""
+        content_type = self.headers.get("content-type", "")
+        if content_type.startswith("multipart/"):
+            return read_form(content_type, self.raw_body)
         try:
             body = json.loads(self.raw_body)
         except ValueError:
@@ -55,6 +60,11 @@ class Request:
     def is_ollama(self) -> bool:
         """Whether it speaks Ollama's own wire."""
         return self.path.startswith("/api/")
+
+    @property
+    def is_anthropic(self) -> bool:
+        """Whether it speaks Anthropic's wire."""
+        return self.path.startswith("/v1/messages")
 
     @property
     def is_streamed(self) -> bool:
@@ -82,6 +92,19 @@ class Request:
             "authorization": self.headers.get("authorization"),
             "body_bytes": len(self.raw_body),
         }
+
+
+def read_form(content_type: str, body: bytes) -> dict[str, Any]:
+    """Return the fields of a form as texts, a file's bytes as latin-1."""
+    message = email.message_from_bytes(b"content-type: " + content_type.encode() + b"\r\n\r\n" + body)
+    fields = {}
+    for part in message.get_payload():
+        assert isinstance(part, Message)
+        name = part.get_param("name", header="content-disposition")
+        content = part.get_payload(decode=True)
+        assert isinstance(content, bytes)
+        fields[str(name)] = content.decode("latin-1")
+    return fields
 
 
 class Gates(Protocol):

@@ -46,20 +46,28 @@ def answer_text(marker: str, tokens: int, choice: int = 0) -> str:
 
 def message_text(message: Mapping[str, Any]) -> str:
     """Return the text of a message whose content is a string or a list of parts."""
-    content = message.get("content")
+    content = message.get("content", message.get("output"))
     if isinstance(content, str):
         return content
-    return " ".join(part.get("text", "") for part in content or () if isinstance(part, dict))
+    parts = content if isinstance(content, list) else ()
+    return " ".join(part.get("text", "") for part in parts if isinstance(part, dict))
+
+
+def _messages(body: Mapping[str, Any]) -> Any:
+    """Return the messages of a chat completion, or the texts and messages of another wire's input."""
+    said = body.get("messages") or body.get("input") or body.get("prompt") or ()
+    rows = [said] if isinstance(said, str) else said
+    return [row if isinstance(row, dict) else {"content": row} for row in rows]
 
 
 def prompt_tokens(body: Mapping[str, Any]) -> int:
     """Count a prompt: 3, plus 4 for each message, plus the blank-separated words of its text."""
-    messages = body.get("messages") or ()
+    messages = _messages(body)
     return 3 + sum(4 + len(message_text(message).split()) for message in messages)
 
 
 def find_marker(body: Mapping[str, Any]) -> str:
     """Return ``abc`` of ``marker=abc`` in the text of the last message, or an empty string."""
-    messages = body.get("messages") or ()
+    messages = _messages(body)
     found = MARKER.search(message_text(messages[-1])) if messages else None
     return found[1] if found else ""

@@ -7,6 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fakes.issuer import Issuer, b64, b64_int, ec_jwk, ec_key, rsa_jwk, rsa_key
+from meterhouse.checkup.issuer import check_issuer
 from meterhouse.errors import StoreDown
 from meterhouse.issuer import MAX_JWKS_BYTES, open_token_verifier, source_of
 from meterhouse.keys.jwks import AGAIN_SECONDS, REFRESH_SECONDS, STALE_SECONDS, KeySet, UnusableKeys, read_keys
@@ -257,3 +258,27 @@ def test_settings_that_would_let_anybody_in_are_refused(values, said):
         return
     with pytest.raises(SettingsError, match=said):
         read()
+
+
+def look(*keys, algorithms="RS256", **values):
+    with Issuer(*keys) as issuer:
+        given = {"ISSUER": "https://i", "AUDIENCE": "a", "JWKS": issuer.address, "ALGORITHMS": algorithms, **values}
+        environment = {f"METERHOUSE_OIDC_{name}": value for name, value in given.items()}
+        return [(one.state, one.text) for one in check_issuer(Environment(environment).settings())]
+
+
+def test_check_says_whether_anybody_can_sign_in():
+    assert check_issuer(Environment({}).settings()) == []
+    assert look(GOOD) == [("ok", "1 keys of https://i can be used.")]
+    [(state, _), (second, why)] = look(GOOD, {**GOOD, "kid": "other", "use": "enc"})
+    assert (state, second) == ("ok", "warning")
+    assert why == "key 2 is not for signatures, and is not used."
+    [(state, why)] = look(GOOD, algorithms="ES256")
+    assert (state, "nobody can sign in" in why) == ("failed", True)
+    [(state, why)] = look(GOOD, JWKS="/missing/jwks.json")
+    assert (state, "jwks.json" in why) == ("failed", True)
+    [(state, why)] = look(GOOD, AUDIENCE="")
+    assert (state, why) == (
+        "failed",
+        "METERHOUSE_OIDC_AUDIENCE is not set: sign-in with tokens needs issuer, audience and JWKS.",
+    )

@@ -220,32 +220,36 @@ def shapes():
     yield "JSON instead", json.dumps({"header": HEADER, "payload": claims(), "signature": signature})
 
 
-ATTACKS = [
-    *shared_secret_tokens(),
-    *unsigned_tokens(),
-    *wrong_keys(),
-    *headers(),
-    *wrong_claims(),
-    *shapes(),
-]
+TABLES = {
+    table.__name__: dict(table())
+    for table in (shared_secret_tokens, unsigned_tokens, wrong_keys, headers, wrong_claims, shapes)
+}
 
 
-@pytest.mark.parametrize("token", [token for _, token in ATTACKS], ids=[name for name, _ in ATTACKS])
-async def test_an_attack_is_refused(verifier, issuer, token):
+async def refusal_of(verifier: TokenVerifier, name: str, token: str) -> InvalidKey:
+    try:
+        await verifier.verify(token)
+    except InvalidKey as refusal:
+        return refusal
+    raise AssertionError(f"{name} opened")
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+async def test_every_attack_of_a_table_is_refused(verifier, issuer, table):
+    one = verifier()
     asked = len(issuer.asked)
-    with pytest.raises(InvalidKey) as caught:
-        await verifier().verify(token)
-    assert caught.value.message.startswith("This token is not valid here.")
-    assert caught.value.detail.startswith("token: ")
-    assert len(caught.value.detail) < 100
+    for name, token in table.items():
+        refusal = await refusal_of(one, name, token)
+        assert refusal.message.startswith("This token is not valid here."), name
+        assert refusal.detail.startswith("token: "), name
+        assert len(refusal.detail) < 100, name
     # Where keys come from is ours to say: nothing in a token makes us ask anywhere else, or more than once.
-    assert set(issuer.asked[asked:]) <= {"/keys"}
-    assert len(issuer.asked) - asked <= 1
+    assert issuer.asked[asked:] in ([], ["/keys"])
+    assert await one.verify(sign(HEADER, claims(), rsa_key(), "RS256"))
 
 
-def test_the_table_is_as_long_as_it_looks():
-    assert len(ATTACKS) > 150
-    assert len({name for name, _ in ATTACKS}) == len(ATTACKS)
+def test_the_tables_are_as_long_as_they_look():
+    assert sum(map(len, TABLES.values())) > 200
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meterhouse.asked import ask_chat
 from meterhouse.errors import NotPriced
 from meterhouse.http.body import parse_chat
 from meterhouse.identity import Principal
@@ -43,7 +44,7 @@ def demand_of(
 ) -> Demand:
     parsed = parse_chat(json.dumps({"model": "m", "messages": HELLO, **fields}).encode())
     size = measure(parsed.request, parsed.fields)
-    return build_demand("1" * 32, principal_of(limits), parsed.request, size, prices, bounds)
+    return build_demand("1" * 32, principal_of(limits), ask_chat(parsed), size, prices, bounds)
 
 
 # --- the input

@@ -248,7 +248,7 @@ def test_no_schema_breaks_it(schema):
 
 @pytest.mark.parametrize(
     ("body", "path", "status"),
-    [(b"{", "/chat/completions", 400), (b'{"messages": 1}', "/chat/completions", 400), (b"{}", "/embeddings", 404)],
+    [(b"{", "/chat/completions", 400), (b'{"messages": 1}', "/chat/completions", 400), (b"{}", "/responses", 404)],
 )
 async def test_what_it_cannot_read_it_refuses_like_a_provider(body, path, status):
     answer = await send(body, path=path)

@@ -94,6 +94,11 @@ def test_every_promise_has_an_alert_and_every_alert_says_what_to_do() -> None:
     for alert in alerts:
         assert re.search(r"severity: (page|warn)\b", alert), alert
         assert re.search(r'summary: ".+", action: ".+"', alert), alert
+    readme = (ROOT / "README.md").read_text()
+    named = {name for alert in alerts for name in re.findall(r"README, Runbook: ([a-z ]+)", alert, re.IGNORECASE)}
+    for name in named:
+        heading = name.strip().removeprefix("a ")
+        assert f"**{heading[0].upper()}{heading[1:]}.**" in readme, name
 
 
 def test_the_files_are_what_their_programs_read(tmp_path: Path) -> None:

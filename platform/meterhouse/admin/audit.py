@@ -5,6 +5,8 @@ an event, because none is in the change that it tells of (``audit``).
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Query
@@ -17,8 +19,8 @@ from meterhouse.audit import Action
 from meterhouse.db.audit import AuditEvent, AuditQuery, AuditStore
 from meterhouse.db.organizations import OrganizationStore
 from meterhouse.db.paging import PageQuery
-from meterhouse.identity import ActorKind
-from meterhouse.keys.owners import no_organization
+from meterhouse.identity import ActorKind, Author, Role
+from meterhouse.keys.finder import no_organization
 
 _TYPES: Mapping[Action, str] = {
     **{
@@ -127,14 +129,14 @@ class AuditEventFilter(AuditFilter):
 def add_audit_logs(router: APIRouter, audit: AuditStore, organizations: OrganizationStore) -> None:
     """Add OpenAI's list of events to ``/v1/organization``."""
 
-    @router.get("/audit_logs", summary="Who changed what", response_model_exclude_none=True)
+    @router.get("/audit_logs", summary="Who changed what")
     async def list_audit_logs(mandate: Mandated, wanted: Annotated[AuditLogFilter, Query()]) -> Listing[AuditLogObject]:
         shown = [action for action in _TYPES if not wanted.event_types or _TYPES[action] in wanted.event_types]
         if not shown or wanted.actor_emails or wanted.tenant_only:
             return Listing(data=[])
         found = await audit.list_events(wanted.query(mandate.organization_id, shown), wanted.page)
         names = await organizations.find_project_names({event.project_id for event in found.rows if event.project_id})
-        return listing(found, lambda event: _log_of(event, names))
+        return listing(found.map(partial(_seen_by, mandate.author)), lambda event: _log_of(event, names))
 
 
 def add_audit_events(router: APIRouter, audit: AuditStore) -> None:
@@ -148,7 +150,14 @@ def add_audit_events(router: APIRouter, audit: AuditStore) -> None:
         if asked is not None and not author.actor.may_see(asked):
             raise no_organization(asked)
         query = wanted.query(author.actor.organization_id or asked, wanted.actions)
-        return listing(await audit.list_events(query, wanted.page), AuditEventObject.of)
+        found = await audit.list_events(query, wanted.page)
+        return listing(found.map(partial(_seen_by, author)), AuditEventObject.of)
+
+
+def _seen_by(author: Author, event: AuditEvent) -> AuditEvent:
+    """Leave out where operators sit, which is nobody else's business."""
+    is_hidden = event.actor_role == Role.OPERATOR and author.actor.role is not Role.OPERATOR
+    return replace(event, address=None) if is_hidden else event
 
 
 def _log_of(event: AuditEvent, project_names: Mapping[str, str]) -> AuditLogObject:

@@ -17,7 +17,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from meterhouse.admin.guard import SignedIn
-from meterhouse.admin.pages import listing
+from meterhouse.admin.pages import Text, listing
 from meterhouse.admin.schemas import Listing, PriceObject
 from meterhouse.db.keys import KeyStore
 from meterhouse.db.ledger import LedgerStore
@@ -35,7 +35,7 @@ DAY_MS = 86_400_000
 MS = 1_000
 JSON_LINES = "application/jsonl"
 
-Identifier = Annotated[str | None, Field(default=None, max_length=200)]
+Identifier = Annotated[Text | None, Field(default=None)]
 Moment = Annotated[int | None, Field(default=None, ge=0, le=10**11, description="Unix seconds")]
 
 
@@ -233,7 +233,7 @@ def _add_exports(router: APIRouter, exports: LedgerExports) -> None:
     @router.get("/ledger/export", summary="Records and adjustments with their seals, signed, as JSON lines")
     async def export_ledger(
         author: SignedIn,
-        organization_id: Annotated[str | None, Query(max_length=200)] = None,
+        organization_id: Annotated[str | None, Query(max_length=256)] = None,
         start_time: Annotated[int | None, Query(ge=0, le=10**11, description="Sealed from then on")] = None,
         end_time: Annotated[int | None, Query(ge=0, le=10**11, description="Sealed before")] = None,
     ) -> StreamingResponse:

@@ -6,15 +6,20 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from meterhouse.admin.schemas import Listing
 from meterhouse.db.paging import Page, PageQuery
+from meterhouse.errors import Malformed
 
 MOST_WORDS = 100
 """Of one list in a query."""
 
+_NUL = re.compile(rb"\\u0000|\0")
 _BRACKETS = re.compile(rb"((?:^|&)[^=&]*?)(?:\[\]|%5B%5D)=", re.IGNORECASE)
+
+Text = Annotated[str, Field(max_length=256)]
+"""An id or a name to compare with."""
 
 Row = TypeVar("Row")
 Shown = TypeVar("Shown", bound=BaseModel)
@@ -30,26 +35,24 @@ def read_page(after: Cursor = None, before: Cursor = None, limit: PageSize = 20,
     return PageQuery(limit, after, before, is_newest_first=order == "desc")
 
 
-def read_newest_page(
-    after: Cursor = None, before: Cursor = None, limit: PageSize = 20, order: Order = "desc"
-) -> PageQuery:
-    """Read which page is asked for, the newest object first."""
-    return PageQuery(limit, after, before, is_newest_first=order == "desc")
-
-
 OldestFirst = Annotated[PageQuery, Depends(read_page)]
-NewestFirst = Annotated[PageQuery, Depends(read_newest_page)]
 
 
-class BracketRoute(APIRoute):
-    """Reads ``name[]=a&name[]=b``, which is how the official SDK writes a list, as ``name=a&name=b``."""
+class AdminRoute(APIRoute):
+    """Reads ``name[]=a&name[]=b``, which is how the official SDK writes a list, as ``name=a&name=b``.
+
+    And refuses U+0000 wherever it stands: PostgreSQL has no text with it.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request."""
+        """Return what answers a request; raises Malformed."""
         handle = super().get_route_handler()
 
         async def read(request: Request) -> Response:
-            request.scope["query_string"] = _BRACKETS.sub(rb"\1=", request.scope["query_string"])
+            query = request.scope["query_string"]
+            if "\0" in request.scope["path"] or b"%00" in query or _NUL.search(await request.body()):
+                raise Malformed("A text holds the character U+0000, which cannot be stored. Leave it out.")
+            request.scope["query_string"] = _BRACKETS.sub(rb"\1=", query)
             return await handle(request)
 
         return read

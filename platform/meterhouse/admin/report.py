@@ -265,6 +265,20 @@ def _items(row: BucketSums) -> Iterable[tuple[str, int, int]]:
         yield name, count[f"{kind.value}_nanos"], plain.get(name, count[name])
 
 
+def list_cost_items(report: Report) -> Iterable[tuple[int, tuple[str, ...], str, int]]:
+    """Give bucket, group, line item and nanos of everything that costs, from ``COST_MEASURES`` by group and model.
+
+    The groups have to be organization, project and key; an adjustment that names no key has an empty one.
+    """
+    for row in report.rows or ():
+        *group, model = row.group
+        for name, nanos, _ in _items(row):
+            if nanos:
+                yield row.bucket_ms, tuple(group), f"{model}, {name}", nanos
+    for one in report.adjustments:
+        yield one.bucket_ms, (one.organization_id, one.project_id, one.root_key_id or ""), ADJUSTMENT_ITEM, one.nanos
+
+
 def _group_of(wanted: Wanted, one: AdjustmentSums) -> tuple[str | None, ...]:
     values = {"project_id": one.project_id, "key_id": one.root_key_id}
     return tuple(values.get(column) for column in _columns(wanted.group_by))

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from meterhouse.admin.guard import SignedIn
-from meterhouse.admin.pages import MOST_WORDS
+from meterhouse.admin.pages import MOST_WORDS, Text
 from meterhouse.admin.span import SECONDS, SpanRequest, Width, read_span
 from meterhouse.admin.usage import UsageParts
 from meterhouse.db.reports import RECORDS, BucketSums, Group, ReportQuery
@@ -33,7 +33,7 @@ COLUMNS: dict[By, Group] = {
     "owner": "error_owner",
 }
 MEASURES = ("requests", "input_tokens", "cached_input_tokens", "output_tokens", "charge_nanos")
-Names = Annotated[list[str], Field(default=[], max_length=MOST_WORDS)]
+Names = Annotated[list[Text], Field(default=[], max_length=MOST_WORDS)]
 Line = list[list[int]]
 """A row of points for each measure, and the errors behind them."""
 
@@ -47,7 +47,7 @@ class SeriesParams(BaseModel):
     end_time: int | None = Field(None, description="Unix seconds; without it: now")
     bucket_width: Width = "1h"
     by: By | None = Field(None, description="A line for each; `owner` is who owns an error, empty for none")
-    organization_id: str | None = Field(None, max_length=200)
+    organization_id: Text | None = None
     project_ids: Names
     key_ids: Names
     models: Names

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from meterhouse.admin.guard import Mandate, Mandated
-from meterhouse.admin.pages import MOST_WORDS
+from meterhouse.admin.pages import MOST_WORDS, Text
 from meterhouse.admin.report import Wanted, report_completions, report_costs, report_embeddings
 from meterhouse.admin.span import Span, SpanRequest, Width, read_span
 from meterhouse.db.reports import ReportStore
@@ -21,7 +21,7 @@ JSON = "application/json"
 MOST_COST_BUCKETS = 180
 COST_BUCKETS = 7
 
-Names = Annotated[list[str], Field(default=[], max_length=MOST_WORDS)]
+Names = Annotated[list[Text], Field(default=[], max_length=MOST_WORDS)]
 Seconds = Annotated[int, Field(description="Unix seconds")]
 Count = Annotated[int | None, Field(default=None)]
 Label = Annotated[str | None, Field(default=None, description="Null unless it was grouped by")]

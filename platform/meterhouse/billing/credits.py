@@ -8,11 +8,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
+from meterhouse.audit import Action, Change
 from meterhouse.db.catalog import Catalog
-from meterhouse.db.credits import CreditBalance, CreditStore
-from meterhouse.db.ledger import Adjustment, LedgerStore
+from meterhouse.db.credits import CreditBalance
+from meterhouse.db.ledger import Adjustment
 from meterhouse.db.tables import CREDIT_PERIOD_MS
 from meterhouse.errors import Conflict, Malformed, NotFound
+from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.limits.limit import MAX_AMOUNT
 from meterhouse.metering import Clock, Scope
 
@@ -40,13 +42,12 @@ class CreditOrder:
 class Credits:
     """Adds and shows credit. Every method raises StoreDown when there is no database."""
 
-    def __init__(self, ledger: LedgerStore, catalog: Catalog, store: CreditStore, clock: Clock) -> None:
-        self._ledger = ledger
+    def __init__(self, catalog: Catalog, keys: TellsOwners, clock: Clock) -> None:
         self._catalog = catalog
-        self._store = store
+        self._keys = keys
         self._clock = clock
 
-    async def add(self, order: CreditOrder, keys: TellsOwners) -> tuple[Adjustment, bool]:
+    async def add(self, order: CreditOrder, author: Author = COMMAND_LINE) -> tuple[Adjustment, bool]:
         """Add a credit; returns it, and False when its reference had been credited before.
 
         Raises:
@@ -54,7 +55,20 @@ class Credits:
             NotFound: There is no such organization.
             Conflict: The reference was credited with another amount.
         """
-        await self._check(order)
+        _check(order)
+        async with self._catalog.changing(order.organization_id) as catalog:
+            entry, is_new = await self._add(catalog, order, author)
+        # Told again for a reference that is known: who sent it first may have died before it could tell.
+        await self._keys.note_limits_changed(Scope.ORGANIZATION, order.organization_id)
+        return entry, is_new
+
+    async def show(self, organization_id: str) -> CreditBalance:
+        """Return what is left; raises NotFound."""
+        await _check_organization(self._catalog, organization_id)
+        return await self._catalog.credits.read_balance(organization_id)
+
+    async def _add(self, catalog: Catalog, order: CreditOrder, author: Author) -> tuple[Adjustment, bool]:
+        await _check_organization(catalog, order.organization_id)
         entry = Adjustment(
             id=_id_of(order),
             organization_id=order.organization_id,
@@ -67,38 +81,35 @@ class Credits:
             created_at_ms=self._clock.now_ms(),
             created_by=order.created_by,
         )
-        is_new = await self._ledger.insert_adjustment(entry)
-        # Told again for a reference that is known: who sent it first may have died before it could tell.
-        await keys.note_limits_changed(Scope.ORGANIZATION, order.organization_id)
-        if is_new:
-            return entry, True
-        known = await self._ledger.find_adjustment(entry.id)
-        if known is None or known.nanos != entry.nanos:
-            raise Conflict(
-                f"The reference '{order.reference}' was credited with another amount before.", param="reference"
-            )
-        return known, False
-
-    async def show(self, organization_id: str) -> CreditBalance:
-        """Return what is left; raises NotFound."""
-        await self._get_organization(organization_id)
-        return await self._store.read_balance(organization_id)
-
-    async def _check(self, order: CreditOrder) -> None:
-        reference = order.reference
-        if not reference.strip() or len(reference) > MAX_REFERENCE_CHARACTERS or not reference.isprintable():
-            text = f"A credit needs a reference of 1 to {MAX_REFERENCE_CHARACTERS} printable characters."
-            raise Malformed(text, param="reference")
-        if order.nanos == 0:
-            raise Malformed("A credit of nothing changes nothing.", param="usd")
-        await self._get_organization(order.organization_id)
-        credited = (await self._store.read_balance(order.organization_id)).credited_nanos
-        if max(abs(order.nanos), abs(credited + order.nanos)) > MAX_AMOUNT:
+        known = await catalog.credits.find(entry.id)
+        if known is not None:
+            if known.nanos != entry.nanos:
+                text = f"The reference '{order.reference}' was credited with another amount before."
+                raise Conflict(text, param="reference")
+            return known, False
+        credited_nanos = (await catalog.credits.read_balance(order.organization_id)).credited_nanos
+        if abs(credited_nanos + order.nanos) > MAX_AMOUNT:
             raise Malformed("Credit is at most 4,000,000 USD in all.", param="usd")
+        await catalog.credits.insert(entry)
+        fields = {"nanos": order.nanos, "reference": order.reference}
+        await catalog.audit.write(author, Change(Action.CREDIT_ADDED, entry.id, order.organization_id, after=fields))
+        return entry, True
 
-    async def _get_organization(self, organization_id: str) -> None:
-        if await self._catalog.organizations.find_organization(organization_id) is None:
-            raise NotFound(f"There is no organization '{organization_id[:64]}'.", param="organization_id")
+
+def _check(order: CreditOrder) -> None:
+    reference = order.reference
+    if not reference.strip() or len(reference) > MAX_REFERENCE_CHARACTERS or not reference.isprintable():
+        text = f"A credit needs a reference of 1 to {MAX_REFERENCE_CHARACTERS} printable characters."
+        raise Malformed(text, param="reference")
+    if order.nanos == 0:
+        raise Malformed("A credit of nothing changes nothing.", param="usd")
+    if abs(order.nanos) > MAX_AMOUNT:
+        raise Malformed("Credit is at most 4,000,000 USD in all.", param="usd")
+
+
+async def _check_organization(catalog: Catalog, organization_id: str) -> None:
+    if await catalog.organizations.find_organization(organization_id) is None:
+        raise NotFound(f"There is no organization '{organization_id[:64]}'.", param="organization_id")
 
 
 def _id_of(order: CreditOrder) -> str:

@@ -9,16 +9,20 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from meterhouse.audit import Action, Change
 from meterhouse.billing.invoice import Facts, Invoice, InvoiceSeal, Month, build_invoice
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.invoices import Coverage, InvoiceStore, IssuedInvoice
 from meterhouse.db.organizations import Organization
 from meterhouse.db.seals import SealStore
 from meterhouse.errors import Conflict, NotFound
+from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.metering import Clock
 
 MOST_MONTHS = 240
 """Issued one after the other for one that was asked for."""
+LONGEST_PAST_MS = 10 * 366 * 86_400_000
+"""How far before a month the first invoice of an organization lies at most."""
 _decode = msgspec.json.Decoder(Invoice).decode
 
 
@@ -59,7 +63,7 @@ class Invoices:
         previous = last.last_sequence if last is not None and is_next else seal.last_sequence
         return await self._build(organization, month, _with_previous(seal, previous), None)
 
-    async def issue(self, organization_id: str, month: Month) -> Invoice:
+    async def issue(self, organization_id: str, month: Month, author: Author = COMMAND_LINE) -> Invoice:
         """Issue the invoice of a month that is over, and before it those of earlier months; once issued, it is shown.
 
         Raises:
@@ -75,13 +79,13 @@ class Invoices:
             if last is not None and last.month_ms >= month.start_ms:
                 return await self.show(organization_id, month)
             due = await self._find_due(organization_id, last, month)
-            await self._issue_one(organization, due, last.last_sequence if last is not None else 0)
+            await self._issue_one(organization, due, last.last_sequence if last is not None else 0, author)
         raise Conflict(f"More than {MOST_MONTHS} months before {month.name} have no invoice.")
 
     async def issue_due(self, month: Month, page: int = 100) -> int:
         """Issue what is missing of a month that is over, for every organization; returns how many it had to issue."""
         count, after = 0, ""
-        while due := await self._store.list_due(month.start_ms, after, page):
+        while due := await self._store.list_due((month.start_ms, month.end_ms), after, page):
             for organization_id in due:
                 await self.issue(organization_id, month)
             count, after = count + len(due), due[-1]
@@ -97,24 +101,32 @@ class Invoices:
         if last is not None:
             return Month.of(last.month_ms).after
         first_ms = await self._store.find_first_ms(organization_id)
-        return month if first_ms is None or first_ms >= month.start_ms else Month.of(first_ms)
+        if first_ms is None or first_ms >= month.start_ms:
+            return month
+        # What is older, by a clock that was wrong, is late in the first invoice.
+        return Month.of(max(first_ms, month.start_ms - LONGEST_PAST_MS))
 
-    async def _issue_one(self, organization: Organization, month: Month, previous_sequence: int) -> None:
+    async def _issue_one(
+        self, organization: Organization, month: Month, previous_sequence: int, author: Author
+    ) -> None:
         seal = _with_previous(await self._read_seal(organization.id), previous_sequence)
         now_ms = self._clock.now_ms()
         made = await self._build(organization, month, seal, now_ms)
-        # False: another process issued it meanwhile, and that one counts.
-        await self._store.insert(
-            IssuedInvoice(
-                organization_id=organization.id,
-                month_ms=month.start_ms,
-                issued_at_ms=now_ms,
-                last_sequence=seal.last_sequence,
-                last_hash=seal.last_hash,
-                total_nanos=made.total_nanos,
-                document=msgspec.json.encode(made).decode(),
-            )
+        new = IssuedInvoice(
+            organization_id=organization.id,
+            month_ms=month.start_ms,
+            issued_at_ms=now_ms,
+            last_sequence=seal.last_sequence,
+            last_hash=seal.last_hash,
+            total_nanos=made.total_nanos,
+            document=msgspec.json.encode(made).decode(),
         )
+        fields = {"month": month.name, "total_nanos": made.total_nanos}
+        change = Change(Action.INVOICE_ISSUED, made.id, organization.id, after=fields)
+        async with self._catalog.changing(organization.id) as catalog:
+            # Another process may have issued it meanwhile, and that one counts.
+            if await catalog.invoices.insert(new):
+                await catalog.audit.write(author, change)
 
     async def _build(
         self, organization: Organization, month: Month, seal: InvoiceSeal, issued_at_ms: int | None

@@ -6,17 +6,26 @@ Not here: the ledger (``db.ledger``), whose rows refer to the catalog by id but 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from meterhouse.audit import Action, Change
 from meterhouse.db import postgres
+from meterhouse.db.accounts import ServiceAccountStore
+from meterhouse.db.alerts import AlertStore
 from meterhouse.db.audit import AuditStore
+from meterhouse.db.credits import CreditStore
 from meterhouse.db.engine import Source, writing
+from meterhouse.db.invoices import InvoiceStore
 from meterhouse.db.keys import KeyStore
 from meterhouse.db.limits import LimitStore
 from meterhouse.db.organizations import OrganizationStore
 from meterhouse.db.prices import MetaStore, PriceStore
 from meterhouse.db.supply import SupplyStore
+from meterhouse.db.webhooks import WebhookStore
+from meterhouse.identity import COMMAND_LINE, Author
+from meterhouse.money import Price
 
 
 class Catalog:
@@ -25,12 +34,26 @@ class Catalog:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.organizations = OrganizationStore(source)
+        self.accounts = ServiceAccountStore(source)
         self.keys = KeyStore(source)
         self.limits = LimitStore(source)
         self.prices = PriceStore(source)
         self.supply = SupplyStore(source)
         self.meta = MetaStore(source)
         self.audit = AuditStore(source)
+        self.alerts = AlertStore(source)
+        self.webhooks = WebhookStore(source)
+        self.credits = CreditStore(source)
+        self.invoices = InvoiceStore(source)
+
+    async def write_price(self, price: Price, *, author: Author = COMMAND_LINE) -> None:
+        """Write an operator's price, and who set it; raises StoreDown."""
+        shown = {"provider": price.provider, "model": price.model, "effective_from_ms": price.effective_from_ms}
+        components = msgspec.to_builtins(price.components)
+        change = Change(Action.PRICE_CREATED, price.id, after={**shown, "components": components})
+        async with self.changing() as inside:
+            await inside.prices.insert_prices([price])
+            await inside.audit.write(author, change)
 
     @asynccontextmanager
     async def changing(self, organization_id: str | None = None) -> AsyncIterator["Catalog"]:

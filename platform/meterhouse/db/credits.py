@@ -2,17 +2,18 @@
 
 A credit corrects no charge, so that no sum of a period contains it; it raises what may be spent in total. Invariant:
 the limit is read from the credits themselves, never kept beside them, so that neither can be without the other. Not
-here: writing one (``db.ledger``), and who may (``billing.credits``).
+here: who may add one, and when (``billing.credits``).
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meterhouse.db.balances import sum_period, total
-from meterhouse.db.engine import reading
+from meterhouse.db.engine import Source, reading, writing
+from meterhouse.db.ledger import Adjustment
 from meterhouse.db.tables import CREDIT_PERIOD_MS, adjustment
 from meterhouse.metering import Kind, Limit, Period, Scope, Window
 
@@ -37,14 +38,26 @@ class CreditBalance:
 
 
 class CreditStore:
-    """Reads credit. Every method raises StoreDown when there is no database."""
+    """Reads and adds credit. Every method raises StoreDown when there is no database."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    async def insert(self, entry: Adjustment) -> None:
+        """Write a credit whose id is new."""
+        async with writing(self._source) as connection:
+            await connection.execute(sa.insert(adjustment).values(asdict(entry)))
+
+    async def find(self, adjustment_id: str) -> Adjustment | None:
+        """Return a credit, None when there is none."""
+        statement = sa.select(adjustment).where(adjustment.c.id == adjustment_id)
+        async with reading(self._source) as connection:
+            row = (await connection.execute(statement)).mappings().first()
+        return None if row is None else Adjustment(**row)
 
     async def read_balance(self, organization_id: str) -> CreditBalance:
         """Return what is left of an organization's credit, by what the ledger has."""
-        async with reading(self._engine) as connection:
+        async with reading(self._source) as connection:
             credited = (await _sum_credits(connection, {organization_id})).get(organization_id)
             spent = await sum_period(connection, Period(_limit(organization_id, 0), None, None))
         return CreditBalance(credited or 0, spent.charge_nanos, credited is not None)

@@ -8,10 +8,9 @@ invoices; what was issued is never changed. Not here: what an invoice looks like
 from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from meterhouse.db.balances import total
-from meterhouse.db.engine import insert_into, reading, writing
+from meterhouse.db.engine import Source, insert_into, reading, writing
 from meterhouse.db.projection import record_measure
 from meterhouse.db.tables import (
     COMPONENT_COLUMNS,
@@ -87,8 +86,8 @@ class IssuedInvoice:
 class InvoiceStore:
     """Sums, writes and reads invoices. Every method is one transaction and raises StoreDown when there is none."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     async def sum_usage(self, coverage: Coverage) -> list[UsageSum]:
         """Sum the covered records, late ones last."""
@@ -101,7 +100,7 @@ class InvoiceStore:
         names = (columns.project_id, columns.model, columns.provider, columns.price_id)
         sums = [total(record_measure(name)).label(name) for name in _SUMS]
         found: list[UsageSum] = []
-        async with reading(self._engine) as connection:
+        async with reading(self._source) as connection:
             for shown_day, by_day, condition in parts:
                 groups = (*by_day, *names)
                 statement = (
@@ -139,7 +138,7 @@ class InvoiceStore:
             .group_by(*groups)
             .order_by(*groups)
         )
-        async with reading(self._engine) as connection:
+        async with reading(self._source) as connection:
             rows = (await connection.execute(statement)).mappings().all()
         return [AdjustmentSum(**{**row, "nanos": int(row["nanos"]), "tokens": int(row["tokens"])}) for row in rows]
 
@@ -151,7 +150,7 @@ class InvoiceStore:
         corrected = sa.select(sa.func.min(adjustment.c.period_start_ms)).where(
             adjustment.c.organization_id == organization_id, adjustment.c.period_start_ms != CREDIT_PERIOD_MS
         )
-        async with reading(self._engine) as connection:
+        async with reading(self._source) as connection:
             found = [await connection.scalar(statement) for statement in (admitted, corrected)]
         return min((int(moment) for moment in found if moment is not None), default=None)
 
@@ -170,32 +169,35 @@ class InvoiceStore:
             .where(invoice.c.organization_id == organization_id)
             .order_by(invoice.c.month_ms)
         )
-        async with reading(self._engine) as connection:
+        async with reading(self._source) as connection:
             return [(row.month_ms, row.total_nanos) for row in await connection.execute(statement)]
 
     async def insert(self, new: IssuedInvoice) -> bool:
         """Write an invoice; False when somebody else issued one of the month before."""
-        async with writing(self._engine) as connection:
+        async with writing(self._source) as connection:
             statement = insert_into(connection, invoice).values(**asdict(new))
             statement = statement.on_conflict_do_nothing(index_elements=["organization_id", "month_ms"])
             return (await connection.execute(statement.returning(invoice.c.month_ms))).first() is not None
 
-    async def list_due(self, month_ms: int, after: str, limit: int) -> list[str]:
-        """Return organizations without an invoice of a month, behind an id, in the order of their ids."""
+    async def list_due(self, span: tuple[int, int], after: str, limit: int) -> list[str]:
+        """Return organizations that were there in a month and have no invoice of it, behind an id, by their ids."""
+        month_ms, end_ms = span
         is_issued = sa.exists().where(invoice.c.organization_id == organization.c.id, invoice.c.month_ms == month_ms)
-        statement = sa.select(organization.c.id).where(organization.c.id > after, ~is_issued)
-        async with reading(self._engine) as connection:
+        statement = sa.select(organization.c.id).where(
+            organization.c.id > after, organization.c.created_at_ms < end_ms, ~is_issued
+        )
+        async with reading(self._source) as connection:
             return list((await connection.execute(statement.order_by(organization.c.id).limit(limit))).scalars())
 
     async def list_project_names(self, organization_id: str) -> dict[str, str]:
         """Return the names of an organization's projects, archived ones too."""
         statement = sa.select(project.c.id, project.c.name).where(project.c.organization_id == organization_id)
-        async with reading(self._engine) as connection:
+        async with reading(self._source) as connection:
             return {row.id: row.name for row in await connection.execute(statement)}
 
     async def _find_one(self, *conditions: sa.ColumnElement[bool]) -> IssuedInvoice | None:
         statement = sa.select(invoice).where(*conditions).order_by(invoice.c.month_ms.desc()).limit(1)
-        async with reading(self._engine) as connection:
+        async with reading(self._source) as connection:
             row = (await connection.execute(statement)).mappings().first()
         return None if row is None else IssuedInvoice(**row)
 

@@ -138,6 +138,13 @@ class KeyStore:
         """Revoke a key for good; False when there is none or it is revoked already."""
         return await self._revoke(key, key_id, at_ms)
 
+    async def update_key(self, changed: StoredKey) -> bool:
+        """Write a key's scopes and expiry; False when there is none or it is revoked."""
+        values = {"scopes": sorted(changed.scopes), "expires_at_ms": changed.expires_at_ms}
+        statement = sa.update(key).where(key.c.id == changed.id, key.c.revoked_at_ms.is_(None)).values(values)
+        async with writing(self._source) as connection:
+            return (await connection.execute(statement)).rowcount > 0
+
     async def list_revoked(self, since_ms: int, limit: int) -> dict[str, int]:
         """Return when keys were revoked, by id: the last ones, from a time on."""
         statement = sa.select(key.c.id, key.c.revoked_at_ms).where(key.c.revoked_at_ms >= since_ms)

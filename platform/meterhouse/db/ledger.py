@@ -5,7 +5,7 @@ not there yet; nothing is ever changed or deleted. Not here: the journal that th
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from meterhouse.db.tables import (
 from meterhouse.metering import Period, Sums
 from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
 
+Also = Callable[[AsyncConnection], Awaitable[object]]
 GroupBy = Literal["organization", "project", "key", "model", "provider", "day", "hour"]
 
 _PLAIN_FIELDS = tuple(
@@ -127,12 +128,15 @@ class LedgerStore:
 
         return await write_again(self._engine, write)
 
-    async def insert_adjustment(self, entry: Adjustment) -> bool:
-        """Write a credit or correction; False when its id is there already."""
-        return bool(await self.insert_adjustments([entry]))
+    async def insert_adjustment(self, entry: Adjustment, also: Also | None = None) -> bool:
+        """Write a credit or correction; False when its id is there already. ``also`` joins its transaction."""
+        return bool(await self.insert_adjustments([entry], also))
 
-    async def insert_adjustments(self, entries: Sequence[Adjustment]) -> list[Adjustment]:
-        """Write credits or corrections, all or none; returns those whose ids were not there yet."""
+    async def insert_adjustments(self, entries: Sequence[Adjustment], also: Also | None = None) -> list[Adjustment]:
+        """Write credits or corrections, all or none; returns those whose ids were not there yet.
+
+        ``also`` joins the transaction when there is any.
+        """
         if not entries:
             return []
         rows = [{name: getattr(entry, name) for name in Adjustment.__slots__} for entry in entries]
@@ -140,14 +144,9 @@ class LedgerStore:
             statement = insert_into(connection, adjustment).on_conflict_do_nothing(index_elements=["id"])
             result = await connection.execute(statement.returning(adjustment.c.id), rows)
             new = {row.id for row in result}
+            if new and also is not None:
+                await also(connection)
         return [entry for entry in entries if entry.id in new]
-
-    async def find_adjustment(self, adjustment_id: str) -> Adjustment | None:
-        """Return an adjustment, None when there is none."""
-        statement = sa.select(adjustment).where(adjustment.c.id == adjustment_id)
-        async with reading(self._engine) as connection:
-            row = (await connection.execute(statement)).mappings().first()
-        return None if row is None else Adjustment(**row)
 
     async def sum_period(self, period: Period) -> Sums:
         """Sum what a quota or budget counts; see ``sum_periods``."""

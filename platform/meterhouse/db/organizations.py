@@ -12,6 +12,8 @@ from meterhouse.db.engine import Source, reading, writing
 from meterhouse.db.paging import Page, PageQuery, fetch_page
 from meterhouse.db.tables import organization, project
 
+ALLOW_LIST, DENY_LIST = "allow_list", "deny_list"
+
 
 @dataclass(frozen=True, slots=True)
 class Organization:
@@ -106,6 +108,13 @@ class OrganizationStore:
             found = await fetch_page(connection, statement, project, query, owned)
         return found.map(_project_of)
 
+    async def update_project(self, changed: Project) -> bool:
+        """Write a project's name and models; False when there is none."""
+        values = {name: _values_of(changed)[name] for name in ("name", "model_mode", "model_ids")}
+        async with writing(self._source) as connection:
+            statement = sa.update(project).where(project.c.id == changed.id).values(values)
+            return (await connection.execute(statement)).rowcount > 0
+
     async def archive_project(self, project_id: str, at_ms: int) -> bool:
         """Archive a project; False when there is none or it is archived already."""
         statement = (
@@ -122,4 +131,4 @@ def _project_of(row: sa.RowMapping) -> Project:
 
 
 def _values_of(stored: Project) -> dict[str, object]:
-    return {**asdict(stored), "model_ids": list(stored.model_ids) or None}
+    return {**asdict(stored), "model_ids": None if stored.model_mode is None else list(stored.model_ids)}

@@ -166,7 +166,9 @@ async def _read_adjustments(connection: AsyncConnection, query: ReportQuery, lim
     at = columns.period_start_ms
     bucket = (at - at % query.width_ms).label("bucket_ms")
     groups = (columns.organization_id, columns.project_id, columns.root_key_id)
-    statement = sa.select(bucket, *groups, total(columns.nanos)).where(at >= query.start_ms, at < query.end_ms)
+    # An adjustment of the first moment of 1970 names no period: it is something paid ahead, and corrects no charge.
+    named = sa.select(bucket, *groups, total(columns.nanos)).where(at > 0)
+    statement = named.where(at >= query.start_ms, at < query.end_ms)
     if query.organization_id is not None:
         statement = statement.where(columns.organization_id == query.organization_id)
     if "project_id" in query.only:

@@ -24,15 +24,28 @@ _text_decoder = msgspec.json.Decoder(str)
 
 
 def adapt(fields: Fields, request: ChatRequest, deployment: Deployment, on_dropped: OnDropped) -> None:
-    """Change the fields of a body, one level deep, to what the deployment accepts.
+    """Change the fields of a chat completion request, one level deep, to what the deployment accepts.
 
     Raises:
         Malformed: It has a parameter, or a value of one, that the provider cannot honour.
     """
     row = deployment.provider
+    adapt_parameters(fields, request.model, deployment, on_dropped)
+    # Messages with the tools told in them are made anew afterwards.
+    if not row.renders_tools and _needs_other_messages(fields, request, row):
+        _adapt_messages(fields, request, deployment, on_dropped)
+
+
+def adapt_parameters(fields: Fields, model: str, deployment: Deployment, on_dropped: OnDropped) -> None:
+    """Change the parameters of a body of any wire to what the deployment accepts; ``model`` is the asked name.
+
+    Raises:
+        Malformed: as ``adapt``.
+    """
+    row = deployment.provider
     # Each step is asked for first: most rows need few of them, and every request comes by here.
     if not row.denied_parameters.isdisjoint(fields):
-        _deny(fields, request, row)
+        _deny(fields, model, row)
     dropped = row.dropped_parameters
     if row.model_rules:
         dropped |= row.rule_of(deployment.upstream_model).dropped_parameters
@@ -41,19 +54,16 @@ def adapt(fields: Fields, request: ChatRequest, deployment: Deployment, on_dropp
             del fields[name]
             on_dropped(deployment, name)
     if row.denied_values or row.value_renames:
-        _spell_values(fields, request, row)
-    # Messages with the tools told in them are made anew afterwards.
-    if not row.renders_tools and _needs_other_messages(fields, request, row):
-        _adapt_messages(fields, request, deployment, on_dropped)
+        _spell_values(fields, model, row)
     for old, new in row.renames.items():
         if old in fields:
             fields[new] = fields.pop(old)
 
 
-def _deny(fields: Fields, request: ChatRequest, row: Provider) -> None:
+def _deny(fields: Fields, model: str, row: Provider) -> None:
     for name in sorted(row.denied_parameters & fields.keys()):
         if not _is_unset(fields[name]):
-            text = f"'{name}' is not supported by '{request.model}'."
+            text = f"'{name}' is not supported by '{model}'."
             raise Malformed(text, param=name, code="unsupported_parameter")
         del fields[name]
 
@@ -62,18 +72,19 @@ def _is_unset(value: object) -> bool:
     return isinstance(value, Raw) and bytes(value) in _UNSET
 
 
-def _spell_values(fields: Fields, request: ChatRequest, row: Provider) -> None:
+def _spell_values(fields: Fields, model: str, row: Provider) -> None:
     for name in row.denied_values.keys() | row.value_renames.keys():
-        value = _text(fields.get(name))
+        value = text_of_raw(fields.get(name))
         if value is None:
             continue
         if value in row.denied_values.get(name, ()):
-            text = f"'{name}' cannot be '{value}' for '{request.model}'."
+            text = f"'{name}' cannot be '{value}' for '{model}'."
             raise Malformed(text, param=name, code="unsupported_value")
         fields[name] = row.value_renames.get(name, {}).get(value, value)
 
 
-def _text(value: object) -> str | None:
+def text_of_raw(value: object) -> str | None:
+    """Return the text that a raw field holds; None where it is no text."""
     if not isinstance(value, Raw) or not bytes(value).startswith(b'"'):
         return None
     return _text_decoder.decode(value)

@@ -8,24 +8,22 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 
 from meterhouse.errors import Malformed, UpstreamAccount, UpstreamDown, UpstreamError, UpstreamRefused
-from meterhouse.http.body import BodyEditor
+from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
-from meterhouse.http.chunk import decode_chunk, is_failure
+from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
 from meterhouse.http.sse import DONE
-from meterhouse.http.wire import EVENT_STREAM_TYPES, Reader, decode_whole, encode_body, open_reader
 from meterhouse.ledger.record import Intent, encode
 from meterhouse.ledger.settler import AppendsToJournal
 from meterhouse.money import Price
 from meterhouse.providers.answer import Answer
 from meterhouse.providers.breaker import Breakers, RetryBudget
 from meterhouse.providers.provider import Deployment
-from meterhouse.providers.refusal import error_in_stream, to_error
+from meterhouse.providers.refusal import no_answer, to_error
 from meterhouse.providers.upstream import Upstream
 from meterhouse.request import Attempt, Tally
 from meterhouse.telemetry.traces import format_traceparent, new_span_id
@@ -36,18 +34,8 @@ _ERROR_BYTES = 65_536
 _ERROR_SECONDS = 5.0
 _OK = 200
 
-
 Result = TypeVar("Result")
-
-
-@dataclass(slots=True)
-class OpenAnswer:
-    """An answer whose first data event is here: the reader goes on where ``payloads`` end."""
-
-    answer: Answer
-    reader: Reader
-    payloads: list[bytes]
-    deployment: Deployment
+Fetch = Callable[[Call, Deployment, Answer], Awaitable[Result]]
 
 
 class Attempts:
@@ -90,17 +78,17 @@ class Attempts:
         """
         return await self._try_each(call, self._first_events)
 
-    async def fetch_whole(self, call: Call) -> bytes:
-        """Fetch an answer that is not streamed, as an OpenAI chat completion; raises as ``open_stream``."""
+    async def fetch_whole(self, call: Call) -> WholeBody:
+        """Fetch an answer that is not streamed, as the call's passage decodes it; raises as ``open_stream``."""
         return await self._try_each(call, self._whole)
 
-    async def _try_each(self, call: Call, fetch: Callable[[Call, Deployment, Answer], Awaitable[Result]]) -> Result:
+    async def _try_each(self, call: Call, fetch: Fetch[Result]) -> Result:
         self._budget.record_request()
         failure: UpstreamError | None = None
         refusal: Malformed | UpstreamAccount | None = None
         for deployment in self._breakers.order(call.route.deployments):
             try:
-                body = self._encode(call, deployment)
+                passage, body = self._encode(call, deployment)
             except Malformed as error:
                 refusal = error  # another provider may take the parameter that this one does not
                 continue
@@ -114,6 +102,7 @@ class Attempts:
             call.occupy(breaker)
             try:
                 attempt = self._begin(call, deployment)
+                call.passage = passage
                 result = await self._connect(call, deployment, body, fetch)
             except UpstreamError as error:
                 permit.record(error)
@@ -186,24 +175,22 @@ class Attempts:
         call.event_at_ns = attempt.started_ns
         return attempt
 
-    def _encode(self, call: Call, deployment: Deployment) -> bytes:
+    def _encode(self, call: Call, deployment: Deployment) -> tuple[Passage, bytes]:
         tally = call.tally
-        allowance = tally.reservation.allowance_tokens
-        body = self._editor.edit(call.parsed, deployment, tally.principal.organization_id, allowance)
-        return encode_body(body, deployment, is_streamed=tally.is_streamed)
+        passage = call.wire.find_passage(call.asked, deployment.provider)
+        assert passage is not None, "a route holds only what can be asked"
+        recipient = Recipient(deployment, tally.principal.organization_id, tally.reservation.allowance_tokens)
+        return passage, passage.encode(call.asked, recipient, self._editor)
 
-    async def _connect(
-        self,
-        call: Call,
-        deployment: Deployment,
-        body: bytes,
-        fetch: Callable[[Call, Deployment, Answer], Awaitable[Result]],
-    ) -> Result:
-        path = deployment.provider.chat_path
-        is_streamed = call.tally.is_streamed
-        headers = _trace_headers(call.tally) if deployment.provider.forwards_trace else None
-        opening = self._upstream.open(deployment, path, body, is_streamed=is_streamed, headers=headers)
-        answer = await call.guard.wait(opening)
+    async def _connect(self, call: Call, deployment: Deployment, body: bytes, fetch: Fetch[Result]) -> Result:
+        assert call.passage is not None
+        path = call.passage.path(deployment.provider)
+        is_streamed, headers = call.tally.is_streamed, call.asked.headers
+        if deployment.provider.forwards_trace:
+            headers = {**(headers or {}), **_trace_headers(call.tally)}
+        answer = await call.guard.wait(
+            self._upstream.open(deployment, path, body, is_streamed=is_streamed, headers=headers)
+        )
         try:
             if answer.status != _OK:
                 text = await call.guard.wait(_read_error(answer))
@@ -214,33 +201,31 @@ class Attempts:
             raise
 
     async def _first_events(self, call: Call, deployment: Deployment, answer: Answer) -> OpenAnswer:
-        if answer.content_type != EVENT_STREAM_TYPES[deployment.provider.wire]:
-            raise _protocol_error(f"content type {answer.content_type!r} for a stream")
-        reader = open_reader(deployment)
+        passage = call.passage
+        assert passage is not None
+        if answer.content_type != passage.event_stream_type(deployment.provider):
+            raise no_answer(f"content type {answer.content_type!r} for a stream")
+        reader = passage.open_reader(deployment)
         payloads: list[bytes] = []
         while not payloads:
             data = await call.guard.wait(answer.read())
             payloads = reader.feed(data) if data else reader.close()
             if not data and not payloads:
-                raise _protocol_error("the stream ended before its first event")
+                raise no_answer("the stream ended before its first event")
         if payloads[0].startswith(DONE):
-            raise _protocol_error("the stream ended before its first event")
-        first = decode_chunk(payloads[0])
-        if is_failure(first):
-            raise error_in_stream(payloads[0], deployment)
+            raise no_answer("the stream ended before its first event")
+        passage.check_first(payloads[0], deployment)
         call.tally.attempt.first_event_ns = call.event_at_ns = time.monotonic_ns()
         return OpenAnswer(answer, reader, payloads, deployment)
 
-    async def _whole(self, call: Call, deployment: Deployment, answer: Answer) -> bytes:
-        body = decode_whole(await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES)), deployment)
-        chunk = decode_chunk(body)
-        if is_failure(chunk):
-            raise error_in_stream(body, deployment)
-        if not chunk.choices or any(choice.message is None for choice in chunk.choices):
-            raise _protocol_error("an answer without a message")
+    async def _whole(self, call: Call, deployment: Deployment, answer: Answer) -> WholeBody:
+        assert call.passage is not None
+        data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
+        whole = WholeBody(data, answer.content_type)
+        whole.body = call.passage.decode_whole(whole, deployment)
         call.tally.attempt.first_event_ns = time.monotonic_ns()
         answer.release()
-        return body
+        return whole
 
     def _fail(self, call: Call, attempt: Attempt, error: UpstreamError) -> None:
         attempt.outcome = Outcome.REFUSED if isinstance(error, UpstreamRefused) else Outcome.UPSTREAM_FAILED
@@ -273,9 +258,3 @@ def _trace_headers(tally: Tally) -> dict[str, str]:
     """Make the span of the running attempt the parent of what the provider does for it."""
     tally.attempt.span_id = new_span_id()
     return {"traceparent": format_traceparent(tally.trace_id, tally.attempt.span_id, is_sampled=tally.is_traced)}
-
-
-def _protocol_error(detail: str) -> UpstreamDown:
-    return UpstreamDown(
-        "The provider sent something that is not an answer.", detail=detail, code="upstream_protocol_error"
-    )

@@ -8,30 +8,40 @@ import asyncio
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 from msgspec import Raw
 from starlette.types import Receive
 
+from meterhouse.asked import Asked, ParsedBody
 from meterhouse.errors import BodyTooSlow, Malformed
-from meterhouse.http.adapt import OnDropped, adapt
+from meterhouse.http.adapt import OnDropped, adapt, adapt_parameters, text_of_raw
 from meterhouse.http.guard import ClientGone
 from meterhouse.providers.catalog import is_hidden_thinker
 from meterhouse.providers.provider import Deployment, Provider
-from meterhouse.request import ChatRequest
+from meterhouse.request import KNOWN_FIELDS, ChatRequest
 from meterhouse.translate.tool_text import GRAMMARS
 from meterhouse.translate.tool_text.prompt import Prompt, render_prompt
 
+Checked = TypeVar("Checked", bound=msgspec.Struct)
+
 _request_decoder = msgspec.json.Decoder(ChatRequest)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
+_raws_decoder = msgspec.json.Decoder(list[Raw] | None)
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
 _CONTENT_ROLES = frozenset({"developer", "system", "user", "tool"})
 _TENANT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
 _MAX_TENANT_VALUE = 64
 _STORED_FIELDS = ("previous_response_id", "conversation", "thread_id", "file_ids", "vector_store_ids")
+MAX_FIELD_BYTES = 65_536
+"""Of a schema, a grammar, or whatever else is not what the model reads: servers compile such before they answer."""
+_LONG_FIELDS = frozenset({"messages", "tools", "functions", "prediction"})
 _STORED_TOOLS = frozenset({"file_search", "code_interpreter", "mcp"})
+_NO_STREAM = (b"false", b"null")
 BODY_SECONDS = 120
 
 
@@ -56,32 +66,15 @@ async def read_body(receive: Receive) -> bytes:
         raise BodyTooSlow(f"The request body did not arrive within {BODY_SECONDS} seconds. Send it again.") from None
 
 
-@dataclass(slots=True)
-class ParsedBody:
-    """A checked request and the raw fields that it came in."""
-
-    request: ChatRequest
-    fields: dict[str, Raw]
-    stream_options: dict[str, object]
-    defaulted: frozenset[str] = frozenset()
-    """Fields that the caller left out and an endpoint filled in: no provider is to refuse the request for them."""
-
-    def let_go(self, kept_bytes: int) -> None:
-        """Drop the raw body, which nobody needs once an answer has begun, and a prompt that is longer than stated."""
-        if "messages" in self.fields and len(self.fields["messages"]) > kept_bytes:
-            self.request.messages = []
-        self.fields = {}
-
-
-def parse_chat(body: bytes) -> ParsedBody:
-    """Check a chat completion request (wire.md 1.2).
+def read_object(body: bytes, decoder: msgspec.json.Decoder[Checked]) -> tuple[dict[str, Raw], Checked]:
+    """Decode a JSON body: one level deep, and checked.
 
     Raises:
-        Malformed: With ``param`` and a code as OpenAI names them.
+        Malformed: With ``param`` and a code as OpenAI names them; also where it names an object stored upstream.
     """
     try:
         fields = _fields_decoder.decode(body)
-        request = _request_decoder.decode(body)
+        request = decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -90,10 +83,39 @@ def parse_chat(body: bytes) -> ParsedBody:
         raise Malformed("The request body is nested too deeply.", code="invalid_json") from None
     for name in _STORED_FIELDS:
         if name in fields and bytes(fields[name]) != b"null":
-            raise _stored(name)
+            raise stored(name)
+    return fields, request
+
+
+def refuse_stream(fields: Mapping[str, Raw]) -> None:
+    """Refuse ``stream`` on a wire whose answers are whole; raises Malformed."""
+    if bytes(fields.get("stream", Raw(b"false"))) not in _NO_STREAM:
+        raise Malformed("'stream' is not supported here.", param="stream", code="unsupported_parameter")
+
+
+def parse_chat(body: bytes) -> ParsedBody:
+    """Check a chat completion request (wire.md 1.2); raises Malformed as ``read_object``."""
+    fields, request = read_object(body, _request_decoder)
+    _check_lengths(fields)
     _check_messages(request)
     _check_options(request)
     return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {})
+
+
+def _check_lengths(fields: dict[str, Raw]) -> None:
+    for name, raw in fields.items():
+        if len(raw) > MAX_FIELD_BYTES and name not in _LONG_FIELDS:
+            raise _too_long(name if name in KNOWN_FIELDS else None)
+    for name in ("tools", "functions"):
+        if name in fields and len(fields[name]) > MAX_FIELD_BYTES:
+            for index, tool in enumerate(_raws_decoder.decode(fields[name]) or ()):
+                if len(tool) > MAX_FIELD_BYTES:
+                    raise _too_long(f"{name}[{index}]")
+
+
+def _too_long(param: str | None) -> Malformed:
+    what = f"'{param}'" if param else "A parameter"
+    return Malformed(f"{what} is longer than {MAX_FIELD_BYTES} bytes. Send less.", param=param)
 
 
 def _stream_options(fields: dict[str, Raw]) -> dict[str, object]:
@@ -131,11 +153,11 @@ def _check_messages(request: ChatRequest) -> None:
             param = f"messages[{index}].tool_call_id"
             raise Malformed(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
         if message.audio is not None and message.audio.id:
-            raise _stored(f"messages[{index}].audio.id")
+            raise stored(f"messages[{index}].audio.id")
         if isinstance(message.content, list):
             for number, part in enumerate(message.content):
                 if part.file is not None and part.file.file_id:
-                    raise _stored(f"messages[{index}].content[{number}].file.file_id")
+                    raise stored(f"messages[{index}].content[{number}].file.file_id")
 
 
 def _check_last(request: ChatRequest) -> None:
@@ -158,13 +180,14 @@ def _check_options(request: ChatRequest) -> None:
         raise Malformed("'tool_choice' must be 'none', 'auto', 'required' or an object.", param="tool_choice")
     for index, tool in enumerate(request.tools or ()):
         if tool.type in _STORED_TOOLS:
-            raise _stored(f"tools[{index}]")
+            raise stored(f"tools[{index}]")
         if tool.type == "function" and tool.function is None:
             param = f"tools[{index}].function"
             raise Malformed(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
 
 
-def _stored(param: str) -> Malformed:
+def stored(param: str) -> Malformed:
+    """Return the error for a parameter that names an object stored upstream."""
     return Malformed(
         f"'{param}' names an object that is stored at a provider, which is not supported: send the content itself.",
         param=param,
@@ -180,6 +203,16 @@ def render_tools(parsed: ParsedBody, provider: Provider) -> Prompt:
     return render_prompt(parsed.fields["messages"], tools, choice, GRAMMARS[provider.tool_call_format])
 
 
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Who gets a body, and what is decided about it."""
+
+    deployment: Deployment
+    organization_id: str
+    allowance_tokens: int | None
+    """What an answer may have at most, per choice; None: nothing is clamped."""
+
+
 class BodyEditor:
     """Makes the body that goes to a deployment; ``secret`` keys the digest that separates tenants upstream."""
 
@@ -188,14 +221,13 @@ class BodyEditor:
         self._on_dropped = on_dropped
         self._encoder = msgspec.json.Encoder(enc_hook=dict)
 
-    def edit(
-        self, parsed: ParsedBody, deployment: Deployment, organization_id: str, allowance_tokens: int | None
-    ) -> bytes:
-        """Return the upstream body: model, bound, usage and quirks of the provider's row.
+    def edit(self, parsed: ParsedBody, recipient: Recipient) -> bytes:
+        """Return the upstream body of a chat completion: model, bound, usage and quirks of the provider's row.
 
         Raises:
             Malformed: The provider's row refuses a parameter, or how the messages end.
         """
+        deployment = recipient.deployment
         provider = deployment.provider
         request = parsed.request
         fields: dict[str, object] = dict(parsed.fields)
@@ -206,8 +238,8 @@ class BodyEditor:
         if provider.renders_tools:
             fields["messages"] = render_tools(parsed, provider).messages
         fields["model"] = deployment.upstream_model
-        self._bound(fields, request, provider, allowance_tokens)
-        self._separate_tenants(fields, request, organization_id)
+        self._bound(fields, request, provider, recipient.allowance_tokens)
+        self._separate_tenants(fields, request, recipient.organization_id)
         if request.store is not None and "store" in fields:
             fields["store"] = False
         if request.stream and provider.sends_include_usage:
@@ -219,6 +251,41 @@ class BodyEditor:
         else:
             fields.pop("stream_options", None)
         return self._encoder.encode(fields)
+
+    def edit_passed(self, asked: Asked, recipient: Recipient, bound_field: str | None) -> dict[str, object]:
+        """Return the fields of a body that is passed through: model, bound, tenants apart, the row's parameters.
+
+        ``bound_field`` is what the wire calls the bound of an answer; None: it has none. ``encode`` makes bytes of it.
+
+        Raises:
+            Malformed: The provider's row refuses a parameter.
+        """
+        fields: dict[str, object] = dict(asked.fields)
+        adapt_parameters(fields, asked.model, recipient.deployment, self._on_dropped)
+        fields["model"] = recipient.deployment.upstream_model
+        if bound_field is not None:
+            bound, allowance = asked.output_tokens, recipient.allowance_tokens
+            if allowance is not None:
+                bound = min(bound or allowance, allowance)
+            if bound is not None:
+                fields[bound_field] = bound
+        for name in _TENANT_FIELDS:
+            value = text_of_raw(fields.get(name))
+            if value:
+                fields[name] = self.separate(value, recipient.organization_id)
+        return fields
+
+    def encode(self, fields: Mapping[str, object]) -> bytes:
+        """Return a body of fields, raw ones as they are."""
+        return self._encoder.encode(fields)
+
+    def separate(self, value: str, organization_id: str) -> str:
+        """Return what a provider may group by under a name that no other tenant can have."""
+        digest = hmac.new(self._secret, organization_id.encode(), hashlib.sha256).hexdigest()[:16]
+        text = f"mh-{digest}-{value}"
+        if len(text) <= _MAX_TENANT_VALUE:
+            return text
+        return f"mh-{digest}-{hashlib.sha256(value.encode()).hexdigest()[:32]}"
 
     def _fill(self, fields: dict[str, object], parsed: ParsedBody, deployment: Deployment) -> None:
         """Set what the rows send when the caller sent nothing, and take back a default that the model would refuse."""
@@ -246,14 +313,7 @@ class BodyEditor:
 
     def _separate_tenants(self, fields: dict[str, object], request: ChatRequest, organization_id: str) -> None:
         """Prefix what a provider may group by, so that no tenant can meet another's cache or abuse record."""
-        given = {name: getattr(request, name) for name in _TENANT_FIELDS if getattr(request, name)}
-        if not given:
-            return
-        digest = hmac.new(self._secret, organization_id.encode(), hashlib.sha256).hexdigest()[:16]
-        for name, value in given.items():
-            if name not in fields:
-                continue
-            text = f"mh-{digest}-{value}"
-            if len(text) > _MAX_TENANT_VALUE:
-                text = f"mh-{digest}-{hashlib.sha256(value.encode()).hexdigest()[:32]}"
-            fields[name] = text
+        for name in _TENANT_FIELDS:
+            value = getattr(request, name)
+            if value and name in fields:
+                fields[name] = self.separate(value, organization_id)

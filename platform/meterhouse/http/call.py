@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 from starlette.types import Receive
 
+from meterhouse.asked import Asked
 from meterhouse.errors import GatewayError, UpstreamTimeout
-from meterhouse.http.body import ParsedBody
 from meterhouse.http.guard import ClientGone, Guard
 from meterhouse.http.outlet import Outlet
+from meterhouse.http.passage import ClientWire, Passage
 from meterhouse.http.tasks import Tasks
 from meterhouse.providers.breaker import Breaker
 from meterhouse.providers.provider import Deployment, Route, Timeouts
@@ -38,13 +39,16 @@ class Pace:
 class Call:
     """An admitted request. Times are monotonic nanoseconds."""
 
-    parsed: ParsedBody
+    wire: ClientWire
+    asked: Asked
     route: Route
     tally: Tally
     outlet: Outlet
     guard: Guard
     receive: Receive
     deployment: Deployment | None = None
+    passage: Passage | None = None
+    """How the deployment that works for this call is asked."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     event_at_ns: int = 0
     """The last data event, or the start of the attempt."""

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from meterhouse.errors import UpstreamDown
-from meterhouse.usage import SUSPECT_TOKENS, Usage
+from meterhouse.http.usage_reading import ReadUsage, read_chat_usage
 
 MAX_NAME_LENGTH = 256
 """A provider's model and tier names are cut to this: they go into every record."""
@@ -19,7 +19,8 @@ UNSEEN_FACTOR = 8
 UNSEEN_BYTES = 1_024
 """A chunk longer than eight times its known text and this much more is searched for text under other names."""
 
-_TEXTLESS_NAMES = frozenset({"role", "id", "type", "index", "audio", "annotations"})
+_TEXTLESS_NAMES = frozenset({"role", "id", "type", "index", "audio", "annotations", "thinking_blocks"})
+"""``thinking_blocks`` are the reasoning once more, with what its provider signed."""
 _NOTHING = (b"", b"null", b"{}", b'""', b"false")
 
 
@@ -58,9 +59,10 @@ class Delta(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """One choice of a chunk (``delta``) or of a body (``message``)."""
+    """One choice of a chunk (``delta``) or of a body (``message``), or of a legacy completion (``text``)."""
 
     index: int = 0
+    text: str | None = None
     delta: Delta | None = None
     message: Delta | None = None
     finish_reason: str | None = None
@@ -166,15 +168,6 @@ def _collect(value: object, pieces: list[str]) -> None:
                 _collect(item, pieces)
 
 
-class ReadUsage(msgspec.Struct):
-    """A usage object as read: ``usage`` if it is whole and can be true, else the parts that are."""
-
-    usage: Usage | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    is_suspect: bool = False
-
-
 def read_usage(chunk: Chunk) -> ReadUsage | None:
     """Find the usage of a chunk or body; None if it carries none."""
     raw = chunk.usage
@@ -185,54 +178,7 @@ def read_usage(chunk: Chunk) -> ReadUsage | None:
     if not is_set(raw):
         return None
     wire = _any_decoder.decode(raw)
-    return _usage_of(wire) if isinstance(wire, dict) else None
-
-
-def _usage_of(wire: dict[str, Any]) -> ReadUsage:
-    prompt_details = _mapping(wire.get("prompt_tokens_details"))
-    output_details = _mapping(wire.get("completion_tokens_details"))
-    input_tokens = wire.get("prompt_tokens")
-    output_tokens = wire.get("completion_tokens")
-    if input_tokens is None and output_tokens is None:
-        return ReadUsage()
-    known = [value for value in (input_tokens, output_tokens) if value is not None]
-    if not all(_is_believable(value) for value in known):
-        return ReadUsage(is_suspect=True)
-    if input_tokens is None or output_tokens is None:
-        return ReadUsage(input_tokens=input_tokens, output_tokens=output_tokens)
-    cached = _part(prompt_details.get("cached_tokens"), wire.get("prompt_cache_hit_tokens"), wire.get("cached_tokens"))
-    cached = min(cached, input_tokens)
-    cache_write = min(_part(prompt_details.get("cache_write_tokens")), input_tokens - cached)
-    input_audio = min(_part(prompt_details.get("audio_tokens")), input_tokens - cached - cache_write)
-    usage = Usage(
-        input_tokens=input_tokens,
-        cached_input_tokens=cached,
-        cache_write_tokens=cache_write,
-        output_tokens=output_tokens,
-        reasoning_tokens=min(
-            _part(output_details.get("reasoning_tokens"), wire.get("reasoning_tokens")), output_tokens
-        ),
-        input_audio_tokens=input_audio,
-        output_audio_tokens=min(_part(output_details.get("audio_tokens")), output_tokens),
-    )
-    return ReadUsage(usage=usage, input_tokens=input_tokens, output_tokens=output_tokens)
-
-
-def _is_believable(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= SUSPECT_TOKENS
-
-
-def _part(*values: object) -> int:
-    """Return the first count that is one; an explicit 0 counts."""
-    for value in values:
-        if _is_believable(value):
-            assert isinstance(value, int)
-            return value
-    return 0
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    return read_chat_usage(wire) if isinstance(wire, dict) else None
 
 
 def _lenient(payload: bytes) -> Chunk:
@@ -263,6 +209,7 @@ def _lenient_choice(choice: dict[str, Any]) -> Choice:
     delta = Delta(content=text)
     return Choice(
         index=index if isinstance(index, int) else 0,
+        text=choice["text"] if isinstance(choice.get("text"), str) else None,
         delta=delta if choice.get("delta") else None,
         message=delta if choice.get("message") else None,
         finish_reason=finish if isinstance(finish, str) else None,

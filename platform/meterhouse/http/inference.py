@@ -1,8 +1,8 @@
-"""``POST /v1/chat/completions``, and the simple chat endpoints: from the key to the released end of the answer.
+"""The inference path of every wire: from the key to the released end of the answer.
 
-It reads top to bottom in ``_serve``: verify, parse, resolve, reserve, answer, settle, barrier, release. Nothing after
+It reads top to bottom in ``_serve``: verify, read, resolve, reserve, answer, settle, barrier, release. Nothing after
 ``reserve`` can skip ``settle``: it is synchronous, in one ``finally``, in one place. The end of an answer leaves only
-when its record is durable. A simple endpoint differs at the two ends only: how a body is read, how the outlet writes.
+when its record is durable. What differs from wire to wire is behind ``ClientWire`` and ``Passage``.
 """
 
 import time
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from starlette.types import Receive, Scope, Send
 
+from meterhouse.asked import Asked
 from meterhouse.errors import (
     GatewayError,
     JournalDown,
@@ -21,22 +22,23 @@ from meterhouse.errors import (
     UpstreamRefused,
 )
 from meterhouse.http.attempts import Attempts
-from meterhouse.http.body import ParsedBody, parse_chat, read_body
 from meterhouse.http.call import Call, Pacer
+from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
-from meterhouse.http.middleware import header
+from meterhouse.http.intake import take_body
+from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
+from meterhouse.http.passage import ClientWire, RelayParts, Whole
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.respond import Headers, rate_limit_headers, refused
-from meterhouse.http.rewriting import RewritingRelay, find_rewriting, rewrite_whole
 from meterhouse.http.shedding import Slot, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.tool_text import with_rendered_tools
-from meterhouse.http.whole import WholeAnswer
 from meterhouse.identity import Principal
+from meterhouse.ids import public_request_id
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.journal import Journal
@@ -46,12 +48,10 @@ from meterhouse.metering import Clock, Demand, Meter, Refusal, Reservation
 from meterhouse.money import Price
 from meterhouse.providers.provider import Route
 from meterhouse.providers.routes import Routes
-from meterhouse.request import InputSize, Tally, measure
+from meterhouse.request import InputSize, Tally
 from meterhouse.telemetry.metrics import Metrics
-from meterhouse.translate.simple_chat import SimpleChat
 from meterhouse.usage import Outcome
 
-CHAT_COMPLETIONS = "/v1/chat/completions"
 KEPT_PROMPT_BYTES = 65_536
 """A longer prompt is let go once the answer has begun; if it must be counted, its estimate is charged."""
 
@@ -79,35 +79,43 @@ class InferenceParts:
     """Who answers a simple endpoint when no model is named; None: the first listed one that the key may use."""
 
 
-class ChatCompletions:
-    """The endpoint; with a simple chat wire, that one's."""
+class InferenceEndpoint:
+    """The endpoint of one wire."""
 
-    def __init__(self, parts: InferenceParts, simple: SimpleChat | None = None) -> None:
+    def __init__(self, parts: InferenceParts, wire: ClientWire) -> None:
         self._parts = parts
+        self._relay_parts = RelayParts(parts.meter, parts.checkpointer, parts.tasks, parts.metrics)
         self._limit_names = LimitNames(parts.routes)
-        self._simple = simple
-        self._path = simple.path if simple is not None else CHAT_COMPLETIONS
+        self._wire = wire
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         exchange = exchange_of(scope)
-        exchange.route = self._path
+        exchange.route = self._wire.path
         with self._parts.slots.take() as slot:
             await self._serve(exchange, slot, (scope, receive, send))
 
     async def _serve(self, exchange: Exchange, slot: Slot, connection: tuple[Scope, Receive, Send]) -> None:
         parts = self._parts
         scope, receive, send = connection
-        principal = await parts.keyring.verify(header(scope, b"authorization"), exchange.address)
+        principal = await parts.keyring.verify(credential_of(scope), exchange.address)
         exchange.principal = principal
+        check_origin(principal, header(scope, b"origin"))
         slot.assign(principal.organization_id)
-        parsed = self._parse(await read_body(receive), principal)
-        exchange.model = parsed.request.model
-        route = parts.routes.resolve(parsed.request.model, parts.clock.now_ms())
-        _permit(principal, parsed.request.model, route)
-        size = with_rendered_tools(measure(parsed.request, parsed.fields), parsed, route)
+        content_type = header(scope, b"content-type") or ""
+        asked = await take_body(
+            receive,
+            lambda body: self._wire.read(body, content_type, lambda: _default_model(parts, principal)),
+            self._wire.most_values,
+        )
+        self._note_headers(asked, scope)
+        exchange.model = asked.model
+        route = parts.routes.resolve(asked.model, parts.clock.now_ms())
+        permit(principal, asked.model, route)
+        route = self._serving(asked, route)
+        size = with_rendered_tools(asked, route)
         prices = parts.routes.snapshot.prices_around(route, parts.clock.now_ms())
-        demand = _demand(exchange, principal, parsed, size, route, prices)
+        demand = _demand(exchange, principal, (asked, size), route, prices)
         limits = self._limit_names.translate(principal.limits)
         if limits is not principal.limits:
             demand = replace(demand, limits=limits)
@@ -115,15 +123,16 @@ class ChatCompletions:
         reservation = await parts.meter.reserve(demand)
         if isinstance(reservation, Refusal):
             parts.metrics.observe_refusal(reservation)
-            raise refused(reservation, parsed.request.model, parts.clock.now_ms())
+            raise refused(reservation, asked.model, parts.clock.now_ms())
         # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
         route = parts.routes.snapshot.reprice(route, reservation.admitted_at_ms)
-        tally = _tally(exchange, demand, size, reservation, asked_ns)
+        tally = _tally(exchange, self._wire.operation, (demand, size, reservation), asked_ns)
         exchange.tally = tally
-        headers = _headers(parsed, demand, reservation, parts.clock.now_ms())
+        headers = _headers(asked, demand, reservation, parts.clock.now_ms())
         if degraded := parts.degraded(reservation):
             headers.append((b"x-meterhouse-degraded", degraded))
-        call = Call(parsed, route, tally, Outlet(send, lambda: headers, self._simple), Guard(), receive)
+        outlet = Outlet(send, lambda: headers, self._wire.envelope, public_request_id(exchange.request_id))
+        call = Call(self._wire, asked, route, tally, outlet, Guard(), receive)
         parts.checkpointer.watch(tally)
         parts.pacer.watch(call)
         try:
@@ -137,25 +146,47 @@ class ChatCompletions:
             call.occupy(None)
             parts.pacer.forget(call)
 
-    def _parse(self, body: bytes, principal: Principal) -> ParsedBody:
-        """Check the body; one of a simple wire becomes OpenAI's first."""
-        if self._simple is None:
-            return parse_chat(body)
-        asked = self._simple.read(body, lambda: _default_model(self._parts, principal))
-        parsed = parse_chat(asked.body)
-        parsed.defaulted = asked.defaulted
-        return parsed
+    def _note_headers(self, asked: Asked, scope: Scope) -> None:
+        """Take from the request's headers what its wire has there; most have nothing.
+
+        Raises:
+            Malformed: A header says what the wire does not know.
+        """
+
+    def _serving(self, asked: Asked, route: Route) -> Route:
+        """Return the deployments that can be asked this at all; what is held is by those.
+
+        Raises:
+            Malformed: There is none.
+        """
+        wire = self._wire
+        usable = tuple(
+            row
+            for row in route.deployments
+            # A model of embeddings writes nothing, and is no model of a chat.
+            if (row.model.max_output_tokens or asked.output_tokens == 0)
+            and wire.find_passage(asked, row.provider) is not None
+        )
+        if len(usable) == len(route.deployments):
+            return route
+        if usable:
+            return Route(route.model, usable)
+        raise asked.chat_refusal or Malformed(
+            f"The model '{asked.model}' cannot be used at {wire.path}: its provider has nothing of the kind.",
+            param="model",
+            code="unsupported_endpoint",
+        )
 
     async def _answer_and_settle(self, call: Call, exchange: Exchange, headers: Headers) -> None:
         parts, tally = self._parts, call.tally
         try:
             answer = await self._answer(call)
             call.is_ending = True
-            await parts.counter.fill(tally, call.parsed.request.messages)
+            await parts.counter.fill(tally, call.asked)
         except (GatewayError, ClientGone) as error:
             call.is_ending = True
             _note_failure(tally, error)
-            await parts.counter.fill(tally, call.parsed.request.messages)
+            await parts.counter.fill(tally, call.asked)
             raise
         finally:
             parts.checkpointer.forget(tally)
@@ -170,23 +201,21 @@ class ChatCompletions:
         if isinstance(answer, StreamRelay):
             await call.outlet.write(answer.end(usage), is_last=True)
         else:
-            await call.outlet.write_whole(headers, answer.body(usage))
+            await call.outlet.write_whole(headers, answer.body(usage), answer.content_type)
         if call.outlet.is_gone and not exchange.status:
             raise ClientGone
 
-    async def _answer(self, call: Call) -> StreamRelay | WholeAnswer:
+    async def _answer(self, call: Call) -> StreamRelay | Whole:
         """Get the answer up to its end from the first deployment that gives one."""
-        parts, tally = self._parts, call.tally
-        if not tally.is_streamed:
-            return _read_whole(call, await parts.attempts.fetch_whole(call), parts.metrics)
-        opened = await parts.attempts.open_stream(call)
-        rewriting = find_rewriting(call)
-        if rewriting is None:
-            relay = StreamRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
-        else:
-            changing = RewritingRelay(call, opened, parts.meter, parts.checkpointer, parts.tasks)
-            relay = changing.rewrite(rewriting, parts.metrics)
-        call.parsed.let_go(KEPT_PROMPT_BYTES)
+        attempts = self._parts.attempts
+        if not call.tally.is_streamed:
+            body = await attempts.fetch_whole(call)
+            assert call.passage is not None
+            return call.passage.read_whole(call, body, self._relay_parts)
+        opened = await attempts.open_stream(call)
+        assert call.passage is not None
+        relay = call.passage.open_relay(call, opened, self._relay_parts)
+        call.asked.let_go(KEPT_PROMPT_BYTES)
         await relay.run()
         return relay
 
@@ -200,24 +229,18 @@ def _default_model(parts: InferenceParts, principal: Principal) -> str:
     if parts.default_model is not None:
         return parts.default_model
     for listed in parts.routes.list_models():
-        if principal.models is None or listed.name in principal.models:
+        if principal.may_use(listed.name):
             return listed.name
     raise Malformed("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
 
 
-def _read_whole(call: Call, body: bytes, metrics: Metrics) -> WholeAnswer:
-    answer = WholeAnswer(call, body)
-    answer.rewrite(lambda whole: rewrite_whole(call, whole, metrics))
-    return answer
-
-
-def _permit(principal: Principal, model: str, route: Route) -> None:
+def permit(principal: Principal, model: str, route: Route) -> None:
     """Refuse what the key may not do.
 
     Raises:
-        NotPermitted: Its list of models lacks this one.
+        NotPermitted: Its own models or its project's lack this one.
     """
-    if principal.models is not None and principal.models.isdisjoint({model, route.model}):
+    if not principal.may_use(model, route.model):
         raise NotPermitted(
             f"This key may not use the model '{model}'. GET /v1/models lists what it may use.",
             param="model",
@@ -228,8 +251,7 @@ def _permit(principal: Principal, model: str, route: Route) -> None:
 def _demand(
     exchange: Exchange,
     principal: Principal,
-    parsed: ParsedBody,
-    size: InputSize,
+    measured: tuple[Asked, InputSize],
     route: Route,
     prices: tuple[Price | None, ...],
 ) -> Demand:
@@ -245,16 +267,18 @@ def _demand(
         thinks_hidden=any(model.thinks_hidden for model in models),
         model=route.model,
     )
-    return build_demand(exchange.request_id, principal, parsed.request, size, prices, bounds)
+    asked, size = measured
+    return build_demand(exchange.request_id, principal, asked, size, prices, bounds)
 
 
-def _tally(exchange: Exchange, demand: Demand, size: InputSize, reservation: Reservation, asked_ns: int) -> Tally:
+def _tally(exchange: Exchange, operation: str, admitted: tuple[Demand, InputSize, Reservation], asked_ns: int) -> Tally:
     assert exchange.principal is not None
+    demand, size, reservation = admitted
     return Tally(
         request_id=exchange.request_id,
         principal=exchange.principal,
         model=demand.model,
-        operation="chat",
+        operation=operation,
         is_streamed=demand.is_streamed,
         reservation=reservation,
         input_tokens_estimate=demand.rate_input_tokens,
@@ -268,10 +292,10 @@ def _tally(exchange: Exchange, demand: Demand, size: InputSize, reservation: Res
     )
 
 
-def _headers(parsed: ParsedBody, demand: Demand, reservation: Reservation, now_ms: int) -> Headers:
+def _headers(asked: Asked, demand: Demand, reservation: Reservation, now_ms: int) -> Headers:
     headers = rate_limit_headers(reservation.states, now_ms)
     allowance = reservation.allowance_tokens
-    if allowance is not None and (parsed.request.asked_output_tokens is None or allowance < demand.output_tokens):
+    if allowance is not None and (asked.output_tokens is None or allowance < demand.output_tokens):
         headers.append((b"x-meterhouse-max-tokens", str(allowance).encode()))
     return headers
 

@@ -15,11 +15,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from meterhouse.admin.guard import SignedIn
-from meterhouse.admin.guard import sign_in as sign_in_admin
-from meterhouse.errors import GatewayError, StoreDown
+from meterhouse.admin.guard import sign_in as sign_in_author
+from meterhouse.errors import GatewayError, NotFound, StoreDown
 from meterhouse.http.account import MayReadUsage, sign_in
 from meterhouse.http.exchange import exchange_of
-from meterhouse.http.respond import render_event
+from meterhouse.http.respond import OPENAI_ENVELOPE
 from meterhouse.http.tasks import Tasks
 from meterhouse.identity import KeyScope
 from meterhouse.telemetry.live import EVERYBODY, Listener, Live, LiveEvent
@@ -71,7 +71,7 @@ class LiveStream(Response):
                 await self._send_events(listener, send)
             except GatewayError as error:
                 exchange_of(scope).error = error
-                last = render_event(error)
+                last = OPENAI_ENVELOPE.event(error, "")
             finally:
                 leaving.cancel()
             await send({"type": "http.response.body", "body": last})
@@ -100,21 +100,22 @@ def build_live_router(parts: LiveParts) -> APIRouter:
     router = APIRouter(tags=["live"])
     verify = sign_in(KeyScope.USAGE)
 
-    @router.get(
-        "/v1/live", summary="This key's requests as they run", response_class=LiveStream, responses=EVENT_STREAM
-    )
+    @router.get("/v1/live", summary="This key's requests as they run", response_class=Response, responses=EVENT_STREAM)
     async def follow_key(request: Request, principal: MayReadUsage) -> LiveStream:
         return LiveStream(parts, principal.organization_id, principal.root_key_id, lambda: verify(request))
 
-    @router.get("/admin/live", summary="All requests as they run", response_class=LiveStream, responses=EVENT_STREAM)
+    @router.get("/admin/live", summary="Requests as they run", response_class=Response, responses=EVENT_STREAM)
     async def follow_all(
         request: Request,
         author: SignedIn,
-        organization_id: Annotated[str, Query(max_length=64, description="Only those of one")] = EVERYBODY,
+        organization_id: Annotated[
+            str, Query(max_length=64, description="Only those of one; unset: all that may be seen")
+        ] = EVERYBODY,
     ) -> LiveStream:
-        return LiveStream(
-            parts, author.actor.organization_id or organization_id, None, lambda: sign_in_admin(request, None)
-        )
+        own = author.actor.organization_id
+        if own is not None and organization_id not in {EVERYBODY, own}:
+            raise NotFound("There is no such organization, or this credential is not bound to it.")
+        return LiveStream(parts, own or organization_id, None, lambda: sign_in_author(request, None))
 
     return router
 

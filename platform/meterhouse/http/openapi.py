@@ -9,22 +9,42 @@ from meterhouse.http.described import (
     ChatCompletion,
     ChatCompletionChunk,
     ErrorAnswer,
+    ResponseEvent,
+    ResponseObject,
     SimpleContent,
     SimpleMessage,
     SimpleMessages,
     SimpleResponse,
 )
+from meterhouse.http.described_messages import (
+    CountedTokens,
+    CountTokensRequest,
+    MessagesAnswer,
+    MessagesErrorAnswer,
+    MessagesEvent,
+    MessagesRequest,
+)
 from meterhouse.request import ChatRequest
+from meterhouse.translate.responses.shape import ResponsesRequest
 
 _SHAPES = (
     ChatRequest,
     ChatCompletion,
     ChatCompletionChunk,
     ErrorAnswer,
+    ResponsesRequest,
+    ResponseObject,
+    ResponseEvent,
     SimpleMessages,
     SimpleMessage,
     SimpleResponse,
     SimpleContent,
+    MessagesRequest,
+    MessagesAnswer,
+    MessagesEvent,
+    MessagesErrorAnswer,
+    CountTokensRequest,
+    CountedTokens,
 )
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
@@ -65,12 +85,21 @@ def _inference_paths(shapes: dict[Any, Schema]) -> Schema:
     errors = shapes[ErrorAnswer]
     content = shapes[SimpleContent]
     return {
+        **_messages_paths(shapes),
         "/v1/chat/completions": _post(
             "create_chat_completion",
             "Create a chat completion, streamed or not",
             shapes[ChatRequest],
             "A chat completion, or with `stream` the events of one, ended by `[DONE]`",
             {_JSON: shapes[ChatCompletion], _EVENTS: shapes[ChatCompletionChunk]},
+            errors,
+        ),
+        "/v1/responses": _post(
+            "create_response",
+            "Create a response, streamed or not",
+            shapes[ResponsesRequest],
+            "A response, or with `stream` its events",
+            {_JSON: shapes[ResponseObject], _EVENTS: shapes[ResponseEvent]},
             errors,
         ),
         "/api/chat": _post(
@@ -95,6 +124,28 @@ def _inference_paths(shapes: dict[Any, Schema]) -> Schema:
             shapes[SimpleMessage],
             "Events named `message` with `content` and `done`; one named `error` where it fails",
             {_EVENTS: content},
+            errors,
+        ),
+    }
+
+
+def _messages_paths(shapes: dict[Any, Schema]) -> Schema:
+    errors = shapes[MessagesErrorAnswer]
+    return {
+        "/v1/messages": _post(
+            "create_message",
+            "Create a message on Anthropic's wire, streamed or not",
+            shapes[MessagesRequest],
+            "A message, or with `stream` its events, ended by `message_stop`",
+            {_JSON: shapes[MessagesAnswer], _EVENTS: shapes[MessagesEvent]},
+            errors,
+        ),
+        "/v1/messages/count_tokens": _post(
+            "count_message_tokens",
+            "Count the tokens of a prompt on Anthropic's wire",
+            shapes[CountTokensRequest],
+            "The count",
+            {_JSON: shapes[CountedTokens]},
             errors,
         ),
     }

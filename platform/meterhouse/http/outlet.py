@@ -11,10 +11,9 @@ from typing import Protocol
 from starlette.types import Message, Send
 
 from meterhouse.errors import GatewayError
-from meterhouse.http.respond import Headers, render_event, send_json
+from meterhouse.http.respond import Envelope, Headers, send_whole
 from meterhouse.http.sse import KEEP_ALIVE_FRAME
 
-OK = 200
 STREAM_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -22,29 +21,45 @@ STREAM_HEADERS: Headers = [
 ]
 
 
-class Dialect(Protocol):
-    """What a client reads in place of OpenAI's wire."""
+FailEvent = Callable[[GatewayError, str], bytes]
+"""Gives the event that ends a stream with an error; the second argument is the public id of the request."""
 
-    def frames(self, data: bytes) -> bytes:
-        """Turn whole events into events of the dialect; empty: there is nothing to say."""
+
+class Dialect(Protocol):
+    """What a client reads in place of chat completions: one object per answer, which may remember what it said."""
+
+    @property
+    def frames(self) -> Callable[[bytes], bytes]:
+        """Turns whole events of chat completions into events of the dialect; empty: there is nothing to say.
+
+        It gets every frame of the answer once and in order, up to and with ``data: [DONE]``, and comments, which stay.
+        The usage is on a chunk before ``[DONE]`` where the translated request asked for ``include_usage``. What is
+        made of the finish, the usage and ``[DONE]`` goes out after the barrier, so the dialect's end is covered by it.
+        """
         ...
 
     @property
     def write_body(self) -> Callable[[bytes], bytes]:
-        """Turns an answer that is not streamed into one of the dialect."""
+        """Turns an answer that is not streamed, with its usage, into one of the dialect."""
+        ...
+
+    def fail(self, error: GatewayError, request_id: str) -> bytes:
+        """Return the event that ends a stream with an error, its blank line included."""
         ...
 
 
 class Outlet:
     """Writes an answer to one client. ``head`` gives the headers at the moment that the head is sent.
 
-    With a dialect, all that is written as OpenAI's is turned into it here, errors in the stream included.
+    With a dialect, all that is written as chat completions is turned into it here, errors in the stream included.
     """
 
     __slots__ = (
         "_dialect",
+        "_fail_event",
         "_head",
         "_is_over",
+        "_request_id",
         "_send",
         "is_gone",
         "is_started",
@@ -53,10 +68,12 @@ class Outlet:
         "wrote_at_ns",
     )
 
-    def __init__(self, send: Send, head: Callable[[], Headers], dialect: Dialect | None = None) -> None:
+    def __init__(self, send: Send, head: Callable[[], Headers], envelope: Envelope, request_id: str) -> None:
         self._send = send
-        self._dialect = dialect
         self._head = head
+        self._dialect: Dialect | None = None
+        self._fail_event: FailEvent = envelope.event
+        self._request_id = request_id
         self._is_over = False
         self.is_started = False
         self.is_gone = False
@@ -65,12 +82,21 @@ class Outlet:
         self.unsent = b""
         """Frames that a failed answer still owes its client: they go out with the error, after the settlement."""
 
-    async def write(self, data: bytes, *, is_last: bool = False) -> None:
-        """Send bytes, and the head before the first of them."""
+    def speak(self, dialect: Dialect) -> None:
+        """Write what comes from now on, which is chat completions, in a dialect."""
+        self._dialect = dialect
+        self._fail_event = dialect.fail
+
+    def fail_with(self, fail_event: FailEvent) -> None:
+        """Say an error in the stream with this event, for an answer that is passed through."""
+        self._fail_event = fail_event
+
+    async def write(self, data: bytes, *, is_last: bool = False, is_plain: bool = False) -> None:
+        """Send bytes, and the head before the first of them. ``is_plain``: they are the client's own already."""
         if self.is_gone or self._is_over:
             return
         self._is_over = is_last
-        if self._dialect is not None:
+        if self._dialect is not None and not is_plain:
             data = self._dialect.frames(data)
         self.wrote_at_ns = self.sending_since_ns = time.monotonic_ns()
         try:
@@ -80,7 +106,7 @@ class Outlet:
         finally:
             self.sending_since_ns = None
 
-    async def write_whole(self, headers: Headers, body: bytes) -> None:
+    async def write_whole(self, headers: Headers, body: bytes, content_type: bytes) -> None:
         """Send an answer that is not streamed."""
         if self.is_gone:
             return
@@ -88,18 +114,19 @@ class Outlet:
             body = self._dialect.write_body(body)
         self.sending_since_ns = time.monotonic_ns()
         try:
-            await send_json(self._send, OK, headers, body)
+            await send_whole(self._send, headers, body, content_type)
         finally:
             self.sending_since_ns = None
 
     async def keep_alive(self) -> None:
         """Send a comment, unless a write is under way."""
         if self.sending_since_ns is None:
-            await self.write(KEEP_ALIVE_FRAME)
+            await self.write(KEEP_ALIVE_FRAME, is_plain=True)
 
     async def fail(self, error: GatewayError) -> None:
         """End a started stream with what was held back of it, one error event and no ``[DONE]`` (design.md 3)."""
-        await self.write(self.unsent + render_event(error), is_last=True)
+        unsent = self._dialect.frames(self.unsent) if self._dialect is not None and self.unsent else self.unsent
+        await self.write(unsent + self._fail_event(error, self._request_id), is_last=True, is_plain=True)
 
     async def _start(self) -> None:
         if not self.is_started:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import msgspec
 
 from meterhouse.errors import MeterDown, UpstreamDown, UpstreamError
-from meterhouse.http.attempts import OpenAnswer
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import (
     MAX_NAME_LENGTH,
@@ -30,12 +29,12 @@ from meterhouse.http.chunk import (
     text_of,
 )
 from meterhouse.http.guard import ClientGone
+from meterhouse.http.passage import OpenAnswer, RelayParts
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
-from meterhouse.http.tasks import Tasks
 from meterhouse.http.tidy import leave_out_usage, tidy
+from meterhouse.http.usage_reading import ReadUsage
 from meterhouse.http.wire import new_completion_id
-from meterhouse.ledger.checkpointer import Checkpointer
-from meterhouse.metering import Demand, Meter
+from meterhouse.metering import Demand
 from meterhouse.providers.refusal import error_in_stream
 from meterhouse.usage import Outcome, Usage
 
@@ -82,18 +81,17 @@ class Progress:
 class StreamRelay:
     """Relays one answer."""
 
-    def __init__(self, call: Call, opened: OpenAnswer, meter: Meter, checkpointer: Checkpointer, tasks: Tasks) -> None:
+    def __init__(self, call: Call, opened: OpenAnswer, parts: RelayParts) -> None:
         self._call = call
         self._opened = opened
-        self._meter = meter
-        self._checkpointer = checkpointer
-        self._tasks = tasks
+        self._parts = parts
+        self._checkpointer = parts.checkpointer
         self._attempt = call.tally.attempt
         self._progress = Progress()
-        request = call.parsed.request
-        self._choices = request.choices
-        self._wants_usage = request.wants_usage
-        self._model = request.model
+        asked = call.asked
+        self._choices = asked.choices
+        self._wants_usage = asked.chat is not None and asked.chat.request.wants_usage
+        self._model = asked.model
         self._finish_reasons = opened.deployment.provider.finish_reasons
 
     async def run(self) -> None:
@@ -184,7 +182,7 @@ class StreamRelay:
         frames: list[bytes] = []
         for index, payload in enumerate(payloads):
             if payload.startswith(DONE):
-                progress.failure = None if progress.is_finished else _ended_early()
+                progress.failure = None if progress.is_finished else ended_early()
                 progress.has_ended = progress.is_done = progress.is_finished
                 break
             try:
@@ -250,7 +248,7 @@ class StreamRelay:
             attempt.service_tier = chunk.service_tier[:MAX_NAME_LENGTH]
         for choice in chunk.choices or ():
             self._note_choice(choice, payload)
-        return self._note_usage(chunk)
+        return self._note_usage(read_usage(chunk))
 
     def _note_choice(self, choice: Choice, payload: bytes) -> None:
         progress, attempt = self._progress, self._attempt
@@ -261,24 +259,28 @@ class StreamRelay:
             if len(payload) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
                 text = all_text_of(payload, choice.index)
             if text:
-                length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-                attempt.output_events += 1
-                attempt.output_bytes += length
-                progress.used_tokens += length
-                if attempt.reported is not None:
-                    attempt.partial, attempt.reported = attempt.reported, None
-                if attempt.output_bytes - length < KEPT_TEXT_BYTES:
-                    attempt.text.append(text)
-                if len(attempt.text) > _PIECES:
-                    attempt.text = ["".join(attempt.text)]
+                self._note_text(text)
             if is_set(delta.audio):
                 attempt.is_countable = False
         if choice.finish_reason:
             progress.finished.add(choice.index)
             attempt.finish_reasons.append(choice.finish_reason)
 
-    def _note_usage(self, chunk: Chunk) -> bool:
-        read = read_usage(chunk)
+    def _note_text(self, text: str) -> None:
+        attempt = self._attempt
+        length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        attempt.output_events += 1
+        attempt.output_bytes += length
+        self._progress.used_tokens += length
+        if attempt.reported is not None:
+            attempt.partial, attempt.reported = attempt.reported, None
+        if attempt.output_bytes - length < KEPT_TEXT_BYTES:
+            attempt.text.append(text)
+        if len(attempt.text) > _PIECES:
+            attempt.text = ["".join(attempt.text)]
+
+    def _note_usage(self, read: ReadUsage | None) -> bool:
+        """Note a usage, if there is one; says whether it is what will be charged."""
         if read is None:
             return False
         attempt = self._attempt
@@ -306,7 +308,7 @@ class StreamRelay:
         if held >= whole:
             return progress.is_finished or self._least_tokens() <= whole
         if progress.used_tokens * 2 >= held and progress.extension is None and not progress.is_refused:
-            progress.extension = self._tasks.start(self._extend(whole))
+            progress.extension = self._parts.tasks.start(self._extend(whole))
         while progress.used_tokens > (reservation.held_output_tokens or 0) < whole:
             if not await self._is_extended(whole):
                 return False
@@ -322,7 +324,7 @@ class StreamRelay:
 
     async def _is_extended(self, whole: int) -> bool:
         """Wait at most a second for an extension that is needed now."""
-        task = self._progress.extension or self._tasks.start(self._extend(whole))
+        task = self._progress.extension or self._parts.tasks.start(self._extend(whole))
         self._progress.extension = task
         done, _ = await self._call.guard.wait(asyncio.wait({task}, timeout=EXTENSION_SECONDS))
         return bool(done) and task.result()
@@ -331,7 +333,7 @@ class StreamRelay:
         reservation, progress = self._call.tally.reservation, self._progress
         more = min(Demand.SLICE_TOKENS * self._choices, whole - (reservation.held_output_tokens or 0))
         try:
-            is_granted = await self._meter.extend(reservation, more)
+            is_granted = await self._parts.meter.extend(reservation, more)
         except MeterDown:
             is_granted = False
         progress.is_refused = not is_granted
@@ -378,7 +380,8 @@ def usage_on_wire(usage: Usage) -> dict[str, object]:
     }
 
 
-def _ended_early() -> UpstreamDown:
+def ended_early() -> UpstreamDown:
+    """Return the error for a stream that ended before its answer was finished."""
     return UpstreamDown(
         "The provider's stream ended before the answer was finished.",
         detail="no finish_reason",

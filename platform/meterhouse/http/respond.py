@@ -1,11 +1,12 @@
 """From results and errors to bytes and headers, in OpenAI's envelope (wire.md 1.5, 1.6).
 
-One ``render`` for an error as a response, one ``render_event`` for an error inside a stream. Only here do errors
-become statuses on a wire.
+One ``render`` for an error as a response. Only here do errors become statuses on a wire; their bodies are an
+``Envelope``'s, which is OpenAI's but for wires of another company.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 from starlette.types import Send
@@ -21,6 +22,48 @@ MAX_RETRY_WAIT_SECONDS = 60
 """Node's SDK waits at most this long; a longer wait is left to the caller (wire.md 1.1)."""
 
 
+class Envelope(Protocol):
+    """The shape of a wire's errors. What else an error is (its code, whether to retry) is the same on every wire."""
+
+    @property
+    def request_id_header(self) -> bytes | None:
+        """A header that carries the request's id beside ``x-request-id``."""
+        ...
+
+    def status(self, error: GatewayError) -> int:
+        """Return the HTTP status; almost always the error's own."""
+        ...
+
+    def body(self, error: GatewayError, request_id: str) -> bytes:
+        """Return the body of an answer; ``request_id`` is the public one."""
+        ...
+
+    def event(self, error: GatewayError, request_id: str) -> bytes:
+        """Return the one event that ends a stream, its blank line included."""
+        ...
+
+
+class OpenAiEnvelope:
+    """``{"error": {message, type, param, code}}`` (wire.md 1.5)."""
+
+    request_id_header: bytes | None = None
+
+    def status(self, error: GatewayError) -> int:
+        """Return the error's own."""
+        return error.status
+
+    def body(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - the protocol's own signature
+        """Return the envelope with all four keys."""
+        return error_body(error)
+
+    def event(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - the protocol's own signature
+        """Return it as a data event."""
+        return b"data: " + error_body(error) + b"\n\n"
+
+
+OPENAI_ENVELOPE = OpenAiEnvelope()
+
+
 def error_body(error: GatewayError) -> bytes:
     """Return ``{"error": {...}}`` with all four keys."""
     return msgspec.json.encode(
@@ -28,9 +71,11 @@ def error_body(error: GatewayError) -> bytes:
     )
 
 
-def render(error: GatewayError) -> tuple[int, Headers, bytes]:
+def render(
+    error: GatewayError, envelope: Envelope = OPENAI_ENVELOPE, request_id: str = ""
+) -> tuple[int, Headers, bytes]:
     """Turn an error into status, headers and body."""
-    body = error_body(error)
+    body = envelope.body(error, request_id)
     headers: Headers = [JSON_TYPE, (b"content-length", str(len(body)).encode())]
     if error.retry_after_seconds is not None:
         headers.append((b"retry-after", str(math.ceil(error.retry_after_seconds)).encode()))
@@ -41,25 +86,20 @@ def render(error: GatewayError) -> tuple[int, Headers, bytes]:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, RefusedByLimit):
         headers += rate_limit_headers(error.states, error.now_ms)
-    return error.status, headers, body
+    return envelope.status(error), headers, body
 
 
-def render_event(error: GatewayError) -> bytes:
-    """Turn an error into the one event that ends a stream."""
-    return b"data: " + error_body(error) + b"\n\n"
-
-
-async def send_json(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    """Send a whole JSON answer."""
-    head = [*headers, JSON_TYPE, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": head})
+async def send_whole(send: Send, headers: Headers, body: bytes, content_type: bytes = JSON_TYPE[1]) -> None:
+    """Send a whole answer of status 200."""
+    head = [*headers, (b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: GatewayError, headers: Headers) -> None:
+async def send_error(send: Send, error: GatewayError, envelope: Envelope, request_id: str) -> None:
     """Send an error as a whole answer."""
-    status, error_headers, body = render(error)
-    await send({"type": "http.response.start", "status": status, "headers": headers + error_headers})
+    status, headers, body = render(error, envelope, request_id)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

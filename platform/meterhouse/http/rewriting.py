@@ -59,7 +59,7 @@ def find_rewriting(call: Call) -> Rewriting | None:
     reads_tags = call.deployment.provider.reads_think_tags
     if tool_text is None and not reads_tags:
         return None
-    return Rewriting(ThoughtsApart(call.parsed.request.choices) if reads_tags else None, tool_text)
+    return Rewriting(ThoughtsApart(call.asked.choices) if reads_tags else None, tool_text)
 
 
 def rewrite_whole(call: Call, body: bytes, metrics: Metrics) -> bytes:
@@ -78,12 +78,10 @@ class RewritingRelay(StreamRelay):
     """Relays an answer that is rewritten. ``rewrite`` must be called before ``run``."""
 
     _rewriting: Rewriting
-    _metrics: Metrics
 
-    def rewrite(self, rewriting: Rewriting, metrics: Metrics) -> "RewritingRelay":
+    def rewrite(self, rewriting: Rewriting) -> "RewritingRelay":
         """Say what rewrites the answer; returns the relay."""
         self._rewriting = rewriting
-        self._metrics = metrics
         return self
 
     async def run(self) -> None:
@@ -95,7 +93,7 @@ class RewritingRelay(StreamRelay):
             raise
         finally:
             if self._rewriting.tool_text is not None:
-                report(self._call, self._rewriting.tool_text, self._metrics)
+                report(self._call, self._rewriting.tool_text, self._parts.metrics)
 
     def end(self, usage: Usage) -> bytes:
         """Return what is sent after the barrier; of an answer that was cut also what was held back until then."""

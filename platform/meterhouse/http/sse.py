@@ -5,6 +5,8 @@ The parser follows the event-stream rules that the SDKs apply (wire.md 1.1): lin
 nothing a provider sends can add a field or an event to what our client reads.
 """
 
+import re
+
 from meterhouse.errors import UpstreamDown
 
 MAX_EVENT_BYTES = 1_048_576
@@ -13,6 +15,7 @@ DONE_FRAME = b"data: [DONE]\n\n"
 KEEP_ALIVE_FRAME = b": keep-alive\n\n"
 
 _DATA_PREFIX = b"data: "
+_KIND = re.compile(r"[a-z0-9_.]{1,64}")
 
 
 def frame(payload: bytes) -> bytes:
@@ -20,6 +23,14 @@ def frame(payload: bytes) -> bytes:
     if b"\n" in payload or b"\r" in payload:
         payload = payload.replace(b"\r", b" ").replace(b"\n", b" ")
     return b"data: " + payload + b"\n\n"
+
+
+def named_frame(kind: str, payload: bytes) -> bytes:
+    """Wrap one payload as an event with a name, on wires whose events are named after their type."""
+    if _KIND.fullmatch(kind) is None:
+        # Nobody knows such an event, and its name could end the line.
+        return frame(payload)
+    return b"event: " + kind.encode() + b"\n" + frame(payload)
 
 
 class SseReader:

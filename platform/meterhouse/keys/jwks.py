@@ -8,7 +8,7 @@ weak, private, symmetric, not for signatures or of a name that another one has i
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ ALGORITHMS: Mapping[str, tuple[str, str]] = {
 _PUBLIC_MEMBERS = ("kty", "n", "e", "crv", "x", "y")
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 
-Fetch = Callable[[], Awaitable[bytes]]
+Fetch = Callable[[], Coroutine[Any, Any, bytes]]
 """Reads the JWKS; raises OSError when it cannot."""
 
 

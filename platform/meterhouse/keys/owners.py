@@ -1,18 +1,22 @@
 """Changes organizations and projects; the same for the command line and for the administration API."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from meterhouse.audit import Action, Change
-from meterhouse.db.organizations import Organization, Project
-from meterhouse.errors import NotFound
+from meterhouse.db.organizations import ALLOW_LIST, DENY_LIST, Organization, Project
+from meterhouse.errors import Conflict, Malformed
 from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.ids import new_id
-from meterhouse.keys.changes import Changes, check_name
+from meterhouse.keys.changes import check_name
+from meterhouse.keys.finder import Finder, no_organization
 from meterhouse.keys.shown import fields_of_project
 from meterhouse.metering import Scope
 
+MOST_MODELS = 1_000
 
-class OwnerChanges(Changes):
+
+class OwnerChanges(Finder):
     """Changes who owns keys. Every method raises StoreDown when there is no database."""
 
     async def create_organization(self, name: str, *, author: Author = COMMAND_LINE) -> Organization:
@@ -41,13 +45,6 @@ class OwnerChanges(Changes):
             await catalog.audit.write(author, replace(change, before={"name": old.name}, after={"name": name}))
         return replace(old, name=name)
 
-    async def get_organization(self, organization_id: str, *, within: str | None = None) -> Organization:
-        """Return an organization; raises NotFound, also for another one than ``within``."""
-        found = await self._catalog.organizations.find_organization(organization_id)
-        if found is None or within not in {None, found.id}:
-            raise no_organization(organization_id)
-        return found
-
     async def create_project(self, organization_id: str, name: str, *, author: Author = COMMAND_LINE) -> Project:
         """Make a project; raises NotFound when there is no such organization, Malformed for a bad name."""
         check_name(name)
@@ -71,18 +68,43 @@ class OwnerChanges(Changes):
         await self._tell_owner(Scope.PROJECT, project_id)
         return await self.get_project(project_id)
 
-    async def get_project(self, project_id: str, *, within: str | None = None) -> Project:
-        """Return a project, archived or not; raises NotFound, also for one outside of the organization ``within``."""
-        project = await self._catalog.organizations.find_project(project_id)
-        if project is None or within not in {None, project.organization_id}:
-            message = f"There is no project '{project_id[:64]}'. List the projects to see their ids."
-            raise NotFound(message, param="project_id")
-        return project
+    async def rename_project(self, project_id: str, name: str, *, author: Author = COMMAND_LINE) -> Project:
+        """Give a project another name; raises NotFound, Malformed, and Conflict for an archived one."""
+        check_name(name)
+        return await self._change_project(project_id, lambda old: replace(old, name=name), author)
 
+    async def set_models(
+        self, project_id: str, mode: str | None, model_ids: Iterable[str], *, author: Author = COMMAND_LINE
+    ) -> Project:
+        """Say which models a project may use: only these, all but these, or (None) every one.
 
-def no_organization(organization_id: str) -> NotFound:
-    """Return the error of whoever asks for an organization that is not there."""
-    return NotFound(f"There is no organization '{organization_id[:64]}'.", param="organization_id")
+        Raises:
+            Malformed: the mode is none, or there are too many models.
+            NotFound: there is no such project.
+            Conflict: it is archived.
+        """
+        if mode not in {None, ALLOW_LIST, DENY_LIST}:
+            raise Malformed(f"The mode must be '{ALLOW_LIST}' or '{DENY_LIST}'.", param="mode")
+        models = tuple(sorted(set(model_ids))) if mode is not None else ()
+        if len(models) > MOST_MODELS:
+            raise Malformed(f"At most {MOST_MODELS} models can be listed.", param="model_ids")
+        changed = await self._change_project(
+            project_id, lambda old: replace(old, model_mode=mode, model_ids=models), author
+        )
+        await self._tell_owner(Scope.PROJECT, project_id)
+        return changed
+
+    async def _change_project(self, project_id: str, change: Callable[[Project], Project], author: Author) -> Project:
+        organization_id = (await self.get_project(project_id)).organization_id
+        async with self._catalog.changing(organization_id) as catalog:
+            old = await catalog.organizations.find_project(project_id)
+            assert old is not None
+            if old.archived_at_ms is not None:
+                raise Conflict(f"Project '{project_id}' is archived, and stays as it is.", param="project_id")
+            new = change(old)
+            await catalog.organizations.update_project(new)
+            await catalog.audit.write(author, change_of_project(Action.PROJECT_UPDATED, old, new))
+        return new
 
 
 def change_of_project(action: Action, before: Project, after: Project) -> Change:

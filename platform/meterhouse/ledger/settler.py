@@ -81,8 +81,7 @@ def charged_usage(tally: Tally, attempt: Attempt) -> tuple[Usage, Exactness]:
             # A running count that went past what is held is why it was cut; what came beyond was not forwarded.
             return _at_most(attempt.reported, held), Exactness.COUNTED
         return attempt.reported, Exactness.REPORTED
-    is_free = outcome in _FREE_UNLESS_REPORTED or (outcome in _FREE_WITHOUT_EVENTS and attempt.first_event_ns is None)
-    if is_free:
+    if _is_free(attempt):
         return Usage(), Exactness.COUNTED
     if not (tally.is_input_countable and attempt.is_countable):
         return _assumed_usage(tally, attempt), Exactness.ASSUMED
@@ -92,6 +91,12 @@ def charged_usage(tally: Tally, attempt: Attempt) -> tuple[Usage, Exactness]:
     if outcome is Outcome.CUT and held is not None:
         usage = _at_most(usage, held)
     return usage, Exactness.COUNTED
+
+
+def _is_free(attempt: Attempt) -> bool:
+    """Whether an attempt that reported nothing costs nothing."""
+    is_unanswered = attempt.outcome in _FREE_WITHOUT_EVENTS and attempt.first_event_ns is None
+    return is_unanswered or attempt.outcome in _FREE_UNLESS_REPORTED
 
 
 def _at_most(usage: Usage, output_tokens: int) -> Usage:
@@ -169,7 +174,7 @@ def _record(tally: Tally, attempt: Attempt, now_ns: int, *, is_last: bool, spent
 
 
 def _charge(attempt: Attempt, usage: Usage, admitted_at_ms: int) -> Charge:
-    if attempt.price is None or usage == Usage():
+    if attempt.price is None or (usage == Usage() and _is_free(attempt)):
         return Charge()
     return charge(attempt.price, usage, admitted_at_ms=admitted_at_ms, service_tier=attempt.service_tier or None)
 

@@ -6,6 +6,7 @@ budget or quota holds what cannot be exceeded.
 
 from dataclasses import dataclass
 
+from meterhouse.asked import Asked
 from meterhouse.errors import NotPriced
 from meterhouse.identity import Principal
 from meterhouse.metering import Demand
@@ -17,12 +18,10 @@ from meterhouse.money import (
     dearest_output_nanos_per_million,
     hold_nanos,
 )
-from meterhouse.request import ChatRequest, InputSize
+from meterhouse.request import InputSize
 
 BYTES_PER_TOKEN = 3
 TOKENS_PER_MESSAGE = 16
-_CALLERS_TOOLS = frozenset({"function", "custom"})
-"""What runs at the caller. Tools of any other type run at the provider, who charges for them."""
 _STANDARD_TIERS = (None, "auto", "default")
 UNASKED_RATE_TOKENS = 4_096
 """What a rate window is debited at first for an answer whose length the caller did not bound; the settlement
@@ -43,36 +42,40 @@ class ModelBounds:
 def build_demand(
     request_id: str,
     principal: Principal,
-    request: ChatRequest,
+    asked: Asked,
     size: InputSize,
     prices: tuple[Price | None, ...],
     bounds: ModelBounds,
 ) -> Demand:
     """Estimate what a request will use over any deployment that may serve it (``prices``: one for each).
 
+    ``size`` is the request's own, or what it grows to on its way.
+
     Raises:
         NotPriced: The principal has a budget, and something asked for has no price or no bound.
     """
     known = [price for price in prices if price is not None]
     if principal.has_budget:
-        _check_priced(request, size, bounds, is_priced=len(known) == len(prices))
-        _check_tier(request, known)
-    asked = request.asked_output_tokens
-    output_tokens = asked or bounds.max_output_tokens
+        _check_priced(asked, is_priced=len(known) == len(prices))
+        _check_bounded(asked, size, bounds, known)
+        _check_tier(asked, known)
+    output_tokens = asked.output_tokens
+    if output_tokens is None:
+        output_tokens = bounds.max_output_tokens
     media = size.images * (bounds.image_tokens or 0)
     return Demand(
         request_id=request_id,
         organization_id=principal.organization_id,
         project_id=principal.project_id,
         root_key_id=principal.root_key_id,
-        model=bounds.model or request.model,
+        model=bounds.model or asked.model,
         limits=principal.limits,
         rate_input_tokens=estimate_input_tokens(size),
-        held_input_tokens=size.text_bytes + TOKENS_PER_MESSAGE * size.messages + media,
+        held_input_tokens=size.text_bytes + size.tokens + TOKENS_PER_MESSAGE * size.messages + media,
         output_tokens=output_tokens,
-        rate_output_tokens=output_tokens if asked else min(output_tokens, UNASKED_RATE_TOKENS),
-        choices=request.choices,
-        is_streamed=bool(request.stream),
+        rate_output_tokens=min(output_tokens, UNASKED_RATE_TOKENS) if asked.output_tokens is None else output_tokens,
+        choices=asked.choices,
+        is_streamed=asked.is_streamed,
         holds_whole_allowance=bounds.thinks_hidden,
         input_nanos_per_million=max((dearest_input_nanos_per_million(p) for p in known), default=0),
         output_nanos_per_million=max((dearest_output_nanos_per_million(p) for p in known), default=0),
@@ -81,43 +84,42 @@ def build_demand(
 
 
 def estimate_input_tokens(size: InputSize) -> int:
-    """Text bytes / 3, rounded up."""
-    return -(-size.text_bytes // BYTES_PER_TOKEN)
+    """Text bytes / 3, rounded up, and what came as tokens."""
+    return -(-size.text_bytes // BYTES_PER_TOKEN) + size.tokens
 
 
-def _check_tier(request: ChatRequest, prices: list[Price]) -> None:
-    tier = request.service_tier
+def _check_tier(asked: Asked, prices: list[Price]) -> None:
+    tier = asked.service_tier
     if tier in _STANDARD_TIERS:
         return
     if any(all(line.service_tier != tier for line in price.components) for price in prices):
         raise NotPriced(
-            f"The service tier '{tier}' has no price for '{request.model}', and this key has a budget. "
+            f"The service tier '{tier}' has no price for '{asked.model}', and this key has a budget. "
             "Leave service_tier out.",
             param="service_tier",
         )
 
 
-def _check_priced(request: ChatRequest, size: InputSize, bounds: ModelBounds, *, is_priced: bool) -> None:
+def _check_priced(asked: Asked, *, is_priced: bool) -> None:
     if not is_priced:
         raise NotPriced(
-            f"The model '{request.model}' has no price, and this key has a budget. "
+            f"The model '{asked.model}' has no price, and this key has a budget. "
             "Ask the operator to set a price for it, or use a priced model.",
             param="model",
         )
-    if size.unbounded_parts or (size.images and bounds.image_tokens is None):
+    if asked.unpriced is not None:
+        raise NotPriced(f"{asked.unpriced.message} This key has a budget.", param=asked.unpriced.param)
+
+
+def _check_bounded(asked: Asked, size: InputSize, bounds: ModelBounds, prices: list[Price]) -> None:
+    is_unbounded = bool(size.unbounded_parts) or (size.images > 0 and bounds.image_tokens is None)
+    if is_unbounded and any(_costs_by_token(price) for price in prices):
         raise NotPriced(
-            f"The cost of an audio, file or image part cannot be bounded for '{request.model}', "
+            f"The cost of an audio, file or image part cannot be bounded for '{asked.model}', "
             "and this key has a budget. Remove the part, or use a key without a budget.",
-            param="messages",
+            param=asked.input_name,
         )
-    if request.web_search_options is not None:
-        raise NotPriced(
-            "Web search has no price here, and this key has a budget. Remove web_search_options.",
-            param="web_search_options",
-        )
-    if any(tool.type not in _CALLERS_TOOLS for tool in request.tools or ()):
-        raise NotPriced(
-            "Tools that run at the provider have no price here, and this key has a budget. "
-            "Use tools of the types function and custom.",
-            param="tools",
-        )
+
+
+def _costs_by_token(price: Price) -> bool:
+    return any(line.kind is not Meterable.REQUEST and line.nanos_per_million for line in price.components)

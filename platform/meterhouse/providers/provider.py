@@ -12,7 +12,19 @@ from typing import Any, Literal, Protocol
 
 from meterhouse.money import Price
 
-Wire = Literal["openai", "ollama", "simulator"]
+Wire = Literal["openai", "ollama", "anthropic", "simulator"]
+EndpointName = Literal[
+    "completions",
+    "embeddings",
+    "responses",
+    "messages",
+    "moderations",
+    "images",
+    "transcriptions",
+    "translations",
+    "speech",
+]
+"""A wire besides chat completions, which every provider has in some form (``Provider.wire``)."""
 OnClientGone = Literal["cancel", "drain"]
 MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
 ReasoningReplay = Literal["keep", "fill", "fill_for_calls"]
@@ -25,6 +37,10 @@ ToolsHandling = Literal["send", "withhold", "prompt"]
 
 
 def _no_mapping() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+def _no_endpoints() -> Mapping[EndpointName, str]:
     return MappingProxyType({})
 
 
@@ -55,6 +71,8 @@ class ModelRule:
     prefixes: tuple[str, ...]
     """How the upstream models' names begin."""
     dropped_parameters: frozenset[str] = frozenset()
+    thinks_by_budget: bool = False
+    """Whether such a model is told to think by a number of tokens, and not by an effort (Anthropic)."""
 
 
 NO_RULE = ModelRule(prefixes=())
@@ -84,6 +102,13 @@ class Provider:
     credential_prefix: str = "Bearer "
     extra_headers: Mapping[str, str] = field(default_factory=_no_mapping)
     chat_path: str = "/chat/completions"
+    endpoints: Mapping[EndpointName, str] = field(default_factory=_no_endpoints)
+    """The wires that it serves itself, with their paths: a request on one of them is passed through. What is not in
+    here goes over chat completions where it can be translated, and is refused else."""
+    embeddings_max_inputs: int = 2_048
+    """How many inputs one request for embeddings may have."""
+    sends_floats_only: bool = False
+    """Whether ``encoding_format`` base64 is refused or not known: then floats are asked for, and encoded here."""
     models_path: str = "/models"
     health_path: str = "/models"
 
@@ -133,6 +158,8 @@ class Provider:
     on_client_gone: OnClientGone = "cancel"
     """``cancel``: it stops billing when we hang up. ``drain``: it bills anyway, so its usage is worth waiting for."""
 
+    empty_account_phrases: tuple[str, ...] = ()
+    """What it says, in lower case, under a status of the caller's when it is our account that is empty."""
     doubtful_refusals: frozenset[int] = frozenset({403})
     """Statuses that may refuse our account or what a caller asked for: no single one takes a deployment out."""
     discovers_models: bool = False
@@ -176,7 +203,7 @@ class Model:
     context_tokens: int | None
     """What fits in as input; None where unknown."""
     max_output_tokens: int
-    """What it answers at most; assumed by the provider's row where unknown."""
+    """What it answers at most; assumed by the provider's row where unknown, 0 for one that makes embeddings."""
     thinks_hidden: bool = False
     image_tokens_bound: int | None = None
     """No image counts for more; None: no bound is known."""

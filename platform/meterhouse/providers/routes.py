@@ -46,7 +46,8 @@ class ListedModel:
     created_seconds: int
     """When this list was made: providers do not agree on what a model's date is."""
     context_tokens: int | None
-    max_output_tokens: int
+    max_output_tokens: int | None
+    """None for one that writes nothing."""
     shutdown: date | None = None
     """The day on which its provider will stop serving it, where that is known."""
 
@@ -335,7 +336,12 @@ def _deploy(active: ActiveProvider, model: Model) -> Deployment:
 
 def _list(model: Model, created_seconds: int) -> ListedModel:
     return ListedModel(
-        model.name, model.provider, created_seconds, model.context_tokens, model.max_output_tokens, model.shutdown
+        model.name,
+        model.provider,
+        created_seconds,
+        model.context_tokens,
+        model.max_output_tokens or None,
+        model.shutdown,
     )
 
 

@@ -7,6 +7,7 @@ them is taken to show all that it charges (``shows_all_output``): each has a way
 from datetime import date
 from types import MappingProxyType
 
+from meterhouse.providers.endpoints import AZURE_ENDPOINTS, OPENAI_ENDPOINTS, serving
 from meterhouse.providers.provider import ModelRule, Provider, Quirk, Timeouts
 from meterhouse.providers.rows_local import HIDDEN_THINKING
 
@@ -28,6 +29,7 @@ HOSTED_PROVIDERS = (
         name=OPENAI,
         wire="openai",
         base_url="https://api.openai.com/v1",
+        endpoints=OPENAI_ENDPOINTS,
         credential_names=("OPENAI_API_KEY",),
         dropped_message_fields=_REASONING,
         max_tokens_field="max_completion_tokens",
@@ -100,6 +102,7 @@ HOSTED_PROVIDERS = (
         name=DEEPSEEK,
         wire="openai",
         base_url="https://api.deepseek.com",
+        endpoints=serving(messages="/anthropic/v1/messages"),
         credential_names=("DEEPSEEK_API_KEY",),
         assumed_max_output_tokens=384_000,
         reasoning_replay="fill",
@@ -144,6 +147,9 @@ HOSTED_PROVIDERS = (
                 **{region: _MAAS % region for region in _MAAS_REGIONS},
             }
         ),
+        endpoints=serving("embeddings"),
+        embeddings_max_inputs=10,
+        sends_floats_only=True,
         credential_names=("DASHSCOPE_API_KEY",),
         denied_parameters=frozenset({"enable_search", "search_options"}),
         assumed_max_output_tokens=131_072,
@@ -226,6 +232,7 @@ HOSTED_PROVIDERS = (
         name="groq",
         wire="openai",
         base_url="https://api.groq.com/openai/v1",
+        endpoints=serving("transcriptions", "translations", "speech"),
         credential_names=("GROQ_API_KEY",),
         max_tokens_field="max_completion_tokens",
         assumed_max_output_tokens=65_536,
@@ -246,6 +253,7 @@ HOSTED_PROVIDERS = (
         name="openrouter",
         wire="openai",
         base_url="https://openrouter.ai/api/v1",
+        endpoints=serving("completions", "embeddings"),
         credential_names=("OPENROUTER_API_KEY",),
         denied_parameters=frozenset({"models", "route", "plugins", "preset"}),
         doubtful_refusals=frozenset({402, 403}),
@@ -283,6 +291,7 @@ HOSTED_PROVIDERS = (
         name="mistral",
         wire="openai",
         base_url="https://api.mistral.ai/v1",
+        endpoints=serving("embeddings", "moderations", "transcriptions"),
         credential_names=("MISTRAL_API_KEY",),
         renames=MappingProxyType({"seed": "random_seed"}),
         value_renames=MappingProxyType({"tool_choice": MappingProxyType({"required": "any"})}),
@@ -314,6 +323,7 @@ HOSTED_PROVIDERS = (
         name="together",
         wire="openai",
         base_url="https://api.together.ai/v1",
+        endpoints=serving("completions", "embeddings", "images", "transcriptions", "speech"),
         credential_names=("TOGETHER_API_KEY", "TOGETHERAI_API_KEY"),
         assumed_max_output_tokens=128_000,
         price_source="together",
@@ -326,6 +336,7 @@ HOSTED_PROVIDERS = (
         name="gemini",
         wire="openai",
         base_url="https://generativelanguage.googleapis.com/v1beta/openai",
+        endpoints=serving("embeddings", "images"),
         credential_names=("GEMINI_API_KEY",),
         denied_parameters=frozenset({"logit_bias"}),
         dropped_parameters=frozenset({"user", "store", "service_tier", "safety_identifier", "prompt_cache_key"}),
@@ -354,6 +365,7 @@ HOSTED_PROVIDERS = (
         base_url=None,
         base_url_names=("AZURE_OPENAI_ENDPOINT",),
         base_url_suffix="/openai/v1",
+        endpoints=AZURE_ENDPOINTS,
         credential_names=("AZURE_OPENAI_API_KEY",),
         credential_header="api-key",
         credential_prefix="",

@@ -6,6 +6,7 @@ Invariant: data only; every quirk has the day since which it is known and where 
 from datetime import date
 from types import MappingProxyType
 
+from meterhouse.providers.endpoints import serving
 from meterhouse.providers.provider import Provider, Quirk, Timeouts
 
 OPENAI_COMPATIBLE = "openai_compatible"
@@ -37,6 +38,7 @@ LOCAL_PROVIDERS = (
         sends_include_usage=False,
         discovers_models=True,
         timeouts=LOCAL_TIMEOUTS,
+        endpoints=serving(embeddings="/api/embed", completions="/v1/completions"),
         quirks=(
             Quirk(
                 date(2026, 8, 21),
@@ -61,6 +63,7 @@ LOCAL_PROVIDERS = (
         sends_continuous_usage=True,
         discovers_models=True,
         timeouts=LOCAL_TIMEOUTS,
+        endpoints=serving("completions", "embeddings", "messages", "transcriptions", "translations"),
         quirks=(
             Quirk(
                 date(2026, 8, 21),
@@ -91,6 +94,7 @@ LOCAL_PROVIDERS = (
         sends_continuous_usage=True,
         discovers_models=True,
         timeouts=LOCAL_TIMEOUTS,
+        endpoints=serving("completions", "embeddings", "messages"),
         quirks=(
             Quirk(
                 date(2026, 10, 30),
@@ -119,6 +123,7 @@ LOCAL_PROVIDERS = (
         assumed_max_output_tokens=16_384,
         discovers_models=True,
         timeouts=LOCAL_TIMEOUTS,
+        endpoints=serving("completions", "embeddings"),
         quirks=(
             Quirk(
                 date(2026, 8, 21),
@@ -179,6 +184,7 @@ LOCAL_PROVIDERS = (
         sends_include_usage=False,
         discovers_models=True,
         timeouts=LOCAL_TIMEOUTS,
+        endpoints=serving("completions", "transcriptions"),
         quirks=(
             Quirk(
                 date(2026, 11, 13),
@@ -225,6 +231,9 @@ LOCAL_PROVIDERS = (
         discovers_models=True,
         hidden_thinking_prefixes=HIDDEN_THINKING,
         timeouts=LOCAL_TIMEOUTS,
+        endpoints=serving(
+            "completions", "embeddings", "moderations", "images", "transcriptions", "translations", "speech"
+        ),
         quirks=(
             Quirk(
                 date(2026, 11, 20),

@@ -4,7 +4,6 @@ Invariant: deterministic; the same request has the same answer (but for its id a
 tokens that it emitted, one per piece. Not here: routing to it, and its price.
 """
 
-import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +14,11 @@ from typing import Any
 
 import msgspec
 
-from meterhouse.errors import UpstreamDown, UpstreamTimeout
 from meterhouse.providers.catalog import SIMULATED_PART_TOKENS
 from meterhouse.providers.provider import Endpoint
 from meterhouse.providers.schema_example import smallest_value
+from meterhouse.providers.simulated import SimulatedAnswer, refuse
+from meterhouse.providers.simulated_vectors import embed
 
 TOKENS_PER_SECOND = 50
 INSTANT_MODEL = "simulator-instant"
@@ -97,7 +97,7 @@ class _Plan:
 
 
 class Simulator:
-    """Answers chat completions, streamed and not, at 50 tokens/s (``simulator``) or at once (``simulator-instant``)."""
+    """Answers embeddings, and chat completions at 50 tokens/s (``simulator``) or at once (``simulator-instant``)."""
 
     def __init__(
         self, *, tokens_per_second: float = TOKENS_PER_SECOND, now_seconds: Callable[[], float] = time.time
@@ -116,77 +116,20 @@ class Simulator:
         timeout_seconds: float | None = None,  # noqa: ARG002 - the seam's own signature
     ) -> "SimulatedAnswer":
         """Answer a request; a body that is no chat request has a 400, another path a 404, like a provider's."""
+        if path == endpoint.provider.endpoints["embeddings"]:
+            return embed(body)
         if path != endpoint.provider.chat_path:
-            return _refuse(404, f"The simulator has no {path}.")
+            return refuse(404, f"The simulator has no {path}.")
         try:
             request = _REQUESTS.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return _refuse(400, f"The simulator cannot read the request: {error}")
+            return refuse(400, f"The simulator cannot read the request: {error}")
         plan = _plan(request)
         speaker = _Speaker(request, plan, body, int(self._now_seconds()))
         pause = 0.0 if request.model == INSTANT_MODEL else self._pause_seconds
         if is_streamed:
             return SimulatedAnswer(200, "text/event-stream", speaker.events(), pause)
         return SimulatedAnswer(200, "application/json", iter([speaker.whole()]), pause * plan.tokens)
-
-
-class SimulatedAnswer:
-    """An answer whose parts are made as they are read, each after a pause."""
-
-    retry_after_seconds: float | None = None
-
-    def __init__(self, status: int, content_type: str, parts: Iterator[bytes], pause_seconds: float) -> None:
-        self.status = status
-        self.content_type = content_type
-        self._parts = parts
-        self._pause_seconds = pause_seconds
-        self._waiter: asyncio.Future[None] | None = None
-        self._is_over = False
-
-    async def read(self) -> bytes:
-        """Return the next part, ``b""`` at the end; see ``Answer``."""
-        if self._pause_seconds and not self._is_over:
-            await self._pause()
-        else:
-            # Whoever reads an instant answer in a loop must not keep the others waiting.
-            await asyncio.sleep(0)
-        if self._is_over:
-            raise UpstreamDown("The connection was closed by us.")
-        return next(self._parts, b"")
-
-    async def read_all(self, limit_bytes: int, *, timeout_seconds: float | None = None) -> bytes:
-        """Return the rest of the body; see ``Answer``."""
-        parts = []
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                while part := await self.read():
-                    parts.append(part)
-        except TimeoutError as error:
-            raise UpstreamTimeout("The provider simulator did not answer in time.") from error
-        body = b"".join(parts)
-        if len(body) > limit_bytes:
-            raise UpstreamDown(f"The provider simulator answered with more than {limit_bytes} bytes.")
-        return body
-
-    def abort(self) -> None:
-        """Stop; a reader that waits is woken."""
-        self._is_over = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def release(self) -> None:
-        """End the answer."""
-        self.abort()
-
-    async def _pause(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiter = waiter = loop.create_future()
-        timer = loop.call_later(self._pause_seconds, _wake, waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
 
 
 class _Speaker:
@@ -338,13 +281,3 @@ def _count_input(request: _Request) -> int:
     parts = (part for message in request.messages if isinstance(message.content, list) for part in message.content)
     others = sum(1 for part in parts if part.get("type") != "text")
     return max(1, -(-text_bytes // BYTES_PER_INPUT_TOKEN)) + others * SIMULATED_PART_TOKENS
-
-
-def _refuse(status: int, message: str) -> SimulatedAnswer:
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    return SimulatedAnswer(status, "application/json", iter([msgspec.json.encode({"error": error})]), 0.0)
-
-
-def _wake(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -12,13 +12,21 @@ from meterhouse.identity import Role
 from meterhouse.keys.secret import make
 
 PLACES = {
+    "{organization_id}": "org_x",
     "{project_id}": "proj_x",
     "{key_id}": "key_x",
+    "{api_key_id}": "key_x",
+    "{service_account_id}": "svcacct_x",
+    "{rate_limit_id:path}": "rl-x",
+    "{alert_id}": "alert_x",
+    "{webhook_id}": "wh_x",
+    "{month}": "2026-01",
     "{name}": "prov_x",
     "{model:path}": "model_x",
     "{request_id}": "req_x",
+    "/admin/live": f"/admin/live?organization_id={'x' * 65}",
 }
-"""Objects that are not there, for each word of a path."""
+"""Objects that are not there, for each word of a path; and what makes a stream without an end a 400."""
 
 
 def path_of(template: str) -> str:
@@ -129,6 +137,8 @@ def test_failed_sign_ins_are_limited_and_inference_is_not(strict: Gateway) -> No
     error = error_of(body)
     assert (status, error["code"]) == (429, "rate_limit_exceeded"), "a right guess does not show while it is limited"
     assert 0 < int(headers["retry-after"]) <= 3_600
+    for path in ("/v1/organization/projects", "/v1/organization/audit_logs", "/admin/audit"):
+        assert strict.request("GET", path, key=strict.admin_key)[0] == 429, "they count together"
     assert strict.chat("simulator-instant")[0] == 200
     assert strict.request("GET", "/v1/models")[0] == 200
 

@@ -162,6 +162,8 @@ def test_nobody_sees_what_is_anothers(gateway: Gateway, tenant: Tenant, requests
         ("records?day=tomorrow", "day"),
         ("records?day=2026-11-28&start_time=5", "day"),
         ("records?limit=0", "limit"),
+        ("records?project_id=" + "x" * 257, "project_id"),
+        ("export?organization_id=" + "x" * 257, "organization_id"),
         ("records?models=x", "models"),
         ("export?start_time=-1", "start_time"),
     ],

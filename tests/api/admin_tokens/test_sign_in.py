@@ -59,7 +59,8 @@ def test_an_owner_s_token_is_bound_to_its_organization(house: Gateway, issuer: I
         assert client.admin.organization.usage.costs(start_time=int(time.time()) - 60).object == "page"
     path = f"/admin/ledger/records?organization_id={other.organization_id}"
     assert ask(house, mine, path)[0] == 404
-    assert ask(house, mine, "/admin/organizations")[0] == 403
+    assert [one["id"] for one in ask(house, mine, "/admin/organizations")[1]["data"]] == [tenant.organization_id]
+    assert ask(house, mine, "/admin/tokens/revoke", "POST", {"token_id": "x"})[0] == 403
     nobody = token(issuer, meterhouse_role="owner", meterhouse_organization="org_gone")
     assert ask(house, nobody)[0] == 403
 

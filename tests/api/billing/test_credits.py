@@ -5,7 +5,6 @@ import json
 from api.asking import Tenant, error_of
 from fakes.gateway import Gateway
 from meterhouse.billing.credits import CreditOrder, Credits
-from meterhouse.db.credits import CreditStore
 
 MODEL = "normal?tokens=10&first_ms=1"
 CHARGE = 10 * 4_000_000
@@ -13,9 +12,9 @@ CHARGE = 10 * 4_000_000
 
 def add(gateway: Gateway, organization_id: str, nanos: int, reference: str) -> None:
     stores = gateway.parts.stores
-    credits_of = Credits(stores.ledger, stores.catalog, CreditStore(stores.engine), stores.clock)
+    credits_of = Credits(stores.catalog, stores.service, stores.clock)
     order = CreditOrder(organization_id, nanos, reference, "me")
-    gateway.run(lambda: credits_of.add(order, stores.service))
+    gateway.run(lambda: credits_of.add(order))
 
 
 def spend(gateway: Gateway, key: str) -> tuple[int, bytes]:

@@ -1,0 +1,120 @@
+"""A request of any wire once it is checked: what the path from the key to the record needs to know of it.
+
+Invariant: pure. A wire's own request is read where the wire is (``http.wires``); from there on everything that holds,
+sends, counts and records looks at ``Asked`` only, so that a new wire adds no branch to any of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from msgspec import Raw
+
+from meterhouse.errors import Malformed
+from meterhouse.request import ChatRequest, InputSize, measure
+
+_CALLERS_TOOLS = frozenset({"function", "custom"})
+"""What runs at the caller. Tools of any other type run at the provider, who charges for them."""
+
+
+@dataclass(slots=True)
+class ParsedBody:
+    """A checked chat completion request and the raw fields that it came in."""
+
+    request: ChatRequest
+    fields: dict[str, Raw]
+    stream_options: dict[str, object]
+    defaulted: frozenset[str] = frozenset()
+    """Fields that the caller left out and an endpoint filled in: no provider is to refuse the request for them."""
+
+    def let_go(self, kept_bytes: int) -> None:
+        """Drop the raw body, which nobody needs once an answer has begun, and a prompt that is longer than stated."""
+        if "messages" in self.fields and len(self.fields["messages"]) > kept_bytes:
+            self.request.messages = []
+        self.fields = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Unpriced:
+    """Something asked for that the provider runs and charges for, and that has no price here."""
+
+    param: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class FormPart:
+    """One field of a form: a text, or a file with its name and type."""
+
+    name: str
+    content: bytes
+    filename: str | None = None
+    content_type: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as a text."""
+        return str(self.content, "utf-8", "replace")
+
+
+@dataclass(slots=True, kw_only=True)
+class Asked:
+    """What was asked for."""
+
+    model: str
+    size: InputSize
+    is_streamed: bool = False
+    choices: int = 1
+    output_tokens: int | None = None
+    """The bound of the answer that the client asked for, per choice; None: it asked for none, 0: it writes nothing."""
+    service_tier: str | None = None
+    unpriced: Unpriced | None = None
+    input_name: str = "messages"
+    """What the wire calls the field that the input is in, for errors."""
+    chat: ParsedBody | None = None
+    """The request as a chat completion; None where it has no such form, and can only be passed through."""
+    chat_refusal: Malformed | None = None
+    """Why it has no such form, to be said where nobody serves the wire itself; None: the wire never has one."""
+    fields: dict[str, Raw] = field(default_factory=dict)
+    """The body one level deep, on the wire that it came on: what is passed through is made of it."""
+    form: tuple[FormPart, ...] = ()
+    """The same of a body that is a form; the ``content-type`` that it goes out with is in ``headers``."""
+    headers: Mapping[str, str] | None = None
+    """What goes upstream with the body, beside what goes with every body."""
+    texts: list[str] = field(default_factory=list)
+    """The prompt, to be counted where nobody reports a usage and there is no ``chat``."""
+
+    def let_go(self, kept_bytes: int) -> None:
+        """Drop what nobody needs once an answer has begun; a prompt longer than stated is not counted any more."""
+        if self.chat is not None:
+            self.chat.let_go(kept_bytes)
+        self.fields = {}
+        self.form = ()
+        if sum(map(len, self.texts)) > kept_bytes:
+            self.texts = []
+
+
+def ask_chat(parsed: ParsedBody) -> Asked:
+    """Return what a chat completion request asks for."""
+    request = parsed.request
+    return Asked(
+        model=request.model,
+        size=measure(request, parsed.fields),
+        is_streamed=bool(request.stream),
+        choices=request.choices,
+        output_tokens=request.asked_output_tokens,
+        service_tier=request.service_tier,
+        unpriced=find_unpriced(request),
+        chat=parsed,
+    )
+
+
+def find_unpriced(request: ChatRequest) -> Unpriced | None:
+    """Return the first thing that a chat completion request asks for beside tokens."""
+    if request.web_search_options is not None:
+        return Unpriced("web_search_options", "Web search has no price here. Remove web_search_options.")
+    if request.tools and any(tool.type not in _CALLERS_TOOLS for tool in request.tools):
+        return Unpriced(
+            "tools",
+            "Tools that run at the provider have no price here. Use tools of the types function and custom.",
+        )
+    return None

@@ -1,0 +1,80 @@
+"""The passage over chat completions: how every chat request goes, and what is translated into one.
+
+What the provider speaks is behind ``wire``, quirks of its row behind ``body``; what the client speaks in place of chat
+completions is the dialect that its wire gives to the outlet. Between the two an answer is chat completions always.
+"""
+
+from meterhouse.asked import Asked
+from meterhouse.http.body import BodyEditor, Recipient
+from meterhouse.http.call import Call
+from meterhouse.http.chunk import decode_chunk, is_failure
+from meterhouse.http.passage import OpenAnswer, RelayParts, Whole, WholeBody
+from meterhouse.http.relay import StreamRelay
+from meterhouse.http.rewriting import RewritingRelay, find_rewriting, rewrite_whole
+from meterhouse.http.whole import WholeAnswer
+from meterhouse.http.wire import UPSTREAM_WIRES, Reader
+from meterhouse.providers.provider import Deployment, Provider
+from meterhouse.providers.refusal import error_in_stream, no_answer
+
+
+class OverChat:
+    """Asks for a chat completion on whatever wire the provider has."""
+
+    def path(self, provider: Provider) -> str:
+        """Return the row's path of chat completions."""
+        return provider.chat_path
+
+    def encode(self, asked: Asked, recipient: Recipient, editor: BodyEditor) -> bytes:
+        """Return the chat completion request in the provider's own wire."""
+        assert asked.chat is not None
+        body = editor.edit(asked.chat, recipient)
+        wire = UPSTREAM_WIRES[recipient.deployment.provider.wire]
+        return wire.encode(body, recipient.deployment, is_streamed=asked.is_streamed)
+
+    def event_stream_type(self, provider: Provider) -> str:
+        """Return that of the provider's wire."""
+        return UPSTREAM_WIRES[provider.wire].event_stream_type
+
+    def open_reader(self, deployment: Deployment) -> Reader:
+        """Return a reader that gives chat completion chunks."""
+        return UPSTREAM_WIRES[deployment.provider.wire].open_reader(deployment)
+
+    def check_first(self, payload: bytes, deployment: Deployment) -> None:
+        """Raise the error that the first payload is, if it is one."""
+        if is_failure(decode_chunk(payload)):
+            raise error_in_stream(payload, deployment)
+
+    def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
+        """Return the answer as a chat completion with a message in each choice."""
+        body = UPSTREAM_WIRES[deployment.provider.wire].decode_whole(answer.body, deployment)
+        chunk = decode_chunk(body)
+        if is_failure(chunk):
+            raise error_in_stream(body, deployment)
+        if not chunk.choices or any(choice.message is None for choice in chunk.choices):
+            raise no_answer("an answer without a message")
+        return body
+
+    def open_relay(self, call: Call, opened: OpenAnswer, parts: RelayParts) -> StreamRelay:
+        """Return the relay; the outlet translates what it writes where the client speaks something else."""
+        speak(call)
+        rewriting = find_rewriting(call)
+        if rewriting is None:
+            return StreamRelay(call, opened, parts)
+        return RewritingRelay(call, opened, parts).rewrite(rewriting)
+
+    def read_whole(self, call: Call, answer: WholeBody, parts: RelayParts) -> Whole:
+        """Read a chat completion."""
+        speak(call)
+        read = WholeAnswer(call, answer.body)
+        read.rewrite(lambda whole: rewrite_whole(call, whole, parts.metrics))
+        return read
+
+
+def speak(call: Call) -> None:
+    """Let the outlet speak the client's own wire, now that it is known that chat completions come in."""
+    dialect = call.wire.open_dialect(call.asked)
+    if dialect is not None:
+        call.outlet.speak(dialect)
+
+
+OVER_CHAT = OverChat()

@@ -1,0 +1,138 @@
+"""From a provider's usage object to ours, by the wire that it came on.
+
+Invariant: a count that cannot be true is not believed, and marked; a part is never more than its whole. Cached, written
+and audio tokens are parts of the input here, also where the wire counts them beside it.
+"""
+
+from typing import Any
+
+import msgspec
+
+from meterhouse.request import Attempt
+from meterhouse.usage import SUSPECT_TOKENS, Usage
+
+Fields = dict[str, Any]
+
+
+class ReadUsage(msgspec.Struct):
+    """A usage object as read: ``usage`` if it is whole and can be true, else the parts that are."""
+
+    usage: Usage | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    is_suspect: bool = False
+
+
+def read_chat_usage(wire: Fields) -> ReadUsage:
+    """Read that of chat completions and completions, in every spelling that a provider has (wire.md 7, row 14)."""
+    prompt_details = _mapping(wire.get("prompt_tokens_details"))
+    output_details = _mapping(wire.get("completion_tokens_details"))
+    read = _read_totals(wire.get("prompt_tokens"), wire.get("completion_tokens"))
+    if read.input_tokens is None or read.output_tokens is None:
+        return read
+    cached = _part(prompt_details.get("cached_tokens"), wire.get("prompt_cache_hit_tokens"), wire.get("cached_tokens"))
+    read.usage = _compose(
+        read,
+        cached=cached,
+        cache_write=_part(prompt_details.get("cache_write_tokens")),
+        input_audio=_part(prompt_details.get("audio_tokens")),
+        reasoning=_part(output_details.get("reasoning_tokens"), wire.get("reasoning_tokens")),
+        output_audio=_part(output_details.get("audio_tokens")),
+    )
+    return read
+
+
+def read_input_usage(wire: Fields) -> ReadUsage:
+    """Read that of embeddings, which write nothing (wire.md 1.8); some servers say only the total."""
+    tokens = wire.get("prompt_tokens")
+    read = _read_totals(wire.get("total_tokens") if tokens is None else tokens, 0)
+    if read.input_tokens is not None:
+        read.usage = Usage(input_tokens=read.input_tokens)
+    return read
+
+
+def read_responses_usage(wire: Fields) -> ReadUsage:
+    """Read that of responses, and of images and transcriptions, which have the same names (wire.md 1.10)."""
+    input_details = _mapping(wire.get("input_tokens_details") or wire.get("input_token_details"))
+    output_details = _mapping(wire.get("output_tokens_details") or wire.get("output_token_details"))
+    read = _read_totals(wire.get("input_tokens"), wire.get("output_tokens"))
+    if read.input_tokens is None or read.output_tokens is None:
+        return read
+    read.usage = _compose(
+        read,
+        cached=_part(input_details.get("cached_tokens")),
+        cache_write=_part(input_details.get("cache_write_tokens")),
+        input_audio=_part(input_details.get("audio_tokens")),
+        reasoning=_part(output_details.get("reasoning_tokens")),
+        output_audio=_part(output_details.get("audio_tokens")),
+    )
+    return read
+
+
+def read_messages_usage(wire: Fields) -> ReadUsage:
+    """Read that of Anthropic's messages, whose input leaves out what was cached and what was written (wire.md 1.11)."""
+    cached = _part(wire.get("cache_read_input_tokens"))
+    written = _part(wire.get("cache_creation_input_tokens"))
+    fresh = wire.get("input_tokens")
+    read = _read_totals(fresh, wire.get("output_tokens"))
+    if read.input_tokens is not None:
+        read.input_tokens += cached + written
+    if read.input_tokens is not None and read.output_tokens is not None:
+        details = _mapping(wire.get("output_tokens_details"))
+        reasoning = _part(details.get("thinking_tokens"))
+        read.usage = _compose(read, cached=cached, cache_write=written, reasoning=reasoning)
+    return read
+
+
+def note_usage(attempt: Attempt, read: ReadUsage) -> None:
+    """Put what was read into an attempt: as reported where it is whole, else as the parts that are known."""
+    attempt.is_suspect = read.is_suspect
+    attempt.reported = read.usage
+    attempt.known_input_tokens, attempt.known_output_tokens = read.input_tokens, read.output_tokens
+
+
+def _read_totals(input_tokens: Any, output_tokens: Any) -> ReadUsage:
+    known = [value for value in (input_tokens, output_tokens) if value is not None]
+    if not all(_is_believable(value) for value in known):
+        return ReadUsage(is_suspect=True)
+    return ReadUsage(input_tokens=input_tokens, output_tokens=output_tokens)
+
+
+def _compose(
+    read: ReadUsage,
+    *,
+    cached: int = 0,
+    cache_write: int = 0,
+    input_audio: int = 0,
+    reasoning: int = 0,
+    output_audio: int = 0,
+) -> Usage:
+    input_tokens, output_tokens = read.input_tokens or 0, read.output_tokens or 0
+    cached = min(cached, input_tokens)
+    cache_write = min(cache_write, input_tokens - cached)
+    return Usage(
+        input_tokens=input_tokens,
+        cached_input_tokens=cached,
+        cache_write_tokens=cache_write,
+        output_tokens=output_tokens,
+        reasoning_tokens=min(reasoning, output_tokens),
+        input_audio_tokens=min(input_audio, input_tokens - cached - cache_write),
+        output_audio_tokens=min(output_audio, output_tokens),
+    )
+
+
+def _is_believable(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= SUSPECT_TOKENS
+
+
+def _part(*values: object) -> int:
+    """Return the first count that is one; an explicit 0 counts."""
+    for value in values:
+        if _is_believable(value):
+            assert isinstance(value, int)
+            return value
+    return 0
+
+
+def _mapping(value: object) -> Fields:
+    return value if isinstance(value, dict) else {}

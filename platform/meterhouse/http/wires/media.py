@@ -1,0 +1,235 @@
+"""Moderations, images and sound: passed through to a provider that has them, one body each way.
+
+A request counts as one; tokens count where the provider reports them. What makes or reads an image or a sound has a
+cost that its text does not bound, so that under a budget only a price per request will do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Raw
+
+from meterhouse.asked import Asked
+from meterhouse.errors import Malformed
+from meterhouse.http.body import BodyEditor, Recipient, read_object, refuse_stream
+from meterhouse.http.call import Call
+from meterhouse.http.intake import MAX_VALUES
+from meterhouse.http.outlet import Dialect
+from meterhouse.http.passage import Passage, RelayParts, Whole, WholeBody
+from meterhouse.http.passing import PassThrough, choose_passage, text_in
+from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope
+from meterhouse.http.usage_reading import Fields, ReadUsage, read_responses_usage
+from meterhouse.ids import random_base62
+from meterhouse.providers.provider import Deployment, EndpointName, Provider
+from meterhouse.providers.refusal import no_answer
+from meterhouse.request import Attempt, InputSize, utf8_length
+from meterhouse.translate.form import read_form, write_form
+from meterhouse.usage import Outcome, Usage
+
+DEFAULT_MODERATION_MODEL = "omni-moderation-latest"
+MAX_NAME_LENGTH = 256
+JSON = "application/json"
+_BYTES = ("audio/", "text/plain", "text/vtt", "application/x-subrip", "application/octet-stream")
+"""How the types of answers begin that are no JSON; a page of HTML is none of them."""
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
+
+
+class ModerationRequest(msgspec.Struct, kw_only=True):
+    """The body of ``POST /v1/moderations``. ``input``: a text, texts, or parts with texts and images."""
+
+    input: Raw
+    model: Name = DEFAULT_MODERATION_MODEL
+
+
+class ImageRequest(msgspec.Struct, kw_only=True):
+    """The body of ``POST /v1/images/generations``."""
+
+    model: Name
+    prompt: Annotated[str, Meta(min_length=1, max_length=32_000)]
+    n: Annotated[int, Meta(ge=1, le=10)] | None = None
+    size: str | None = None
+    quality: str | None = None
+    response_format: str | None = None
+    user: str | None = None
+
+
+class SpeechRequest(msgspec.Struct, kw_only=True):
+    """The body of ``POST /v1/audio/speech``."""
+
+    model: Name
+    input: Annotated[str, Meta(min_length=1, max_length=4_096)]
+    voice: Raw
+    instructions: str | None = None
+    response_format: str | None = None
+    speed: Annotated[float, Meta(ge=0.25, le=4)] | None = None
+    stream_format: str | None = None
+
+
+FORM = 0
+"""How many JSON values a form has."""
+
+_moderation_decoder = msgspec.json.Decoder(ModerationRequest)
+_image_decoder = msgspec.json.Decoder(ImageRequest)
+_speech_decoder = msgspec.json.Decoder(SpeechRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class MediaWire:
+    """One of these wires: what differs is how its body is read."""
+
+    path: str
+    operation: str
+    passed: PassThrough
+    read_body: Callable[[bytes, str], Asked]
+    """Gets the body and its content type; raises Malformed."""
+    most_values: int = MAX_VALUES
+    envelope: Envelope = OPENAI_ENVELOPE
+
+    def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
+        """Check a request."""
+        return self.read_body(body, content_type)
+
+    def find_passage(self, asked: Asked, provider: Provider) -> Passage | None:
+        """Return the passage to a provider that has it."""
+        return choose_passage(self.passed, asked, provider)
+
+    def open_dialect(self, asked: Asked) -> Dialect | None:  # noqa: ARG002 - the protocol's own signature
+        """Return none: it never goes over chat."""
+        return None
+
+
+class PassedMedia(PassThrough):
+    """Passes one of these endpoints through: JSON or a form there, JSON or bytes back."""
+
+    def __init__(self, endpoint: EndpointName) -> None:
+        self.endpoint = endpoint
+
+    def encode(self, asked: Asked, recipient: Recipient, editor: BodyEditor) -> bytes:
+        """Return the body, a form as one written anew."""
+        if not asked.form:
+            return super().encode(asked, recipient, editor)
+        assert asked.headers is not None
+        model = recipient.deployment.upstream_model.encode()
+        parts = [replace(part, content=model) if part.name == "model" else part for part in asked.form]
+        return write_form(parts, asked.headers["content-type"].rpartition("boundary=")[2])
+
+    def adapt(self, fields: dict[str, object], recipient: Recipient, editor: BodyEditor) -> None:
+        """Change nothing."""
+
+    def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
+        """Return the body, if it is of a type that these wires have, and no error."""
+        if answer.content_type == JSON:
+            return super().decode_whole(answer, deployment)
+        if not answer.content_type.startswith(_BYTES):
+            raise no_answer(f"content type {answer.content_type!r} for a sound or a text")
+        return answer.body
+
+    def read_whole(self, call: Call, answer: WholeBody, parts: RelayParts) -> Whole:
+        """Note a JSON answer; a sound or a text says nothing of itself."""
+        if answer.content_type == JSON:
+            return super().read_whole(call, answer, parts)
+        attempt = call.tally.attempt
+        if answer.content_type.startswith("text/"):
+            _note(str(answer.body, "utf-8", "replace"), attempt)
+        attempt.outcome = Outcome.CLIENT_GONE if call.is_draining else Outcome.COMPLETED
+        return PlainBody(answer)
+
+    def read_usage(self, wire: Fields) -> ReadUsage:
+        """Read ``input_tokens`` and ``output_tokens``; a duration is none of them."""
+        return read_responses_usage(wire)
+
+    def note_text(self, fields: dict[str, Raw], attempt: Attempt) -> None:
+        """Count the text of a transcription."""
+        _note(text_in(fields, "text"), attempt)
+
+
+class PlainBody:
+    """An answer that is no JSON: a sound, or a text."""
+
+    def __init__(self, answer: WholeBody) -> None:
+        self._body = answer.body
+        self.content_type = answer.content_type.encode()
+
+    def body(self, usage: Usage) -> bytes:  # noqa: ARG002 - the protocol's own signature
+        """Return the provider's bytes."""
+        return self._body
+
+
+def read_moderation(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as the readers of forms
+    """Read a text, texts, or parts."""
+    fields, request = read_object(body, _moderation_decoder)
+    refuse_stream(fields)
+    given = msgspec.json.decode(request.input)
+    entries = given if isinstance(given, list) else [given]
+    parts = [entry for entry in entries if isinstance(entry, dict)]
+    texts = [entry for entry in entries if isinstance(entry, str)]
+    texts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    if not entries or len(entries) != len(parts) + sum(isinstance(entry, str) for entry in entries):
+        raise Malformed("Invalid value for 'input': expected a text, texts, or parts.", param="input")
+    images = sum("text" not in part for part in parts)
+    size = InputSize(sum(map(utf8_length, texts)), len(entries), 0, images)
+    return _ask(request.model, fields, size, texts)
+
+
+def read_image(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as the readers of forms
+    """Read what is to be drawn."""
+    fields, request = read_object(body, _image_decoder)
+    refuse_stream(fields)
+    asked = _ask(request.model, fields, InputSize(utf8_length(request.prompt), 1, 0, 1), [request.prompt])
+    asked.input_name = "prompt"
+    return asked
+
+
+def read_speech(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as the readers of forms
+    """Read what is to be said."""
+    fields, request = read_object(body, _speech_decoder)
+    refuse_stream(fields)
+    if request.stream_format not in {None, "audio"}:
+        raise Malformed("'stream_format' can only be 'audio' here.", param="stream_format", code="unsupported_value")
+    texts = [request.input, *([request.instructions] if request.instructions else [])]
+    return _ask(request.model, fields, InputSize(sum(map(utf8_length, texts)), 1, 0, 1), texts)
+
+
+def read_sound(body: bytes, content_type: str) -> Asked:
+    """Read a form with a file to be listened to."""
+    parts = read_form(body, content_type)
+    named = {part.name: part for part in parts}
+    for name in ("model", "file"):
+        if name not in named or not named[name].content:
+            text = f"Missing required parameter: '{name}'."
+            raise Malformed(text, param=name, code="missing_required_parameter")
+    if named["model"].filename is not None or len(named["model"].content) > MAX_NAME_LENGTH:
+        raise Malformed("Invalid value for 'model': expected the name of a model.", param="model")
+    if "stream" in named and named["stream"].text.lower() not in {"", "false", "0"}:
+        raise Malformed("'stream' is not supported here.", param="stream", code="unsupported_parameter")
+    texts = [part.text for part in parts if part.filename is None and part.name == "prompt"]
+    asked = _ask(named["model"].text, {}, InputSize(sum(map(utf8_length, texts)), 1, 0, 1), texts)
+    asked.form = tuple(parts)
+    asked.input_name = "file"
+    asked.headers = {"content-type": f"multipart/form-data; boundary=meterhouse-{random_base62(32)}"}
+    return asked
+
+
+def _ask(model: str, fields: dict[str, Raw], size: InputSize, texts: list[str]) -> Asked:
+    return Asked(model=model, size=size, output_tokens=0, input_name="input", fields=fields, texts=texts)
+
+
+def _note(text: str, attempt: Attempt) -> None:
+    if text:
+        attempt.text.append(text)
+        attempt.output_bytes += utf8_length(text)
+        attempt.output_events += 1
+
+
+MEDIA_WIRES = (
+    MediaWire("/v1/moderations", "moderations", PassedMedia("moderations"), read_moderation),
+    MediaWire("/v1/images/generations", "images", PassedMedia("images"), read_image),
+    MediaWire(
+        "/v1/audio/transcriptions", "audio_transcriptions", PassedMedia("transcriptions"), read_sound, most_values=0
+    ),
+    MediaWire("/v1/audio/translations", "audio_translations", PassedMedia("translations"), read_sound, most_values=0),
+    MediaWire("/v1/audio/speech", "audio_speeches", PassedMedia("speech"), read_speech),
+)
+"""Their operations have the names under which OpenAI's usage endpoints ask for them, where there is one."""
