@@ -59,7 +59,6 @@ MATRIX: Mapping[str, frozenset[Role]] = MappingProxyType(
         "GET /v1/organization/usage/embeddings": LOOKERS,
         "GET /v1/organization/costs": LOOKERS,
         "GET /admin/series": LOOKERS,
-        "GET /admin/live": LOOKERS,
         "GET /admin/ledger/records": CHANGERS,
         "GET /admin/ledger/receipts/{request_id}": CHANGERS,
         "GET /admin/ledger/public-key": CHANGERS,
