@@ -35,15 +35,7 @@ def read_page(after: Cursor = None, before: Cursor = None, limit: PageSize = 20,
     return PageQuery(limit, after, before, is_newest_first=order == "desc")
 
 
-def read_newest_page(
-    after: Cursor = None, before: Cursor = None, limit: PageSize = 20, order: Order = "desc"
-) -> PageQuery:
-    """Read which page is asked for, the newest object first."""
-    return PageQuery(limit, after, before, is_newest_first=order == "desc")
-
-
 OldestFirst = Annotated[PageQuery, Depends(read_page)]
-NewestFirst = Annotated[PageQuery, Depends(read_newest_page)]
 
 
 class AdminRoute(APIRoute):
