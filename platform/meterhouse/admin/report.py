@@ -17,6 +17,8 @@ from meterhouse.errors import Malformed
 from meterhouse.money import Meterable, format_usd
 
 EMBEDDINGS = "embeddings"
+NO_COMPLETIONS = (EMBEDDINGS, "count_tokens")
+"""Operations in which nothing is generated."""
 ADJUSTMENT_ITEM = "adjustment"
 """The line item of credits and later charges."""
 UNLABELED = "unlabeled"
@@ -86,9 +88,9 @@ Shape = Callable[[Wanted, Report], Results]
 
 
 async def report_completions(store: ReportStore, wanted: Wanted) -> bytes:
-    """Return a page of everything that was generated: all operations but embeddings."""
+    """Return a page of everything that was generated."""
     query = _query(wanted, USAGE_MEASURES, _columns(wanted.group_by))
-    return await _report(store, wanted, replace(query, never={"operation": (EMBEDDINGS,)}), _shape_completions)
+    return await _report(store, wanted, replace(query, never={"operation": NO_COMPLETIONS}), _shape_completions)
 
 
 async def report_embeddings(store: ReportStore, wanted: Wanted) -> bytes:
