@@ -6,7 +6,7 @@ see what is not here (``admin.usage``), nor where a bucket begins (``admin.span`
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -218,7 +218,6 @@ class _Line:
     nanos: int = 0
     quantity: int | None = None
     unit: str | None = None
-    labels: dict[str, object] = field(default_factory=dict)
 
 
 def _shape_costs(wanted: Wanted, report: Report) -> Results:
@@ -288,7 +287,11 @@ def _group_of(wanted: Wanted, one: AdjustmentSums) -> tuple[str | None, ...]:
 
 def _costs(wanted: Wanted, lines: Mapping[tuple[int, tuple[str | None, ...]], _Line]) -> Results:
     results: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for (bucket_ms, (*group, item)), line in sorted(lines.items(), key=_order):
+    labels: dict[tuple[str | None, ...], dict[str, object]] = {}  # the same in every bucket
+    for (bucket_ms, place), line in sorted(lines.items(), key=_order):
+        item = place[-1]
+        if place not in labels:
+            labels[place] = {**_labels(wanted, COSTS_GROUP_NAMES, place[:-1]), "line_item": item}
         has_quantity = item is not None and line.quantity is not None
         results[bucket_ms].append(
             {
@@ -297,8 +300,7 @@ def _costs(wanted: Wanted, lines: Mapping[tuple[int, tuple[str | None, ...]], _L
                 "amount": {"value": msgspec.Raw(format_usd(line.nanos).encode()), "currency": "usd"},
                 "quantity": line.quantity if has_quantity else None,
                 "quantity_unit": line.unit if has_quantity else None,
-                **_labels(wanted, COSTS_GROUP_NAMES, group),
-                "line_item": item,
+                **labels[place],
             }
         )
     return results
