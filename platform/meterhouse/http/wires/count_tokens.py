@@ -17,7 +17,7 @@ from meterhouse.http.call import Call
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.inference import InferenceParts, permit
 from meterhouse.http.intake import MAX_VALUES
-from meterhouse.http.middleware import credential_of
+from meterhouse.http.middleware import credential_of, first_headers
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage
 from meterhouse.http.respond import Envelope, send_whole
@@ -99,7 +99,7 @@ class CountTokensEndpoint(MessagesEndpoint):
         exchange = exchange_of(scope)
         exchange.route = wire.path
         with parts.slots.take() as slot:
-            principal = await parts.keyring.verify(credential_of(scope), exchange.address)
+            principal = await parts.keyring.verify(credential_of(first_headers(scope)), exchange.address)
             exchange.principal = principal
             slot.assign(principal.organization_id)
             body = await read_body(receive)
