@@ -6,5 +6,6 @@ pytest_plugins = [
     "plugins.meters",
     "plugins.real_model",
     "plugins.servers",
+    "plugins.soak",
     "plugins.timing",
 ]

@@ -30,11 +30,20 @@ class Action(StrEnum):
     API_KEY_DELETED = "api_key.deleted"
     ADMIN_KEY_CREATED = "admin_api_key.created"
     ADMIN_KEY_DELETED = "admin_api_key.deleted"
+    ADJUSTMENT_CREATED = "adjustment.created"
+    TOKEN_REVOKED = "token.revoked"  # noqa: S105 - a name of an event
     PRICE_CREATED = "price.created"
     PROVIDER_UPDATED = "provider.updated"
     PROVIDER_DELETED = "provider.deleted"
     ROUTE_UPDATED = "route.updated"
     ROUTE_DELETED = "route.deleted"
+    SPEND_ALERT_CREATED = "spend_alert.created"
+    SPEND_ALERT_UPDATED = "spend_alert.updated"
+    SPEND_ALERT_DELETED = "spend_alert.deleted"
+    WEBHOOK_CREATED = "webhook.created"
+    WEBHOOK_DELETED = "webhook.deleted"
+    CREDIT_ADDED = "credit.added"
+    INVOICE_ISSUED = "invoice.issued"
 
 
 @dataclass(frozen=True, slots=True)

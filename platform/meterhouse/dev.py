@@ -27,6 +27,7 @@ from meterhouse.gateway import Gateway, Options, open_gateway
 from meterhouse.http.connection import connection_type
 from meterhouse.keys.service import KeyOrder
 from meterhouse.ledger.files import FileLayer
+from meterhouse.process import forbid_dumps
 from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.stores import Stores, make_folder, write_secret
 
@@ -81,6 +82,7 @@ async def run_dev(
     Raises:
         SettingsError: Something outside the code has to change; the text says what.
     """
+    forbid_dumps()
     with bind(host, port) as listener:
         make_folder(settings.data)
         with lock_folder(settings.data):

@@ -13,10 +13,17 @@ from functools import partial
 from typing import BinaryIO
 
 from meterhouse.admin.guard import AdminLimiter, TokenVerifier
+from meterhouse.admin.ledger import LedgerParts
 from meterhouse.admin.router import AdminParts
 from meterhouse.admin.supply import SupplyParts
+from meterhouse.admin.usage import UsageParts
+from meterhouse.back_office import open_back_office
+from meterhouse.db.books import Books
+from meterhouse.db.records import RecordStore
+from meterhouse.db.reports import ReportStore
 from meterhouse.dispatch import build_attempts
 from meterhouse.errors import StreamCut
+from meterhouse.exports import LedgerFiles
 from meterhouse.http.account import AccountParts
 from meterhouse.http.call import Pace, Pacer
 from meterhouse.http.exchange import Observer
@@ -26,10 +33,12 @@ from meterhouse.http.live import LiveParts
 from meterhouse.http.shedding import LoopProbe, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
+from meterhouse.issuer import open_token_verifier
 from meterhouse.keys.changes import NOTICE
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.files import FileLayer, OsFiles
+from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.settler import Settler
 from meterhouse.live_channel import WANTED_NOTICE, LiveChannel
 from meterhouse.metering import Meter, Reservation
@@ -161,6 +170,9 @@ async def open_gateway(
         metrics.watch(Watched.LIVE_LISTENERS, lambda: len(live.listeners))
         _start_loops(inference, settings, stores)
         start_upkeep(tasks, stores, metrics, parts)
+        office = await stack.enter_async_context(open_back_office(settings, stores))
+        for every_seconds, work in office.beats:
+            tasks.keep(partial(repeat, every_seconds, work))
         tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
         yield Gateway(
             settings=settings,
@@ -181,10 +193,30 @@ async def open_gateway(
                 clock=stores.clock,
             ),
             live=LiveParts(live, tasks),
+            tokens=open_token_verifier(settings, stores.clock, stores.catalog),
             admin=AdminParts(
-                stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference), stores.ledger
+                service=stores.service,
+                catalog=stores.catalog,
+                supply=_supply_parts(stores, supply, vault, inference),
+                books=_ledger_parts(settings, stores),
+                balances=stores.ledger,
+                usage=UsageParts(ReportStore(stores.engine), stores.clock),
+                token_issuer=settings.oidc_issuer,
+                billing=office.billing,
             ),
         )
+
+
+def _ledger_parts(settings: Settings, stores: Stores) -> LedgerParts:
+    books = Books(stores.engine, hash_row)
+    return LedgerParts(
+        records=RecordStore(stores.engine),
+        ledger=stores.ledger,
+        seals=books.seals,
+        keys=stores.catalog.keys,
+        prices=stores.catalog.prices,
+        exports=LedgerFiles(books, settings.data, stores.clock),
+    )
 
 
 def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: InferenceParts) -> SupplyParts:
@@ -301,6 +333,7 @@ def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog)
     metrics.watch(Watched.TASKS, lambda: len(asyncio.all_tasks()))
     metrics.watch(Watched.KEYRING_HITS, lambda: inference.keyring.hits)
     metrics.watch(Watched.KEYRING_MISSES, lambda: inference.keyring.misses)
+    metrics.watch(Watched.REFUSED_SIGN_INS, lambda: inference.keyring.refused)
     metrics.watch(Watched.DROPPED_LOG_LINES, lambda: request_log.dropped_lines)
 
 

@@ -30,6 +30,8 @@ class Principal:
     """The only models of its project; None: every model."""
     denied_models: frozenset[str] = frozenset()
     """Models that its project may not use, by the names under which they are listed."""
+    origins: tuple[str, ...] | None = None
+    """Of a client token: the pages that may use it, as far as a browser says; None: it is a key."""
 
     def may_use(self, *names: str) -> bool:
         """Say whether key and project may use a model, by the names that it goes by."""
@@ -61,6 +63,8 @@ class ActorKind(StrEnum):
 
     ADMIN_KEY = "admin_key"
     JWT = "jwt"
+    CLI = "cli"
+    """Nothing: a command, by a user of the operating system."""
     PROCESS = "process"
     """Nothing: whoever can start a command has the database anyway."""
 

@@ -56,6 +56,14 @@ def _check_origins(text: str) -> str:
     return text
 
 
+def _check_algorithms(text: str) -> str:
+    """Refuse what is no signature by a private key: with a shared secret whoever checks a token can make one."""
+    if not {name.strip() for name in text.split(",")} <= SIGNATURES:
+        raise ValueError(f"expected any of {', '.join(sorted(SIGNATURES))}, separated by commas")
+    return text
+
+
+SIGNATURES = frozenset({"RS256", "RS384", "RS512", "ES256", "ES384", "ES512"})
 REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 RedisAddress = Annotated[SecretStr, AfterValidator(partial(_check_address, REDIS_SCHEMES))]
@@ -64,6 +72,8 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[str, AfterValidator(_check_rate)]
 Origins = Annotated[str, AfterValidator(_check_origins)]
+Algorithms = Annotated[str, AfterValidator(_check_algorithms)]
+Claim = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class SettingsError(Exception):
@@ -134,6 +144,9 @@ class Settings(BaseSettings):
         1, description="A worker whose event loop is late by more than this again and again refuses requests"
     )
     max_body_bytes: Count = Field(20 * 1_048_576, description="Longest request body")
+    body_memory_bytes: Count = Field(
+        256 * 1_048_576, description="Most bytes of request bodies that a worker holds; beyond it longer ones get 503"
+    )
     journal_durability: Literal["fsync", "write"] = Field(
         "fsync", description="`write` survives a killed process, but not a loss of power"
     )
@@ -178,8 +191,58 @@ class Settings(BaseSettings):
     cors_origins: Origins | None = Field(
         None, description="Pages that may call from a browser: `https://app.example.com,http://localhost:3000`"
     )
+    alert_seconds: Seconds = Field(15, description="How often spend alerts are looked at")
+    private_webhooks: bool = Field(
+        False, description="Whether webhooks may have private addresses, other ports than 443, and plain http"
+    )
+    smtp_host: str | None = Field(None, description="Mail server for spend alerts; unset: no e-mail")
+    smtp_port: Annotated[int, Field(gt=0, lt=65_536)] = Field(587, description="Its port")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="`tls` from the first byte (port 465); `none` only without a password"
+    )
+    smtp_sender: str | None = Field(None, description="Address that e-mail comes from")
+    smtp_username: str | None = Field(None, description="Login at the mail server")
+    smtp_password: SecretStr | None = Field(None, description="Password at the mail server")
+    invoice_after_hours: Count | None = Field(
+        None, description="Invoices of a month are issued so long after its end; unset: only when asked for"
+    )
+    cloudevents_url: str | None = Field(
+        None, description="Where usage is sent as CloudEvents, such as OpenMeter's `/api/v1/events`; unset: nowhere"
+    )
+    cloudevents_token: SecretStr | None = Field(None, description="Bearer token for that address")
+    cloudevents_seconds: Seconds = Field(10, description="How often usage is sent there")
+    export_folder: Path | None = Field(None, description="Folder for signed exports of the ledger; unset: none")
+    export_seconds: Seconds = Field(86_400, description="How often one is written there")
+    key_failure_rate: Rate = Field(
+        "20/minute", description="Requests with a wrong key per address; then only keys known to be good are let in"
+    )
     admin_rate: Rate = Field("300/minute", description="Administration requests per address")
     admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")
+
+    oidc_issuer: str | None = Field(
+        None, description="The `iss` of tokens that administrators may sign in with; unset: only admin keys"
+    )
+    oidc_audience: str | None = Field(None, description="What a token's `aud` must name")
+    oidc_jwks: str | None = Field(
+        None, description="The issuer's public keys: an https address, or a file; https is not needed on this machine"
+    )
+    oidc_algorithms: Algorithms = Field(
+        "RS256,ES256", description="What tokens may be signed with: any of RS256, RS384, RS512, ES256, ES384, ES512"
+    )
+    oidc_role_claim: Claim = Field(
+        "meterhouse_role",
+        description="The claim that says `operator`, `owner` or `reader`; `/a/b` is the claim `b` inside `a`",
+    )
+    oidc_organization_claim: Claim = Field(
+        "meterhouse_organization", description="The claim with the organization of an owner or a reader"
+    )
+    oidc_id_claim: Claim = Field("jti", description="The claim that tells one token from another, for revoking it")
+    oidc_leeway_seconds: Annotated[int, Field(ge=0, le=60)] = Field(
+        30, description="How far the issuer's clock may be off"
+    )
+    oidc_max_lifetime_seconds: Annotated[int, Field(gt=0, le=86_400)] = Field(
+        900, description="A token that lives longer is refused"
+    )
 
     @classmethod
     def settings_customise_sources(

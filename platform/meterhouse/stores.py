@@ -22,6 +22,7 @@ from meterhouse.db.peppers import PepperStore
 from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.schema import upgrade
 from meterhouse.errors import StoreDown
+from meterhouse.guessable import is_guessable_key
 from meterhouse.ids import random_base62
 from meterhouse.keys.changes import Others
 from meterhouse.keys.keyring import Keyring
@@ -29,6 +30,7 @@ from meterhouse.keys.mirror import KeyMirror
 from meterhouse.keys.rehash import Rehasher
 from meterhouse.keys.secret import Peppers
 from meterhouse.keys.service import KeyService
+from meterhouse.keys.throttle import SignInThrottle
 from meterhouse.metering import Clock
 from meterhouse.notices import Notices
 from meterhouse.settings import Settings, SettingsError
@@ -38,6 +40,8 @@ EMBEDDED, PRODUCTION = "dev", "live"
 """What tenants' keys of each form carry in their text."""
 PEPPER_CHARACTERS = 43
 PATIENT_CONNECTIONS = 2
+OFFICE_CONNECTIONS = 1
+"""Of the patient ones, what billing has besides: invoices and exports are made one after the other."""
 PATIENT_SECONDS = 60.0
 """Longest statement of an ``open_patient_engine``; longer than any bound of whoever asks."""
 CLOCK_SECONDS = 1.0
@@ -108,6 +112,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         keyring = Keyring(catalog.keys, hashing, clock, mirror, fresh_ms=int(settings.key_fresh_seconds * 1000))
         rehasher = Rehasher(PepperStore(engine), hashing)
         keyring.on_other_pepper = rehasher.note
+        keyring.throttle = SignInThrottle(settings.key_failure_rate, clock)
         stack.push_async_callback(keyring.close)
         service = KeyService(
             catalog,
@@ -133,7 +138,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         )
 
 
-def open_patient_engine(settings: Settings) -> AsyncEngine:
+def open_patient_engine(settings: Settings, connections: int = PATIENT_CONNECTIONS) -> AsyncEngine:
     """Open the same database once more, with few connections on which a statement may take long.
 
     For sums over an organization with millions of rows, which nobody waits for at the database's expense: whoever asks
@@ -141,7 +146,7 @@ def open_patient_engine(settings: Settings) -> AsyncEngine:
     """
     policy = replace(
         _policy(settings),
-        connections=PATIENT_CONNECTIONS,
+        connections=connections,
         acquire_timeout_seconds=PATIENT_SECONDS,
         statement_timeout_seconds=PATIENT_SECONDS,
     )
@@ -235,7 +240,7 @@ def parse_peppers(text: str, origin: str) -> dict[int, bytes]:
     """Read ``version:secret[,version:secret]``.
 
     Raises:
-        SettingsError: It is not written so, or a secret is shorter than 32 characters.
+        SettingsError: It is not written so, or a secret is shorter than 32 characters or can be guessed.
     """
     peppers: dict[int, bytes] = {}
     for item in text.split(","):
@@ -244,5 +249,7 @@ def parse_peppers(text: str, origin: str) -> dict[int, bytes]:
             raise SettingsError(f"{origin}: expected version:secret[,version:secret].")
         if len(secret) < 32:  # noqa: PLR2004 - 190 bits of base62
             raise SettingsError(f"{origin}: the secret of version {version} is shorter than 32 characters.")
+        if is_guessable_key(secret):
+            raise SettingsError(f"{origin}: the secret of version {version} can be guessed: openssl rand -hex 24.")
         peppers[int(version)] = secret.encode()
     return peppers

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from meterhouse.admin.pricing import components_from_usd
 from meterhouse.admin.schemas import PriceRequest
 from meterhouse.admin.supply import ProviderView
 from meterhouse.db.catalog import Catalog
@@ -22,10 +21,11 @@ from meterhouse.errors import StoreDown
 from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.keys.secret import looks_like_ours
 from meterhouse.metering import Clock
-from meterhouse.money import Meterable, Price
+from meterhouse.money import Price
+from meterhouse.price_orders import OPERATOR_SOURCE, plan_price
 from meterhouse.providers.activation import activate
 from meterhouse.providers.catalog import PROVIDERS, SIMULATOR
-from meterhouse.providers.prices import PriceBook, load_default_prices, make_price
+from meterhouse.providers.prices import PriceBook, load_default_prices
 from meterhouse.providers.probe import Probe
 from meterhouse.providers.provider import (
     ActiveProvider,
@@ -41,7 +41,6 @@ from meterhouse.providers.vault import Vault
 from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.telemetry.logs import Event, get_logger
 
-OPERATOR_SOURCE = "operator"
 KEPT_FILE = "supply.json"
 """In the data folder: what operators had set as it was read last. Credentials are in it as in the database: sealed."""
 
@@ -152,8 +151,8 @@ class Supply:
         self._news.set()
 
     async def set_price(self, order: PriceRequest, *, author: Author = COMMAND_LINE) -> Price:
-        """Set an operator's price from now on."""
-        price = operator_price(order, self._clock.now_ms())
+        """Set an operator's price, from now or from the moment on that it names; raises Malformed."""
+        price = plan_price(order, self._clock.now_ms(), await self._catalog.prices.list_prices())
         await self._catalog.write_price(price, author=author)
         await self.refresh()
         return price
@@ -292,20 +291,6 @@ class Supply:
 
 def _ignore(names: Collection[str]) -> None:
     """Tell nobody: nobody is there yet while the process starts."""
-
-
-def operator_price(order: PriceRequest, at_ms: int) -> Price:
-    """Make the price that an operator asks for, from a moment on; raises Malformed for an amount that is none."""
-    components = components_from_usd(
-        {
-            Meterable.INPUT: order.input_usd,
-            Meterable.OUTPUT: order.output_usd,
-            Meterable.CACHED_INPUT: order.cached_input_usd,
-            Meterable.CACHE_WRITE: order.cache_write_usd,
-            Meterable.REQUEST: order.request_usd,
-        }
-    )
-    return make_price(order.provider, order.model, components, effective_from_ms=at_ms, source=OPERATOR_SOURCE)
 
 
 def provider_settings(environment: Environment) -> list[ProviderSetting]:

@@ -41,7 +41,7 @@ class SupplyChanges:
         self._publish = publish
 
     async def set_price(self, order: PriceRequest, *, author: Author = COMMAND_LINE) -> Price:
-        """Set an operator's price from now on."""
+        """Set an operator's price, from now or from the moment on that it names; raises Malformed."""
         price = await self._supply.set_price(order, author=author)
         await self._tell("price", f"{order.provider}/{order.model}")
         return price

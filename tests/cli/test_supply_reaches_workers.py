@@ -14,7 +14,7 @@ from fakes.gateway import Gateway
 from fakes.servers import RedisServer
 from fakes.upstream import FakeUpstream
 
-PEPPER = "1:" + "p" * 43
+PEPPER = "1:supply-pepper-of-the-tests-0123456789abcdef"
 NOTICED_SECONDS = 2.0
 
 

@@ -13,14 +13,20 @@ from fakes.ledger import HOUR, period, record, rows_of
 from fakes.servers import PASSWORD
 from fakes.store import MIGRATIONS
 from meterhouse.audit import Action, Change
+from meterhouse.db.alerts import Span, SpendAlert
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.engine import close, open_engine, writing
+from meterhouse.db.invoices import IssuedInvoice
 from meterhouse.db.keys import StoredAdminKey, StoredKey
 from meterhouse.db.ledger import Adjustment, LedgerStore, UsageQuery
 from meterhouse.db.organizations import Organization, Project
+from meterhouse.db.outbox import Delivery, OutboxStore
 from meterhouse.db.rights import RIGHTS
 from meterhouse.db.schema import check_schema, count_default_rows, ensure_partitions, upgrade
-from meterhouse.db.tables import metadata, seal, usage_hour
+from meterhouse.db.tables import seal, usage_hour
+from meterhouse.db.tables_billing import metadata
+from meterhouse.db.turns import TurnStore
+from meterhouse.db.webhooks import Webhook
 from meterhouse.db.workers import Heartbeat, WorkerStore
 from meterhouse.errors import StoreDown
 from meterhouse.identity import COMMAND_LINE
@@ -30,7 +36,7 @@ from meterhouse.money import Price
 ROLE = "the application"
 NOW_MS = 1_800_000_000_000
 MONTH = time.strftime("usage_record_%Y_%m", time.gmtime())
-APPEND_ONLY = ("usage_record", "price", "adjustment", "seal", "audit_event")
+APPEND_ONLY = ("usage_record", "price", "adjustment", "seal", "audit_event", "invoice", "spend_alert_firing")
 SEAL = {
     "organization_id": "org_1",
     "sequence": 1,
@@ -245,3 +251,31 @@ async def test_urls_of_two_databases_are_refused(postgres_server, urls):
     with pytest.raises(StoreDown, match="but the application's is"):
         await upgrade(urls[0], MIGRATIONS, other)
     postgres_server.drop_database(other)
+
+
+async def test_billing_can_do_all_its_work(application):
+    catalog, now_ms = Catalog(application), NOW_MS
+    await catalog.organizations.insert_organization(Organization("org_b", "b", 1))
+    alert = SpendAlert("alert_1", "org_b", "", 1, ("a@b.example",), None, 1)
+    await catalog.alerts.insert(alert)
+    await catalog.alerts.update(alert)
+    span = Span(0, 2 * now_ms)
+    (spent,) = await catalog.alerts.list_spent(span, "", 10)
+    message = Delivery("msg_1", "org_b", "email", "[]", "{}", now_ms, now_ms)
+    assert await catalog.alerts.fire(spent, span, now_ms, [message])
+    assert not await catalog.alerts.fire(spent, span, now_ms, [message])
+    messages = OutboxStore(application)
+    assert [one.id for one in await messages.claim(now_ms, 5, 10)] == ["msg_1"]
+    await messages.resolve("msg_1")
+    await messages.forget(now_ms + 1)
+    await catalog.alerts.remove("alert_1")
+    await catalog.webhooks.insert(Webhook("wh_1", "org_b", "https://a.example/", 1, 1))
+    await catalog.webhooks.remove("wh_1")
+    turns = TurnStore(application)
+    assert await turns.take("duty", "me", now_ms, 5)
+    assert await turns.take("duty", "other", now_ms + 5, 5)
+    await turns.put_position("sink", "org_b", 1)
+    await turns.put_position("sink", "org_b", 2)
+    assert await catalog.invoices.insert(IssuedInvoice("org_b", 0, now_ms, 0, "", 0, "{}"))
+    await catalog.credits.insert(Adjustment("adj_b", "org_b", "", None, 0, -5, 0, "credit: r", 1))
+    assert (await catalog.credits.read_balance("org_b")).balance_nanos == 5

@@ -236,6 +236,7 @@ def test_the_audit_log(sdk: StrictSdk) -> None:
     ]
     limited, renamed, key, account, *_, created = page.data
     assert limited.rate_limit_updated.id == "rl-simulator"
+    assert limited.rate_limit_updated.changes_requested.max_requests_per_1_minute == 5
     assert (renamed.project.id, renamed.project_updated.changes_requested.title) == (project, "Find")
     assert key.api_key_created.data.scopes == ["inference", "usage"]
     assert account.service_account_created.data.role == "member"

@@ -143,9 +143,21 @@ def test_each_finish_reason_has_its_stop_reason(reason: str, expected: str) -> N
     assert assembled(written(frames({"content": "x"}, reason=reason))).stop_reason == expected
 
 
-def test_a_refusal_is_text_and_a_comment_a_ping() -> None:
-    events = written([b": keep-alive\n\n", *frames({"refusal": "No."}, reason="content_filter")])
-    assert events.pop(0) == {"type": "ping"}
+def test_text_between_calls_is_a_block_between_them() -> None:
+    def opened(index: int) -> dict[str, Any]:
+        function = {"name": f"f{index}", "arguments": "{}"}
+        return {"tool_calls": [{"index": index, "id": f"call_{index}", "type": "function", "function": function}]}
+
+    pieces = frames(
+        opened(0), {"content": "And"}, opened(1), {"reasoning_content": "Hm"}, opened(2), reason="tool_calls"
+    )
+    found = [block.to_dict() for block in assembled(written(pieces)).content]
+    assert [block.get("id", block["type"]) for block in found] == ["call_0", "text", "call_1", "thinking", "call_2"]
+
+
+def test_a_refusal_is_text_and_comments_stay() -> None:
+    assert MessagesWriter().frames(b": keep-alive\n\n") == b": keep-alive\n\n"
+    events = written(frames({"refusal": "No."}, reason="content_filter"))
     assert assembled(events).content[0].to_dict()["text"] == "No."
 
 

@@ -73,7 +73,7 @@ REQUESTS = fields_of(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(REQUESTS)
 def test_any_request_is_read_or_refused(body: dict[str, Any]) -> None:
     wire = ResponsesWire()
@@ -109,7 +109,7 @@ CHUNKS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(CHUNKS, max_size=3))
 def test_any_chat_completion_is_told_or_a_failure(chunks: list[Any]) -> None:
     def answering() -> Answering:
@@ -158,7 +158,7 @@ EVENTS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(EVENTS, max_size=5))
 def test_any_passed_event_is_heard_or_a_failure(events: list[dict[str, Any]]) -> None:
     listener, attempt = responses(user="me"), Attempt(1, "fake", "fake/up", "up", None, 0)

@@ -309,7 +309,7 @@ ITEMS = st.one_of(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(ITEMS, min_size=1, max_size=8))
 def test_whatever_the_items_are_nothing_said_is_lost(items: list[Json]) -> None:
     try:
@@ -347,7 +347,7 @@ MESSAGES = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(MESSAGES, st.booleans())
 def test_an_answer_that_is_sent_back_is_the_message_that_it_was(message: Json, wants_summary: bool) -> None:
     calls = [{"id": f"call_{index}", **call} for index, call in enumerate(message.get("tool_calls", ()))]
@@ -366,7 +366,7 @@ def test_an_answer_that_is_sent_back_is_the_message_that_it_was(message: Json, w
     assert given_back.get("tool_calls", []) == calls
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(ITEMS, min_size=1, max_size=6), st.text(max_size=8))
 def test_what_is_held_for_an_input_is_never_less_than_its_text(items: list[Json], instructions: str) -> None:
     raw = json.dumps({"model": "m", "input": items, "instructions": instructions}).encode()

@@ -276,7 +276,7 @@ DELTAS = st.one_of(
 FINISHES = st.sampled_from(["stop", "length", "tool_calls", "content_filter"])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(DELTAS, max_size=12), FINISHES, st.booleans())
 def test_any_stream_is_one_that_the_helper_accepts(deltas: list[Delta], finish: str, wants_summary: bool) -> None:
     events = stream(payloads_of(deltas, finish), custom_tools=frozenset({"shell"}), wants_summary=wants_summary)
@@ -287,7 +287,7 @@ def test_any_stream_is_one_that_the_helper_accepts(deltas: list[Delta], finish: 
         assert isinstance(item.arguments, str)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(TEXTS, TEXTS, TEXTS, st.lists(st.tuples(TEXTS, st.sampled_from(["f", "shell"])), max_size=3), FINISHES)
 def test_a_whole_answer_is_what_a_stream_of_it_adds_up_to(
     thought: str, said: str, refused: str, calls: list[tuple[str, str]], finish: str

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from meterhouse.admin.schemas import Listing
 from meterhouse.db.paging import Page, PageQuery
@@ -17,6 +17,9 @@ MOST_WORDS = 100
 
 _NUL = re.compile(rb"\\u0000|\0")
 _BRACKETS = re.compile(rb"((?:^|&)[^=&]*?)(?:\[\]|%5B%5D)=", re.IGNORECASE)
+
+Text = Annotated[str, Field(max_length=256)]
+"""An id or a name to compare with."""
 
 Row = TypeVar("Row")
 Shown = TypeVar("Shown", bound=BaseModel)
@@ -32,15 +35,7 @@ def read_page(after: Cursor = None, before: Cursor = None, limit: PageSize = 20,
     return PageQuery(limit, after, before, is_newest_first=order == "desc")
 
 
-def read_newest_page(
-    after: Cursor = None, before: Cursor = None, limit: PageSize = 20, order: Order = "desc"
-) -> PageQuery:
-    """Read which page is asked for, the newest object first."""
-    return PageQuery(limit, after, before, is_newest_first=order == "desc")
-
-
 OldestFirst = Annotated[PageQuery, Depends(read_page)]
-NewestFirst = Annotated[PageQuery, Depends(read_newest_page)]
 
 
 class AdminRoute(APIRoute):

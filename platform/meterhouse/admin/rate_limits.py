@@ -100,6 +100,7 @@ def add_rate_limits(router: APIRouter, service: KeyService, routes: Routes) -> N
             lambda old: list(_changed(old, model, body)),
             action=Action.RATE_LIMIT_UPDATED,
             target_id=rate_limit_id,
+            asked=body.model_dump(exclude_none=True),
         )
         return RateLimitObject.of(model, await service.change_limits(change, author=mandate.author))
 

@@ -149,7 +149,7 @@ class LimitsObject(BaseModel):
 
 
 class PriceRequest(Strict):
-    """A price from now on, in USD per million tokens; it replaces the one in force."""
+    """A price from a moment on, in USD per million tokens; it replaces the one in force then."""
 
     provider: str = Name
     model: str = Field(min_length=1, max_length=256, description="The provider's own name of the model")
@@ -158,6 +158,12 @@ class PriceRequest(Strict):
     cached_input_usd: str | None = None
     cache_write_usd: str | None = None
     request_usd: str | None = Field(None, description="Per single request")
+    effective_from: int | None = Field(
+        None,
+        ge=0,
+        le=32_503_680_000,
+        description="Unix seconds; null: now. In the past only where the model had no price",
+    )
 
 
 class ComponentObject(BaseModel):

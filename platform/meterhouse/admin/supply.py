@@ -113,7 +113,7 @@ class SupplyAdministration(Protocol):
     """What changes the supply; composition has it."""
 
     async def set_price(self, order: PriceRequest, *, author: Author) -> Price:
-        """Set a price from now on."""
+        """Set a price, from now or from the moment on that it names."""
         ...
 
     def list_providers(self) -> list[ProviderView]:
@@ -164,7 +164,7 @@ def add_supply(router: APIRouter, parts: SupplyParts, prices: PriceStore) -> Non
 
 
 def _add_prices(router: APIRouter, changes: SupplyAdministration, prices: PriceStore) -> None:
-    @router.post("/prices", status_code=201, summary="Set a price from now on")
+    @router.post("/prices", status_code=201, summary="Set a price, from now or from a moment to come")
     async def set_price(body: PriceRequest, author: SignedIn) -> PriceObject:
         return PriceObject.of(await changes.set_price(body, author=author))
 

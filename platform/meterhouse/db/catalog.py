@@ -13,13 +13,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from meterhouse.audit import Action, Change
 from meterhouse.db import postgres
 from meterhouse.db.accounts import ServiceAccountStore
+from meterhouse.db.alerts import AlertStore
 from meterhouse.db.audit import AuditStore
+from meterhouse.db.credits import CreditStore
 from meterhouse.db.engine import Source, writing
+from meterhouse.db.invoices import InvoiceStore
 from meterhouse.db.keys import KeyStore
 from meterhouse.db.limits import LimitStore
 from meterhouse.db.organizations import OrganizationStore
 from meterhouse.db.prices import MetaStore, PriceStore
 from meterhouse.db.supply import SupplyStore
+from meterhouse.db.webhooks import WebhookStore
 from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.money import Price
 
@@ -37,6 +41,10 @@ class Catalog:
         self.supply = SupplyStore(source)
         self.meta = MetaStore(source)
         self.audit = AuditStore(source)
+        self.alerts = AlertStore(source)
+        self.webhooks = WebhookStore(source)
+        self.credits = CreditStore(source)
+        self.invoices = InvoiceStore(source)
 
     async def write_price(self, price: Price, *, author: Author = COMMAND_LINE) -> None:
         """Write an operator's price, and who set it; raises StoreDown."""

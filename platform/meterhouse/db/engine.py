@@ -23,7 +23,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from meterhouse.db import postgres
 from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.sqlite import open_file
-from meterhouse.errors import StoreDown
+from meterhouse.errors import Malformed, StoreDown
 
 MAX_VARIABLES = 32_766
 """What SQLite takes in one statement."""
@@ -43,6 +43,8 @@ _WRITE = "SET TRANSACTION READ WRITE"
 _WRITES = "meterhouse_writes"
 _DAMAGED = ("file is not a database", "disk image is malformed")
 _STATEMENT_AT_FAULT = (exc.IntegrityError, exc.DataError, exc.ProgrammingError, exc.NotSupportedError)
+_TEXT_AT_FAULT = frozenset({"22021", "22P05"})
+"""character_not_in_repertoire, untranslatable_character."""
 _SCHEMA_AT_FAULT = {
     "42P01": "The database lacks a table: run `meterhouse migrate`.",
     "42703": "The database lacks a column: run `meterhouse migrate`.",
@@ -206,11 +208,16 @@ async def _end_in_postgres(connection: AsyncConnection, error: BaseException | N
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn every error that is the database's, not the statement's, into StoreDown."""
+    """Turn every error that is the database's, not the statement's, into StoreDown.
+
+    A text that PostgreSQL cannot hold is the caller's fault, and Malformed.
+    """
     try:
         yield
     except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
         sqlstate = _sqlstate(error)
+        if sqlstate in _TEXT_AT_FAULT:
+            raise Malformed("A text has a character in it that cannot be stored: a NUL.") from None
         if isinstance(error, _STATEMENT_AT_FAULT) and sqlstate not in _SCHEMA_AT_FAULT:
             raise
         message = _SCHEMA_AT_FAULT.get(sqlstate, "The database cannot be reached just now. Try again in a moment.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from meterhouse.db.credits import load_credit_limits
 from meterhouse.db.engine import Source, reading, writing
 from meterhouse.db.limits import Owner, insert_limits, load_limits
 from meterhouse.db.paging import Page, PageQuery, fetch_page
@@ -42,7 +43,7 @@ class StoredKey:
     last_used_at_ms: int | None = None
     project_archived_at_ms: int | None = None
     limits: tuple[Limit, ...] = ()
-    """Of the key, its project and its organization, in this order."""
+    """Of the key, its project and its organization, in this order, then the organization's credit."""
     project_model_mode: str | None = None
     """``allow_list`` or ``deny_list`` of ``project_model_ids``; None: its project may use every model."""
     project_model_ids: tuple[str, ...] = ()
@@ -245,7 +246,11 @@ async def _load(connection: AsyncConnection, statement: sa.Select[*tuple[object,
 async def _complete(connection: AsyncConnection, rows: Sequence[sa.RowMapping]) -> list[StoredKey]:
     keys = [_key_of(row) for row in rows]
     limits = await load_limits(connection, {owner for stored in keys for owner in stored.owners})
-    return [replace(stored, limits=_limits_of(stored, limits)) for stored in keys]
+    credit = await load_credit_limits(connection, {stored.organization_id for stored in keys})
+    return [
+        replace(stored, limits=(*_limits_of(stored, limits), *credit.get(stored.organization_id, ())))
+        for stored in keys
+    ]
 
 
 def _limits_of(stored: StoredKey, limits: Mapping[Owner, Sequence[Limit]]) -> tuple[Limit, ...]:

@@ -3,7 +3,7 @@
 Not here: which price applies (``money``, ``providers``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 import sqlalchemy as sa
@@ -20,8 +20,16 @@ class PriceStore:
         self._source = source
 
     async def list_prices(self) -> list[Price]:
-        """Return every price that was ever set, by provider, model and the time from which it holds."""
-        statement = sa.select(price).order_by(price.c.provider, price.c.model, price.c.effective_from_ms, price.c.id)
+        """Return every price that was ever set, by provider, model, when it begins and when it was set."""
+        statement = sa.select(price).order_by(
+            *(price.c.provider, price.c.model, price.c.effective_from_ms, price.c.created_at_ms, price.c.id)
+        )
+        async with reading(self._source) as connection:
+            return [_price_of(row) for row in (await connection.execute(statement)).mappings()]
+
+    async def find_prices(self, price_ids: Collection[str]) -> list[Price]:
+        """Return those of some prices that there are."""
+        statement = sa.select(price).where(price.c.id.in_(sorted(price_ids))).order_by(price.c.id)
         async with reading(self._source) as connection:
             return [_price_of(row) for row in (await connection.execute(statement)).mappings()]
 

@@ -14,6 +14,8 @@ from meterhouse.usage import Usage
 
 HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
+CREDIT_PERIOD_MS = 0
+"""The period that a prepaid credit names: none. An adjustment of it corrects no charge (``db.credits``)."""
 
 BUCKETS = 20
 """Buckets of a histogram: bucket i counts values up to bound i, the last one everything above."""

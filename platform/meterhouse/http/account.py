@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from meterhouse.db.ledger import LedgerStore
 from meterhouse.errors import NotFound, UnknownModel
+from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.middleware import credential_of
 from meterhouse.http.naming import LimitNames
@@ -33,6 +34,7 @@ def sign_in(scope: KeyScope) -> Callable[[Request], Awaitable[Principal]]:
         exchange = exchange_of(request.scope)
         keyring: Keyring = request.app.state.keyring
         exchange.principal = await keyring.verify(credential_of(request.scope), exchange.address, scope)
+        check_origin(exchange.principal, request.headers.get("origin"))
         return exchange.principal
 
     return verify

@@ -22,10 +22,11 @@ from meterhouse.errors import (
     UpstreamRefused,
 )
 from meterhouse.http.attempts import Attempts
-from meterhouse.http.body import read_body
 from meterhouse.http.call import Call, Pacer
+from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
+from meterhouse.http.intake import take_body
 from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
@@ -44,6 +45,7 @@ from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.settler import Settler, charged_usage
 from meterhouse.limits.demand import ModelBounds, build_demand
 from meterhouse.metering import Clock, Demand, Meter, Refusal, Reservation
+from meterhouse.money import Price
 from meterhouse.providers.provider import Route
 from meterhouse.providers.routes import Routes
 from meterhouse.request import InputSize, Tally
@@ -98,11 +100,13 @@ class InferenceEndpoint:
         scope, receive, send = connection
         principal = await parts.keyring.verify(credential_of(scope), exchange.address)
         exchange.principal = principal
+        check_origin(principal, header(scope, b"origin"))
         slot.assign(principal.organization_id)
-        asked = self._wire.read(
-            await read_body(receive),
-            header(scope, b"content-type") or "",
-            lambda: _default_model(parts, principal),
+        content_type = header(scope, b"content-type") or ""
+        asked = await take_body(
+            receive,
+            lambda body: self._wire.read(body, content_type, lambda: _default_model(parts, principal)),
+            self._wire.most_values,
         )
         self._note_headers(asked, scope)
         exchange.model = asked.model
@@ -110,7 +114,8 @@ class InferenceEndpoint:
         permit(principal, asked.model, route)
         route = self._serving(asked, route)
         size = with_rendered_tools(asked, route)
-        demand = _demand(exchange, principal, asked, size, route)
+        prices = parts.routes.snapshot.prices_around(route, parts.clock.now_ms())
+        demand = _demand(exchange, principal, (asked, size), route, prices)
         limits = self._limit_names.translate(principal.limits)
         if limits is not principal.limits:
             demand = replace(demand, limits=limits)
@@ -119,7 +124,8 @@ class InferenceEndpoint:
         if isinstance(reservation, Refusal):
             parts.metrics.observe_refusal(reservation)
             raise refused(reservation, asked.model, parts.clock.now_ms())
-        # From here on a settlement is owed.
+        # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
+        route = parts.routes.snapshot.reprice(route, reservation.admitted_at_ms)
         tally = _tally(exchange, self._wire.operation, (demand, size, reservation), asked_ns)
         exchange.tally = tally
         headers = _headers(asked, demand, reservation, parts.clock.now_ms())
@@ -242,7 +248,13 @@ def permit(principal: Principal, model: str, route: Route) -> None:
         )
 
 
-def _demand(exchange: Exchange, principal: Principal, asked: Asked, size: InputSize, route: Route) -> Demand:
+def _demand(
+    exchange: Exchange,
+    principal: Principal,
+    measured: tuple[Asked, InputSize],
+    route: Route,
+    prices: tuple[Price | None, ...],
+) -> Demand:
     """Build the demand over every deployment that may serve, so that a failover never exceeds its hold."""
     models = [deployment.model for deployment in route.deployments]
     defaults = [deployment.provider.default_max_tokens for deployment in route.deployments]
@@ -255,7 +267,7 @@ def _demand(exchange: Exchange, principal: Principal, asked: Asked, size: InputS
         thinks_hidden=any(model.thinks_hidden for model in models),
         model=route.model,
     )
-    prices = tuple(deployment.price for deployment in route.deployments)
+    asked, size = measured
     return build_demand(exchange.request_id, principal, asked, size, prices, bounds)
 
 

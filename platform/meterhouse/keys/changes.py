@@ -6,7 +6,9 @@ Not here: a change itself, and who may make it.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 from meterhouse.db.catalog import Catalog
 from meterhouse.errors import Malformed
@@ -61,6 +63,16 @@ class Changes:
         self._others = others or Others()
         self.on_organization: list[Callable[[str], Awaitable[None]]] = []
         """Called with the id of each organization that was made here."""
+
+    def within(self, catalog: Catalog) -> Self:
+        """Return the same inside of a transaction (``Catalog.changing``): several changes at once, or none."""
+        inside = copy(self)
+        inside._catalog = catalog  # noqa: SLF001 - a copy of itself
+        return inside
+
+    async def note_limits_changed(self, scope: Scope, scope_id: str) -> None:
+        """Have every key of an organization, a project or a chain of rotations read again before its next use."""
+        await self._tell_owner(scope, scope_id)
 
     async def _tell_owner(self, scope: Scope, scope_id: str) -> None:
         """Tell every process that something changed that decides about an organization's, project's or chain's keys."""

@@ -17,8 +17,10 @@ from meterhouse.db.keys import KeyStore, StoredAdminKey, StoredKey
 from meterhouse.db.organizations import ALLOW_LIST, DENY_LIST
 from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
 from meterhouse.identity import Actor, ActorKind, KeyScope, Principal, Role
+from meterhouse.keys.client_tokens import ClientTokens, Grant, find_token, key_id_of
 from meterhouse.keys.reader import KeyOutdated, KeyReader, Mirror, Read
 from meterhouse.keys.secret import ParsedSecret, Peppers, parse
+from meterhouse.keys.throttle import SignInThrottle
 from meterhouse.metering import Clock, Scope
 
 FRESH_MS = 10_000
@@ -80,6 +82,9 @@ class Keyring:
         self._clock = clock
         self._fresh_ms = fresh_ms
         self._max_keys = max_keys
+        self.tokens = ClientTokens(peppers)
+        self.throttle: SignInThrottle | None = None
+        """Slows down who guesses; None: nobody is."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._unknown_until_ms: OrderedDict[str, int] = OrderedDict()
         self._reads: dict[str, asyncio.Task[_Entry | None]] = {}
@@ -95,6 +100,11 @@ class Keyring:
         self.misses = 0
         """Verifications that had to wait for a read that they began."""
 
+    @property
+    def refused(self) -> int:
+        """Requests that were refused without a look at their key, since the start."""
+        return 0 if self.throttle is None else self.throttle.refused
+
     async def verify(
         self, authorization: str | None, address: str | None, scope: KeyScope = KeyScope.INFERENCE
     ) -> Principal:
@@ -108,8 +118,35 @@ class Keyring:
         Raises:
             InvalidKey: there is no key, or one that opens nothing; the reason is only in ``detail``.
             NotPermitted: the key is good, but not from this address or not for this.
+            RateLimited: too many keys from this address opened nothing, and this one is not known to be good.
             StoreDown: no store can tell, and the key was not read recently enough.
         """
+        throttle = self.throttle
+        if throttle is None:
+            return await self._verify(authorization, address, scope)
+        if throttle.is_closed(address) and not self._is_known(authorization):
+            raise throttle.refuse(address)
+        try:
+            return await self._verify(authorization, address, scope)
+        except InvalidKey:
+            throttle.note(address)
+            raise
+
+    def _is_known(self, authorization: str | None) -> bool:
+        """Whether a key was found good here before; asks no store."""
+        try:
+            secret = _secret_of(authorization)
+        except InvalidKey:
+            return False
+        entry = self._entries.get(secret.key_id)
+        if entry is None:
+            return self._peppers.verify_nothing(secret.value)
+        return self._peppers.verify(secret.value, entry.key.pepper_version, entry.key.hash)
+
+    async def _verify(self, authorization: str | None, address: str | None, scope: KeyScope) -> Principal:
+        token = find_token(authorization)
+        if token is not None:
+            return await self._verify_token(self.tokens.read(token, self._clock.now_ms()), address, scope)
         secret = _secret_of(authorization)
         if secret.is_admin:
             raise NotPermitted(_ADMIN_KEY, detail=f"{secret.key_id} is an admin key")
@@ -117,15 +154,27 @@ class Keyring:
         if entry is None:
             self._peppers.verify_nothing(secret.value)
             raise InvalidKey(_INVALID, detail=f"{secret.key_id} is unknown")
-        now_ms = self._clock.now_ms()
-        self._check_secret(secret, entry.key, now_ms)
+        self._check_secret(secret, entry.key, self._clock.now_ms())
+        return self._admit(entry, entry.principal, address, scope)
+
+    async def _verify_token(self, grant: Grant, address: str | None, scope: KeyScope) -> Principal:
+        """Return who a request with a client token is: its key, as that is now, within what the token says."""
+        entry = await self._find(grant.sub)
+        if entry is None or entry.principal.organization_id != grant.org:
+            raise InvalidKey(_INVALID, detail=f"{grant.jti}: its key is unknown")
+        reason = _why_dead(entry.key, self._clock.now_ms())
+        if reason is not None:
+            raise InvalidKey(_INVALID, detail=f"{grant.jti}: its key {reason}")
+        return self._admit(entry, self.tokens.principal_of(grant, entry.principal), address, scope)
+
+    def _admit(self, entry: _Entry, principal: Principal, address: str | None, scope: KeyScope) -> Principal:
         if entry.networks and not _is_within(address, entry.networks):
-            raise NotPermitted(_ADDRESS, detail=f"{secret.key_id} from {address}")
-        if scope not in entry.principal.scopes:
+            raise NotPermitted(_ADDRESS, detail=f"{principal.key_id} from {address}")
+        if scope not in principal.scopes:
             message = f"This API key lacks the scope '{scope}'. Ask whoever issued it for a key that has it."
-            raise NotPermitted(message, detail=f"{secret.key_id} lacks {scope}")
-        _note_use(self._used, secret.key_id, now_ms)
-        return entry.principal
+            raise NotPermitted(message, detail=f"{principal.key_id} lacks {scope}")
+        _note_use(self._used, entry.key.id, self._clock.now_ms())
+        return principal
 
     async def verify_admin(self, authorization: str | None) -> Actor:
         """Return which administrator a request is. Always asks the database: administration is rare.
@@ -153,7 +202,7 @@ class Keyring:
         Raises:
             StoreDown: no store can tell, and the key was not read recently enough.
         """
-        entry = await self._find(key_id)
+        entry = await self._find(key_id_of(key_id))
         return entry is not None and _why_dead(entry.key, self._clock.now_ms()) is None
 
     async def find_dead(self, key_ids: Collection[str]) -> set[str]:

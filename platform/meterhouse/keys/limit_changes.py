@@ -4,9 +4,9 @@ Not here: a limit's grammar (``limits.limit``), and what a limit does.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from meterhouse.audit import Action, Change
+from meterhouse.audit import Action, Change, Fields
 from meterhouse.errors import Malformed
 from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.keys.finder import Finder
@@ -35,6 +35,8 @@ class LimitChange:
     """What the audit log calls it; None: after the owner."""
     target_id: str | None = None
     """What the audit log says was changed; None: the owner."""
+    asked: Fields = field(default_factory=dict)
+    """What was asked for in other words, for the audit log."""
 
 
 class LimitChanges(Finder):
@@ -68,7 +70,7 @@ class LimitChanges(Finder):
                 owner.organization_id,
                 owner.project_id,
                 before={"limits": fields_of_limits(before)},
-                after={"limits": fields_of_limits(after)},
+                after={"limits": fields_of_limits(after), **wanted.asked},
             )
             await catalog.audit.write(author, change)
         await self._tell_owner(wanted.scope, owner.id)

@@ -88,7 +88,7 @@ class Upstream:
         self._targets: dict[tuple[str, str, str, str | None, bool], _Target] = {}
 
     async def __aenter__(self) -> Self:
-        self._sessions = {False: _open_session(aiohttp.ThreadedResolver()), True: _open_session(_PublicResolver())}
+        self._sessions = {False: _open_session(aiohttp.ThreadedResolver()), True: _open_session(PublicResolver())}
         return self
 
     async def __aexit__(
@@ -219,7 +219,7 @@ class _Target:
             self.headers[row.credential_header] = row.credential_prefix + endpoint.credential
 
 
-class _PublicResolver(aiohttp.ThreadedResolver):
+class PublicResolver(aiohttp.ThreadedResolver):
     """Leads no name to an address that is not public: what is checked is what is connected to."""
 
     async def resolve(
@@ -227,7 +227,7 @@ class _PublicResolver(aiohttp.ThreadedResolver):
     ) -> list[ResolveResult]:
         """Look a name up."""
         found = await super().resolve(host, port, family)
-        if not all(is_public(result["host"]) for result in found):
+        if not found or not all(is_public(result["host"]) for result in found):
             raise OSError(f"{host} leads to an address that is not public")
         return found
 

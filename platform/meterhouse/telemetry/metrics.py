@@ -61,6 +61,7 @@ class Watched(Enum):
     WORKER_LOST_RECORDS = ("meterhouse_worker_lost_records", "counter", "Attempts that died with their process", None)
     KEYRING_HITS = ("meterhouse_keyring_hits", "counter", "Keys verified from the process's cache", None)
     KEYRING_MISSES = ("meterhouse_keyring_misses", "counter", "Keys that had to be looked up", None)
+    REFUSED_SIGN_INS = ("meterhouse_refused_sign_ins", "counter", "Keys refused unread after too many wrong ones", None)
     DEGRADED = ("meterhouse_degraded", "gauge", "1 while a part works in its degraded mode", "part")
     METER_WAITING = ("meterhouse_waiting_settlements", "gauge", "Settlements that wait for Redis to return", None)
     METER_FAILURES = ("meterhouse_meter_failures", "counter", "Calls of the meter that Redis did not answer", None)

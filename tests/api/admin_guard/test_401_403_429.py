@@ -18,8 +18,12 @@ PLACES = {
     "{api_key_id}": "key_x",
     "{service_account_id}": "svcacct_x",
     "{rate_limit_id:path}": "rl-x",
+    "{alert_id}": "alert_x",
+    "{webhook_id}": "wh_x",
+    "{month}": "2026-01",
     "{name}": "prov_x",
     "{model:path}": "model_x",
+    "{request_id}": "req_x",
     "/admin/live": f"/admin/live?organization_id={'x' * 65}",
 }
 """Objects that are not there, for each word of a path; and what makes a stream without an end a 400."""

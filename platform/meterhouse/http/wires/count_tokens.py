@@ -16,6 +16,7 @@ from meterhouse.http.body import BodyEditor, Recipient, read_body
 from meterhouse.http.call import Call
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.inference import InferenceParts, permit
+from meterhouse.http.intake import MAX_VALUES
 from meterhouse.http.middleware import credential_of
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage
@@ -44,8 +45,9 @@ class PassedCount(PassedMessages):
         """Return the path below that of messages."""
         return super().path(provider) + _SUFFIX
 
-    def adapt(self, fields: dict[str, object], recipient: Recipient, editor: BodyEditor) -> None:  # noqa: ARG002 - the protocol's own signature
+    def adapt(self, fields: dict[str, object], recipient: Recipient, editor: BodyEditor) -> None:
         """Leave out what is no part of the prompt: it is refused there."""
+        super().adapt(fields, recipient, editor)
         for name in fields.keys() - set(_FIELDS):
             del fields[name]
 
@@ -66,6 +68,7 @@ class CountTokensWire:
 
     path = COUNT_TOKENS
     operation = "count_tokens"
+    most_values = MAX_VALUES
     envelope: Envelope = MESSAGES_ENVELOPE
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature

@@ -9,6 +9,7 @@ from meterhouse.asked import Asked, ask_chat
 from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import parse_chat
 from meterhouse.http.inference import InferenceEndpoint
+from meterhouse.http.intake import MAX_VALUES
 from meterhouse.http.middleware import header
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.over_chat import OVER_CHAT
@@ -17,7 +18,7 @@ from meterhouse.http.respond import Envelope
 from meterhouse.http.wires.chat import CHAT
 from meterhouse.http.wires.passed_messages import PassedMessages
 from meterhouse.providers.provider import Provider
-from meterhouse.translate.anthropic.reading import MessagesAsked, read_request, signed_messages
+from meterhouse.translate.anthropic.reading import MessagesAsked, read_request
 from meterhouse.translate.anthropic.words import error_body, error_event, error_status
 from meterhouse.translate.anthropic.writing import MessagesWriter
 
@@ -69,6 +70,7 @@ class MessagesWire:
 
     path = MESSAGES
     operation = CHAT
+    most_values = MAX_VALUES
     envelope: Envelope = MESSAGES_ENVELOPE
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
@@ -101,8 +103,6 @@ def ask_messages(found: MessagesAsked) -> Asked:
     asked.fields = dict(found.fields)
     # Every tool that was let in runs at the caller, Anthropic's own ones too.
     asked.unpriced = None
-    if found.has_unsigned_thoughts:
-        asked.fields["messages"] = signed_messages(asked.fields["messages"])
     if found.only_anthropic is not None:
         asked.chat, asked.chat_refusal = None, found.only_anthropic
     return asked

@@ -17,6 +17,7 @@ from meterhouse.http.usage_reading import Fields, ReadUsage, read_messages_usage
 from meterhouse.providers.provider import Deployment, EndpointName
 from meterhouse.providers.refusal import error_in_stream, no_answer
 from meterhouse.request import Attempt
+from meterhouse.translate.anthropic.reading import signed_messages
 from meterhouse.usage import Usage
 
 
@@ -61,12 +62,15 @@ class PassedMessages(PassThrough):
         self._envelope = envelope
 
     def adapt(self, fields: dict[str, object], recipient: Recipient, editor: BodyEditor) -> None:
-        """Keep tenants apart, whose name this wire has in ``metadata``."""
+        """Keep tenants apart, whose name this wire has in ``metadata``, and from Anthropic what it did not sign."""
         raw = fields.get("metadata")
         metadata = msgspec.json.decode(raw) if isinstance(raw, Raw) else None
         if isinstance(metadata, dict) and isinstance(metadata.get("user_id"), str):
             user_id = editor.separate(metadata["user_id"], recipient.organization_id)
             fields["metadata"] = {**metadata, "user_id": user_id}
+        messages = fields.get("messages")
+        if recipient.deployment.provider.wire == "anthropic" and isinstance(messages, Raw):
+            fields["messages"] = signed_messages(messages)
 
     def check_first(self, payload: bytes, deployment: Deployment) -> None:
         """Raise the error that the first payload is, if it is one."""

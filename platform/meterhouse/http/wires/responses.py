@@ -9,6 +9,7 @@ from msgspec import Raw
 from meterhouse.asked import Asked, ParsedBody
 from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import parse_chat, read_object
+from meterhouse.http.intake import MAX_VALUES
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage
 from meterhouse.http.passing import choose_passage
@@ -46,6 +47,7 @@ class ResponsesWire:
 
     path = "/v1/responses"
     operation = CHAT
+    most_values = MAX_VALUES
     envelope: Envelope = ResponsesEnvelope()
 
     def __init__(self) -> None:

@@ -55,12 +55,11 @@ class Turn(msgspec.Struct):
 class Telling:
     """What was found on the way that OpenAI's messages cannot say."""
 
-    __slots__ = ("has_unsigned_thoughts", "only_anthropic", "untold_bytes")
+    __slots__ = ("only_anthropic", "untold_bytes")
 
     def __init__(self) -> None:
         self.only_anthropic: Malformed | None = None
         self.untold_bytes = 0
-        self.has_unsigned_thoughts = False
 
     def leave_to_anthropic(self, reason: str, param: str) -> None:
         """Note why no other provider can be told; the first reason is the one that a caller sees."""
@@ -132,7 +131,6 @@ def _assistant(content: str | list[Block], param: str, telling: Telling) -> Mess
     for block in content:
         if block.type in {"thinking", "redacted_thinking"}:
             telling.untold_bytes += utf8_length(block.signature) + utf8_length(block.data)
-            telling.has_unsigned_thoughts |= not (block.signature or block.data)
             thoughts.append(block.thinking)
         elif block.type == "tool_use":
             arguments = msgspec.json.format(bytes(block.input), indent=-1).decode()

@@ -112,8 +112,6 @@ class MessagesAsked:
     user_id: str | None
     only_anthropic: Malformed | None
     """Why it cannot be told to any other provider."""
-    has_unsigned_thoughts: bool
-    """Whether it brings thoughts of another provider's, which Anthropic would refuse (``signed_messages``)."""
     untold_bytes: int
     """Text of it that is not in ``body`` and that Anthropic may count: signatures, hidden thoughts."""
 
@@ -150,21 +148,28 @@ def read_request(body: bytes, *, needs_bound: bool = True) -> MessagesAsked:
         fields=fields,
         user_id=request.metadata.user_id if request.metadata is not None else None,
         only_anthropic=telling.only_anthropic,
-        has_unsigned_thoughts=telling.has_unsigned_thoughts,
         untold_bytes=telling.untold_bytes,
     )
 
 
 def signed_messages(messages: Raw) -> Raw:
-    """Return messages without the thoughts that Anthropic did not sign, and without turns of nothing else."""
+    """Return messages without the thoughts that Anthropic did not sign, and without turns of nothing else.
+
+    It refuses those of other providers. Messages that have none are returned as they are, byte for byte.
+    """
+    if b'"thinking"' not in bytes(messages):
+        return messages
     kept: list[dict[str, Any]] = []
+    has_unsigned = False
     for turn in msgspec.json.decode(messages, type=list[dict[str, Any]]):
         content = turn.get("content")
         if isinstance(content, list):
-            content = [block for block in content if block.get("type") != "thinking" or block.get("signature")]
+            signed = [block for block in content if block.get("type") != "thinking" or block.get("signature")]
+            has_unsigned |= len(signed) < len(content)
+            content = signed
         if content:
             kept.append({**turn, "content": content})
-    return Raw(msgspec.json.encode(kept))
+    return Raw(msgspec.json.encode(kept)) if has_unsigned else messages
 
 
 def _invalid(text: str) -> Malformed:

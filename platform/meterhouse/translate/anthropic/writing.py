@@ -16,7 +16,6 @@ from meterhouse.translate.anthropic.words import STOP_REASONS, error_event, even
 
 _DATA = b"data: "
 _DONE = b"[DONE]"
-_PING = event("ping", {})
 _MESSAGE_PREFIX = "msg_"
 
 
@@ -67,7 +66,7 @@ class MessagesWriter:
         self._usage: dict[str, Any] | None = None
 
     def frames(self, data: bytes) -> bytes:
-        """Turn whole events, one after the other, into events of Anthropic's; a comment becomes a ping."""
+        """Turn whole events, one after the other, into events of Anthropic's; comments stay."""
         return b"".join(self._frame(part) for part in data.split(b"\n\n") if part)
 
     def fail(self, error: GatewayError, request_id: str) -> bytes:
@@ -76,7 +75,7 @@ class MessagesWriter:
 
     def _frame(self, part: bytes) -> bytes:
         if not part.startswith(_DATA):
-            return _PING
+            return part + b"\n\n"
         data = part.removeprefix(_DATA)
         if data == _DONE:
             return self._end()
@@ -140,6 +139,8 @@ class MessagesWriter:
         """Begin a block of a kind, unless one is open; whatever else is open ends."""
         if self._kind == kind:
             return []
+        if self._kind == f"call {self._current}":
+            self._current += 1  # whatever else is said ends a call
         events = self._close()
         self._kind = kind
         events.append(event("content_block_start", {"index": self._blocks, "content_block": block}))
