@@ -155,6 +155,7 @@ async def open_gateway(
         upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
         records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
         parts = await stack.enter_async_context(open_meter(settings, stores, records, metrics))
+        office = await stack.enter_async_context(open_back_office(settings, stores))
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
         inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics, parts.meter))
@@ -165,7 +166,6 @@ async def open_gateway(
         metrics.watch(Watched.LIVE_LISTENERS, lambda: len(live.listeners))
         _start_loops(inference, settings, stores)
         start_upkeep(tasks, stores, metrics, parts)
-        office = await stack.enter_async_context(open_back_office(settings, stores))
         for every_seconds, work in office.beats:
             tasks.keep(partial(repeat, every_seconds, work))
         tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
