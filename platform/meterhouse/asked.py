@@ -5,8 +5,9 @@ sends, counts and records looks at ``Asked`` only, so that a new wire adds no br
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import msgspec
 from msgspec import Raw
 
 from meterhouse.errors import Malformed
@@ -56,9 +57,8 @@ class FormPart:
         return str(self.content, "utf-8", "replace")
 
 
-@dataclass(slots=True, kw_only=True)
-class Asked:
-    """What was asked for."""
+class Asked(msgspec.Struct, kw_only=True):
+    """What was asked for. A struct and no dataclass, because one is made for every request."""
 
     model: str
     size: InputSize
@@ -74,13 +74,13 @@ class Asked:
     """The request as a chat completion; None where it has no such form, and can only be passed through."""
     chat_refusal: Malformed | None = None
     """Why it has no such form, to be said where nobody serves the wire itself; None: the wire never has one."""
-    fields: dict[str, Raw] = field(default_factory=dict)
+    fields: dict[str, Raw] = {}
     """The body one level deep, on the wire that it came on: what is passed through is made of it."""
     form: tuple[FormPart, ...] = ()
     """The same of a body that is a form; the ``content-type`` that it goes out with is in ``headers``."""
     headers: Mapping[str, str] | None = None
     """What goes upstream with the body, beside what goes with every body."""
-    texts: list[str] = field(default_factory=list)
+    texts: list[str] = []
     """The prompt, to be counted where nobody reports a usage and there is no ``chat``."""
 
     def let_go(self, kept_bytes: int) -> None:

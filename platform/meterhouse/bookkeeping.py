@@ -19,6 +19,7 @@ from meterhouse.audit import Action, Change
 from meterhouse.db.audit import AuditStore
 from meterhouse.db.books import Books
 from meterhouse.db.ledger import Adjustment
+from meterhouse.db.tables import CREDIT_PERIOD_MS
 from meterhouse.db.workers import WorkerStore
 from meterhouse.errors import MeterDown, NotFound, StoreDown
 from meterhouse.identity import COMMAND_LINE, Author
@@ -94,6 +95,8 @@ async def adjust(
         raise SettingsError(f"An adjustment needs a --reason of at most {MAX_REASON_CHARACTERS} characters.")
     if order.nanos == 0 and order.tokens == 0:
         raise SettingsError("An adjustment of nothing changes nothing: give --usd or --tokens other than 0.")
+    if order.at_ms <= CREDIT_PERIOD_MS:
+        raise SettingsError("An adjustment names a period after 1970; `meterhouse credits add` adds credit of none.")
     if max(abs(order.nanos), abs(order.tokens)) > MAX_AMOUNT:
         raise SettingsError("An adjustment is of at most 4,000,000 USD or 4 x 10^15 tokens.")
     project = await stores.catalog.organizations.find_project(order.project_id)

@@ -144,12 +144,7 @@ async def open_gateway(
             format=log_format, level=settings.log_level, stream=log_stream, call_later=loop.call_later
         )
         stack.callback(request_log.close)
-        tracing = Tracing(
-            endpoint=settings.otlp_endpoint,
-            ratio=settings.trace_ratio,
-            slow_seconds=settings.trace_slow_seconds,
-            headers=_otlp_headers(settings),
-        )
+        tracing = _build_tracing(settings)
         stack.callback(tracing.close)
         metrics = Metrics()
         metrics.watch_each(Watched.SPANS, lambda: asdict(tracing.figures))
@@ -160,6 +155,7 @@ async def open_gateway(
         upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
         records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
         parts = await stack.enter_async_context(open_meter(settings, stores, records, metrics))
+        office = await stack.enter_async_context(open_back_office(settings, stores))
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
         inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics, parts.meter))
@@ -170,7 +166,6 @@ async def open_gateway(
         metrics.watch(Watched.LIVE_LISTENERS, lambda: len(live.listeners))
         _start_loops(inference, settings, stores)
         start_upkeep(tasks, stores, metrics, parts)
-        office = await stack.enter_async_context(open_back_office(settings, stores))
         for every_seconds, work in office.beats:
             tasks.keep(partial(repeat, every_seconds, work))
         tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
@@ -184,14 +179,7 @@ async def open_gateway(
             tracing=tracing,
             admin_limiter=AdminLimiter(settings.admin_rate, settings.admin_failure_rate),
             health=HealthParts(supply.routes, lambda: supply.statuses, records.list_troubles, metrics),
-            account=AccountParts(
-                routes=supply.routes,
-                meter=inference.meter,
-                ledger=stores.ledger,
-                checkpointer=inference.checkpointer,
-                unshipped_age_ms=records.unshipped_age_ms,
-                clock=stores.clock,
-            ),
+            account=_account_parts(stores, inference, records),
             live=LiveParts(live, tasks),
             tokens=open_token_verifier(settings, stores.clock, stores.catalog),
             admin=AdminParts(
@@ -205,6 +193,26 @@ async def open_gateway(
                 billing=office.billing,
             ),
         )
+
+
+def _build_tracing(settings: Settings) -> Tracing:
+    return Tracing(
+        endpoint=settings.otlp_endpoint,
+        ratio=settings.trace_ratio,
+        slow_seconds=settings.trace_slow_seconds,
+        headers=_otlp_headers(settings),
+    )
+
+
+def _account_parts(stores: Stores, inference: InferenceParts, records: Records) -> AccountParts:
+    return AccountParts(
+        routes=inference.routes,
+        meter=inference.meter,
+        ledger=stores.ledger,
+        checkpointer=inference.checkpointer,
+        unshipped_age_ms=records.unshipped_age_ms,
+        clock=stores.clock,
+    )
 
 
 def _ledger_parts(settings: Settings, stores: Stores) -> LedgerParts:

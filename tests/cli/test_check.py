@@ -116,7 +116,7 @@ def test_the_owner_of_the_schema_is_a_warning(site: Site) -> None:
         ({"METERHOUSE_REDIS_URL": "redis://127.0.0.1:1"}, "failed Redis: it cannot be asked"),
         ({"METERHOUSE_KEY_PEPPER": ""}, "failed settings: METERHOUSE_KEY_PEPPER"),
         ({"METERHOUSE_HOSTS": "100"}, "failed connections: "),
-        ({"METERHOUSE_HOSTS": "6"}, "warning connections: "),
+        ({"METERHOUSE_HOSTS": "5"}, "warning connections: "),
         ({"METERHOUSE_DATA": "nginx.conf"}, "failed journal folder: "),
         ({"METERHOUSE_JOURNAL_MAX_BYTES": str(1 << 60)}, "warning disk: "),
         ({"METERHOUSE_JOURNAL_SEGMENT_BYTES": str(1 << 50)}, "failed disk: "),

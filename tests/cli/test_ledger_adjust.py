@@ -72,6 +72,7 @@ def test_a_credit_is_a_row_that_counts_in_its_month_and_is_listed_and_sealed(
         (("--at", "2026-11-01", "--usd", "1e999999", "--reason", "r"), "--usd lies"),
         (("--at", "2026-11-01", "--usd", "0.0000000001", "--reason", "r"), "--usd lies"),
         (("--at", "2026-11-01", "--usd", "1", "--reason", " "), "--reason"),
+        (("--at", "1970-01-01", "--usd", "1", "--reason", "r"), "credits add"),
         (("--at", "yesterday", "--usd", "1", "--reason", "r"), "--at"),
         (("--period", "2026-13", "--usd", "1", "--reason", "r"), "--period"),
         (("--at", "2026-11-01", "--usd", "1", "--reason", "r", "--key", "key_none"), "has no key"),

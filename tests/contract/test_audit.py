@@ -50,6 +50,15 @@ async def test_a_change_and_its_event_are_committed_together_or_not_at_all(catal
     assert await catalog.organizations.list_organizations() == []
 
 
+async def test_events_of_an_organization_keep_their_order_however_soon_they_follow(catalog):
+    async with catalog.changing("org_1") as inside:
+        for number in range(9):
+            await inside.audit.write(OWNER, Change(Action.API_KEY_CREATED, f"key_{number}", "org_1"))
+    found = await events(catalog)
+    assert [event.target_id for event in found] == [f"key_{number}" for number in range(9)]
+    assert len({event.created_at_ms for event in found}) == 9
+
+
 @pytest.mark.parametrize("statement", ["UPDATE audit_event SET actor_id = 'x'", "DELETE FROM audit_event"])
 async def test_an_event_is_never_changed(catalog, engine, statement):
     await catalog.audit.write(COMMAND_LINE, Change(Action.PRICE_CREATED, "price_1"))

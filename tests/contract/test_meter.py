@@ -25,6 +25,15 @@ async def test_without_limits_nothing_is_held_or_clamped(still_bench: Bench) -> 
     assert still_bench.oracle.calls == 0
 
 
+async def test_a_demand_that_writes_nothing_holds_its_input_alone(still_bench: Bench) -> None:
+    limits = "spend 0.00000001 USD total; tokens 10 total"
+    demand = build_demand(limits, output_tokens=0, rate_output_tokens=0)
+    reservation = admitted(await still_bench.meter.reserve(demand))
+    assert (reservation.allowance_tokens, reservation.held_output_tokens, reservation.held_nanos) == (0, 0, 10)
+    still_bench.meter.settle(reservation, settlement_of(7))
+    assert [await still_bench.counts(limit) for limit in limits.split("; ")] == [(7, 0), (7, 0)]
+
+
 async def test_the_same_id_gets_the_same_live_reservation(still_bench: Bench) -> None:
     demand = build_demand("spend 0.000001 USD total; 5/minute; concurrent 1")
     first = admitted(await still_bench.meter.reserve(demand))

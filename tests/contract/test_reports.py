@@ -54,7 +54,7 @@ def make_records(seed):
                         project_id=chance.choice(["proj_1", "proj_2"]),
                         key_id=chance.choice(["key_1", "key_2"]),
                         model=chance.choice(["gpt", "glm"]),
-                        operation=chance.choice(["chat", "chat", "responses", "embeddings"]),
+                        operation=chance.choice(["chat", "chat", "text_completion", "embeddings", "count_tokens"]),
                         service_tier=chance.choice(["", "default", "flex"]),
                         error_owner=chance.choice(["", "", "provider"]),
                         requests=chance.choice([1, 1, 0]),
@@ -146,7 +146,7 @@ async def test_usage_is_what_the_records_say_however_a_span_is_cut(store, record
     start_ms, end_ms = at(start), at(end)
     mine = [one for one in records if one.organization_id == "org_1"]
     for report, is_it in (
-        (report_completions, lambda one: one.operation != "embeddings"),
+        (report_completions, lambda one: one.operation in {"chat", "text_completion"}),
         (report_embeddings, lambda one: one.operation == "embeddings"),
     ):
         names = list(MEASURES) if report is report_completions else ["num_model_requests", "input_tokens"]
@@ -221,7 +221,7 @@ async def test_line_items_name_model_and_component_with_their_quantity(store, re
 
 async def test_filters_and_groups_that_are_constant(store, records):
     start_ms, end_ms = BORDERS[0] - 1, BORDERS[-1] + DAY
-    mine = [one for one in records if one.organization_id == "org_1" and one.operation != "embeddings"]
+    mine = [one for one in records if one.organization_id == "org_1" and one.operation in {"chat", "text_completion"}]
 
     async def requests(**more):
         buckets = await pages(report_completions, store, start_ms // 1000 * 1000, end_ms, "1d", **more)

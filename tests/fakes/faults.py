@@ -145,7 +145,6 @@ FAULTS: dict[str, Callable[[Exchange, AnyWire], Awaitable[None]]] = {
     "error-event": error("event"),
     "error-flat": error("flat"),
     "error-chunk": error("chunk"),
-    "error-failed": error("failed"),
 } | {name: garbage(make) for name, make in GARBAGE.items()}
 
 

@@ -1,10 +1,12 @@
 """Memory and process lists: no core dump of a process that holds keys, and no secret among its arguments."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from fakes.gateway import GatewayProcess, provider_environment
+from fakes.daemon import free_port, wait_until
+from fakes.gateway import provider_environment
 
 CANARY = "sk-upstream-process-list-canary-1"
 LOOK = """
@@ -21,18 +23,22 @@ print(os.stat("/proc/self/mem").st_uid)
 
 
 def test_the_kernel_is_told_before_a_secret_is_read(tmp_path: Path) -> None:
-    more = provider_environment("fake", "http://127.0.0.1:9/v1", METERHOUSE_PROVIDER_FAKE_API_KEY=CANARY)
-    with GatewayProcess(tmp_path / "data", more) as gateway:
-        assert gateway.process is not None
-        place = Path("/proc") / str(gateway.process.pid)
-        (line,) = (
-            line for line in (place / "limits").read_text().splitlines() if line.startswith("Max core file size")
-        )
-        assert line.split()[4:6] == ["0", "0"], line
-        arguments = (place / "cmdline").read_bytes().decode()
-        for secret in (CANARY, gateway.key, gateway.admin_key, (tmp_path / "data" / "pepper").read_text().strip()):
-            assert secret not in arguments
-        assert gateway.request("GET", "/health/live")[0] == 200
+    environment = provider_environment("fake", "http://127.0.0.1:9/v1", METERHOUSE_PROVIDER_FAKE_API_KEY=CANARY)
+    command = [str(Path(sys.executable).parent / "meterhouse"), "dev", "--port", str(free_port())]
+    command += ["--data", str(tmp_path / "data"), "--env-file", "/dev/null"]
+    with subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL) as process:
+        try:
+            place = Path("/proc") / str(process.pid)
+            pepper = tmp_path / "data" / "pepper"
+            wait_until(pepper.exists, "the pepper, which is made when secrets are read first")
+            lines = (place / "limits").read_text().splitlines()
+            (line,) = (line for line in lines if line.startswith("Max core file size"))
+            assert line.split()[4:6] == ["0", "0"], line
+            arguments = (place / "cmdline").read_bytes().decode()
+            assert CANARY not in arguments
+            assert pepper.read_text().strip() not in arguments
+        finally:
+            process.kill()
 
 
 def test_another_process_of_the_same_user_cannot_read_the_memory() -> None:

@@ -12,18 +12,7 @@ from fakes.exchange import Exchange
 from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
 
-TEXTS = [
-    "a\x00b",
-    "\x00",
-    "'; DROP TABLE organization; --",
-    "%",
-    "_",
-    "\\",
-    "a\r\nb: c",
-    "\u202e",
-    "\U0001f600" * 40,
-    "$1",
-]
+TEXTS = ["a\x00b", "'; DROP TABLE organization; --", "%", "a\r\nb: c\\", "\u202e\U0001f600" * 20]
 PAGES = [
     *("/admin/keys?project_id={}", "/admin/keys?after={}", "/admin/keys/{}", "/admin/organizations?after={}"),
     *("/admin/projects?organization_id={}", "/admin/limits?scope=key&scope_id={}", "/admin/prices?model={}"),

@@ -353,12 +353,14 @@ def test_a_dead_collector_never_blocks_a_request(kind: str, monkeypatch: pytest.
         if kind == "refusing":
             listener.close()
         tracing = Tracing(endpoint=f"http://127.0.0.1:{port}/v1/traces", ratio=1.0)
-        began = time.monotonic()
+        slowest = 0.0
         for _ in range(1_500):
+            began = time.monotonic()
             tracing.finish(tracing.new_trace(None), a_request())
-        finished = time.monotonic()
+            finished = time.monotonic()
+            slowest = max(slowest, finished - began)
         tracing.close()
         closed = time.monotonic()
     # One export waits for EXPORT_TIMEOUT_SECONDS (5) before it gives up, and 6,000 spans are 11 exports.
-    assert finished - began < 3.0
+    assert slowest < 3.0
     assert closed - finished < 3.0

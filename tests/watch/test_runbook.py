@@ -15,7 +15,7 @@ from fakes.servers import PASSWORD, ROLE, PostgresServer, RedisServer
 from fakes.upstream import FakeUpstream
 
 pytestmark = pytest.mark.slow_fault
-FIRST, SECOND = "first-password-of-the-tests", "second-password-of-the-tests"
+FIRST, SECOND = "first-password-of-the-tests-5c1f", "second-password-of-the-tests-9b3e"
 
 
 def postgres_tool(name: str, *words: object) -> None:

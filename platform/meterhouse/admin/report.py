@@ -6,7 +6,7 @@ see what is not here (``admin.usage``), nor where a bucket begins (``admin.span`
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -17,6 +17,8 @@ from meterhouse.errors import Malformed
 from meterhouse.money import Meterable, format_usd
 
 EMBEDDINGS = "embeddings"
+NO_COMPLETIONS = (EMBEDDINGS, "count_tokens")
+"""Operations in which nothing is generated."""
 ADJUSTMENT_ITEM = "adjustment"
 """The line item of credits and later charges."""
 UNLABELED = "unlabeled"
@@ -86,9 +88,9 @@ Shape = Callable[[Wanted, Report], Results]
 
 
 async def report_completions(store: ReportStore, wanted: Wanted) -> bytes:
-    """Return a page of everything that was generated: all operations but embeddings."""
+    """Return a page of everything that was generated."""
     query = _query(wanted, USAGE_MEASURES, _columns(wanted.group_by))
-    return await _report(store, wanted, replace(query, never={"operation": (EMBEDDINGS,)}), _shape_completions)
+    return await _report(store, wanted, replace(query, never={"operation": NO_COMPLETIONS}), _shape_completions)
 
 
 async def report_embeddings(store: ReportStore, wanted: Wanted) -> bytes:
@@ -216,7 +218,6 @@ class _Line:
     nanos: int = 0
     quantity: int | None = None
     unit: str | None = None
-    labels: dict[str, object] = field(default_factory=dict)
 
 
 def _shape_costs(wanted: Wanted, report: Report) -> Results:
@@ -286,7 +287,11 @@ def _group_of(wanted: Wanted, one: AdjustmentSums) -> tuple[str | None, ...]:
 
 def _costs(wanted: Wanted, lines: Mapping[tuple[int, tuple[str | None, ...]], _Line]) -> Results:
     results: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for (bucket_ms, (*group, item)), line in sorted(lines.items(), key=_order):
+    labels: dict[tuple[str | None, ...], dict[str, object]] = {}  # the same in every bucket
+    for (bucket_ms, place), line in sorted(lines.items(), key=_order):
+        item = place[-1]
+        if place not in labels:
+            labels[place] = {**_labels(wanted, COSTS_GROUP_NAMES, place[:-1]), "line_item": item}
         has_quantity = item is not None and line.quantity is not None
         results[bucket_ms].append(
             {
@@ -295,8 +300,7 @@ def _costs(wanted: Wanted, lines: Mapping[tuple[int, tuple[str | None, ...]], _L
                 "amount": {"value": msgspec.Raw(format_usd(line.nanos).encode()), "currency": "usd"},
                 "quantity": line.quantity if has_quantity else None,
                 "quantity_unit": line.unit if has_quantity else None,
-                **_labels(wanted, COSTS_GROUP_NAMES, group),
-                "line_item": item,
+                **labels[place],
             }
         )
     return results

@@ -165,7 +165,7 @@ def add_usage(router: APIRouter, parts: UsageParts) -> None:
     # Only described: an answer is written as it is, with every digit of an amount.
     shape: dict[str, Any] = {"response_model": ReportPage}
 
-    @router.get("/usage/completions", summary="Tokens and requests, all but embeddings", **shape)
+    @router.get("/usage/completions", summary="Tokens and requests of everything that generates", **shape)
     async def list_completions_usage(mandate: Mandated, params: Annotated[CompletionsUsageParams, Query()]) -> Response:
         is_nothing = bool(params.user_ids) or params.batch is True
         span = params.span(params.bucket_width, parts.clock.now_ms())

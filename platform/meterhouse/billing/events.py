@@ -70,7 +70,8 @@ class EventExport:
             if not page:
                 break
             events = [event_of(stored, self._sink.source) for stored in page if stored.row is not None]
-            await self._post(events)
+            if events:
+                await self._post(events)
             position = page[-1].sequence
             await self._turns.put_position(SINK, organization_id, position)
             sent += len(events)

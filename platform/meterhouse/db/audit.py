@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meterhouse.audit import Change
 from meterhouse.db.engine import Source, reading, wall_ms, writing
@@ -15,6 +16,8 @@ from meterhouse.db.paging import Page, PageQuery, fetch_page
 from meterhouse.db.tables import audit_event
 from meterhouse.identity import Author
 from meterhouse.ids import new_id
+
+MOST_AHEAD_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +63,8 @@ class AuditStore:
 
     async def write(self, author: Author, change: Change) -> AuditEvent:
         """Add an event; to be called in the transaction of the change (``Catalog.changing``)."""
-        event = AuditEvent(
-            id=new_id("audit_log"),
-            action=change.action.value,
-            target_id=change.target_id,
-            organization_id=change.organization_id,
-            project_id=change.project_id,
-            actor_kind=author.actor.kind.value,
-            actor_id=author.actor.id,
-            actor_role=author.actor.role.value,
-            before=None if change.before is None else dict(change.before),
-            after=None if change.after is None else dict(change.after),
-            address=author.address,
-            request_id=author.request_id,
-            created_at_ms=wall_ms(),
-        )
         async with writing(self._source) as connection:
+            event = _event_of(author, change, await _next_ms(connection, change.organization_id))
             await connection.execute(sa.insert(audit_event).values(asdict(event)))
         return event
 
@@ -86,6 +75,34 @@ class AuditStore:
         async with reading(self._source) as connection:
             rows = await fetch_page(connection, statement, audit_event, page, owned)
         return rows.map(lambda row: AuditEvent(**row))
+
+
+async def _next_ms(connection: AsyncConnection, organization_id: str | None) -> int:
+    """Return the moment of an event: now, or right after the organization's last one, so that they keep their order."""
+    column = audit_event.c.organization_id
+    is_same = column.is_(None) if organization_id is None else column == organization_id
+    last_ms = await connection.scalar(sa.select(sa.func.max(audit_event.c.created_at_ms)).where(is_same))
+    now_ms = wall_ms()
+    # A clock that was ahead by more than this once shall not move all that comes.
+    return last_ms + 1 if last_ms is not None and 0 <= last_ms - now_ms < MOST_AHEAD_MS else now_ms
+
+
+def _event_of(author: Author, change: Change, at_ms: int) -> AuditEvent:
+    return AuditEvent(
+        id=new_id("audit_log"),
+        action=change.action.value,
+        target_id=change.target_id,
+        organization_id=change.organization_id,
+        project_id=change.project_id,
+        actor_kind=author.actor.kind.value,
+        actor_id=author.actor.id,
+        actor_role=author.actor.role.value,
+        before=None if change.before is None else dict(change.before),
+        after=None if change.after is None else dict(change.after),
+        address=author.address,
+        request_id=author.request_id,
+        created_at_ms=at_ms,
+    )
 
 
 def _conditions(query: AuditQuery) -> list[sa.ColumnElement[bool]]:

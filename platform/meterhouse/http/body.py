@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -203,8 +202,7 @@ def render_tools(parsed: ParsedBody, provider: Provider) -> Prompt:
     return render_prompt(parsed.fields["messages"], tools, choice, GRAMMARS[provider.tool_call_format])
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
+class Recipient(msgspec.Struct, frozen=True):
     """Who gets a body, and what is decided about it."""
 
     deployment: Deployment

@@ -116,7 +116,10 @@ def is_set(raw: Raw) -> bool:
 
 def is_failure(chunk: Chunk) -> bool:
     """Whether it is an error, in an envelope or flat (Cerebras, Mistral and vLLM; wire.md 2)."""
-    return is_set(chunk.error) or chunk.object == "error" or (chunk.choices is None and is_set(chunk.message))
+    # Almost no chunk has any of these; an empty field is told from one that is set without a call.
+    if chunk.error and is_set(chunk.error):
+        return True
+    return chunk.object == "error" or (chunk.choices is None and is_set(chunk.message))
 
 
 def text_of(delta: Delta) -> str:

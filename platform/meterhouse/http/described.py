@@ -178,3 +178,64 @@ class SimpleContent(msgspec.Struct):
     reasoning_content: str | None = None
     finish_reason: Annotated[str, Meta(description="Where the answer ended early: `length`, ...")] | None = None
     done: bool | None = None
+
+
+class CompletionChoice(msgspec.Struct):
+    """One of the answers of a legacy completion; in a stream, a piece of it."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    logprobs: dict[str, Any] | None = None
+
+
+class Completion(msgspec.Struct):
+    """A legacy completion, or the data of one event of it."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage | None = None
+
+
+class EmbeddingRow(msgspec.Struct):
+    """The vector of one input: numbers, or base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsUsage(msgspec.Struct):
+    """What was used, as it is charged."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(msgspec.Struct):
+    """The vectors of all inputs, in their order."""
+
+    object: Literal["list"]
+    model: str
+    data: list[EmbeddingRow]
+    usage: EmbeddingsUsage
+
+
+class SoundForm(msgspec.Struct):
+    """The fields of a form with a sound; others pass as they are."""
+
+    model: str
+    file: Annotated[str, Meta(description="The file itself", extra_json_schema={"format": "binary"})]
+    language: str | None = None
+    prompt: str | None = None
+    response_format: str | None = None
+    temperature: float | None = None
+
+
+class Transcription(msgspec.Struct):
+    """What was said."""
+
+    text: str

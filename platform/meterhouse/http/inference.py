@@ -27,7 +27,7 @@ from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
 from meterhouse.http.intake import take_body
-from meterhouse.http.middleware import credential_of, header
+from meterhouse.http.middleware import credential_of, first_headers, header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
 from meterhouse.http.passage import ClientWire, RelayParts, Whole
@@ -98,11 +98,12 @@ class InferenceEndpoint:
     async def _serve(self, exchange: Exchange, slot: Slot, connection: tuple[Scope, Receive, Send]) -> None:
         parts = self._parts
         scope, receive, send = connection
-        principal = await parts.keyring.verify(credential_of(scope), exchange.address)
+        sent = first_headers(scope)
+        principal = await parts.keyring.verify(credential_of(sent), exchange.address)
         exchange.principal = principal
         check_origin(principal, header(scope, b"origin"))
         slot.assign(principal.organization_id)
-        content_type = header(scope, b"content-type") or ""
+        content_type = str(sent.get(b"content-type", b""), "latin-1")
         asked = await take_body(
             receive,
             lambda body: self._wire.read(body, content_type, lambda: _default_model(parts, principal)),
@@ -160,17 +161,16 @@ class InferenceEndpoint:
             Malformed: There is none.
         """
         wire = self._wire
-        usable = tuple(
-            row
-            for row in route.deployments
+        usable = []
+        for row in route.deployments:
             # A model of embeddings writes nothing, and is no model of a chat.
-            if (row.model.max_output_tokens or asked.output_tokens == 0)
-            and wire.find_passage(asked, row.provider) is not None
-        )
+            writes = row.model.max_output_tokens or asked.output_tokens == 0
+            if writes and wire.find_passage(asked, row.provider) is not None:
+                usable.append(row)
         if len(usable) == len(route.deployments):
             return route
         if usable:
-            return Route(route.model, usable)
+            return Route(route.model, tuple(usable))
         raise asked.chat_refusal or Malformed(
             f"The model '{asked.model}' cannot be used at {wire.path}: its provider has nothing of the kind.",
             param="model",

@@ -25,6 +25,7 @@ from meterhouse.ids import new_request_id, public_request_id
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.traces import Tracing
 
+_HEADERS = "meterhouse.headers"
 OPENAI_VERSION = (b"openai-version", b"2020-10-01")
 FREE_BYTES = 65_536
 """A body that is no longer is not counted: as many of them as there may be requests are no burden."""
@@ -237,24 +238,25 @@ class _Intake:
 
 def header(scope: Scope, name: bytes) -> str | None:
     """Return a request header's value, or None; the first one counts."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return str(value, "latin-1")
-    return None
+    value = first_headers(scope).get(name)
+    return None if value is None else str(value, "latin-1")
 
 
-def credential_of(scope: Scope) -> str | None:
-    """Return the request's credential as the value of an ``Authorization`` header: that one's, or ``x-api-key``'s.
+def first_headers(scope: Scope) -> dict[bytes, bytes]:
+    """Return the request's headers by name; of one that came more than once the first counts. Made once a request."""
+    found: dict[bytes, bytes] | None = scope.get(_HEADERS)
+    if found is None:
+        found = scope[_HEADERS] = dict(reversed(scope["headers"]))
+    return found
+
+
+def credential_of(headers: Mapping[bytes, bytes]) -> str | None:
+    """Return a request's credential as the value of an ``Authorization`` header: that one's, or ``x-api-key``'s.
 
     Raises:
         Malformed: It has both, and they are not the same: nobody is to guess who is meant.
     """
-    authorization = key = None
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            authorization = authorization or value
-        elif name == b"x-api-key":
-            key = key or value
+    authorization, key = headers.get(b"authorization"), headers.get(b"x-api-key")
     if key is None:
         return None if authorization is None else str(authorization, "latin-1")
     if authorization is not None and authorization.partition(b" ")[2].strip() != key.strip():

@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from meterhouse.http.described import (
     ChatCompletion,
     ChatCompletionChunk,
+    Completion,
+    Embeddings,
     ErrorAnswer,
     ResponseEvent,
     ResponseObject,
@@ -15,6 +17,8 @@ from meterhouse.http.described import (
     SimpleMessage,
     SimpleMessages,
     SimpleResponse,
+    SoundForm,
+    Transcription,
 )
 from meterhouse.http.described_messages import (
     CountedTokens,
@@ -24,11 +28,23 @@ from meterhouse.http.described_messages import (
     MessagesEvent,
     MessagesRequest,
 )
+from meterhouse.http.wires.completions import CompletionRequest
+from meterhouse.http.wires.embeddings import EmbeddingsRequest
+from meterhouse.http.wires.media import ImageRequest, ModerationRequest, SpeechRequest
 from meterhouse.request import ChatRequest
 from meterhouse.translate.responses.shape import ResponsesRequest
 
 _SHAPES = (
     ChatRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    ModerationRequest,
+    ImageRequest,
+    SpeechRequest,
+    Completion,
+    Embeddings,
+    SoundForm,
+    Transcription,
     ChatCompletion,
     ChatCompletionChunk,
     ErrorAnswer,
@@ -48,6 +64,7 @@ _SHAPES = (
 )
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
+_FORM = "multipart/form-data"
 
 Schema = dict[str, Any]
 
@@ -102,6 +119,7 @@ def _inference_paths(shapes: dict[Any, Schema]) -> Schema:
             {_JSON: shapes[ResponseObject], _EVENTS: shapes[ResponseEvent]},
             errors,
         ),
+        **_passed_paths(shapes),
         "/api/chat": _post(
             "simple_chat",
             "Chat, streamed as simple events",
@@ -149,6 +167,42 @@ def _messages_paths(shapes: dict[Any, Schema]) -> Schema:
             errors,
         ),
     }
+
+
+def _passed_paths(shapes: dict[Any, Schema]) -> Schema:
+    errors = shapes[ErrorAnswer]
+    text, sound = {"type": "string"}, {"type": "string", "format": "binary"}
+    heard = {_JSON: shapes[Transcription], "text/plain": text}
+    paths = {
+        "/v1/completions": _post(
+            "create_completion",
+            "Complete a prompt (the legacy wire), streamed or not",
+            shapes[CompletionRequest],
+            "A completion, or with `stream` the events of one, ended by `[DONE]`",
+            {_JSON: shapes[Completion], _EVENTS: shapes[Completion]},
+            errors,
+        ),
+        "/v1/embeddings": _post(
+            "create_embeddings",
+            "Embed texts or tokens",
+            shapes[EmbeddingsRequest],
+            "A vector for each input, as numbers or as base64 of little-endian float32",
+            {_JSON: shapes[Embeddings]},
+            errors,
+        ),
+    }
+    for path, name, summary, request, answers in (
+        ("/v1/moderations", "create_moderation", "Classify texts or images", ModerationRequest, {_JSON: {}}),
+        ("/v1/images/generations", "create_image", "Draw images", ImageRequest, {_JSON: {}}),
+        ("/v1/audio/speech", "create_speech", "Say a text", SpeechRequest, {"audio/mpeg": sound}),
+        ("/v1/audio/transcriptions", "create_transcription", "Write down a sound", SoundForm, heard),
+        ("/v1/audio/translations", "create_translation", "Write down a sound in English", SoundForm, heard),
+    ):
+        paths[path] = _post(name, summary, shapes[request], "The provider's answer", answers, errors)
+    for path in ("/v1/audio/transcriptions", "/v1/audio/translations"):
+        content = paths[path]["post"]["requestBody"]["content"]
+        content[_FORM] = content.pop(_JSON)
+    return paths
 
 
 def _post(

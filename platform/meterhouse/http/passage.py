@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from meterhouse.asked import Asked
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.outlet import Dialect
@@ -38,8 +40,7 @@ class OpenAnswer:
     deployment: Deployment
 
 
-@dataclass(slots=True)
-class WholeBody:
+class WholeBody(msgspec.Struct):
     """The body of an answer that is not streamed, and the media type that it came with."""
 
     body: bytes

@@ -47,7 +47,7 @@ LONGEST_TOKEN_BYTES = 32
 """No answer has so many bytes per token over a whole allowance."""
 MAX_TAIL_BYTES = 1_048_576
 """What may come between the finish and ``[DONE]``; a provider that sends more is hung up on."""
-_PIECES = 64
+KEPT_PIECES = 64
 
 
 @dataclass(slots=True)
@@ -227,7 +227,7 @@ class StreamRelay:
 
     def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
         """Return what goes to the client for a payload: one frame, put right, with the asked model's name in it."""
-        if chunk.choices and is_set(chunk.usage):
+        if chunk.usage and chunk.choices and is_set(chunk.usage):
             payload = leave_out_usage(payload, chunk.usage)
         payload = tidy(payload, chunk, self._model, self._finish_reasons)
         if b"\n" in payload or b"\r" in payload:
@@ -259,25 +259,22 @@ class StreamRelay:
             if len(payload) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
                 text = all_text_of(payload, choice.index)
             if text:
-                self._note_text(text)
-            if is_set(delta.audio):
+                # What ``PassingRelay.note_text`` does, without a call for each event.
+                length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+                attempt.output_events += 1
+                attempt.output_bytes += length
+                progress.used_tokens += length
+                if attempt.reported is not None:
+                    attempt.partial, attempt.reported = attempt.reported, None
+                if attempt.output_bytes - length < KEPT_TEXT_BYTES:
+                    attempt.text.append(text)
+                if len(attempt.text) > KEPT_PIECES:
+                    attempt.text = ["".join(attempt.text)]
+            if delta.audio and is_set(delta.audio):
                 attempt.is_countable = False
         if choice.finish_reason:
             progress.finished.add(choice.index)
             attempt.finish_reasons.append(choice.finish_reason)
-
-    def _note_text(self, text: str) -> None:
-        attempt = self._attempt
-        length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        attempt.output_events += 1
-        attempt.output_bytes += length
-        self._progress.used_tokens += length
-        if attempt.reported is not None:
-            attempt.partial, attempt.reported = attempt.reported, None
-        if attempt.output_bytes - length < KEPT_TEXT_BYTES:
-            attempt.text.append(text)
-        if len(attempt.text) > _PIECES:
-            attempt.text = ["".join(attempt.text)]
 
     def _note_usage(self, read: ReadUsage | None) -> bool:
         """Note a usage, if there is one; says whether it is what will be charged."""

@@ -10,14 +10,13 @@ handed on).
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from dataclasses import replace
 
 from meterhouse.db.keys import KeyStore, StoredAdminKey, StoredKey
-from meterhouse.db.organizations import ALLOW_LIST, DENY_LIST
 from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
 from meterhouse.identity import Actor, ActorKind, KeyScope, Principal, Role
 from meterhouse.keys.client_tokens import ClientTokens, Grant, find_token, key_id_of
+from meterhouse.keys.entry import Entry, entry_of
 from meterhouse.keys.reader import KeyOutdated, KeyReader, Mirror, Read
 from meterhouse.keys.secret import ParsedSecret, Peppers, parse
 from meterhouse.keys.throttle import SignInThrottle
@@ -53,16 +52,6 @@ _ADDRESS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    key: StoredKey
-    principal: Principal
-    networks: tuple[IPv4Network | IPv6Network, ...]
-    read_at_ms: int
-    mirror_at_ms: int
-    """When it is to be mirrored again."""
-
-
 class Keyring:
     """Verifies keys. One per process, used from its event loop only."""
 
@@ -85,11 +74,11 @@ class Keyring:
         self.tokens = ClientTokens(peppers)
         self.throttle: SignInThrottle | None = None
         """Slows down who guesses; None: nobody is."""
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._unknown_until_ms: OrderedDict[str, int] = OrderedDict()
-        self._reads: dict[str, asyncio.Task[_Entry | None]] = {}
+        self._reads: dict[str, asyncio.Task[Entry | None]] = {}
         """The read of each key whose result will be remembered."""
-        self._running: set[asyncio.Task[_Entry | None]] = set()
+        self._running: set[asyncio.Task[Entry | None]] = set()
         self._watchers: list[Callable[[], None]] = []
         self.on_other_pepper: Callable[[ParsedSecret, int], None] | None = None
         """Is told of a key that was good, and whose hash is of another pepper than the one in use."""
@@ -167,8 +156,8 @@ class Keyring:
             raise InvalidKey(_INVALID, detail=f"{grant.jti}: its key {reason}")
         return self._admit(entry, self.tokens.principal_of(grant, entry.principal), address, scope)
 
-    def _admit(self, entry: _Entry, principal: Principal, address: str | None, scope: KeyScope) -> Principal:
-        if entry.networks and not _is_within(address, entry.networks):
+    def _admit(self, entry: Entry, principal: Principal, address: str | None, scope: KeyScope) -> Principal:
+        if not entry.admits(address):
             raise NotPermitted(_ADDRESS, detail=f"{principal.key_id} from {address}")
         if scope not in principal.scopes:
             message = f"This API key lacks the scope '{scope}'. Ask whoever issued it for a key that has it."
@@ -273,7 +262,7 @@ class Keyring:
         if stored.pepper_version != self._peppers.version and self.on_other_pepper is not None:
             self.on_other_pepper(secret, stored.pepper_version)
 
-    async def _find(self, key_id: str) -> _Entry | None:
+    async def _find(self, key_id: str) -> Entry | None:
         """Return a key's entry, fresh or as stale as is allowed; None when there is no such key."""
         now_ms = self._clock.now_ms()
         entry = self._entries.get(key_id)
@@ -285,7 +274,7 @@ class Keyring:
             return None
         return await self._read(key_id, now_ms)
 
-    async def _read(self, key_id: str, now_ms: int) -> _Entry | None:
+    async def _read(self, key_id: str, now_ms: int) -> Entry | None:
         """Read a key; a stale entry serves while no store can tell, or none tells in time."""
         task = self._begin_read(key_id)
         is_stale_known = self._find_stale(key_id, now_ms) is not None
@@ -296,11 +285,11 @@ class Keyring:
         # Looked up again: a revocation may have removed it in the meantime.
         return self._find_stale(key_id, now_ms) or await asyncio.shield(task)
 
-    def _find_stale(self, key_id: str, now_ms: int) -> _Entry | None:
+    def _find_stale(self, key_id: str, now_ms: int) -> Entry | None:
         entry = self._entries.get(key_id)
         return entry if entry is not None and abs(now_ms - entry.read_at_ms) < STALE_MS else None
 
-    def _begin_read(self, key_id: str) -> "asyncio.Task[_Entry | None]":
+    def _begin_read(self, key_id: str) -> "asyncio.Task[Entry | None]":
         """Read a key, once for all who wait for it."""
         task = self._reads.get(key_id)
         if task is None:
@@ -311,13 +300,13 @@ class Keyring:
             task.add_done_callback(self._forget_task)
         return task
 
-    def _forget_task(self, task: "asyncio.Task[_Entry | None]") -> None:
+    def _forget_task(self, task: "asyncio.Task[Entry | None]") -> None:
         self._running.discard(task)
         if not task.cancelled():
             # Marks an error as seen, in case that nobody waits for it any more.
             task.exception()
 
-    async def _load(self, key_id: str) -> _Entry | None:
+    async def _load(self, key_id: str) -> Entry | None:
         task = asyncio.current_task()
         is_outdated = False
         try:
@@ -336,9 +325,9 @@ class Keyring:
             entry = None if read.key is None else self._mirror_when_due(read.key, read)
             self._remember(key_id, entry, read.at_ms)
             return entry
-        return None if read.key is None else _entry_of(read.key, read.at_ms, 0)
+        return None if read.key is None else entry_of(read.key, read.at_ms, 0)
 
-    def _mirror_when_due(self, key: StoredKey, read: Read) -> _Entry:
+    def _mirror_when_due(self, key: StoredKey, read: Read) -> Entry:
         key = replace(key, last_used_at_ms=None)
         before = self._entries.get(key.id)
         is_same = before is not None and before.key == key
@@ -348,9 +337,9 @@ class Keyring:
         if read.is_from_sql and self._mirror is not None and is_due:
             self._mirror.put(key, read.at_ms)
             mirror_at_ms = read.at_ms + (MIRROR_RENEW_MS if is_same else MIRROR_AGAIN_MS)
-        return _entry_of(key, read.at_ms, mirror_at_ms)
+        return entry_of(key, read.at_ms, mirror_at_ms)
 
-    def _remember(self, key_id: str, entry: _Entry | None, read_at_ms: int) -> None:
+    def _remember(self, key_id: str, entry: Entry | None, read_at_ms: int) -> None:
         self._entries.pop(key_id, None)
         self._unknown_until_ms.pop(key_id, None)
         if entry is not None:
@@ -390,35 +379,6 @@ def _why_dead(stored: StoredKey | StoredAdminKey, now_ms: int) -> str | None:
     if isinstance(stored, StoredKey) and stored.project_archived_at_ms is not None:
         return "belongs to an archived project"
     return None
-
-
-def _entry_of(stored: StoredKey, read_at_ms: int, mirror_at_ms: int) -> _Entry:
-    principal = Principal(
-        organization_id=stored.organization_id,
-        project_id=stored.project_id,
-        key_id=stored.id,
-        root_key_id=stored.root_key_id,
-        scopes=stored.scopes,
-        models=stored.models,
-        limits=stored.limits,
-        expires_at_ms=stored.expires_at_ms,
-        project_models=frozenset(stored.project_model_ids) if stored.project_model_mode == ALLOW_LIST else None,
-        denied_models=frozenset(stored.project_model_ids if stored.project_model_mode == DENY_LIST else ()),
-    )
-    return _Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms, mirror_at_ms)
-
-
-def _is_within(address: str | None, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
-    if address is None:
-        return False
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return False
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-        # A socket that listens on IPv6 shows an IPv4 client in this form.
-        parsed = parsed.ipv4_mapped
-    return any(parsed in network for network in networks)
 
 
 def _note_use(used: dict[str, int], key_id: str, now_ms: int) -> None:

@@ -120,6 +120,7 @@ MODEL_ROWS = (
     _openai("text-embedding-3-small", 8_191, 0),
     _openai("text-embedding-3-large", 8_191, 0),
     _openai("text-embedding-ada-002", 8_191, 0),
+    _openai("omni-moderation-latest", 32_768, 0),
     *_hosted(
         CEREBRAS,
         (("gpt-oss-120b", 131_072, 32_768), ("qwen-3.8-27b", 65_536, 32_768), ("gemma-4-31b", 131_072, 40_960)),

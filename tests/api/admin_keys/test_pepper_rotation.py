@@ -13,7 +13,7 @@ from meterhouse.errors import StoreDown
 from meterhouse.settings import Settings, SettingsError
 from meterhouse.stores import find_pepper_version
 
-OLD, NEW = "1:" + "o" * 40, "2:" + "n" * 40
+OLD, NEW = "1:old-pepper-0f3a9c51b7e2d8846ac19d27", "2:new-pepper-7d20e6b94c1fa3580be95c41"
 
 
 def started(folder: Path, up: FakeUpstream, pepper: str, version: str = "") -> Gateway:

@@ -19,7 +19,7 @@ from plugins.matrix import is_full
 
 EXAMPLES = 10 if is_full() else 1
 """Of each route: as many that fit its description as that do not, or by chance one of them."""
-QUICK_ROUTES = 30
+QUICK_ROUTES = 20
 """Of all, by chance, where not all are asked for."""
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from api.responses.post import PATH, Post, marked
 from failure.raw_client import Client as RawClient
+from fakes import scripts
+from fakes.exchange import Exchange
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 from meterhouse.usage import Exactness, Outcome
@@ -103,9 +105,19 @@ def test_a_failure_in_the_stream_is_an_error_event(post: Post, provider: str, sc
     assert record.usage.output_tokens == 5
 
 
-def test_what_a_failed_response_reports_is_charged(post: Post) -> None:
+def test_what_a_failed_response_reports_is_charged(post: Post, up: FakeUpstream) -> None:
     """The provider says one token, whatever it sent."""
-    headers, events = post.stream("native/error-mid?at=5&fault=error-failed")
+
+    async def run(exchange: Exchange) -> None:
+        wire = scripts.open_wire(exchange)
+        await exchange.head(200, {"content-type": "text/event-stream"})
+        for event in (*wire.open(), wire.token(0, {"content": "one two three"}, None)):
+            await exchange.emit(event)
+        await exchange.emit(wire.error("the fake model failed", shape="failed"))
+        await exchange.end()
+
+    up.script("fails", run)
+    headers, events = post.stream("native/fails")
     assert events[-1].type == "error"
     (record,) = post.gateway.records(headers["x-request-id"])
     assert (record.outcome, record.exactness) == (Outcome.UPSTREAM_FAILED, Exactness.REPORTED)

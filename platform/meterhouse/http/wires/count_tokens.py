@@ -12,12 +12,13 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from meterhouse.asked import Asked
-from meterhouse.http.body import BodyEditor, Recipient, read_body
+from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
+from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.inference import InferenceParts, permit
-from meterhouse.http.intake import MAX_VALUES
-from meterhouse.http.middleware import credential_of
+from meterhouse.http.intake import MAX_VALUES, take_body
+from meterhouse.http.middleware import credential_of, first_headers, header
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage
 from meterhouse.http.respond import Envelope, send_whole
@@ -99,11 +100,11 @@ class CountTokensEndpoint(MessagesEndpoint):
         exchange = exchange_of(scope)
         exchange.route = wire.path
         with parts.slots.take() as slot:
-            principal = await parts.keyring.verify(credential_of(scope), exchange.address)
+            principal = await parts.keyring.verify(credential_of(first_headers(scope)), exchange.address)
             exchange.principal = principal
+            check_origin(principal, header(scope, b"origin"))
             slot.assign(principal.organization_id)
-            body = await read_body(receive)
-            asked = wire.read(body, "", str)
+            body, asked = await take_body(receive, lambda body: (body, wire.read(body, "", str)), wire.most_values)
             exchange.model = asked.model
             route = parts.routes.resolve(asked.model, parts.clock.now_ms())
             permit(principal, asked.model, route)
