@@ -33,17 +33,17 @@ export async function minePage({ session, signal }) {
 
 function tokenForm() {
   const usdCap = h("input", { inputmode: "decimal", value: "0.10" });
-  const minutes = h("input", { type: "number", min: 1, max: 1440, value: 15 });
+  const minutes = h("input", { type: "number", min: 1, max: 60, value: 15 });
   const origin = h("input", { type: "url", placeholder: "https://app.example.com" });
   const result = h("div", {});
   return h("div", {}, h("div", { class: "row" }, field("At most, USD", usdCap), field("Minutes", minutes), field("Origin", origin),
     button("Make a token", async () => {
       const made = await send("POST", "/v1/client_tokens", {
-        spend_usd: usdCap.value.trim(), expires_in_seconds: Number(minutes.value) * 60, origins: origin.value ? [origin.value.trim()] : [],
+        max_spend_usd: usdCap.value.trim(), expires_in_seconds: Number(minutes.value) * 60, origins: origin.value ? [origin.value.trim()] : [],
       });
-      show(result, h("pre", {}, made.value ?? made.token), button("Copy", async () => {
-        await navigator.clipboard.writeText(made.value ?? made.token);
+      show(result, h("pre", {}, made.value), button("Copy", async () => {
+        await navigator.clipboard.writeText(made.value);
         notify("Copied.");
-      }), pairs([["Ends", new Date((made.expires_at ?? 0) * 1000).toLocaleString()], ["At most", made.spend_nanos ? usd(made.spend_nanos) : usdCap.value]]));
+      }), pairs([["Ends", new Date(made.expires_at * 1000).toLocaleString()], ["At most", usd(made.max_spend_nanos)]]));
     }, "main")), result);
 }
