@@ -30,7 +30,7 @@ SLOW_MODEL = "fake/long?tokens=20000"
 QUIET_MODEL = "fake/normal?tokens=5"
 EXTRA_SECONDS = 0.05
 
-pytestmark = [pytest.mark.slow_fault, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow_fault, pytest.mark.timeout(900)]
 
 
 class Door:
