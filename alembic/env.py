@@ -7,7 +7,8 @@ from alembic import context
 
 from meterhouse.db.engine import close, open_engine, writing
 from meterhouse.db.schema import MIGRATION_POLICY, take_turn
-from meterhouse.db.tables import is_ours, metadata
+from meterhouse.db.tables import is_ours
+from meterhouse.db.tables_billing import metadata
 
 
 def _run_on(connection: sa.Connection) -> None:

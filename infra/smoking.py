@@ -85,7 +85,8 @@ def reason_of(body: bytes) -> str:
     """Say in a few words what an error's body says."""
     try:
         error = json.loads(body)["error"]
-        return f"{error['code']}: {error['message']}"
+        code = error["code"] if "code" in error else error["details"]["error_code"]  # Anthropic's shape
+        return f"{code}: {error['message']}"
     except (ValueError, KeyError, TypeError):
         return body[:200].decode(errors="replace") or "no body"
 
@@ -170,6 +171,37 @@ def _try_streamed_completion(server: Server) -> str:
     return f"{len(chunks)} chunks"
 
 
+def _try_response(server: Server) -> str:
+    found = decoded(server.post("/v1/responses", {"model": server.model, "input": QUESTION}))
+    need(found["output"], "an empty answer")
+    return f"{found['usage']['total_tokens']} tokens"
+
+
+def _try_streamed_response(server: Server) -> str:
+    asked = {"model": server.model, "input": QUESTION, "stream": True}
+    events = [decoded(data.encode()) for data in datas(server.post("/v1/responses", asked, "text/event-stream"))]
+    last = events[-1]["type"] if events else "nothing"
+    need(last in {"response.completed", "response.incomplete"}, f"the stream ends with {last}")
+    return f"{len(events)} events"
+
+
+def _try_messages(server: Server) -> str:
+    found = decoded(server.post("/v1/messages", ask(server, max_tokens=64)))
+    need(found["content"][0]["text"], "an empty answer")
+    return f"{found['usage']['output_tokens']} tokens"
+
+
+def _try_streamed_messages(server: Server) -> str:
+    body = server.post("/v1/messages", ask(server, max_tokens=64, stream=True), "text/event-stream")
+    events = [decoded(data.encode()) for data in datas(body)]
+    need(events and events[-1]["type"] == "message_stop", "the last event is not message_stop")
+    return f"{len(events)} events"
+
+
+def _try_count_tokens(server: Server) -> str:
+    return f"{decoded(server.post('/v1/messages/count_tokens', ask(server)))['input_tokens']} tokens"
+
+
 def _try_api_chat(server: Server) -> str:
     rows = pieces(server.post("/api/chat", ask(server), "text/event-stream"))
     need("".join(row["content"] for row in rows), "an empty answer")
@@ -245,6 +277,11 @@ TRIES: Mapping[str, Callable[[Server], str]] = {
     "GET /v1/models": _try_models,
     "POST /v1/chat/completions": _try_completion,
     "POST /v1/chat/completions, streamed": _try_streamed_completion,
+    "POST /v1/responses": _try_response,
+    "POST /v1/responses, streamed": _try_streamed_response,
+    "POST /v1/messages": _try_messages,
+    "POST /v1/messages, streamed": _try_streamed_messages,
+    "POST /v1/messages/count_tokens": _try_count_tokens,
     "POST /api/chat": _try_api_chat,
     "POST /chat": _try_chat,
     "POST /stream": _try_stream,

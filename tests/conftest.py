@@ -1,3 +1,11 @@
 """What every test has."""
 
-pytest_plugins = ["plugins.matrix", "plugins.meters", "plugins.real_model", "plugins.servers", "plugins.timing"]
+pytest_plugins = [
+    "plugins.clients",
+    "plugins.matrix",
+    "plugins.meters",
+    "plugins.real_model",
+    "plugins.servers",
+    "plugins.soak",
+    "plugins.timing",
+]

@@ -20,10 +20,13 @@ import sqlalchemy as sa
 from benchmark.database import run_as_owner
 from benchmark.gateway import run_stores
 from benchmark.report import Outcome
+from meterhouse.admin.report import Wanted, report_completions, report_costs
+from meterhouse.admin.span import Span
 from meterhouse.db.engine import close, open_engine
 from meterhouse.db.ledger import GroupBy, LedgerStore, UsageQuery
 from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.rebuild import Projection
+from meterhouse.db.reports import ReportStore
 from meterhouse.db.tables import HOUR_MS, usage_hour, usage_record
 from meterhouse.metering import Kind, Limit, Period, Scope, Window
 from stack.place import Place
@@ -33,6 +36,7 @@ DAYS = 30
 BATCH = 250_000
 REPEATS, QUICK_REPEATS = 200, 30
 PERCENT = 100
+DAY_SECONDS = 86_400
 REBUILD_POLICY = EnginePolicy(connections=1, statement_timeout_seconds=3600)
 
 VALUES = {
@@ -70,7 +74,8 @@ ROWS = """
     FROM generate_series({first}, {last}) AS i
 """
 
-Ask = Callable[[LedgerStore, str], Awaitable[object]]
+Ask = Callable[[LedgerStore, ReportStore, str], Awaitable[object]]
+Write = Callable[[ReportStore, Wanted], Awaitable[bytes]]
 
 
 @dataclass(frozen=True)
@@ -166,15 +171,24 @@ def make_questions(start_ms: int, end_ms: int) -> list[Question]:
     month = UsageQuery(("day",), start_ms, end_ms)
 
     def of_one(*words: GroupBy) -> Ask:
-        async def ask(store: LedgerStore, organization: str) -> object:
+        async def ask(store: LedgerStore, _: ReportStore, organization: str) -> object:
             return await store.usage_by(replace(month, group_by=words, organization_id=organization))
 
         return ask
 
-    async def everybody(store: LedgerStore, _: str) -> object:
+    def page_of_one(write: Write, *words: str) -> Ask:
+        """Ask as the administration API does, up to the bytes of its answer."""
+        span = Span(start_ms // 1000, end_ms // 1000, DAY_SECONDS, DAYS + 1)
+
+        async def ask(_: LedgerStore, reports: ReportStore, organization: str) -> object:
+            return await write(reports, Wanted(span=span, organization_id=organization, group_by=words))
+
+        return ask
+
+    async def everybody(store: LedgerStore, _: ReportStore, __: str) -> object:
         return await store.usage_by(replace(month, group_by=("organization",)))
 
-    async def budget(store: LedgerStore, organization: str) -> object:
+    async def budget(store: LedgerStore, _: ReportStore, organization: str) -> object:
         limit = Limit(Scope.ORGANIZATION, organization, Kind.SPEND, Window.MONTH, 1)
         return await store.sum_period(Period(limit, start_ms, end_ms))
 
@@ -183,6 +197,10 @@ def make_questions(start_ms: int, end_ms: int) -> list[Question]:
         Question("a month of a tenant by key and model", of_one("key", "model")),
         Question("a month of a tenant by hour", of_one("hour")),
         Question("what a tenant's monthly budget counts", budget),
+        Question("GET usage/completions of a month", page_of_one(report_completions)),
+        Question("... by key and model", page_of_one(report_completions, "api_key_id", "model")),
+        Question("GET costs of a month", page_of_one(report_costs)),
+        Question("... by line item and key", page_of_one(report_costs, "line_item", "api_key_id")),
         Question("a month of everybody by organization", everybody, 0.1),
     ]
 
@@ -192,13 +210,13 @@ async def ask_all(place: Place, questions: list[Question], repeats: int) -> dict
     engine = open_engine(place.database_url)
     found = {}
     try:
-        store = LedgerStore(engine)
+        store, reports = LedgerStore(engine), ReportStore(engine)
         for question in questions:
             times = []
             for _ in range(max(int(repeats * question.share), 1)):
                 organization = f"org_{random.randrange(ORGANIZATIONS)}"  # noqa: S311 - no secret
                 began = time.perf_counter()
-                await question.ask(store, organization)
+                await question.ask(store, reports, organization)
                 times.append((time.perf_counter() - began) * 1000)
             times.sort()
             found[question.name] = {

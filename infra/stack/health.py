@@ -11,12 +11,15 @@ from socket import AF_UNIX, socket
 WAIT_SECONDS = 2.0
 
 
-class _UnixConnection(HTTPConnection):
+class UnixConnection(HTTPConnection):
+    """A connection to a unix socket."""
+
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=WAIT_SECONDS)
         self._path = path
 
     def connect(self) -> None:
+        """Connect."""
         self.sock = socket(AF_UNIX)
         self.sock.settimeout(WAIT_SECONDS)
         self.sock.connect(str(self._path))
@@ -24,7 +27,7 @@ class _UnixConnection(HTTPConnection):
 
 def is_ready(path: Path) -> bool:
     """Whether new requests are admitted."""
-    connection = _UnixConnection(path)
+    connection = UnixConnection(path)
     try:
         connection.request("GET", "/health/ready")
         return connection.getresponse().status == 200  # noqa: PLR2004 - ok

@@ -1,8 +1,8 @@
 """The ASGI application: routes, middleware, pages and error shapes over an open gateway.
 
-The middleware order, outermost first: ``CORSMiddleware`` where origins are set (a page may read errors too),
-``RequestContext``, ``BodyLimit``, then the router. Every answer, also a 404, a 405 or a 500, has OpenAI's error
-envelope.
+The middleware order, outermost first: ``ClientTokenCors``, ``CORSMiddleware`` where origins are set (a page may read
+errors too), ``RequestContext``, ``BodyLimit``, then the router. Every answer, also a 404, a 405 or a 500, has OpenAI's
+error envelope.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,27 +16,44 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meterhouse import __version__
+from meterhouse.admin.guard import AdminGuard
+from meterhouse.admin.organization import build_organization_router
 from meterhouse.admin.router import build_admin_router
 from meterhouse.errors import GatewayError, Malformed, MethodNotAllowed, NotFound
 from meterhouse.gateway import Gateway
 from meterhouse.http.account import build_account_router
+from meterhouse.http.body import BODY_SECONDS
+from meterhouse.http.client_origin import ClientTokenCors
+from meterhouse.http.client_tokens import build_client_token_router
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import InferenceEndpoint
-from meterhouse.http.middleware import BodyLimit, RequestContext
+from meterhouse.http.live import build_live_router
+from meterhouse.http.middleware import BodyLimit, BodyMemory, RequestContext
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.passage import ClientWire
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
+from meterhouse.http.unstored import build_unstored_router
 from meterhouse.http.wires.chat import ChatWire, SimpleWire
 from meterhouse.http.wires.completions import CompletionsWire
+from meterhouse.http.wires.count_tokens import CountTokensEndpoint, CountTokensWire
 from meterhouse.http.wires.embeddings import EmbeddingsWire
 from meterhouse.http.wires.media import MEDIA_WIRES
+from meterhouse.http.wires.messages import MessagesEndpoint, MessagesWire
+from meterhouse.http.wires.responses import ResponsesWire
+from meterhouse.ids import public_request_id
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
+MODELS = "/v1/models"
+VERIFY = "/admin/ledger/verify"
+"""Takes exports of the ledger, and asks who sends one before it reads."""
 DESCRIPTION = """\
 Point the official OpenAI SDK at `/v1` of this server with a key of ours. `GET /health` says which providers are on.
 Errors have OpenAI's shape; `x-request-id` names a request, and `GET /v1/receipts/{request_id}` says what it cost.
 """
+
+PAGE_BODY_BYTES = 1_048_576
+"""Longest body of whatever is not inference."""
 
 EXPOSED_HEADERS = (
     "x-request-id",
@@ -73,17 +90,32 @@ class Application:
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """Assemble the application over an open gateway."""
-    wires = {wire.path: wire for wire in _wires()}
-    endpoints = {path: InferenceEndpoint(gateway.inference, wire) for path, wire in wires.items()}
-    inference = {path: _wrap(endpoints[path], _middleware(gateway, wire.envelope)) for path, wire in wires.items()}
-    return Application(inference, _build_rest(gateway, _middleware(gateway, OPENAI_ENVELOPE), endpoints))
+    made = [(wire, InferenceEndpoint(gateway.inference, wire)) for wire in _wires()]
+    made += [
+        (messages := MessagesWire(), MessagesEndpoint(gateway.inference, messages)),
+        (counting := CountTokensWire(), CountTokensEndpoint(gateway.inference, counting)),
+    ]
+    endpoints = {wire.path: endpoint for wire, endpoint in made}
+    settings = gateway.settings
+    most_bytes = settings.max_body_bytes
+    long = Middleware(BodyLimit, limit_bytes=most_bytes, memory=BodyMemory(settings.body_memory_bytes))
+    inference = {wire.path: _wrap(endpoint, [*_outer(gateway, wire.envelope), long]) for wire, endpoint in made}
+    # FastAPI reads and decodes a body before it asks who sent it, so that these are short, and have their own memory.
+    short = Middleware(
+        BodyLimit,
+        limit_bytes=min(most_bytes, PAGE_BODY_BYTES),
+        memory=BodyMemory(settings.body_memory_bytes),
+        seconds=BODY_SECONDS,
+        long_paths={VERIFY: most_bytes},
+    )
+    return Application(inference, _build_rest(gateway, [*_outer(gateway, OPENAI_ENVELOPE), short], endpoints))
 
 
-def _middleware(gateway: Gateway, envelope: Envelope) -> list[Middleware]:
+def _outer(gateway: Gateway, envelope: Envelope) -> list[Middleware]:
     return [
+        Middleware(ClientTokenCors, paths=[*(wire.path for wire in _wires()), MODELS], exposed=EXPOSED_HEADERS),
         *_cors(gateway.settings.cors_origins),
         Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing, envelope=envelope),
-        Middleware(BodyLimit, limit_bytes=gateway.settings.max_body_bytes),
     ]
 
 
@@ -96,11 +128,21 @@ def _wrap(endpoint: ASGIApp, middleware: Sequence[Middleware]) -> ASGIApp:
 def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: Mapping[str, ASGIApp]) -> FastAPI:
     app = FastAPI(title="Meterhouse", version=__version__, description=DESCRIPTION, middleware=middleware)
     app.state.keyring = gateway.keyring
-    app.state.admin_limiter = gateway.admin_limiter
+    app.state.admin_guard = AdminGuard(
+        keyring=gateway.keyring,
+        limiter=gateway.admin_limiter,
+        organizations=gateway.stores.catalog.organizations,
+        request_id_of=lambda scope: public_request_id(exchange_of(scope).request_id),
+        tokens=gateway.tokens,
+    )
     for path, endpoint in endpoints.items():  # for the methods that are not allowed
         app.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
     app.include_router(build_health_router(gateway.health))
+    app.include_router(build_unstored_router())
     app.include_router(build_account_router(gateway.account))
+    app.include_router(build_client_token_router(gateway.keyring.tokens, gateway.stores.clock))
+    app.include_router(build_live_router(gateway.live))
+    app.include_router(build_organization_router(gateway.admin))
     app.include_router(build_admin_router(gateway.admin))
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -111,7 +153,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
 def _wires() -> tuple[ClientWire, ...]:
     """Return every wire that clients may speak; a new one is a line here."""
     simple = (SimpleWire(simple) for simple in SIMPLE_CHATS)
-    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), *MEDIA_WIRES, *simple)
+    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), ResponsesWire(), *MEDIA_WIRES, *simple)
 
 
 def _cors(origins: str | None) -> list[Middleware]:
@@ -155,6 +197,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     param = ".".join(str(part) for part in first["loc"][1:]) or None
     if first["type"] == "json_invalid":
         return _respond(request, Malformed("The request body is not valid JSON.", code="invalid_json"))
+    if param is None:
+        text = "The request body must be a JSON object, sent with 'Content-Type: application/json'."
+        return _respond(request, Malformed(text, code="invalid_json"))
     if first["type"] == "missing":
         text = f"Missing required parameter: '{param}'."
         return _respond(request, Malformed(text, param=param, code="missing_required_parameter"))

@@ -1,81 +1,48 @@
-"""What the ``ledger`` commands do: export and check, adopt, adjust, reconcile.
+"""What the ``ledger`` commands do: adopt, adjust, reconcile.
 
 Each function takes open stores and reports; nothing here prints. Not here: options and output (``cli_ledger``), the
-rules themselves (``ledger``).
+rules themselves (``ledger``), signed files (``exports``).
 """
 
 import asyncio
-import os
-import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Literal, cast
 
 import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from meterhouse.audit import Action, Change
+from meterhouse.db.audit import AuditStore
 from meterhouse.db.books import Books
 from meterhouse.db.ledger import Adjustment
-from meterhouse.db.seals import StoredSeal
 from meterhouse.db.workers import WorkerStore
-from meterhouse.errors import Conflict, MeterDown, NotFound, StoreDown
-from meterhouse.ids import new_id, random_base62
+from meterhouse.errors import MeterDown, NotFound, StoreDown
+from meterhouse.identity import COMMAND_LINE, Author
+from meterhouse.ids import new_id
 from meterhouse.ledger.adopter import Adopter, AdoptionReport
-from meterhouse.ledger.audit import DatabaseAudit
 from meterhouse.ledger.compare import UnreadableUsage, Usages, read_usage
-from meterhouse.ledger.export import ExportReader, ExportWriter, Layout, Order
 from meterhouse.ledger.files import OsFiles
 from meterhouse.ledger.folder import SegmentName
 from meterhouse.ledger.record import UnreadableJournal
-from meterhouse.ledger.seal import ChainChecker, Entry, Fault, Finding, hash_row, name_row
-from meterhouse.ledger.sealer import Sealer
+from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.store import InsertsRecords
 from meterhouse.limits.limit import MAX_AMOUNT
 from meterhouse.metering import Correction
 from meterhouse.settings import SettingsError
 from meterhouse.stores import Stores
-from meterhouse.telemetry.logs import LEVELS, Log, get_logger
+from meterhouse.telemetry.logs import LEVELS, Log
 from meterhouse.usage import UsageRecord
 
-SIGNING_KEY = "ledger-signing-key"
-PAGE_ROWS = 500
 BUSY_TRIES = 60
 BUSY_SECONDS = 0.5
 MAX_REASON_CHARACTERS = 1_000
 
 Apply = Callable[[Correction], Awaitable[bool]]
 """Moves the running meter by a correction that the ledger has; False when it could not."""
-
-
-def load_signing_key(folder: Path) -> Ed25519PrivateKey:
-    """Return the key that exports are signed with; made at its first use, readable by its owner alone.
-
-    Raises:
-        SettingsError: The file cannot be used.
-    """
-    path = folder / SIGNING_KEY
-    try:
-        if not path.exists():
-            _make_signing_key(path)
-        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise SettingsError(f"{path} can be read by others than its owner. Run: chmod 600 {path}")
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be used: {error.strerror}.") from None
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise SettingsError(f"{path} is no private key in PEM form.") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise SettingsError(f"{path} is no Ed25519 key.")
-    return key
-
-
-def format_public_key(key: Ed25519PublicKey) -> str:
-    """Return a public key as PEM."""
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return key.public_bytes(serialization.Encoding.PEM, form).decode()
 
 
 def load_public_key(path: Path) -> Ed25519PublicKey:
@@ -100,48 +67,6 @@ def open_books(stores: Stores) -> Books:
     return Books(stores.engine, hash_row)
 
 
-async def export(books: Books, out: BinaryIO, layout: Layout, order: Order, key: Ed25519PrivateKey) -> bytes:
-    """Seal what has no seal yet, write the rows of an order, and return the signed statement's two lines.
-
-    Raises:
-        Conflict: A row is not what was sealed; the message names it, and nothing is signed.
-    """
-    seals = books.seals
-    await Sealer(seals, get_logger()).seal_all()
-    writer = ExportWriter(out, layout)
-    only = order.organization_id
-    for organization_id in [only] if only else await seals.list_organizations():
-        checker = ChainChecker(None)
-        sequence, behind = await seals.find_span(organization_id, order.from_ms, order.to_ms)
-        while sequence < behind:
-            page = await seals.read(organization_id, sequence, min(PAGE_ROWS, behind - sequence))
-            for stored in page:
-                entry = _entry_of(stored)
-                if stored.sequence != sequence:
-                    gap = Finding(Fault.MISSING, "the seal is not in the database", organization_id, sequence)
-                    raise _refusal(gap)
-                for finding in checker.take(entry):
-                    raise _refusal(finding)
-                writer.write(entry)
-                sequence += 1
-            if not page:
-                raise _refusal(Finding(Fault.MISSING, "the seal is not in the database", organization_id, sequence))
-    return writer.finish(order, key)
-
-
-async def verify_against(books: Books, reader: ExportReader, found: Sequence[Finding]) -> AsyncIterator[Finding]:
-    """Compare an export with the database, and name the rows that it lacks itself."""
-    if reader.statement is None:
-        return
-    audit = DatabaseAudit(books.seals, reader.statement)
-    for finding in found:
-        if finding.fault is Fault.MISSING and finding.organization_id:
-            for named in await audit.name_missing(finding):
-                yield named
-    async for finding in audit.compare(reader.read()):
-        yield finding
-
-
 @dataclass(frozen=True, slots=True)
 class AdjustmentOrder:
     """A credit (negative) or a later charge, as an operator asks for it."""
@@ -156,7 +81,9 @@ class AdjustmentOrder:
     created_by: str
 
 
-async def adjust(stores: Stores, order: AdjustmentOrder, apply: Apply | None = None) -> tuple[Adjustment, bool]:
+async def adjust(
+    stores: Stores, order: AdjustmentOrder, apply: Apply | None = None, author: Author = COMMAND_LINE
+) -> tuple[Adjustment, bool]:
     """Write an adjustment, then move the running meter by it; returns it, and whether the meter was moved.
 
     Raises:
@@ -190,7 +117,15 @@ async def adjust(stores: Stores, order: AdjustmentOrder, apply: Apply | None = N
         created_at_ms=stores.clock.now_ms(),
         created_by=order.created_by,
     )
-    await stores.ledger.insert_adjustment(entry)
+    shown = {"nanos": entry.nanos, "tokens": entry.tokens, "reason": entry.reason, "at_ms": entry.period_start_ms}
+    change = Change(
+        Action.ADJUSTMENT_CREATED,
+        entry.id,
+        entry.organization_id,
+        entry.project_id,
+        after={**shown, "root_key_id": root_key_id, "created_by": entry.created_by},
+    )
+    await stores.ledger.insert_adjustment(entry, lambda connection: AuditStore(connection).write(author, change))
     if apply is None:
         return entry, False
     correction = Correction(
@@ -288,46 +223,6 @@ def _collecting_log(lines: list[str]) -> Log:
 
     wrapper = structlog.make_filtering_bound_logger(LEVELS["error"])
     return cast("Log", structlog.wrap_logger(None, processors=[collect], wrapper_class=wrapper))
-
-
-def _entry_of(stored: StoredSeal) -> Entry:
-    if stored.row is None:
-        identity = {"request_id": stored.request_id, "attempt": stored.attempt, "id": stored.adjustment_id}
-        subject = name_row(stored.kind, identity)
-        detail = "the database has its seal, but not the row"
-        raise _refusal(Finding(Fault.MISSING, detail, stored.organization_id, stored.sequence, subject))
-    return Entry(
-        kind=stored.kind,
-        organization_id=stored.organization_id,
-        sequence=stored.sequence,
-        previous_hash=stored.previous_hash,
-        hash=stored.hash,
-        sealed_at_ms=stored.sealed_at_ms,
-        row=stored.row,
-    )
-
-
-def _refusal(finding: Finding) -> Conflict:
-    return Conflict(f"The ledger is not what was sealed, so nothing is signed. {finding}")
-
-
-def _make_signing_key(path: Path) -> None:
-    """Make the key under another name first, so that of two processes that make one at once one wins."""
-    pem = Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    temporary = path.with_name(f"{path.name}.{random_base62(8)}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            path.hardlink_to(temporary)
-        except FileExistsError:
-            return
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_provider_usage(path: Path) -> Usages:

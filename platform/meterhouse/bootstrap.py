@@ -10,9 +10,13 @@ from pathlib import Path
 
 from meterhouse.db.engine import close, open_engine
 from meterhouse.db.schema import check_schema, newest_revision, upgrade
+from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.keys.service import KeyOrder
 from meterhouse.settings import Settings, SettingsError
 from meterhouse.stores import MIGRATIONS, Stores
+
+FIRST = "the first organization"
+"""Whose changes wait for each other: there is nothing else yet that they could have in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +82,35 @@ async def migrate(settings: Settings) -> str:
     return f"The schema was brought to {head}." if was_behind else f"The schema is at {head}; nothing was to be done."
 
 
-async def bootstrap(stores: Stores) -> FirstKeys:
-    """Make the first organization, project, key and admin key.
+async def bootstrap(stores: Stores, author: Author = COMMAND_LINE) -> FirstKeys:
+    """Make the first organization, project, key and admin key: all of them or none, and once, whoever else tries.
 
     Raises:
         SettingsError: There is an organization already.
         StoreDown: The database cannot be reached.
     """
-    if await stores.catalog.organizations.list_organizations(limit=1):
-        raise SettingsError(
-            "There is an organization already. Make more keys with `meterhouse keys create --name NAME` and "
-            "`meterhouse keys create-admin --name NAME`."
-        )
-    organization = await stores.service.create_organization("Default")
-    project = await stores.service.create_project(organization.id, "Default")
-    key = await stores.service.issue(KeyOrder(name="First key", project_id=project.id))
-    admin_key = await stores.service.issue_admin("First operator")
+    async with stores.catalog.changing(FIRST) as catalog:
+        if await catalog.organizations.list_organizations(limit=1):
+            raise SettingsError(
+                "There is an organization already. Make more keys with `meterhouse keys create --name NAME` and "
+                "`meterhouse keys create-admin --name NAME`."
+            )
+        service = stores.service.within(catalog)
+        organization = await service.create_organization("Default", author=author)
+        project = await service.create_project(organization.id, "Default", author=author)
+        key = await service.issue(KeyOrder(name="First key", project_id=project.id), author=author)
+        admin_key = await service.issue_admin("First operator", author=author)
     return FirstKeys(organization.id, project.id, key.value, admin_key.value)
+
+
+async def find_first_project(stores: Stores, author: Author = COMMAND_LINE) -> str:
+    """Return the id of the oldest project; where there is none, of one that is made now."""
+    async with stores.catalog.changing(FIRST) as catalog:
+        if projects := await catalog.organizations.list_projects(limit=1):
+            return projects[0].id
+        service = stores.service.within(catalog)
+        organization = await service.create_organization("Default", author=author)
+        return (await service.create_project(organization.id, "Default", author=author)).id
 
 
 def check_writable(path: Path) -> None:

@@ -7,15 +7,22 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
+# typer carries its own click, and names what it raises nowhere else.
+from typer._click.exceptions import ClickException, NoArgsIsHelpError
+
 from meterhouse import __version__
+from meterhouse.cli_billing import credits_app, invoices_app, prices_app
 from meterhouse.cli_ledger import ledger_app
-from meterhouse.command import DEFAULT_ENV_FILE, Data, EnvFile, read_settings, run_with_stores
+from meterhouse.cli_owners import organizations_app, projects_app
+from meterhouse.cli_reports import audit, costs, usage
+from meterhouse.cli_supply import providers_app, routes_app
+from meterhouse.cli_tail import tail
+from meterhouse.command import DEFAULT_ENV_FILE, AsJson, Data, EnvFile, author, read_settings, run_with_stores
 from meterhouse.errors import GatewayError, StoreDown
 from meterhouse.metering import Scope
 from meterhouse.settings import SettingsError
@@ -32,11 +39,20 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Issue, list, rotate and revoke keys. No server has to run.", no_args_is_help=True)
 limits_app = typer.Typer(help="Set and show limits of organizations, projects and keys.", no_args_is_help=True)
-prices_app = typer.Typer(help="Set and list prices.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(limits_app, name="limits")
 app.add_typer(prices_app, name="prices")
+app.add_typer(credits_app, name="credits")
+app.add_typer(invoices_app, name="invoice")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(organizations_app, name="organizations")
+app.add_typer(projects_app, name="projects")
+app.add_typer(providers_app, name="providers")
+app.add_typer(routes_app, name="routes")
+app.command()(usage)
+app.command()(costs)
+app.command()(audit)
+app.command()(tail)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LIMITS_HELP = "For example: 'requests 600/minute; tokens 200000/minute; concurrent 20; spend 25 USD/month'"
@@ -45,11 +61,22 @@ LIMITS_HELP = "For example: 'requests 600/minute; tokens 200000/minute; concurre
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        status = app(standalone_mode=False)
     except (SettingsError, GatewayError) as error:
-        message = error.message if isinstance(error, GatewayError) else str(error)
-        print(f"meterhouse: {message}", file=sys.stderr)
+        raise _complain(error.message if isinstance(error, GatewayError) else str(error)) from None
+    except NoArgsIsHelpError as error:
+        error.show()
         raise SystemExit(2) from None
+    except ClickException as error:
+        raise _complain(error.format_message()) from None
+    if isinstance(status, int) and status:
+        raise SystemExit(status)
+
+
+def _complain(message: str) -> SystemExit:
+    """Say in one line what to change."""
+    print(f"meterhouse: {' '.join(message.split())}", file=sys.stderr)
+    return SystemExit(2)
 
 
 @app.callback(invoke_without_command=True)
@@ -131,7 +158,7 @@ def bootstrap(
     async def make(stores: Stores) -> None:
         if env_file_out is not None:
             check_writable(env_file_out)
-        made = await make_first_keys(stores)
+        made = await make_first_keys(stores, author())
         if env_file_out is not None:
             write_secret(env_file_out, made.environment_text(base_url))
         print(f"organization: {made.organization_id}\nproject:      {made.project_id}")
@@ -174,24 +201,6 @@ def bench(context: typer.Context) -> None:
     os.execv(script, [str(script), *context.args])  # noqa: S606 - our own script, and no shell
 
 
-@app.command()
-def usage(
-    by: Annotated[
-        str, typer.Option(help="Any of organization, project, key, model, provider, day, hour")
-    ] = "key,model,day",
-    days: Annotated[int, typer.Option(min=1, max=36_500, help="How many days back, today included")] = 30,
-    data: Data = None,
-    env_file: EnvFile = DEFAULT_ENV_FILE,
-) -> None:
-    """Show what was used and what it cost."""
-    from meterhouse.tables import print_usage  # noqa: PLC0415 - as in dev
-
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    start_ms = int((today - timedelta(days=days - 1)).timestamp()) * 1000
-    words = tuple(word.strip() for word in by.split(",") if word.strip())
-    _with_stores(data, env_file, lambda stores: print_usage(stores.ledger, words, start_ms))
-
-
 @keys_app.command("create")
 def create_key(
     name: Annotated[str, typer.Option(help="What the key is for")],
@@ -204,19 +213,20 @@ def create_key(
     env_file: EnvFile = DEFAULT_ENV_FILE,
 ) -> None:
     """Issue a key and print it, this once."""
-    from meterhouse.keys.service import KeyOrder  # noqa: PLC0415 - as in dev
+    from meterhouse.bootstrap import find_first_project  # noqa: PLC0415 - as in dev
+    from meterhouse.keys.service import KeyOrder  # noqa: PLC0415
     from meterhouse.limits.limit import parse_limits  # noqa: PLC0415
 
     async def create(stores: Stores) -> None:
         order = KeyOrder(
             name=name,
-            project_id=project or await _first_project(stores),
+            project_id=project or await find_first_project(stores, author()),
             expires_in_seconds=None if expires_in_days is None else int(expires_in_days * 86_400),
             models=frozenset(model) if model else None,
             limits=parse_limits(limits, Scope.KEY, ""),
             ip_ranges=tuple(ip_range or ()),
         )
-        issued = await stores.service.issue(order)
+        issued = await stores.service.issue(order, author=author())
         print(f"id:    {issued.key.id}\nkey:   {issued.value}", flush=True)
         print("The key is shown this once. Keep it where secrets are kept.", file=sys.stderr)
 
@@ -230,7 +240,7 @@ def create_admin_key(
     """Issue an operator's admin key and print it, this once."""
 
     async def create(stores: Stores) -> None:
-        issued = await stores.service.issue_admin(name)
+        issued = await stores.service.issue_admin(name, author=author())
         print(f"id:    {issued.key.id}\nkey:   {issued.value}", flush=True)
 
     _with_stores(data, env_file, create)
@@ -239,13 +249,14 @@ def create_admin_key(
 @keys_app.command("list")
 def list_keys(
     project: Annotated[str | None, typer.Option(help="Only those of a project")] = None,
+    as_json: AsJson = False,
     data: Data = None,
     env_file: EnvFile = DEFAULT_ENV_FILE,
 ) -> None:
     """List keys, without their secrets."""
     from meterhouse.tables import print_keys  # noqa: PLC0415 - as in dev
 
-    _with_stores(data, env_file, lambda stores: print_keys(stores, project))
+    _with_stores(data, env_file, lambda stores: print_keys(stores, project, as_json=as_json))
 
 
 @keys_app.command("revoke")
@@ -253,7 +264,7 @@ def revoke_key(key_id: str, data: Data = None, env_file: EnvFile = DEFAULT_ENV_F
     """Revoke a key for good. With Redis running servers know at once, without it within 10 seconds."""
 
     async def revoke(stores: Stores) -> None:
-        revoked = await stores.service.revoke(key_id)
+        revoked = await stores.service.revoke(key_id, author=author())
         print(f"{revoked.id} is revoked.")
 
     _with_stores(data, env_file, revoke)
@@ -269,7 +280,7 @@ def rotate_key(
     """Issue a successor of a key; both work for the overlap and count on the same limits."""
 
     async def rotate(stores: Stores) -> None:
-        issued = await stores.service.rotate(key_id, int(overlap_hours * 3600))
+        issued = await stores.service.rotate(key_id, int(overlap_hours * 3600), author=author())
         print(f"id:    {issued.key.id}\nkey:   {issued.value}", flush=True)
 
     _with_stores(data, env_file, rotate)
@@ -288,7 +299,8 @@ def set_limits(
 
     async def change(stores: Stores) -> None:
         where = _scope(scope)
-        for limit in await stores.service.set_limits(where, scope_id, parse_limits(limits, where, scope_id)):
+        wanted = parse_limits(limits, where, scope_id)
+        for limit in await stores.service.set_limits(where, scope_id, wanted, author=author()):
             print(format_limit(limit))
 
     _with_stores(data, env_file, change)
@@ -298,56 +310,23 @@ def set_limits(
 def show_limits(
     scope: Annotated[str, typer.Argument(help="organization, project or key")],
     scope_id: str,
+    as_json: AsJson = False,
     data: Data = None,
     env_file: EnvFile = DEFAULT_ENV_FILE,
 ) -> None:
     """Show the limits that an organization, a project or a key has itself."""
     from meterhouse.limits.limit import format_limit  # noqa: PLC0415 - as in dev
+    from meterhouse.tables_rows import print_json  # noqa: PLC0415
 
     async def show(stores: Stores) -> None:
-        for limit in await stores.service.list_limits(_scope(scope), scope_id):
-            print(format_limit(limit))
+        lines = [format_limit(limit) for limit in await stores.service.list_limits(_scope(scope), scope_id)]
+        if as_json:
+            print_json(lines)
+            return
+        for line in lines:
+            print(line)
 
     _with_stores(data, env_file, show)
-
-
-@prices_app.command("set")
-def set_price(
-    provider: str,
-    model: Annotated[str, typer.Argument(help="The provider's own name of the model")],
-    input_usd: Annotated[str, typer.Option("--input", help="USD per million input tokens")],
-    output_usd: Annotated[str, typer.Option("--output", help="USD per million output tokens")],
-    cached_input_usd: Annotated[str | None, typer.Option("--cached-input", help="USD per million")] = None,
-    data: Data = None,
-    env_file: EnvFile = DEFAULT_ENV_FILE,
-) -> None:
-    """Set a price from now on. A running server takes it up within half a minute."""
-    from meterhouse.admin.schemas import PriceRequest  # noqa: PLC0415 - as in dev
-    from meterhouse.supply import operator_price  # noqa: PLC0415
-
-    async def change(stores: Stores) -> None:
-        order = PriceRequest(
-            provider=provider,
-            model=model,
-            input_usd=input_usd,
-            output_usd=output_usd,
-            cached_input_usd=cached_input_usd,
-            cache_write_usd=None,
-            request_usd=None,
-        )
-        price = operator_price(order, stores.clock.now_ms())
-        await stores.catalog.prices.insert_prices([price])
-        print(price.id)
-
-    _with_stores(data, env_file, change)
-
-
-@prices_app.command("list")
-def list_prices(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
-    """List every price that was ever in force here."""
-    from meterhouse.tables import print_prices  # noqa: PLC0415 - as in dev
-
-    _with_stores(data, env_file, print_prices)
 
 
 def _with_stores(data: Path | None, env_file: Path, work: Callable[[Stores], Awaitable[None]]) -> None:
@@ -365,14 +344,6 @@ def _run_loop(work: Callable[[], Awaitable[None]]) -> None:
         uvloop.run(run())
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-
-
-async def _first_project(stores: Stores) -> str:
-    projects = await stores.catalog.organizations.list_projects(limit=1)
-    if projects:
-        return projects[0].id
-    organization = await stores.service.create_organization("Default")
-    return (await stores.service.create_project(organization.id, "Default")).id
 
 
 def _scope(text: str) -> Scope:

@@ -4,8 +4,6 @@ Exit code 0: all is well; 1: something was found; 2: a mistake of the operator's
 (``bookkeeping``).
 """
 
-import os
-import pwd
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,17 +15,17 @@ from meterhouse.command import (
     DEFAULT_ENV_FILE,
     Data,
     EnvFile,
+    author,
+    patient_settings,
     read_decimal,
     read_moment_ms,
     read_nanos,
-    read_settings,
     run_with_stores,
+    user_name,
 )
-from meterhouse.settings import Settings, SettingsError
+from meterhouse.settings import SettingsError
 from meterhouse.stores import Stores, make_folder
 
-STATEMENT_SECONDS = 3_600
-LOCK_SECONDS = 10
 MAX_TOKENS = 10**15
 
 ledger_app = typer.Typer(
@@ -60,15 +58,16 @@ def export_ledger(
 
     Example: meterhouse ledger export --from 2026-11-01 --to 2026-12-01 -o november.jsonl
     """
-    from meterhouse.bookkeeping import export as write_export  # noqa: PLC0415
-    from meterhouse.bookkeeping import load_signing_key, open_books  # noqa: PLC0415 - as in dev
+    from meterhouse.bookkeeping import open_books  # noqa: PLC0415 - as in dev
+    from meterhouse.exports import export as write_export  # noqa: PLC0415
+    from meterhouse.exports import load_signing_key  # noqa: PLC0415
     from meterhouse.ledger.export import Layout, Order, signature_path  # noqa: PLC0415
 
     if layout not in {"jsonl", "csv"}:
         raise SettingsError(f"--format is '{layout}'. Use jsonl or csv.")
     if layout == "csv" and output is None:
         raise SettingsError("A CSV needs --output FILE: its signature becomes FILE.sig beside it.")
-    settings = _settings(data, env_file)
+    settings = patient_settings(data, env_file)
 
     async def write(stores: Stores) -> None:
         order = Order(stores.clock.now_ms(), organization, read_moment_ms(start, "--from"), read_moment_ms(end, "--to"))
@@ -104,9 +103,9 @@ def print_public_key(data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) ->
 
     Example: meterhouse ledger public-key > meterhouse.pem
     """
-    from meterhouse.bookkeeping import format_public_key, load_signing_key  # noqa: PLC0415 - as in dev
+    from meterhouse.exports import format_public_key, load_signing_key  # noqa: PLC0415 - as in dev
 
-    settings = _settings(data, env_file)
+    settings = patient_settings(data, env_file)
     make_folder(settings.data)
     print(format_public_key(load_signing_key(settings.data).public_key()), end="")
 
@@ -129,7 +128,8 @@ def verify_export(
 
     Example: meterhouse ledger verify november.jsonl --public-key meterhouse.pem
     """
-    from meterhouse.bookkeeping import load_public_key, open_books, verify_against  # noqa: PLC0415 - as in dev
+    from meterhouse.bookkeeping import load_public_key, open_books  # noqa: PLC0415 - as in dev
+    from meterhouse.exports import verify_against  # noqa: PLC0415
     from meterhouse.ledger.export import ExportReader, check_export  # noqa: PLC0415
     from meterhouse.money import format_usd  # noqa: PLC0415
     from meterhouse.tables_ledger import Lines  # noqa: PLC0415
@@ -147,7 +147,7 @@ def verify_export(
             async for finding in verify_against(open_books(stores), ExportReader(file), found):
                 lines.add(f"{finding} (database)")
 
-        run_with_stores(_settings(data, env_file), compare)
+        run_with_stores(patient_settings(data, env_file), compare)
     lines.finish()
     if lines.count:
         raise typer.Exit(1)
@@ -181,7 +181,7 @@ def rebuild_projection(
         async for difference in projection.compare() if check else projection.rebuild():
             lines.add(describe_difference(difference))
 
-    run_with_stores(_settings(data, env_file), repair)
+    run_with_stores(patient_settings(data, env_file), repair)
     lines.finish()
     if not lines.count:
         print("The projection agrees with the records.")
@@ -256,12 +256,12 @@ def adjust_ledger(
         nanos=0 if usd is None else read_nanos(usd, "--usd"),
         tokens=tokens or 0,
         reason=reason,
-        created_by=by or _user(),
+        created_by=by or user_name(),
     )
-    settings = _settings(data, env_file)
+    settings = patient_settings(data, env_file)
 
     async def insert(stores: Stores) -> None:
-        entry, is_applied = await adjust(stores, order, partial(apply_correction, settings))
+        entry, is_applied = await adjust(stores, order, partial(apply_correction, settings), author())
         print(entry.id)
         if not is_applied:
             print(
@@ -293,7 +293,7 @@ def list_adjustments(
             page = await reviews.list_adjustments(organization, page[-1])
         print_table(table)
 
-    run_with_stores(_settings(data, env_file), show)
+    run_with_stores(patient_settings(data, env_file), show)
 
 
 @ledger_app.command("reconcile")
@@ -332,22 +332,13 @@ def reconcile(
         async for used in reviews.list_provider_days(provider, min(days), max(days) + DAY_MS):
             side.add(used)
 
-    run_with_stores(_settings(data, env_file), add_up)
+    run_with_stores(patient_settings(data, env_file), add_up)
     compared = compare(side.usages, theirs, percent, wants_cost=cost)
     differing = [one for one in compared if not one.is_within]
     print_comparisons(compared if everything else differing)
     print(f"{len(compared)} figures compared, {len(differing)} differ by more than {tolerance} %.")
     if differing:
         raise typer.Exit(1)
-
-
-def _settings(data: Path | None, env_file: Path) -> Settings:
-    """Return the settings, without the haste of a request."""
-    patience: dict[str, object] = {
-        "statement_timeout_seconds": STATEMENT_SECONDS,
-        "lock_timeout_seconds": LOCK_SECONDS,
-    }
-    return read_settings(data, env_file, **patience)[0]
 
 
 def _take_over(folder: Path, how: Literal["adopt", "replay"], data: Path | None, env_file: Path) -> None:
@@ -357,11 +348,4 @@ def _take_over(folder: Path, how: Literal["adopt", "replay"], data: Path | None,
     async def work(stores: Stores) -> None:
         print_takeover(await take_over(stores, folder, how, follow_progress(how)), how)
 
-    run_with_stores(_settings(data, env_file), work)
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+    run_with_stores(patient_settings(data, env_file), work)

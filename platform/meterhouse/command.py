@@ -1,9 +1,11 @@
 """What commands share: common options, opening the stores, and reading times and amounts as operators write them.
 
-Not here: any command (``cli``, ``cli_ledger``).
+Not here: any command (``cli``, ``cli_billing``, ``cli_ledger``).
 """
 
 import asyncio
+import os
+import pwd
 from collections.abc import Awaitable, Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from meterhouse.identity import Actor, ActorKind, Author, Role
 from meterhouse.ledger.compare import parse_moment_ms
 from meterhouse.money import NANOS_PER_USD
 from meterhouse.settings import Environment, Settings, SettingsError
@@ -19,7 +22,10 @@ from meterhouse.stores import Stores, open_stores
 Data = Annotated[Path | None, typer.Option(help="Folder of the embedded database [default: .meterhouse]")]
 EnvFile = Annotated[Path, typer.Option(help="File with NAME=value lines; the environment wins over it")]
 DEFAULT_ENV_FILE = Path(".env")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program instead of a table")]
 MAX_USD = 1_000_000_000
+STATEMENT_SECONDS = 3_600
+LOCK_SECONDS = 10
 
 
 def read_settings(data: Path | None, env_file: Path, **overrides: object) -> tuple[Settings, Environment]:
@@ -31,6 +37,28 @@ def read_settings(data: Path | None, env_file: Path, **overrides: object) -> tup
     environment = Environment.read(env_file)
     given = overrides if data is None else {**overrides, "data": data}
     return environment.settings(**given), environment
+
+
+def patient_settings(data: Path | None, env_file: Path) -> Settings:
+    """Return the settings of a command that may take long, without the haste of a request."""
+    patience: dict[str, object] = {
+        "statement_timeout_seconds": STATEMENT_SECONDS,
+        "lock_timeout_seconds": LOCK_SECONDS,
+    }
+    return read_settings(data, env_file, **patience)[0]
+
+
+def user_name() -> str:
+    """Return who runs the command, as the system knows them."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def author() -> Author:
+    """Return who changes something by a command, for the audit log."""
+    return Author(Actor(ActorKind.CLI, user_name(), Role.OPERATOR))
 
 
 def run_with_stores(settings: Settings, work: Callable[[Stores], Awaitable[None]]) -> None:

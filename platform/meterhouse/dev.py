@@ -27,6 +27,7 @@ from meterhouse.gateway import Gateway, Options, open_gateway
 from meterhouse.http.connection import connection_type
 from meterhouse.keys.service import KeyOrder
 from meterhouse.ledger.files import FileLayer
+from meterhouse.process import forbid_dumps
 from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.stores import Stores, make_folder, write_secret
 
@@ -64,6 +65,7 @@ class DevServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let streams go on for a while, then end them with an error event and an exact record."""
+        self._gateway.end_watching()
         patience = self._gateway.settings.shutdown_seconds
         timer = asyncio.get_running_loop().call_later(patience, self._gateway.cut_streams)
         try:
@@ -80,6 +82,7 @@ async def run_dev(
     Raises:
         SettingsError: Something outside the code has to change; the text says what.
     """
+    forbid_dumps()
     with bind(host, port) as listener:
         make_folder(settings.data)
         with lock_folder(settings.data):
@@ -166,7 +169,7 @@ async def ensure_dev_keys(stores: Stores, folder: Path, base_url: str) -> DevKey
         project = await stores.service.create_project(organization.id, "Default")
         issued = await stores.service.issue(KeyOrder(name="Development key", project_id=project.id))
         key, are_new = issued.value, True
-    if not admin_key or not await _opens(stores.keyring.verify_operator(f"Bearer {admin_key}")):
+    if not admin_key or not await _opens(stores.keyring.verify_admin(f"Bearer {admin_key}")):
         admin_key, are_new = (await stores.service.issue_admin("Development operator")).value, True
     text = f"OPENAI_BASE_URL={base_url}/v1\nOPENAI_API_KEY={key}\nOPENAI_ADMIN_KEY={admin_key}\n"
     write_secret(path, text)

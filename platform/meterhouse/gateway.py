@@ -8,28 +8,39 @@ import asyncio
 import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import BinaryIO
 
-from meterhouse.admin.guard import AdminLimiter
+from meterhouse.admin.guard import AdminLimiter, TokenVerifier
+from meterhouse.admin.ledger import LedgerParts
 from meterhouse.admin.router import AdminParts
 from meterhouse.admin.supply import SupplyParts
+from meterhouse.admin.usage import UsageParts
+from meterhouse.back_office import open_back_office
+from meterhouse.db.books import Books
+from meterhouse.db.records import RecordStore
+from meterhouse.db.reports import ReportStore
 from meterhouse.dispatch import build_attempts
 from meterhouse.errors import StreamCut
+from meterhouse.exports import LedgerFiles
 from meterhouse.http.account import AccountParts
 from meterhouse.http.call import Pace, Pacer
 from meterhouse.http.exchange import Observer
 from meterhouse.http.health import HealthParts
 from meterhouse.http.inference import InferenceParts
+from meterhouse.http.live import LiveParts
 from meterhouse.http.shedding import LoopProbe, Slots
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
+from meterhouse.issuer import open_token_verifier
+from meterhouse.keys.changes import NOTICE
 from meterhouse.keys.keyring import Keyring
-from meterhouse.keys.service import NOTICE
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.files import FileLayer, OsFiles
+from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.settler import Settler
+from meterhouse.live_channel import WANTED_NOTICE, LiveChannel
 from meterhouse.metering import Meter, Reservation
 from meterhouse.meters import open_meter
 from meterhouse.notices import CONNECTED
@@ -38,17 +49,19 @@ from meterhouse.providers.simulator import Simulator
 from meterhouse.providers.upstream import Upstream
 from meterhouse.providers.vault import Vault
 from meterhouse.records import Records, open_records
-from meterhouse.settings import Environment, Settings
+from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.stores import Stores, open_stores
 from meterhouse.supply import Supply
 from meterhouse.supply_changes import NOTICE as SUPPLY_NOTICE
 from meterhouse.supply_changes import SupplyChanges
+from meterhouse.telemetry.live import Live
 from meterhouse.telemetry.logs import Format, RequestLog, configure
 from meterhouse.telemetry.metrics import Metrics, Watched
 from meterhouse.telemetry.traces import Tracing
 from meterhouse.upkeep import repeat, start_upkeep
 
 LAST_USED_SECONDS = 60.0
+REHASH_SECONDS = 10.0
 MOST_REQUESTS = 9_000
 DESCRIPTORS_PER_REQUEST = 2.2
 """A client's connection, a provider's, and what is kept open between requests."""
@@ -67,8 +80,11 @@ class Gateway:
     observer: Observer
     tracing: Tracing
     admin_limiter: AdminLimiter
+    tokens: TokenVerifier | None = None
+    """Who knows administrators by a token; None: only admin keys sign in."""
     health: HealthParts
     account: AccountParts
+    live: LiveParts
     admin: AdminParts
 
     @property
@@ -80,6 +96,10 @@ class Gateway:
     def newest_call_ns(self) -> int:
         """When the last of the answers that are under way was asked for (monotonic); 0 when there are none."""
         return max((call.tally.started_ns for call in self.inference.pacer.calls), default=0)
+
+    def end_watching(self) -> None:
+        """End the streams of those who watch requests run, and begin no more: the server stops."""
+        self.live.live.close()
 
     def cut_streams(self, before_ns: int | None = None) -> None:
         """End what still runs, because the server stops; each such request has an exact record.
@@ -124,11 +144,12 @@ async def open_gateway(
             format=log_format, level=settings.log_level, stream=log_stream, call_later=loop.call_later
         )
         stack.callback(request_log.close)
-        tracing = Tracing(endpoint=settings.otlp_endpoint, ratio=settings.trace_ratio)
+        tracing = _build_tracing(settings)
         stack.callback(tracing.close)
         metrics = Metrics()
+        metrics.watch_each(Watched.SPANS, lambda: asdict(tracing.figures))
         stores = await stack.enter_async_context(open_stores(settings))
-        vault = Vault(stores.peppers)
+        vault = Vault(stores.peppers, stores.pepper_version)
         supply = Supply(environment, settings, stores.catalog, stores.clock, vault)
         await supply.open(has_simulator=options.has_simulator)
         upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
@@ -139,8 +160,14 @@ async def open_gateway(
         inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics, parts.meter))
         stack.callback(inference.counter.close)
         _watch(metrics, inference, request_log)
+        live = _build_live(settings, stores, inference)
+        metrics.watch(Watched.DROPPED_LIVE_EVENTS, lambda: live.dropped_events)
+        metrics.watch(Watched.LIVE_LISTENERS, lambda: len(live.listeners))
         _start_loops(inference, settings, stores)
         start_upkeep(tasks, stores, metrics, parts)
+        office = await stack.enter_async_context(open_back_office(settings, stores))
+        for every_seconds, work in office.beats:
+            tasks.keep(partial(repeat, every_seconds, work))
         tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
         yield Gateway(
             settings=settings,
@@ -148,20 +175,56 @@ async def open_gateway(
             supply=supply,
             records=records,
             inference=inference,
-            observer=Observer(request_log, metrics, tracing),
+            observer=Observer(request_log, metrics, tracing, live),
             tracing=tracing,
             admin_limiter=AdminLimiter(settings.admin_rate, settings.admin_failure_rate),
             health=HealthParts(supply.routes, lambda: supply.statuses, records.list_troubles, metrics),
-            account=AccountParts(
-                routes=supply.routes,
-                meter=inference.meter,
-                ledger=stores.ledger,
-                checkpointer=inference.checkpointer,
-                unshipped_age_ms=records.unshipped_age_ms,
-                clock=stores.clock,
+            account=_account_parts(stores, inference, records),
+            live=LiveParts(live, tasks),
+            tokens=open_token_verifier(settings, stores.clock, stores.catalog),
+            admin=AdminParts(
+                service=stores.service,
+                catalog=stores.catalog,
+                supply=_supply_parts(stores, supply, vault, inference),
+                books=_ledger_parts(settings, stores),
+                balances=stores.ledger,
+                usage=UsageParts(ReportStore(stores.engine), stores.clock),
+                token_issuer=settings.oidc_issuer,
+                billing=office.billing,
             ),
-            admin=AdminParts(stores.service, stores.catalog, _supply_parts(stores, supply, vault, inference)),
         )
+
+
+def _build_tracing(settings: Settings) -> Tracing:
+    return Tracing(
+        endpoint=settings.otlp_endpoint,
+        ratio=settings.trace_ratio,
+        slow_seconds=settings.trace_slow_seconds,
+        headers=_otlp_headers(settings),
+    )
+
+
+def _account_parts(stores: Stores, inference: InferenceParts, records: Records) -> AccountParts:
+    return AccountParts(
+        routes=inference.routes,
+        meter=inference.meter,
+        ledger=stores.ledger,
+        checkpointer=inference.checkpointer,
+        unshipped_age_ms=records.unshipped_age_ms,
+        clock=stores.clock,
+    )
+
+
+def _ledger_parts(settings: Settings, stores: Stores) -> LedgerParts:
+    books = Books(stores.engine, hash_row)
+    return LedgerParts(
+        records=RecordStore(stores.engine),
+        ledger=stores.ledger,
+        seals=books.seals,
+        keys=stores.catalog.keys,
+        prices=stores.catalog.prices,
+        exports=LedgerFiles(books, settings.data, stores.clock),
+    )
 
 
 def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: InferenceParts) -> SupplyParts:
@@ -172,7 +235,7 @@ def _supply_parts(stores: Stores, supply: Supply, vault: Vault, inference: Infer
         notices.on(CONNECTED, supply.hear)
     publish = notices.publish if notices is not None else None
     supply.watch(inference.attempts.breakers.forget)
-    changes = SupplyChanges(supply, stores.catalog.supply, vault, publish)
+    changes = SupplyChanges(supply, stores.catalog, vault, publish)
     return SupplyParts(changes, supply.routes, inference.attempts, stores.clock)
 
 
@@ -213,6 +276,22 @@ def _build_inference(
     )
 
 
+def _build_live(settings: Settings, stores: Stores, inference: InferenceParts) -> Live:
+    """Let requests be watched as they run: through Redis where there may be several processes."""
+    checkpointer, notices, tasks = inference.checkpointer, stores.notices, inference.tasks
+    channel = None
+    if notices is not None and settings.redis_url is not None:
+        channel = LiveChannel(notices, settings.redis_url.get_secret_value(), tasks)
+    live = Live(
+        channel, checkpointer.live.values, lambda is_on: checkpointer.tell(live.note_started if is_on else None)
+    )
+    if notices is not None:
+        notices.on(WANTED_NOTICE, live.want)
+    inference.keyring.watch(live.doubt)
+    tasks.keep(live.run)
+    return live
+
+
 def _name_degraded(records: Records, reservation: Reservation) -> bytes:
     """Name what an answer was made without: the meter, or the ledger's database (its records wait in the journal)."""
     words = [b"meter"] if reservation.is_degraded else []
@@ -231,6 +310,22 @@ def _most_requests(settings: Settings) -> int:
     return max(1, min(MOST_REQUESTS, int((files - OTHER_DESCRIPTORS) / DESCRIPTORS_PER_REQUEST)))
 
 
+def _otlp_headers(settings: Settings) -> dict[str, str]:
+    """Read what the collector wants to be told.
+
+    Raises:
+        SettingsError: It is not written as ``name=value[,name=value]``.
+    """
+    text = "" if settings.otlp_headers is None else settings.otlp_headers.get_secret_value()
+    headers: dict[str, str] = {}
+    for item in filter(None, text.split(",")):
+        name, is_given, value = item.strip().partition("=")
+        if not (name and is_given and item.isascii() and item.isprintable()):
+            raise SettingsError("METERHOUSE_OTLP_HEADERS: expected name=value[,name=value].")
+        headers[name] = value
+    return headers
+
+
 def _log_format(settings: Settings, stream: BinaryIO) -> Format:
     if settings.log_format != "auto":
         return settings.log_format
@@ -246,6 +341,7 @@ def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog)
     metrics.watch(Watched.TASKS, lambda: len(asyncio.all_tasks()))
     metrics.watch(Watched.KEYRING_HITS, lambda: inference.keyring.hits)
     metrics.watch(Watched.KEYRING_MISSES, lambda: inference.keyring.misses)
+    metrics.watch(Watched.REFUSED_SIGN_INS, lambda: inference.keyring.refused)
     metrics.watch(Watched.DROPPED_LOG_LINES, lambda: request_log.dropped_lines)
 
 
@@ -261,6 +357,7 @@ def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) 
     if stores.notices is not None:
         stores.notices.on(NOTICE, stores.keyring.hear)
     keep(lambda: repeat(LAST_USED_SECONDS, stores.keyring.flush_last_used))
+    keep(lambda: repeat(REHASH_SECONDS, stores.rehasher.flush))
 
 
 async def _watch_keys(inference: InferenceParts, every_seconds: float) -> None:

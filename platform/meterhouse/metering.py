@@ -51,6 +51,8 @@ class Nature(StrEnum):
     GAUGE = "gauge"
 
 
+CAP_MARK = "/"
+"""Between the first key of a chain and a client token of it, in the scope of the token's cap."""
 WINDOW_SECONDS = {Window.SECOND: 1, Window.MINUTE: 60, Window.HOUR: 3600}
 
 
@@ -74,6 +76,12 @@ class Limit:
         if self.kind is Kind.SPEND:
             return Nature.BUDGET
         return Nature.RATE if self.window in WINDOW_SECONDS else Nature.QUOTA
+
+    @property
+    def owner_and_token(self) -> tuple[str, str | None]:
+        """Whose records it counts; of a client token's cap, the chain of its key and the token."""
+        owner, slash, token = self.scope_id.partition(CAP_MARK)
+        return (owner, token) if slash else (owner, None)
 
     @property
     def window_ms(self) -> int:

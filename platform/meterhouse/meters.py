@@ -27,6 +27,7 @@ from meterhouse.limits.outage import OutageMeter
 from meterhouse.limits.redis import RedisMeter
 from meterhouse.limits.scripts import load_scripts
 from meterhouse.metering import Correction, Meter
+from meterhouse.notices import Notices
 from meterhouse.records import Records
 from meterhouse.settings import Settings, SettingsError
 from meterhouse.stores import Stores, open_patient_engine
@@ -171,7 +172,7 @@ async def _open_redis(
         await fleet.open()
     except StoreDown as error:
         get_logger().warning(Event.STORE_FAILED, detail=error.detail)
-    _watch(metrics, link, learner)
+    _watch(metrics, link, learner, (meter, notices))
     return MeterParts(
         meter,
         ((settings.sweep_seconds, meter.sweep), (settings.reconcile_seconds, reconcile)),
@@ -191,8 +192,11 @@ def _build_outage(settings: Settings, stores: Stores, allowance: AllowanceFile, 
     )
 
 
-def _watch(metrics: Metrics, link: RedisLink, learner: Learner) -> None:
+def _watch(metrics: Metrics, link: RedisLink, learner: Learner, more: tuple[RedisMeter, Notices]) -> None:
+    meter, notices = more
     metrics.watch(Watched.DEGRADED, lambda: int(not link.is_up), label="meter")
+    metrics.watch(Watched.METER_WAITING, lambda: meter.settlements.waiting)
+    metrics.watch(Watched.DEGRADED, lambda: int(not notices.is_connected), label="notices")
     metrics.watch(Watched.METER_FAILURES, lambda: link.figures.failures)
     metrics.watch(Watched.METER_OUTAGES, lambda: link.figures.downs)
     metrics.watch(Watched.COUNTER_DRIFT, lambda: learner.figures.counter_drift_total)

@@ -6,6 +6,7 @@ charges are differences of the running rounded sum, so that they always add up t
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from decimal import Decimal, DecimalException
 from enum import StrEnum
 
 import msgspec
@@ -110,6 +111,21 @@ def dearest_output_nanos_per_million(price: Price) -> int:
 def hold_nanos(tokens: int, nanos_per_million: int) -> int:
     """Return what must be held for a number of tokens: rounded up, so that a hold never falls short."""
     return -(-tokens * nanos_per_million // MILLION)
+
+
+def parse_usd(text: str) -> int:
+    """Read dollars as nanos, exactly: ``1.5``, ``-0.25``.
+
+    Raises:
+        ValueError: It is no number, or finer than a nano.
+    """
+    try:
+        nanos = Decimal(text.strip()) * NANOS_PER_USD
+        if nanos.is_finite() and nanos == nanos.to_integral_value():
+            return int(nanos)
+    except (DecimalException, OverflowError):
+        pass
+    raise ValueError(f"'{text[:40]}' is no amount of dollars, or finer than a billionth of one")
 
 
 def format_usd(nanos: int) -> str:

@@ -1,4 +1,4 @@
-"""Tells all processes something at once, over one Redis channel.
+"""Tells all processes something at once, over a Redis channel.
 
 Invariant: a notice is delivered at most once and may be lost, so nobody may rely on it alone; what is lost shows up
 by polling, a little later. A process hears its own notices like everybody else's. Not here: what a notice means.
@@ -40,17 +40,19 @@ _CLUSTER = "+cluster"
 class Notices:
     """One process's end of the channel. Keep ``run`` running, and ``close`` at the end."""
 
-    def __init__(self, url: str, *, timeout_seconds: float = 0.5) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float = 0.5, channel: str = CHANNEL) -> None:
         """Prepare; nothing is connected before ``run`` or ``publish``.
 
         Args:
             url: ``redis://`` or ``rediss://``, with ``+cluster`` behind either word for a cluster.
             timeout_seconds: longest wait for a connection, and for the answer to a command.
+            channel: what is heard, and where ``publish`` tells unless it is told another.
         """
         scheme, _, rest = url.partition("://")
         self._is_cluster = scheme.endswith(_CLUSTER)
         self._urls = [f"{scheme.removesuffix(_CLUSTER)}://{rest}"]
         self._timeout_seconds = timeout_seconds
+        self._channel = channel
         self._client = self._make_client()
         self._handlers: dict[str, list[Handler]] = {}
         self._is_connected = asyncio.Event()
@@ -70,13 +72,13 @@ class Notices:
         """Call a handler for every notice of a kind from now on; other handlers of the kind stay."""
         self._handlers.setdefault(kind, []).append(handler)
 
-    async def publish(self, kind: str, payload: object) -> bool:
+    async def publish(self, kind: str, payload: object, *, channel: str | None = None) -> bool:
         """Tell everybody; False when Redis did not take it. Never raises, and is not tried again later."""
         message = msgspec.msgpack.encode((kind, payload))
         for _ in range(2):  # a connection that was idle may have been closed
             client = self._client
             try:
-                await client.publish(CHANNEL, message)
+                await client.publish(channel or self._channel, message)
             except _AWAY:
                 continue
             return True
@@ -102,7 +104,7 @@ class Notices:
 
     async def _listen(self) -> None:
         async with self._client.pubsub(ignore_subscribe_messages=False) as channel:
-            await channel.subscribe(CHANNEL)
+            await channel.subscribe(self._channel)
             if self._is_cluster:
                 self._urls = await self._find_nodes()
             is_asked = False

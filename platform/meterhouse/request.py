@@ -21,6 +21,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TokenCount = Annotated[int, Meta(ge=1, le=2**31)]
 Name64 = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_-]+$")]
 MetadataValue = Annotated[str, Meta(max_length=512)]
+StopText = Annotated[str, Meta(max_length=256)]
 
 
 class ImageUrl(msgspec.Struct):
@@ -146,13 +147,13 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     """The body of ``POST /v1/chat/completions``."""
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
-    messages: list[Message]
+    messages: Annotated[list[Message], Meta(max_length=5_000)]
     audio: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     frequency_penalty: Penalty | None = None
     function_call: str | dict[str, Any] | None = None
     functions: Annotated[list[dict[str, Any]], Meta(max_length=128)] | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1_024)] | None = None
     logprobs: bool | None = None
     max_completion_tokens: TokenCount | None = None
     max_tokens: TokenCount | None = None
@@ -169,15 +170,15 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     reasoning_effort: str | None = None
     response_format: ResponseFormat | None = None
     safety_identifier: Annotated[str, Meta(max_length=64)] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     service_tier: Annotated[str, Meta(max_length=32)] | None = None
-    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
+    stop: StopText | Annotated[list[StopText], Meta(max_length=4)] | None = None
     store: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=10_000)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     user: str | None = None
@@ -290,6 +291,8 @@ class Attempt:
     upstream_model: str
     price: Price | None
     started_ns: int
+    span_id: str = ""
+    """Of its span, where the provider was told of the trace."""
     first_event_ns: int | None = None
     ended_ns: int | None = None
     outcome: Outcome | None = None
@@ -344,6 +347,8 @@ class Tally:
     """When the meter was asked; ``admitted_ns`` is when it had answered."""
     admitted_ns: int
     attempts: list[Attempt] = field(default_factory=list)
+    is_traced: bool = False
+    """Whether the trace is sampled, as far as that is known at the start."""
     checkpointed_tokens: int = 0
     settled_ns: int | None = None
     records: tuple[UsageRecord, ...] = ()

@@ -17,17 +17,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from gunicorn import systemd
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
+from pydantic import SecretStr
 
 from meterhouse import __version__
 from meterhouse.arbiter import FleetArbiter, Member
 from meterhouse.bootstrap import database_url, read_schema
 from meterhouse.errors import StoreDown
+from meterhouse.guessable import is_guessable_password
+from meterhouse.process import forbid_dumps
 from meterhouse.settings import Environment, Settings, SettingsError
-from meterhouse.stores import make_folder, parse_peppers
+from meterhouse.stores import find_pepper_version, make_folder, parse_peppers
 from meterhouse.telemetry.board import Board
 from meterhouse.telemetry.logs import Event, Format, configure, get_logger
 from meterhouse.worker import CANCEL_SECONDS, KEEP_ALIVE_SECONDS, FleetWorker
@@ -206,6 +210,7 @@ def run_serve(address: Address, workers: int | None, read: ReadSettings) -> None
     if settings.log_format != "auto":
         log_format = settings.log_format
     configure(format=log_format, level=settings.log_level, stream=sys.stderr.buffer)
+    forbid_dumps()
     _check_schema(settings)
     make_folder(settings.data)
     raise_file_limit()
@@ -250,7 +255,16 @@ def check_settings(settings: Settings, workers: int) -> None:
         )
     if settings.key_pepper is None:
         raise SettingsError("METERHOUSE_KEY_PEPPER is not set: expected version:secret with at least 32 characters.")
-    parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER")
+    find_pepper_version(settings, parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER"))
+    for name in ("database_url", "migration_database_url", "redis_url"):
+        _check_password(f"METERHOUSE_{name.upper()}", getattr(settings, name))
+
+
+def _check_password(name: str, address: SecretStr | None) -> None:
+    """Refuse a password that is tried first by whoever gets as far as the store; none at all is the store's choice."""
+    parts = urlsplit(address.get_secret_value()) if address is not None else None
+    if parts is not None and parts.password and is_guessable_password(unquote(parts.password), parts.username):
+        raise SettingsError(f"{name}: its password can be guessed. Give the store one made by chance.")
 
 
 def graceful_seconds(settings: Settings) -> int:

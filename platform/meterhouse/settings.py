@@ -56,6 +56,14 @@ def _check_origins(text: str) -> str:
     return text
 
 
+def _check_algorithms(text: str) -> str:
+    """Refuse what is no signature by a private key: with a shared secret whoever checks a token can make one."""
+    if not {name.strip() for name in text.split(",")} <= SIGNATURES:
+        raise ValueError(f"expected any of {', '.join(sorted(SIGNATURES))}, separated by commas")
+    return text
+
+
+SIGNATURES = frozenset({"RS256", "RS384", "RS512", "ES256", "ES384", "ES512"})
 REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
 DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 RedisAddress = Annotated[SecretStr, AfterValidator(partial(_check_address, REDIS_SCHEMES))]
@@ -64,6 +72,8 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[str, AfterValidator(_check_rate)]
 Origins = Annotated[str, AfterValidator(_check_origins)]
+Algorithms = Annotated[str, AfterValidator(_check_algorithms)]
+Claim = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class SettingsError(Exception):
@@ -79,6 +89,9 @@ class Settings(BaseSettings):
     key_pepper: SecretStr | None = Field(
         None,
         description="`version:secret[,version:secret]`: what key hashes are made with; the highest version is used",
+    )
+    key_pepper_version: int | None = Field(
+        None, description="The version that hashes keys, while a new one is brought to all hosts; unset: the highest"
     )
     redis_url: RedisAddress | None = Field(
         None,
@@ -117,7 +130,13 @@ class Settings(BaseSettings):
         "auto", description="`auto` is `console` on a terminal and `json` elsewhere"
     )
     otlp_endpoint: str | None = Field(None, description="OTLP/HTTP address for traces; unset: no traces")
+    otlp_headers: SecretStr | None = Field(
+        None, description="What the collector wants to be told with them: `name=value[,name=value]`"
+    )
     trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="Part of the requests that are traced")
+    trace_slow_seconds: Seconds = Field(
+        10, description="A request that kept its client waiting for so long, while nothing streamed, is traced anyway"
+    )
     max_requests: Count | None = Field(
         None, description="Most requests under way in a worker; unset: what its open files allow, at most 9,000"
     )
@@ -125,6 +144,9 @@ class Settings(BaseSettings):
         1, description="A worker whose event loop is late by more than this again and again refuses requests"
     )
     max_body_bytes: Count = Field(20 * 1_048_576, description="Longest request body")
+    body_memory_bytes: Count = Field(
+        256 * 1_048_576, description="Most bytes of request bodies that a worker holds; beyond it longer ones get 503"
+    )
     journal_durability: Literal["fsync", "write"] = Field(
         "fsync", description="`write` survives a killed process, but not a loss of power"
     )
@@ -169,8 +191,58 @@ class Settings(BaseSettings):
     cors_origins: Origins | None = Field(
         None, description="Pages that may call from a browser: `https://app.example.com,http://localhost:3000`"
     )
+    alert_seconds: Seconds = Field(15, description="How often spend alerts are looked at")
+    private_webhooks: bool = Field(
+        False, description="Whether webhooks may have private addresses, other ports than 443, and plain http"
+    )
+    smtp_host: str | None = Field(None, description="Mail server for spend alerts; unset: no e-mail")
+    smtp_port: Annotated[int, Field(gt=0, lt=65_536)] = Field(587, description="Its port")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="`tls` from the first byte (port 465); `none` only without a password"
+    )
+    smtp_sender: str | None = Field(None, description="Address that e-mail comes from")
+    smtp_username: str | None = Field(None, description="Login at the mail server")
+    smtp_password: SecretStr | None = Field(None, description="Password at the mail server")
+    invoice_after_hours: Count | None = Field(
+        None, description="Invoices of a month are issued so long after its end; unset: only when asked for"
+    )
+    cloudevents_url: str | None = Field(
+        None, description="Where usage is sent as CloudEvents, such as OpenMeter's `/api/v1/events`; unset: nowhere"
+    )
+    cloudevents_token: SecretStr | None = Field(None, description="Bearer token for that address")
+    cloudevents_seconds: Seconds = Field(10, description="How often usage is sent there")
+    export_folder: Path | None = Field(None, description="Folder for signed exports of the ledger; unset: none")
+    export_seconds: Seconds = Field(86_400, description="How often one is written there")
+    key_failure_rate: Rate = Field(
+        "20/minute", description="Requests with a wrong key per address; then only keys known to be good are let in"
+    )
     admin_rate: Rate = Field("300/minute", description="Administration requests per address")
     admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")
+
+    oidc_issuer: str | None = Field(
+        None, description="The `iss` of tokens that administrators may sign in with; unset: only admin keys"
+    )
+    oidc_audience: str | None = Field(None, description="What a token's `aud` must name")
+    oidc_jwks: str | None = Field(
+        None, description="The issuer's public keys: an https address, or a file; https is not needed on this machine"
+    )
+    oidc_algorithms: Algorithms = Field(
+        "RS256,ES256", description="What tokens may be signed with: any of RS256, RS384, RS512, ES256, ES384, ES512"
+    )
+    oidc_role_claim: Claim = Field(
+        "meterhouse_role",
+        description="The claim that says `operator`, `owner` or `reader`; `/a/b` is the claim `b` inside `a`",
+    )
+    oidc_organization_claim: Claim = Field(
+        "meterhouse_organization", description="The claim with the organization of an owner or a reader"
+    )
+    oidc_id_claim: Claim = Field("jti", description="The claim that tells one token from another, for revoking it")
+    oidc_leeway_seconds: Annotated[int, Field(ge=0, le=60)] = Field(
+        30, description="How far the issuer's clock may be off"
+    )
+    oidc_max_lifetime_seconds: Annotated[int, Field(gt=0, le=86_400)] = Field(
+        900, description="A token that lives longer is refused"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -198,6 +270,7 @@ class ProviderValues:
     credential: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
     shows_all_output: bool = False
+    forwards_trace: bool = False
     tool_call_format: str = ""
     tools: str = "send"
 
@@ -252,7 +325,8 @@ class Environment:
             workspace=self._first(f"{stem}WORKSPACE"),
             credential=self._first(f"{stem}API_KEY", *credential_names),
             models=tuple(m.strip() for m in self._values.get(f"{stem}MODELS", "").split(",") if m.strip()),
-            shows_all_output=self._values.get(f"{stem}SHOWS_ALL_OUTPUT", "").lower() in {"1", "true", "yes", "on"},
+            shows_all_output=self._is_on(f"{stem}SHOWS_ALL_OUTPUT"),
+            forwards_trace=self._is_on(f"{stem}FORWARDS_TRACE"),
             tool_call_format=self._values.get(f"{stem}TOOL_CALL_FORMAT", ""),
             tools=self._values.get(f"{stem}TOOLS") or "send",
         )
@@ -261,6 +335,9 @@ class Environment:
         """Return the names, in lower case, of all providers that have a base URL, a region or a kind set."""
         found = (_PROVIDER_NAME.match(name) for name, value in self._values.items() if value)
         return sorted({match["name"].lower() for match in found if match})
+
+    def _is_on(self, name: str) -> bool:
+        return self._values.get(name, "").lower() in {"1", "true", "yes", "on"}
 
     def _first(self, *names: str) -> str | None:
         return next((self._values[name] for name in names if self._values.get(name)), None)

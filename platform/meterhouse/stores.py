@@ -18,14 +18,19 @@ from meterhouse.db.catalog import Catalog
 from meterhouse.db.clock import DatabaseClock
 from meterhouse.db.engine import close, open_engine
 from meterhouse.db.ledger import LedgerStore
+from meterhouse.db.peppers import PepperStore
 from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.schema import upgrade
 from meterhouse.errors import StoreDown
+from meterhouse.guessable import is_guessable_key
 from meterhouse.ids import random_base62
+from meterhouse.keys.changes import Others
 from meterhouse.keys.keyring import Keyring
 from meterhouse.keys.mirror import KeyMirror
+from meterhouse.keys.rehash import Rehasher
 from meterhouse.keys.secret import Peppers
-from meterhouse.keys.service import KeyService, Others
+from meterhouse.keys.service import KeyService
+from meterhouse.keys.throttle import SignInThrottle
 from meterhouse.metering import Clock
 from meterhouse.notices import Notices
 from meterhouse.settings import Settings, SettingsError
@@ -35,6 +40,8 @@ EMBEDDED, PRODUCTION = "dev", "live"
 """What tenants' keys of each form carry in their text."""
 PEPPER_CHARACTERS = 43
 PATIENT_CONNECTIONS = 2
+OFFICE_CONNECTIONS = 1
+"""Of the patient ones, what billing has besides: invoices and exports are made one after the other."""
 PATIENT_SECONDS = 60.0
 """Longest statement of an ``open_patient_engine``; longer than any bound of whoever asks."""
 CLOCK_SECONDS = 1.0
@@ -59,9 +66,12 @@ class Stores:
     keyring: Keyring
     service: KeyService
     pepper: bytes
-    """The newest pepper, from which other secrets of the installation are derived."""
+    """The pepper in use, from which other secrets of the installation are derived."""
     peppers: Mapping[int, bytes] = field(repr=False)
     """All of them, by version."""
+    pepper_version: int
+    """Of the one in use."""
+    rehasher: Rehasher
     clock: Clock
     """The database's, where it is a server that several hosts share."""
     notices: Notices | None
@@ -84,6 +94,8 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     if settings.database_url is None:
         await upgrade(url, MIGRATIONS)
     peppers = _peppers(settings)
+    version = find_pepper_version(settings, peppers)
+    hashing = Peppers(peppers, version)
     async with AsyncExitStack() as stack:
         engine = open_engine(url, _policy(settings))
         stack.push_async_callback(close, engine)
@@ -93,17 +105,18 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         if settings.redis_url is not None:
             client = open_redis(settings.redis_url.get_secret_value(), settings.redis_timeout_seconds)
             stack.push_async_callback(client.aclose)
-            mirror = KeyMirror(client, clock, peppers[max(peppers)], settings.redis_timeout_seconds)
+            mirror = KeyMirror(client, clock, peppers[version], settings.redis_timeout_seconds)
             stack.push_async_callback(mirror.close)
             notices = Notices(settings.redis_url.get_secret_value())
             stack.push_async_callback(notices.close)
-        keyring = Keyring(
-            catalog.keys, Peppers(peppers), clock, mirror, fresh_ms=int(settings.key_fresh_seconds * 1000)
-        )
+        keyring = Keyring(catalog.keys, hashing, clock, mirror, fresh_ms=int(settings.key_fresh_seconds * 1000))
+        rehasher = Rehasher(PepperStore(engine), hashing)
+        keyring.on_other_pepper = rehasher.note
+        keyring.throttle = SignInThrottle(settings.key_failure_rate, clock)
         stack.push_async_callback(keyring.close)
         service = KeyService(
             catalog,
-            Peppers(peppers),
+            hashing,
             clock,
             environment=EMBEDDED if settings.database_url is None else PRODUCTION,
             keyring=keyring,
@@ -115,15 +128,17 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             ledger=LedgerStore(engine),
             keyring=keyring,
             service=service,
-            pepper=peppers[max(peppers)],
+            pepper=peppers[version],
             peppers=peppers,
+            pepper_version=version,
+            rehasher=rehasher,
             clock=clock,
             notices=notices,
             mirror=mirror,
         )
 
 
-def open_patient_engine(settings: Settings) -> AsyncEngine:
+def open_patient_engine(settings: Settings, connections: int = PATIENT_CONNECTIONS) -> AsyncEngine:
     """Open the same database once more, with few connections on which a statement may take long.
 
     For sums over an organization with millions of rows, which nobody waits for at the database's expense: whoever asks
@@ -131,7 +146,7 @@ def open_patient_engine(settings: Settings) -> AsyncEngine:
     """
     policy = replace(
         _policy(settings),
-        connections=PATIENT_CONNECTIONS,
+        connections=connections,
         acquire_timeout_seconds=PATIENT_SECONDS,
         statement_timeout_seconds=PATIENT_SECONDS,
     )
@@ -209,11 +224,23 @@ def _peppers(settings: Settings) -> dict[int, bytes]:
     return parse_peppers(path.read_text().strip(), str(path))
 
 
+def find_pepper_version(settings: Settings, peppers: Mapping[int, bytes]) -> int:
+    """Return the version in use.
+
+    Raises:
+        SettingsError: There is no pepper of the version that is set.
+    """
+    version = settings.key_pepper_version
+    if version is not None and version not in peppers:
+        raise SettingsError(f"METERHOUSE_KEY_PEPPER_VERSION: METERHOUSE_KEY_PEPPER has no version {version}.")
+    return max(peppers) if version is None else version
+
+
 def parse_peppers(text: str, origin: str) -> dict[int, bytes]:
     """Read ``version:secret[,version:secret]``.
 
     Raises:
-        SettingsError: It is not written so, or a secret is shorter than 32 characters.
+        SettingsError: It is not written so, or a secret is shorter than 32 characters or can be guessed.
     """
     peppers: dict[int, bytes] = {}
     for item in text.split(","):
@@ -222,5 +249,7 @@ def parse_peppers(text: str, origin: str) -> dict[int, bytes]:
             raise SettingsError(f"{origin}: expected version:secret[,version:secret].")
         if len(secret) < 32:  # noqa: PLR2004 - 190 bits of base62
             raise SettingsError(f"{origin}: the secret of version {version} is shorter than 32 characters.")
+        if is_guessable_key(secret):
+            raise SettingsError(f"{origin}: the secret of version {version} can be guessed: openssl rand -hex 24.")
         peppers[int(version)] = secret.encode()
     return peppers

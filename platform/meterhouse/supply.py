@@ -13,18 +13,19 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from meterhouse.admin.pricing import components_from_usd
 from meterhouse.admin.schemas import PriceRequest
 from meterhouse.admin.supply import ProviderView
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.supply import StoredProvider, StoredRoute
 from meterhouse.errors import StoreDown
+from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.keys.secret import looks_like_ours
 from meterhouse.metering import Clock
-from meterhouse.money import Meterable, Price
+from meterhouse.money import Price
+from meterhouse.price_orders import OPERATOR_SOURCE, plan_price
 from meterhouse.providers.activation import activate
 from meterhouse.providers.catalog import PROVIDERS, SIMULATOR
-from meterhouse.providers.prices import PriceBook, load_default_prices, make_price
+from meterhouse.providers.prices import PriceBook, load_default_prices
 from meterhouse.providers.probe import Probe
 from meterhouse.providers.provider import (
     ActiveProvider,
@@ -40,7 +41,6 @@ from meterhouse.providers.vault import Vault
 from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.telemetry.logs import Event, get_logger
 
-OPERATOR_SOURCE = "operator"
 KEPT_FILE = "supply.json"
 """In the data folder: what operators had set as it was read last. Credentials are in it as in the database: sealed."""
 
@@ -150,10 +150,10 @@ class Supply:
         del payload
         self._news.set()
 
-    async def set_price(self, order: PriceRequest) -> Price:
-        """Set an operator's price from now on."""
-        price = operator_price(order, self._clock.now_ms())
-        await self._catalog.prices.insert_prices([price])
+    async def set_price(self, order: PriceRequest, *, author: Author = COMMAND_LINE) -> Price:
+        """Set an operator's price, from now or from the moment on that it names; raises Malformed."""
+        price = plan_price(order, self._clock.now_ms(), await self._catalog.prices.list_prices())
+        await self._catalog.write_price(price, author=author)
         await self.refresh()
         return price
 
@@ -282,6 +282,7 @@ class Supply:
             has_credential=active.credential is not None,
             models=list(active.models),
             shows_all_output=active.provider.shows_all_output,
+            forwards_trace=active.provider.forwards_trace,
             is_reachable=status.is_reachable if status is not None else None,
             detail=status.detail if status is not None else "",
             updated_at=row.updated_at_ms // 1000 if row is not None else None,
@@ -290,20 +291,6 @@ class Supply:
 
 def _ignore(names: Collection[str]) -> None:
     """Tell nobody: nobody is there yet while the process starts."""
-
-
-def operator_price(order: PriceRequest, at_ms: int) -> Price:
-    """Make the price that an operator asks for, from a moment on; raises Malformed for an amount that is none."""
-    components = components_from_usd(
-        {
-            Meterable.INPUT: order.input_usd,
-            Meterable.OUTPUT: order.output_usd,
-            Meterable.CACHED_INPUT: order.cached_input_usd,
-            Meterable.CACHE_WRITE: order.cache_write_usd,
-            Meterable.REQUEST: order.request_usd,
-        }
-    )
-    return make_price(order.provider, order.model, components, effective_from_ms=at_ms, source=OPERATOR_SOURCE)
 
 
 def provider_settings(environment: Environment) -> list[ProviderSetting]:
@@ -332,6 +319,7 @@ def provider_settings(environment: Environment) -> list[ProviderSetting]:
                 credential=credential,
                 models=values.models,
                 shows_all_output=values.shows_all_output,
+                forwards_trace=values.forwards_trace,
                 tool_call_format=values.tool_call_format,
                 tools=values.tools,
             )
@@ -352,6 +340,7 @@ def setting_of(row: StoredProvider, vault: Vault, *, is_public_only: bool) -> Pr
         credential=vault.open(row.place, sealed) if sealed is not None else None,
         models=tuple(fields.get("models") or ()),
         shows_all_output=bool(fields.get("shows_all_output")),
+        forwards_trace=bool(fields.get("forwards_trace")),
         is_public_only=is_public_only,
         tool_call_format=fields.get("tool_call_format") or "",
         tools=fields.get("tools") or "send",

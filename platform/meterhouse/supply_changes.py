@@ -10,8 +10,11 @@ from typing import Any
 
 from meterhouse.admin.schemas import PriceRequest
 from meterhouse.admin.supply import ProviderRequest, ProviderView, RouteRequest
-from meterhouse.db.supply import StoredProvider, StoredRoute, SupplyStore
+from meterhouse.audit import Action, Change, Fields
+from meterhouse.db.catalog import Catalog
+from meterhouse.db.supply import StoredProvider, StoredRoute
 from meterhouse.errors import Malformed, NotFound
+from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.keys.secret import looks_like_ours
 from meterhouse.money import Price
 from meterhouse.providers.activation import activate, is_provider_name
@@ -31,15 +34,15 @@ Publish = Callable[[str, object], Awaitable[object]]
 class SupplyChanges:
     """Implements what the administration asks for. Every method raises StoreDown when there is no database."""
 
-    def __init__(self, supply: Supply, store: SupplyStore, vault: Vault, publish: Publish | None) -> None:
+    def __init__(self, supply: Supply, catalog: Catalog, vault: Vault, publish: Publish | None) -> None:
         self._supply = supply
-        self._store = store
+        self._catalog = catalog
         self._vault = vault
         self._publish = publish
 
-    async def set_price(self, order: PriceRequest) -> Price:
-        """Set an operator's price from now on."""
-        price = await self._supply.set_price(order)
+    async def set_price(self, order: PriceRequest, *, author: Author = COMMAND_LINE) -> Price:
+        """Set an operator's price, from now or from the moment on that it names; raises Malformed."""
+        price = await self._supply.set_price(order, author=author)
         await self._tell("price", f"{order.provider}/{order.model}")
         return price
 
@@ -47,14 +50,23 @@ class SupplyChanges:
         """Return the providers that are on, in the order of preference, and those set here that cannot work."""
         return self._supply.list_providers()
 
-    async def set_provider(self, name: str, order: ProviderRequest) -> ProviderView:
+    async def set_provider(self, name: str, order: ProviderRequest, *, author: Author = COMMAND_LINE) -> ProviderView:
         """Switch a provider on, or change it; a credential that is not given stays what it was.
 
         Raises:
             Malformed: It cannot work so.
             NotFound: Someone else removed it at the same time.
         """
-        await self._store.put_provider(lambda known: self._changed(name, order, known))
+        before: list[StoredProvider] = []
+
+        def change(known: Mapping[str, StoredProvider]) -> StoredProvider:
+            before.extend(row for row in known.values() if row.name == name)
+            return self._changed(name, order, known)
+
+        async with self._catalog.changing() as catalog:
+            written = await catalog.supply.put_provider(change)
+            old = _shown(before[0]) if before else None
+            await catalog.audit.write(author, Change(Action.PROVIDER_UPDATED, name, before=old, after=_shown(written)))
         await self._supply.refresh()
         await self._tell("provider", name)
         view = next((view for view in self._supply.list_providers() if view.name == name), None)
@@ -62,18 +74,20 @@ class SupplyChanges:
             raise NotFound(f"The provider '{name}' was removed by someone else at the same time.", param="name")
         return view
 
-    async def remove_provider(self, name: str) -> None:
+    async def remove_provider(self, name: str, *, author: Author = COMMAND_LINE) -> None:
         """Remove a provider that was set here; one of the environment then shows again.
 
         Raises:
             NotFound: None of this name was set here.
         """
-        if not await self._store.remove_provider(name):
-            raise NotFound(f"No provider '{name[:64]}' was set through the API.", param="name")
+        async with self._catalog.changing() as catalog:
+            if not await catalog.supply.remove_provider(name):
+                raise NotFound(f"No provider '{name[:64]}' was set through the API.", param="name")
+            await catalog.audit.write(author, Change(Action.PROVIDER_DELETED, name))
         await self._supply.refresh()
         await self._tell("provider", name)
 
-    async def set_route(self, model: str, order: RouteRequest) -> None:
+    async def set_route(self, model: str, order: RouteRequest, *, author: Author = COMMAND_LINE) -> None:
         """Write down who answers a model's name.
 
         Raises:
@@ -88,21 +102,28 @@ class SupplyChanges:
                 raise Malformed(text, param=f"deployments[{index}].provider")
             if not is_model_name(target.upstream_model):
                 raise Malformed("This cannot be the name of a model.", param=f"deployments[{index}].upstream_model")
-        known = {stored.model for stored in await self._store.list_routes()}
-        if model not in known and len(known) >= MOST_ROUTES:
-            raise Malformed(f"There can be at most {MOST_ROUTES} routes.", param="model")
-        await self._store.put_route(StoredRoute(model, [target.model_dump() for target in order.deployments]))
+        new = StoredRoute(model, [target.model_dump() for target in order.deployments])
+        async with self._catalog.changing() as catalog:
+            known = {stored.model: stored for stored in await catalog.supply.list_routes()}
+            if model not in known and len(known) >= MOST_ROUTES:
+                raise Malformed(f"There can be at most {MOST_ROUTES} routes.", param="model")
+            await catalog.supply.put_route(new)
+            old = {"deployments": known[model].targets} if model in known else None
+            change = Change(Action.ROUTE_UPDATED, model, before=old, after={"deployments": new.targets})
+            await catalog.audit.write(author, change)
         await self._supply.refresh()
         await self._tell("route", model)
 
-    async def remove_route(self, model: str) -> None:
+    async def remove_route(self, model: str, *, author: Author = COMMAND_LINE) -> None:
         """Remove a route that was written down; what the providers serve by themselves then shows again.
 
         Raises:
             NotFound: None of this name was written down.
         """
-        if not await self._store.remove_route(model):
-            raise NotFound(f"No route '{model[:64]}' was set through the API.", param="model")
+        async with self._catalog.changing() as catalog:
+            if not await catalog.supply.remove_route(model):
+                raise NotFound(f"No route '{model[:64]}' was set through the API.", param="model")
+            await catalog.audit.write(author, Change(Action.ROUTE_DELETED, model))
         await self._supply.refresh()
         await self._tell("route", model)
 
@@ -150,6 +171,11 @@ class SupplyChanges:
         get_logger().info(Event.SUPPLY_CHANGED, changed=what, name=name)
         if self._publish is not None:
             await self._publish(NOTICE, {"changed": what})
+
+
+def _shown(stored: StoredProvider) -> Fields:
+    """Show a provider in the audit log: whether it has a credential, and nothing of it."""
+    return {**stored.fields, "has_credential": stored.sealed_credential is not None}
 
 
 def _fields_of(order: ProviderRequest) -> dict[str, Any]:

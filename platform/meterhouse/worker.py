@@ -79,6 +79,7 @@ class FleetServer(uvicorn.Server):
             server.close()
         for listener in sockets or ():
             listener.close()
+        self._gateway.end_watching()
         get_logger().info(Event.WORKER_DRAINING, pid=os.getpid(), requests=len(self.server_state.tasks))
         began = newest = time.monotonic()
         while self.server_state.connections or self.server_state.tasks:

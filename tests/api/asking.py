@@ -8,6 +8,7 @@ from fakes import scripts
 from fakes.exchange import Exchange
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
+from meterhouse.identity import Role
 
 CREDENTIAL_CANARY = "sk-upstream-credential-canary"
 NUMBERS = itertools.count(1)
@@ -52,6 +53,12 @@ def text_of(chunks: list[dict[str, Any]], choice: int = 0) -> str:
     """Return what a choice said."""
     deltas = [row["delta"] for chunk in chunks for row in chunk["choices"] if row["index"] == choice]
     return "".join(delta.get("content") or "" for delta in deltas)
+
+
+def issue_admin(gateway: Gateway, role: Role, organization_id: str) -> str:
+    """Issue an admin key of a role in an organization; returns its text."""
+    service = gateway.parts.stores.service
+    return gateway.run(lambda: service.issue_admin("someone", role, organization_id=organization_id)).value
 
 
 class Capture:

@@ -43,6 +43,8 @@ SCRIPTS = (
     "infra/build",
     "infra/secrets",
     "infra/smoke",
+    "infra/sbom",
+    "infra/audit",
     ".ci/run",
 )
 

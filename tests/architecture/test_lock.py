@@ -8,15 +8,24 @@ import pytest
 from architecture.tree import ROOT
 
 LOCKS = ("requirements.lock", "requirements-dev.lock")
-REAL_MODEL_LOCKS = ("infra/real-model/wheels.lock", "infra/real-model/source.lock")
+OTHER_LOCKS = ("infra/real-model/wheels.lock", "infra/real-model/source.lock", "infra/fuzz/wheels.lock")
+CLIENT_LOCKS = tuple(f"infra/clients/{name}.lock" for name in ("langchain", "llama-index", "pydantic-ai"))
 PIN = re.compile(
     r"([a-z0-9][a-z0-9._-]*)==([^ ;\\]+)(?: ; [^\\]+)?((?: \\\n {4}--hash=sha256:[0-9a-f]{64})*)\n", re.IGNORECASE
 )
 # In pieces, so that this file does not hold what it forbids.
-REGISTRY_WORDS = ("pypi" + ".org", "python" + "hosted", "index" + "-url", "trusted" + "-host", "find" + "-links")
+REGISTRY_WORDS = (
+    "pypi" + ".org",
+    "npmjs" + ".org",
+    "python" + "hosted",
+    "index" + "-url",
+    "trusted" + "-host",
+    "find" + "-links",
+)
 INSTALLING_FILES = (
     *("pyproject.toml", *LOCKS, "infra/run", "infra/test", "infra/up", "infra/build", "infra/setup.sh", ".ci/run"),
-    *("infra/Dockerfile", "docker-compose.yml", "infra/real-model/setup.sh", *REAL_MODEL_LOCKS),
+    *("infra/Dockerfile", "docker-compose.yml", "infra/real-model/setup.sh", "infra/fuzz/setup.sh", *OTHER_LOCKS),
+    *("infra/clients/setup.sh", "infra/clients/node.lock", *CLIENT_LOCKS),
 )
 
 
@@ -25,7 +34,7 @@ def pins(name: str) -> dict[str, tuple[str, str]]:
     return {package: (version, hashes) for package, version, hashes in PIN.findall(text)}
 
 
-@pytest.mark.parametrize("name", [*LOCKS, *REAL_MODEL_LOCKS])
+@pytest.mark.parametrize("name", [*LOCKS, *OTHER_LOCKS, *CLIENT_LOCKS])
 def test_every_pin_has_its_hashes_and_there_is_nothing_else(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     left = PIN.sub("", text).strip()

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from architecture.tree import ROOT, nodes
+from meterhouse.admin.roles import CHANGERS, LOOKERS, MATRIX, OPERATORS
 from meterhouse.providers.catalog import PROVIDERS
 from meterhouse.settings import PREFIX, Settings
 
@@ -44,6 +45,23 @@ def test_every_error_code_has_a_line_in_the_readme() -> None:
 def test_the_readme_names_no_error_code_that_does_not_exist() -> None:
     invented = codes_in_the_readme() - codes_in_the_code()
     assert not invented, f"nothing raises {sorted(invented)}, which the README explains"
+
+
+def test_the_table_of_the_administration_says_who_may_what() -> None:
+    words = {"operator": OPERATORS, "owner": CHANGERS, "all": LOOKERS}
+    section = README.split("## Administration")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `((?:[A-Z]+ )+)(/[^`]+)` \| (\w*) ?\| (\w*) ?\|", section, re.MULTILINE)
+    told = {
+        f"{method} {path}": words.get(look if method == "GET" else change)
+        for methods, path, look, change in rows
+        for method in methods.split()
+    }
+    known = {re.sub(r":path}", "}", route): roles for route, roles in MATRIX.items()}
+    assert len(told) > 40
+    assert told == {route: known.get(route) for route in told}
+    paths = {route.partition(" ")[2] for route in known}
+    undocumented = {path for path in paths if path not in README and f".../{path.rpartition('/')[2]}" not in README}
+    assert not undocumented, f"the README names {undocumented} nowhere"
 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))

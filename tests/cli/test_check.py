@@ -130,6 +130,22 @@ def test_what_is_not_in_order_is_named(site: Site, changes: dict[str, str], line
     assert any(f"{state} {subject}: {text}".startswith(line) for state, subject, text in lines), lines
 
 
+def test_a_pepper_that_is_still_needed(site: Site) -> None:
+    second = "2:" + "second-pepper-of-the-tests-0123456789abcdef"
+
+    def pepper(**changes: str) -> tuple[str, str]:
+        _, lines = site.check(**changes)
+        return next((state, text) for state, subject, text in lines if subject == "pepper")
+
+    assert run(site.folder, "keys", "create-admin", "--name", "one", environment=site.settings).status == 0
+    assert pepper() == ("ok", "1 is in use; 1 keys are hashed with version 1.")
+    assert pepper(METERHOUSE_KEY_PEPPER=f"{PEPPER},{second}", METERHOUSE_KEY_PEPPER_VERSION="1")[0] == "ok"
+    state, text = pepper(METERHOUSE_KEY_PEPPER=f"{PEPPER},{second}")
+    assert state == "warning"
+    assert "rotate or revoke" in text
+    assert pepper(METERHOUSE_KEY_PEPPER=second)[0] == "failed"
+
+
 def test_a_schema_that_is_behind(site: Site, postgres_server: PostgresServer) -> None:
     url = postgres_server.create_database()
     assert any("run `meterhouse migrate`" in line for line in site.bad(METERHOUSE_DATABASE_URL=url))

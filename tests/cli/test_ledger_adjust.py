@@ -1,5 +1,6 @@
 """Credits and later charges, and taking over journals, as an operator does it."""
 
+import json
 import re
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def test_a_credit_is_a_row_that_counts_in_its_month_and_is_listed_and_sealed(
         assert word in first
     assert tokens.strip() in second
     assert owners.key in second
+    events = json.loads(good(tmp_path, "audit", "--action", "adjustment.created", "--json", "--data", "d"))
+    assert [event["target"] for event in events] == [tokens.strip(), done.out.strip()]
+    assert events[1]["after"]["nanos"] == -12_500_000_000
+    assert events[1]["actor"].startswith("cli ")
     listed = good(tmp_path, "ledger", "adjustments", "--organization", "org_other", "--data", "d")
     assert "adj_" not in listed
     exported = good(tmp_path, "ledger", "export", "--data", "d")

@@ -32,7 +32,16 @@ def test_every_endpoint_has_a_line(gateway: Gateway) -> None:
     assert status == 0, lines
     *tries, summary = lines
     assert all("  ok  " in line for line in tries), tries
-    for endpoint in ("/v1/chat/completions", "/api/chat", "/chat", "/stream", "/v1/models", "/health", "/admin/"):
+    for endpoint in (
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/api/chat",
+        "/chat",
+        "/stream",
+        "/v1/models",
+        "/health",
+        "/admin/",
+    ):
         assert any(endpoint in line for line in tries), endpoint
     assert summary == f"{len(tries)} of {len(tries)} ok, model simulator-instant"
 

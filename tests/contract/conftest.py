@@ -9,7 +9,7 @@ import pytest
 from fakes.store import MIGRATIONS, url_of
 from meterhouse.db.engine import close, open_engine
 from meterhouse.db.schema import upgrade
-from meterhouse.db.tables import metadata
+from meterhouse.db.tables_billing import metadata
 
 BACKENDS = ("sqlite", "postgresql")
 

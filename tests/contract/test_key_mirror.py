@@ -14,11 +14,12 @@ from fakes.house import PEPPERS, bearer, opened_house
 from fakes.servers import RedisServer
 from meterhouse.errors import InvalidKey, StoreDown
 from meterhouse.keys import mirror as mirroring
+from meterhouse.keys.changes import Others
 from meterhouse.keys.keyring import Keyring
 from meterhouse.keys.mirror import ENTRY_LIFE_MS, SKEW_MS, TIMEOUT_SECONDS, KeyMirror
 from meterhouse.keys.reader import MirrorDown
 from meterhouse.keys.secret import make
-from meterhouse.keys.service import KeyService, Others
+from meterhouse.keys.service import KeyService
 from meterhouse.metering import Kind, Limit, Scope, Window
 from meterhouse.notices import Notices
 from meterhouse.stores import open_redis

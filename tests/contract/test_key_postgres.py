@@ -15,10 +15,11 @@ from meterhouse.db.schema import upgrade
 from meterhouse.db.tables import key as key_table
 from meterhouse.errors import InvalidKey, StoreDown
 from meterhouse.keys import reader as reading
+from meterhouse.keys.changes import Others
 from meterhouse.keys.keyring import Keyring
 from meterhouse.keys.mirror import KeyMirror
 from meterhouse.keys.secret import make
-from meterhouse.keys.service import KeyService, Others
+from meterhouse.keys.service import KeyService
 from meterhouse.stores import open_redis
 
 MOST_SECONDS_WITHOUT_SQL = 1.5

@@ -12,23 +12,31 @@ from sqlalchemy import exc
 from fakes.ledger import HOUR, period, record, rows_of
 from fakes.servers import PASSWORD
 from fakes.store import MIGRATIONS
+from meterhouse.audit import Action, Change
+from meterhouse.db.alerts import Span, SpendAlert
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.engine import close, open_engine, writing
+from meterhouse.db.invoices import IssuedInvoice
 from meterhouse.db.keys import StoredAdminKey, StoredKey
 from meterhouse.db.ledger import Adjustment, LedgerStore, UsageQuery
 from meterhouse.db.organizations import Organization, Project
+from meterhouse.db.outbox import Delivery, OutboxStore
 from meterhouse.db.rights import RIGHTS
 from meterhouse.db.schema import check_schema, count_default_rows, ensure_partitions, upgrade
-from meterhouse.db.tables import metadata, seal, usage_hour
+from meterhouse.db.tables import seal, usage_hour
+from meterhouse.db.tables_billing import metadata
+from meterhouse.db.turns import TurnStore
+from meterhouse.db.webhooks import Webhook
 from meterhouse.db.workers import Heartbeat, WorkerStore
 from meterhouse.errors import StoreDown
+from meterhouse.identity import COMMAND_LINE
 from meterhouse.metering import Kind, Limit, Scope, Window
 from meterhouse.money import Price
 
 ROLE = "the application"
 NOW_MS = 1_800_000_000_000
 MONTH = time.strftime("usage_record_%Y_%m", time.gmtime())
-APPEND_ONLY = ("usage_record", "price", "adjustment", "seal")
+APPEND_ONLY = ("usage_record", "price", "adjustment", "seal", "audit_event", "invoice", "spend_alert_firing")
 SEAL = {
     "organization_id": "org_1",
     "sequence": 1,
@@ -94,6 +102,7 @@ CHANGES = [
     *changes_of("price", "source"),
     *changes_of("adjustment", "nanos"),
     *changes_of("seal", "hash"),
+    *changes_of("audit_event", "actor_id"),
     "TRUNCATE price, usage_hour",
     "INSERT INTO price SELECT * FROM price ON CONFLICT (id) DO UPDATE SET source = ''",
 ]
@@ -128,7 +137,6 @@ FORBIDDEN = [
     *(f"DELETE FROM {table}" for table in ("usage_hour", "organization", "project", "key", "admin_key", "meta")),
     "TRUNCATE usage_hour",
     "UPDATE limit_rule SET amount = 0",
-    "UPDATE organization SET name = ''",
     "UPDATE alembic_version SET version_num = ''",
     f"ALTER TABLE usage_record DETACH PARTITION {MONTH}",
     "ALTER TABLE seal OWNER TO CURRENT_USER",
@@ -230,6 +238,8 @@ async def use_catalog(catalog):
     await catalog.keys.touch_admin_last_used({"key_a": 5})
     assert await catalog.keys.revoke_admin_key("key_a", 7)
     assert await catalog.organizations.archive_project("proj_1", 5)
+    assert await catalog.organizations.rename_organization("org_1", "Acme & Co")
+    await catalog.audit.write(COMMAND_LINE, Change(Action.ORGANIZATION_UPDATED, "org_1", "org_1"))
     await catalog.meta.put_value("seeded", "1")
     await catalog.meta.put_value("seeded", "2")
     assert await catalog.prices.insert_prices([Price("price_2", "openai", "gpt", (), NOW_MS, "operator")]) == 1
@@ -241,3 +251,31 @@ async def test_urls_of_two_databases_are_refused(postgres_server, urls):
     with pytest.raises(StoreDown, match="but the application's is"):
         await upgrade(urls[0], MIGRATIONS, other)
     postgres_server.drop_database(other)
+
+
+async def test_billing_can_do_all_its_work(application):
+    catalog, now_ms = Catalog(application), NOW_MS
+    await catalog.organizations.insert_organization(Organization("org_b", "b", 1))
+    alert = SpendAlert("alert_1", "org_b", "", 1, ("a@b.example",), None, 1)
+    await catalog.alerts.insert(alert)
+    await catalog.alerts.update(alert)
+    span = Span(0, 2 * now_ms)
+    (spent,) = await catalog.alerts.list_spent(span, "", 10)
+    message = Delivery("msg_1", "org_b", "email", "[]", "{}", now_ms, now_ms)
+    assert await catalog.alerts.fire(spent, span, now_ms, [message])
+    assert not await catalog.alerts.fire(spent, span, now_ms, [message])
+    messages = OutboxStore(application)
+    assert [one.id for one in await messages.claim(now_ms, 5, 10)] == ["msg_1"]
+    await messages.resolve("msg_1")
+    await messages.forget(now_ms + 1)
+    await catalog.alerts.remove("alert_1")
+    await catalog.webhooks.insert(Webhook("wh_1", "org_b", "https://a.example/", 1, 1))
+    await catalog.webhooks.remove("wh_1")
+    turns = TurnStore(application)
+    assert await turns.take("duty", "me", now_ms, 5)
+    assert await turns.take("duty", "other", now_ms + 5, 5)
+    await turns.put_position("sink", "org_b", 1)
+    await turns.put_position("sink", "org_b", 2)
+    assert await catalog.invoices.insert(IssuedInvoice("org_b", 0, now_ms, 0, "", 0, "{}"))
+    await catalog.credits.insert(Adjustment("adj_b", "org_b", "", None, 0, -5, 0, "credit: r", 1))
+    assert (await catalog.credits.read_balance("org_b")).balance_nanos == 5

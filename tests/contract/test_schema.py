@@ -14,7 +14,8 @@ from alembic.script import ScriptDirectory
 from fakes.store import MIGRATIONS, change_schema, url_of
 from meterhouse.db.engine import close, open_engine, reading, writing
 from meterhouse.db.schema import check_schema, newest_revision, upgrade
-from meterhouse.db.tables import is_ours, metadata
+from meterhouse.db.tables import is_ours
+from meterhouse.db.tables_billing import metadata
 from meterhouse.errors import StoreDown
 
 

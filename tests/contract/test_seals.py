@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fakes.ledger import HOUR, record
-from meterhouse.bookkeeping import export
 from meterhouse.db import seals as sealing
 from meterhouse.db.books import Books
 from meterhouse.db.engine import close, open_engine, reading
@@ -19,6 +18,7 @@ from meterhouse.db.reviews import ProviderDay
 from meterhouse.db.seals import OVERLAP_MS, PAGE_ROWS, RECENT_MS, SealStore
 from meterhouse.db.tables import DAY_MS, HOUR_MS, seal, usage_hour, usage_record
 from meterhouse.errors import Conflict, StoreDown
+from meterhouse.exports import export
 from meterhouse.ledger.audit import GRACE_MS, DatabaseAudit
 from meterhouse.ledger.export import ExportReader, Order, check_export
 from meterhouse.ledger.seal import ChainChecker, Entry, Fault, hash_row

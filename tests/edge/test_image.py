@@ -47,7 +47,11 @@ def test_what_the_compose_file_names_is_there() -> None:
     stages = set(re.findall(r"^FROM .* AS (\w+)", DOCKERFILE, re.MULTILINE))
     assert set(re.findall(r"target: (\w+)", COMPOSE)) == stages - {"build"}
     services = set(re.findall(r"^  (\w+):\n    (?:<<|image)", COMPOSE, re.MULTILINE))
-    assert services == {"postgres", "redis", "migrate", "gateway", "nginx"}
+    watching = {"collector", "tempo", "prometheus", "grafana"}
+    assert services == {"postgres", "redis", "migrate", "gateway", "nginx"} | watching
+    for name in watching:
+        service = COMPOSE.split(f"\n  {name}:\n")[1].split("\n\n")[0]
+        assert "profiles: [observability]" in service
 
 
 def test_what_the_dockerfile_copies_is_there_and_not_ignored() -> None:
@@ -63,7 +67,7 @@ def test_nothing_runs_as_root_and_everything_has_a_health_check() -> None:
         assert re.search(r"^USER [1-9]\d*:\d+$", stage, re.MULTILINE)
         assert re.search(r"^HEALTHCHECK ", stage, re.MULTILINE)
     assert COMPOSE.count("read_only: true") == 1
-    assert COMPOSE.count("<<: *closed") == 3
+    assert COMPOSE.count("<<: *closed") == 7
     assert COMPOSE.count("<<: *gateway") == 2
 
 

@@ -13,9 +13,9 @@ from fakes.truth import Attempt
 from fakes.upstream import FakeUpstream
 from meterhouse.admin.schemas import PriceRequest
 from meterhouse.ids import public_request_id
+from meterhouse.price_orders import operator_price
 from meterhouse.providers.breaker import Breakers
 from meterhouse.providers.routes import Snapshot
-from meterhouse.supply import operator_price
 from meterhouse.usage import UsageRecord
 
 INPUT_NANOS_PER_MILLION = 1_370_000_000

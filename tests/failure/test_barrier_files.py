@@ -189,6 +189,53 @@ async def test_what_was_rewritten_is_read_once_and_in_its_order_by_who_reads_mea
         assert seen == [(n + 1, b"%d" % n) for n in range(30)]
 
 
+async def test_segments_that_are_full_while_syncs_fail_are_no_gap_to_who_reads_meanwhile(tmp_path, files):
+    """The first of them lost its header with the sync that failed: what comes after it is not where to go on."""
+    policy = JournalPolicy(segment_bytes=8_192, max_pending_bytes=60_000, retry_seconds=0.05)
+    async with opened_journal(tmp_path, files=files, policy=policy) as journal:
+        reader = journal.open_reader(lambda damage: pytest.fail(str(damage)))
+        await journal.barrier(journal.append(b"before"))
+        seen = reader.read(until=None, max_records=100)
+        files.fail_syncs()
+        for number in range(60):
+            position = journal.append(b"%500d" % number)
+            if number % 6 == 0:
+                with pytest.raises(JournalDown):
+                    await journal.barrier(position)
+            await asyncio.sleep(0.005)
+            seen += reader.read(until=position, max_records=100)
+        files.heal()
+        await until(lambda: journal.is_writable)
+        await journal.barrier(position)
+        while entries := reader.read(until=position, max_records=100):
+            seen += entries
+        assert seen == [(1, b"before"), *((n + 2, b"%500d" % n) for n in range(60))]
+
+
+async def test_what_is_acknowledged_of_a_rewrite_is_found_before_what_stands_beyond_a_hole(tmp_path, files):
+    policy = JournalPolicy(segment_bytes=8_192, max_pending_bytes=60_000, retry_seconds=0.05)
+    journal = new_journal(tmp_path, files=files, policy=policy)
+    await journal.open()
+    await journal.barrier(journal.append(b"before"))
+    files.fail_syncs()
+    for number in range(60):
+        position = journal.append(b"%500d" % number)
+        if number == 0:
+            with pytest.raises(JournalDown):
+                await journal.barrier(position)
+        await asyncio.sleep(0.002)
+    await until(lambda: journal._supply._reserve is not None)
+    files.fill_disk()
+    files.fail_syncs(0)
+    durable = journal.durable_position
+    await until(lambda: journal.durable_position > durable)
+    acknowledged = journal.durable_position
+    assert acknowledged < position
+    await abandon(journal)
+    found, _ = read_all(tmp_path, files)
+    assert [at for at, _ in found[:acknowledged]] == list(range(1, acknowledged + 1))
+
+
 # --- no room, no write
 
 

@@ -25,7 +25,7 @@ FAST = {
 }
 FAULTS = {
     "error-500": "upstream_unavailable",
-    "error-529": "upstream_unavailable",
+    "error-529": "upstream_busy",
     "rate-limited": "upstream_busy",
     "error-401": "upstream_account",
     "error-first": "upstream_unavailable",

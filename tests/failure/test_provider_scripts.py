@@ -164,11 +164,12 @@ EXPECTED: dict[str, tuple[Expected, Expected]] = {
     "insufficient-quota": (ACCOUNT, ACCOUNT),
     "rate-limited": (BUSY, BUSY),
     "error-429": (BUSY, BUSY),
+    "error-529": (BUSY, BUSY),
 }
 """By script: streamed, not streamed."""
 EXPECTED |= {f"error-{status}": (refused(status),) * 2 for status in (400, 404, 413, 422)}
 EXPECTED |= {f"error-{status}": (ACCOUNT, ACCOUNT) for status in (401, 402, 403)}
-EXPECTED |= {f"error-{status}": (DOWN, DOWN) for status in (500, 502, 503, 529)}
+EXPECTED |= {f"error-{status}": (DOWN, DOWN) for status in (500, 502, 503)}
 SHAPES = ("envelope", "flat", "html", "list", "text", "empty", "detail", "anthropic")
 EXPECTED |= {f"error-{shape}": (DOWN, DOWN) for shape in SHAPES}
 

@@ -7,6 +7,7 @@ Not here: faults that any provider can have (faults, plan).
 
 from dataclasses import dataclass
 
+from fakes import anthropic_cassettes as claude
 from fakes.exchange import Exchange
 
 HEAD = '"id":"c1","object":"chat.completion.chunk","created":1795132800,"model":"served"'
@@ -272,6 +273,26 @@ ANSWERS = (
         reasoning="Let me see",
         content_type="application/x-ndjson",
     ),
+    Answer("anthropic", claude.PLAIN_STREAM, claude.PLAIN_WHOLE, (9, 4, 2, 0)),
+    Answer(
+        "anthropic",
+        claude.THINKING_STREAM,
+        claude.THINKING_WHOLE,
+        (9, 4, 5, 3),
+        reasoning="Let me see",
+        finish="length",
+        name="thinking",
+    ),
+    Answer(
+        "anthropic",
+        claude.CALL_STREAM,
+        claude.CALL_WHOLE,
+        (9, 4, 6, 0),
+        text="",
+        arguments='{"a":1}',
+        finish="tool_calls",
+        name="tools",
+    ),
 )
 
 
@@ -372,5 +393,20 @@ REFUSALS = (
     ),
     Refusal("transformers", "fields", 422, '{"detail":"Unexpected fields in the request: {\'x\'}"}', (422, None)),
     Refusal("transformers", "dead", 503, '{"error":"the worker is gone"}', DOWN),
+    Refusal("anthropic", "overloaded", 529, claude.error("overloaded_error"), BUSY),
+    Refusal("anthropic", "rate", 429, claude.error("rate_limit_error"), BUSY),
+    Refusal("anthropic", "key", 401, claude.error("authentication_error"), ACCOUNT),
+    Refusal("anthropic", "billing", 402, claude.error("billing_error"), ACCOUNT),
+    Refusal(
+        "anthropic",
+        "credit",
+        400,
+        claude.error("invalid_request_error", "Your credit balance is too low to access the Anthropic API."),
+        ACCOUNT,
+    ),
+    Refusal("anthropic", "bad", 400, claude.error("invalid_request_error"), (400, None)),
+    Refusal("anthropic", "missing", 404, claude.error("not_found_error"), (404, None)),
+    Refusal("anthropic", "large", 413, claude.error("request_too_large"), (413, None)),
+    Refusal("anthropic", "down", 500, claude.error("api_error"), DOWN),
     Refusal("ollama", "missing", 404, '{"error":"model \'x\' not found"}', (404, None)),
 )

@@ -62,6 +62,11 @@ class Request:
         return self.path.startswith("/api/")
 
     @property
+    def is_anthropic(self) -> bool:
+        """Whether it speaks Anthropic's wire."""
+        return self.path.startswith("/v1/messages")
+
+    @property
     def is_streamed(self) -> bool:
         """Whether a stream was asked for; Ollama's default is yes."""
         return bool(self.body.get("stream", self.is_ollama))

@@ -9,11 +9,12 @@ import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from fakes.anthropic_wire import AnthropicWire
 from fakes.exchange import Exchange, Over
 from fakes.wires import OllamaWire, OpenAiWire, encode
 from fakes.words import word
 
-AnyWire = OpenAiWire | OllamaWire
+AnyWire = OpenAiWire | OllamaWire | AnthropicWire
 LONG_LINE_BYTES = 10_000_000
 BOMB_MEGABYTES = 100
 TICK_MS = 50

@@ -34,6 +34,7 @@ PEPPER = "1:fleet-pepper-of-the-tests-0123456789abcdef"
 QUICK = {
     "METERHOUSE_KEY_PEPPER": PEPPER,
     "METERHOUSE_LOG_FORMAT": "json",
+    "METERHOUSE_KEY_FAILURE_RATE": "1000000/minute",
     "METERHOUSE_SHIP_SECONDS": "0.05",
     "METERHOUSE_CHECKPOINT_SECONDS": "0.5",
     "METERHOUSE_LEASE_SECONDS": "3",
@@ -230,7 +231,7 @@ class ServeProcess:
             fields = line.split()
             if fields[1].endswith(f":{port:04X}") and fields[2].endswith(f":{client_port:04X}"):
                 for pid in self.pids():
-                    if f"socket:[{fields[9]}]" in _links(pid):
+                    if f"socket:[{fields[9]}]" in links_of(pid):
                         return pid
         raise AssertionError(f"no worker has the connection from port {client_port}")
 
@@ -239,7 +240,7 @@ class ServeProcess:
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[1].endswith(f":{local_port:04X}") and fields[2].endswith(f":{server_port:04X}"):
-                return next((pid for pid in self.pids() if f"socket:[{fields[9]}]" in _links(pid)), 0)
+                return next((pid for pid in self.pids() if f"socket:[{fields[9]}]" in links_of(pid)), 0)
         return 0
 
     # --- what tests do with it
@@ -380,7 +381,7 @@ def _is_ours(pid: int) -> bool:
     return False
 
 
-def _links(pid: int) -> set[str]:
+def links_of(pid: int) -> set[str]:
     links = set()
     with suppress(FileNotFoundError, PermissionError):
         for path in Path(f"/proc/{pid}/fd").iterdir():

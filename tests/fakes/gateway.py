@@ -44,6 +44,7 @@ QUICK = {
     "METERHOUSE_SHIP_SECONDS": "0.05",
     "METERHOUSE_PROBE_SECONDS": "600",
     "METERHOUSE_LOG_FORMAT": "json",
+    "METERHOUSE_KEY_FAILURE_RATE": "1000000/minute",
     "METERHOUSE_SHUTDOWN_SECONDS": "0.5",
     # It shares its interpreter with the test, which is not what its loop shall be measured by.
     "METERHOUSE_MAX_LAG_SECONDS": "60",
@@ -71,8 +72,19 @@ class Gateway:
         *,
         files: FileLayer | None = None,
         log: BinaryIO | None = None,
+        socket_path: Path | None = None,
     ) -> None:
+        """Prepare; nothing runs before ``start``.
+
+        Args:
+            data: the folder of the ledger.
+            environment: settings.
+            files: a faulty file layer.
+            log: where the log goes, if not beside the folder.
+            socket_path: a unix socket on which it listens too, for an nginx in front.
+        """
         self.data = data
+        self._socket_path = socket_path
         self.environment = {**QUICK, **(environment or {}), "METERHOUSE_DATA": str(data)}
         self._files = files
         self.log_path = data.parent / f"{data.name}.log"
@@ -244,7 +256,15 @@ class Gateway:
                 self._server = DevServer(server_config(parts), parts)
                 self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
                 self._started.set()
-                await self._server.serve(sockets=[listener])
+                await self._server.serve(sockets=[listener, *self._listen_on_path()])
+
+    def _listen_on_path(self) -> list[socket.socket]:
+        if self._socket_path is None:
+            return []
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self._socket_path))
+        listener.listen(64)
+        return [listener]
 
 
 class GatewayProcess:

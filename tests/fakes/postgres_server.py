@@ -172,7 +172,7 @@ class PostgresServer:
         if user:
             _give(self._home, user)
         return Daemon(
-            [_postgres_program("postgres"), "-D", str(data)],
+            [postgres_program("postgres"), "-D", str(data)],
             self.folder / "postgres.log",
             user=user,
             doomed=(self._home, _initialized().parent),
@@ -186,7 +186,8 @@ class PostgresServer:
         return True
 
 
-def _postgres_program(name: str) -> str:
+def postgres_program(name: str) -> str:
+    """Return the path of one of PostgreSQL's own programs, of the newest version."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*"), key=lambda path: int(path.name), reverse=True)
     return find_program(name, "postgresql", [str(path / "bin") for path in versions])
 
@@ -209,7 +210,7 @@ def _initialized() -> Path:
 
 def _run(words: Sequence[str], text: str = "") -> None:
     user = OWN_USER if os.geteuid() == 0 else None
-    command = [_postgres_program(words[0]), *words[1:]]
+    command = [postgres_program(words[0]), *words[1:]]
     done = subprocess.run(
         command, cwd="/", user=user, group=user, input=text, text=True, capture_output=True, check=False
     )

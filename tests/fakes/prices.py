@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 
 from fakes.fleet import run_apart
 from meterhouse.admin.schemas import PriceRequest
+from meterhouse.price_orders import operator_price
 from meterhouse.settings import Environment
 from meterhouse.stores import open_stores
-from meterhouse.supply import operator_price
 
 
 def set_prices(environment: Mapping[str, str], models: Iterable[tuple[str, str]]) -> None:

@@ -9,20 +9,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fakes import faults
+from fakes.anthropic_wire import AnthropicWire
 from fakes.completions_wire import CompletionsWire
 from fakes.endpoints import ENDPOINTS
 from fakes.exchange import Exchange, Note, Over
 from fakes.plan import Plan
+from fakes.responses_upstream import ResponsesWire
 from fakes.wires import ALONE, ON_FINISH, OllamaWire, OpenAiWire, encode, make_usage
 from fakes.words import word
 
 Script = Callable[[Exchange], Awaitable[None]]
-AnyWire = OpenAiWire | OllamaWire
+AnyWire = OpenAiWire | OllamaWire | ResponsesWire | AnthropicWire
 
 
 def open_wire(x: Exchange) -> AnyWire:
     """Choose the wire by the path that was asked for."""
     body = {"model": "", **x.request.body}
+    if x.request.path.endswith("/responses"):
+        return ResponsesWire(x.plan, body, x.number)
+    if x.request.is_anthropic:
+        return AnthropicWire(x.plan, body, x.number)
     if x.request.path == "/v1/completions":
         return CompletionsWire(x.plan, body, x.number)
     return OllamaWire(x.plan, body) if x.request.is_ollama else OpenAiWire(x.plan, body, x.number)
@@ -165,6 +171,8 @@ def usage_on_finish(x: Exchange, wire: AnyWire) -> dict[str, Any] | None:
     if isinstance(wire, OllamaWire):
         kind = usage if usage in {"zero", "huge", "negative"} else "true"
         return None if usage == "none" else make_usage(kind, wire.prompt_tokens, x.output_tokens)
+    if isinstance(wire, AnthropicWire):
+        return None if usage == "none" else true_usage(x, wire)
     if usage in ON_FINISH | {"kimi", "groq"}:
         return true_usage(x, wire)
     return None
@@ -179,7 +187,7 @@ def true_usage(x: Exchange, wire: AnyWire) -> dict[str, Any]:
 async def send_usage_alone(x: Exchange, wire: AnyWire) -> None:
     """Send the usage that comes with choices []."""
     kind = x.plan.usage
-    if isinstance(wire, OllamaWire) or not (kind in ALONE or (kind == "choices" and wire.wants_usage)):
+    if not isinstance(wire, OpenAiWire) or not (kind in ALONE or (kind == "choices" and wire.wants_usage)):
         return
     usage = make_usage("zero", 0, 0) if kind == "zero-copy" else true_usage(x, wire)
     await x.emit(wire.alone(usage), *usage_note(usage, "alone"))

@@ -127,6 +127,12 @@ class GroundTruth:
             self._attempts[number] = Attempt(number, request=entry)
         self._attempts[number].apply(entry)
 
+    def forget(self) -> None:
+        """Drop every attempt that has ended, for a run that would not fit into memory."""
+        with self.changed:
+            self._attempts = {number: attempt for number, attempt in self._attempts.items() if attempt.is_open}
+            self._events = [event for event in self._events if event["attempt"] in self._attempts]
+
     def close(self) -> None:
         """Close the file; what was noted stays readable."""
         if self._file:

@@ -50,7 +50,7 @@ def test_an_unknown_model_and_an_unknown_address(client: openai.OpenAI) -> None:
         create(client, "no-such-model")
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError) as caught:
-        client.embeddings.create(model="simulator", input="Hi")
+        client.batches.list()
     assert caught.value.code == "unknown_url"
 
 

@@ -2,7 +2,8 @@ import pytest
 
 from fakes.house import PEPPERS, opened_house
 from meterhouse.errors import Conflict, InvalidKey, Malformed, NotFound
-from meterhouse.keys.service import MAX_OVERLAP_SECONDS, KeyService
+from meterhouse.keys.issuing import MAX_OVERLAP_SECONDS
+from meterhouse.keys.service import KeyService
 from meterhouse.metering import Kind, Limit, Scope, Window
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from fakes.house import bearer, opened_house
 from meterhouse.errors import Conflict, InvalidKey, NotPermitted, StoreDown
-from meterhouse.identity import KeyScope, Operator
+from meterhouse.identity import Actor, ActorKind, KeyScope, Role
 from meterhouse.keys.keyring import MAX_UNKNOWN, Keyring
 from meterhouse.keys.secret import Peppers, _checksum, make
 from meterhouse.metering import Kind, Limit, Scope, Window
@@ -53,7 +53,7 @@ async def test_how_the_header_may_be_written(house, header):
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic dXNlcjpwYXNz", "sk-mh-live-x"])
 async def test_without_a_key_the_text_says_which_header_to_send(house, header):
-    for call in (house.keyring.verify(header, None), house.keyring.verify_operator(header)):
+    for call in (house.keyring.verify(header, None), house.keyring.verify_admin(header)):
         with pytest.raises(InvalidKey, match="Authorization: Bearer"):
             await call
 
@@ -141,19 +141,19 @@ async def test_a_key_does_what_its_scopes_say(house):
 async def test_an_operator_is_known_by_an_admin_key(house):
     issued = await house.service.issue_admin("root")
     assert issued.value.startswith("sk-mh-admin-")
-    assert await house.keyring.verify_operator(bearer(issued)) == Operator(issued.key.id, "operator")
+    assert await house.keyring.verify_admin(bearer(issued)) == Actor(ActorKind.ADMIN_KEY, issued.key.id, Role.OPERATOR)
     await house.elsewhere.revoke_admin(issued.key.id)
-    assert "revoked" in await detail_of(house.keyring.verify_operator(bearer(issued)))
+    assert "revoked" in await detail_of(house.keyring.verify_admin(bearer(issued)))
 
 
 async def test_an_admin_key_may_expire(house):
-    issued = await house.service.issue_admin("root", role="reader", expires_in_seconds=1)
+    issued = await house.service.issue_admin("root", expires_in_seconds=1)
     house.clock.move(1_000)
-    assert "expired" in await detail_of(house.keyring.verify_operator(bearer(issued)))
+    assert "expired" in await detail_of(house.keyring.verify_admin(bearer(issued)))
 
 
 async def test_an_unknown_admin_key_opens_nothing(house):
-    assert "unknown" in await detail_of(house.keyring.verify_operator(f"Bearer {make('admin').value}"))
+    assert "unknown" in await detail_of(house.keyring.verify_admin(f"Bearer {make('admin').value}"))
 
 
 async def test_keys_of_one_kind_do_not_do_the_others_work(house):
@@ -161,14 +161,14 @@ async def test_keys_of_one_kind_do_not_do_the_others_work(house):
     with pytest.raises(NotPermitted, match="project's key"):
         await house.verify(admin)
     with pytest.raises(NotPermitted, match="admin key"):
-        await house.keyring.verify_operator(bearer(tenant))
+        await house.keyring.verify_admin(bearer(tenant))
 
 
 async def test_without_a_database_there_is_no_administration(house):
     issued = await house.service.issue_admin("root")
     async with house.away():
         with pytest.raises(StoreDown):
-            await house.keyring.verify_operator(bearer(issued))
+            await house.keyring.verify_admin(bearer(issued))
 
 
 # --- how fresh
@@ -364,7 +364,7 @@ async def test_a_revoked_key_is_not_served_stale(house):
 async def test_the_last_use_is_written_when_flushed_and_survives_a_database_that_was_away(house):
     used, unused, admin = await house.issue(), await house.issue(), await house.service.issue_admin("root")
     await house.verify(used)
-    await house.keyring.verify_operator(bearer(admin))
+    await house.keyring.verify_admin(bearer(admin))
     at_ms = house.clock.now_ms()
     async with house.away():
         with pytest.raises(StoreDown):

@@ -11,9 +11,10 @@ from meterhouse.db.keys import KeyStore
 from meterhouse.db.tables import key as key_table
 from meterhouse.errors import InvalidKey, StoreDown
 from meterhouse.keys import reader as reading
+from meterhouse.keys.changes import Others
 from meterhouse.keys.keyring import Keyring
 from meterhouse.keys.reader import KeyReader, Mirrored
-from meterhouse.keys.service import KeyOrder, KeyService, Others
+from meterhouse.keys.service import KeyOrder, KeyService
 from meterhouse.metering import Kind, Limit, Scope, Window
 
 

@@ -154,8 +154,9 @@ def test_refusals_are_counted_by_limit_and_by_how() -> None:
     limit = Limit(scope=Scope.KEY, scope_id="key_1", kind=Kind.SPEND, window=Window.MONTH, amount=10)
     for kind in (RefusalKind.SPENT, RefusalKind.RESERVED, RefusalKind.RESERVED):
         metrics.observe_refusal(Refusal(kind, limit, used=10, demanded=5, retry_after_seconds=None, states=()))
-    assert value(metrics, "meterhouse_refusals_total", kind="spend", refusal="spent") == 1
-    assert value(metrics, "meterhouse_refusals_total", kind="spend", refusal="reserved") == 2
+    labels = {"kind": "spend", "scope": "key", "window": "month"}
+    assert value(metrics, "meterhouse_refusals_total", refusal="spent", **labels) == 1
+    assert value(metrics, "meterhouse_refusals_total", refusal="reserved", **labels) == 2
 
 
 def test_no_label_grows_without_bound() -> None:

@@ -85,7 +85,13 @@ def test_the_providers_own_rate_limit_is_a_503_with_its_patience():
     assert "org-" not in error.message + error.detail
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504, 529, 405, 409, 204])
+def test_a_provider_with_too_much_to_do_is_a_503_too():
+    error = convert(529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, 2.0)
+    assert isinstance(error, UpstreamBusy)
+    assert (error.status, error.retry_after_seconds) == (503, 2.0)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 405, 409, 204])
 def test_everything_else_is_a_502_with_a_fixed_text(status):
     error = convert(status, {"error": {"message": "stack trace of theirs"}}, 3.0)
     assert isinstance(error, UpstreamDown)

@@ -97,6 +97,13 @@ def test_a_key_whose_pepper_is_gone_opens_nothing():
     assert not Peppers({2: PEPPER}).verify(value, version, hashed)
 
 
+def test_an_older_pepper_can_be_kept_in_use():
+    peppers = Peppers({1: PEPPER, 2: OTHER_PEPPER}, version=1)
+    assert peppers.version == peppers.hash("value")[0] == 1
+    with pytest.raises(ValueError, match="no pepper of version 3"):
+        Peppers({1: PEPPER}, version=3)
+
+
 def test_nothing_is_never_verified():
     assert not Peppers({1: PEPPER}).verify_nothing(make("live").value)
 

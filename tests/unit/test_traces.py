@@ -284,6 +284,34 @@ def test_a_failed_request_is_kept_although_it_was_not_sampled(collector: Collect
     assert servers[0].status.code == Status.STATUS_CODE_ERROR
 
 
+def test_a_slow_request_is_kept_up_to_a_rate_although_it_was_not_sampled(collector: Collector) -> None:
+    with tracing_to(collector, ratio=0.0) as tracing:
+        context = tracing.new_trace(None)
+        assert tracing.wants(context, is_failed=False, duration_ns=10_000_000_000)
+        assert not tracing.wants(context, is_failed=False, duration_ns=9_999_000_000)
+        tracing.finish(context, a_request(waited_ns=9_999_000_000))
+        for _ in range(traces.MAX_SLOW_PER_SECOND + 5):
+            tracing.finish(context, a_request(attempts=(), reserve=None, settle=None, waited_ns=10_000_000_000))
+    assert len(collector.spans) == traces.MAX_SLOW_PER_SECOND
+    assert {span.status.code for span in collector.spans} == {Status.STATUS_CODE_UNSET}
+
+
+def test_an_attempt_has_the_span_id_that_its_provider_was_told(collector: Collector) -> None:
+    attempts = (an_attempt(span_id="00f067aa0ba902b7"), an_attempt())
+    with tracing_to(collector) as tracing:
+        tracing.finish(tracing.new_trace(None), a_request(attempts=attempts))
+    ids = [span.span_id.hex() for span in collector.spans if span.kind == Span.SPAN_KIND_CLIENT]
+    assert "00f067aa0ba902b7" in ids
+    assert len({span.span_id for span in collector.spans}) == 5
+
+
+def test_what_became_of_spans_is_counted(collector: Collector) -> None:
+    with tracing_to(collector) as tracing:
+        tracing.finish(tracing.new_trace(None), a_request())
+        assert tracing.figures.made == 4
+    assert (tracing.figures.sent, tracing.figures.failed) == (4, 0)
+
+
 def test_failed_requests_that_were_not_sampled_are_kept_up_to_a_rate(collector: Collector) -> None:
     with tracing_to(collector, ratio=0.0) as tracing:
         for second in (0, 1):
@@ -326,11 +354,11 @@ def test_a_dead_collector_never_blocks_a_request(kind: str, monkeypatch: pytest.
             listener.close()
         tracing = Tracing(endpoint=f"http://127.0.0.1:{port}/v1/traces", ratio=1.0)
         began = time.monotonic()
-        for _ in range(2_000):
+        for _ in range(1_500):
             tracing.finish(tracing.new_trace(None), a_request())
         finished = time.monotonic()
         tracing.close()
         closed = time.monotonic()
-    # One export waits for EXPORT_TIMEOUT_SECONDS (5) before it gives up, and 8,000 spans are 15 exports.
+    # One export waits for EXPORT_TIMEOUT_SECONDS (5) before it gives up, and 6,000 spans are 11 exports.
     assert finished - began < 3.0
     assert closed - finished < 3.0

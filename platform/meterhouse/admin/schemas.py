@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from meterhouse.db.keys import StoredKey
 from meterhouse.db.organizations import Organization, Project
+from meterhouse.errors import Malformed
 from meterhouse.limits.limit import format_limit
 from meterhouse.metering import Limit, Scope
 from meterhouse.money import Component, Meterable, Price
@@ -64,7 +65,7 @@ class ProjectObject(BaseModel):
             organization_id=stored.organization_id,
             name=stored.name,
             created_at=stored.created_at_ms // 1000,
-            archived_at=_seconds(stored.archived_at_ms),
+            archived_at=seconds(stored.archived_at_ms),
         )
 
 
@@ -148,7 +149,7 @@ class LimitsObject(BaseModel):
 
 
 class PriceRequest(Strict):
-    """A price from now on, in USD per million tokens; it replaces the one in force."""
+    """A price from a moment on, in USD per million tokens; it replaces the one in force then."""
 
     provider: str = Name
     model: str = Field(min_length=1, max_length=256, description="The provider's own name of the model")
@@ -157,6 +158,12 @@ class PriceRequest(Strict):
     cached_input_usd: str | None = None
     cache_write_usd: str | None = None
     request_usd: str | None = Field(None, description="Per single request")
+    effective_from: int | None = Field(
+        None,
+        ge=0,
+        le=32_503_680_000,
+        description="Unix seconds; null: now. In the past only where the model had no price",
+    )
 
 
 class ComponentObject(BaseModel):
@@ -226,11 +233,23 @@ def _key_fields(stored: StoredKey) -> dict[str, Any]:
         "ip_ranges": list(stored.ip_ranges),
         "service_account": stored.service_account,
         "created_at": stored.created_at_ms // 1000,
-        "expires_at": _seconds(stored.expires_at_ms),
-        "revoked_at": _seconds(stored.revoked_at_ms),
-        "last_used_at": _seconds(stored.last_used_at_ms),
+        "expires_at": seconds(stored.expires_at_ms),
+        "revoked_at": seconds(stored.revoked_at_ms),
+        "last_used_at": seconds(stored.last_used_at_ms),
     }
 
 
-def _seconds(milliseconds: int | None) -> int | None:
+def refuse_given(body: BaseModel, *names: str) -> None:
+    """Refuse a field of OpenAI's that has no meaning here, unless it is null.
+
+    Raises:
+        Malformed: One was given.
+    """
+    for name in names:
+        if getattr(body, name) is not None:
+            raise Malformed(f"'{name}' is not supported here. Leave it out.", param=name, code="unsupported_parameter")
+
+
+def seconds(milliseconds: int | None) -> int | None:
+    """Return Unix seconds, as OpenAI's API has times."""
     return None if milliseconds is None else milliseconds // 1000

@@ -11,8 +11,10 @@ from typing import Annotated, Literal, Protocol, TypeVar
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, SecretStr, StringConstraints
 
+from meterhouse.admin.guard import SignedIn
 from meterhouse.admin.schemas import Listing, PriceObject, PriceRequest, Strict
 from meterhouse.db.prices import PriceStore
+from meterhouse.identity import Author
 from meterhouse.metering import Clock
 from meterhouse.money import Price
 from meterhouse.providers.breaker import Breakers
@@ -39,6 +41,7 @@ class ProviderRequest(Strict):
         default=[], description="What it serves, in place of its own list; `name=upstream-model` for another name"
     )
     shows_all_output: bool = Field(default=False, description="You know that it sends every token that it counts")
+    forwards_trace: bool = Field(default=False, description="Its requests carry the trace (`traceparent`)")
     tool_call_format: str = Field("", max_length=2_000, description="How its models write tool calls into their text")
     tools: Literal["send", "withhold", "prompt"] = "send"
 
@@ -73,6 +76,7 @@ class ProviderView(BaseModel):
     has_credential: bool
     models: list[str]
     shows_all_output: bool = False
+    forwards_trace: bool = False
     is_reachable: bool | None = Field(None, description="Null before the first look")
     detail: str = Field("", description="Why it is not reachable, or cannot be switched on")
     updated_at: int | None = None
@@ -108,27 +112,27 @@ class RouteObject(BaseModel):
 class SupplyAdministration(Protocol):
     """What changes the supply; composition has it."""
 
-    async def set_price(self, order: PriceRequest) -> Price:
-        """Set a price from now on."""
+    async def set_price(self, order: PriceRequest, *, author: Author) -> Price:
+        """Set a price, from now or from the moment on that it names."""
         ...
 
     def list_providers(self) -> list[ProviderView]:
         """List providers."""
         ...
 
-    async def set_provider(self, name: str, order: ProviderRequest) -> ProviderView:
+    async def set_provider(self, name: str, order: ProviderRequest, *, author: Author) -> ProviderView:
         """Switch a provider on, or change it."""
         ...
 
-    async def remove_provider(self, name: str) -> None:
+    async def remove_provider(self, name: str, *, author: Author) -> None:
         """Remove what was set through the API."""
         ...
 
-    async def set_route(self, model: str, order: RouteRequest) -> None:
+    async def set_route(self, model: str, order: RouteRequest, *, author: Author) -> None:
         """Write a route down."""
         ...
 
-    async def remove_route(self, model: str) -> None:
+    async def remove_route(self, model: str, *, author: Author) -> None:
         """Remove a route that was written down."""
         ...
 
@@ -160,9 +164,9 @@ def add_supply(router: APIRouter, parts: SupplyParts, prices: PriceStore) -> Non
 
 
 def _add_prices(router: APIRouter, changes: SupplyAdministration, prices: PriceStore) -> None:
-    @router.post("/prices", status_code=201, summary="Set a price from now on")
-    async def set_price(body: PriceRequest) -> PriceObject:
-        return PriceObject.of(await changes.set_price(body))
+    @router.post("/prices", status_code=201, summary="Set a price, from now or from a moment to come")
+    async def set_price(body: PriceRequest, author: SignedIn) -> PriceObject:
+        return PriceObject.of(await changes.set_price(body, author=author))
 
     @router.get("/prices", summary="Every price that was ever set")
     async def list_prices(provider: str | None = None, model: str | None = None) -> Listing[PriceObject]:
@@ -177,12 +181,12 @@ def _add_providers(router: APIRouter, changes: SupplyAdministration) -> None:
         return _whole(changes.list_providers())
 
     @router.put("/providers/{name}", summary="Switch a provider on, or change it, in every process")
-    async def set_provider(name: str, body: ProviderRequest) -> ProviderView:
-        return await changes.set_provider(name, body)
+    async def set_provider(name: str, body: ProviderRequest, author: SignedIn) -> ProviderView:
+        return await changes.set_provider(name, body, author=author)
 
     @router.delete("/providers/{name}", status_code=204, summary="Remove a provider that was set through the API")
-    async def remove_provider(name: str) -> Response:
-        await changes.remove_provider(name)
+    async def remove_provider(name: str, author: SignedIn) -> Response:
+        await changes.remove_provider(name, author=author)
         return Response(status_code=204)
 
 
@@ -198,13 +202,13 @@ def _add_routes(router: APIRouter, parts: SupplyParts) -> None:
         return _whole(list(show(None if model is None else {model})))
 
     @router.put("/routes/{model:path}", summary="Write down who answers a model, in every process")
-    async def set_route(model: str, body: RouteRequest) -> RouteObject:
-        await parts.changes.set_route(model, body)
+    async def set_route(model: str, body: RouteRequest, author: SignedIn) -> RouteObject:
+        await parts.changes.set_route(model, body, author=author)
         return next(show({model}))
 
     @router.delete("/routes/{model:path}", status_code=204, summary="Remove a route that was written down")
-    async def remove_route(model: str) -> Response:
-        await parts.changes.remove_route(model)
+    async def remove_route(model: str, author: SignedIn) -> Response:
+        await parts.changes.remove_route(model, author=author)
         return Response(status_code=204)
 
 

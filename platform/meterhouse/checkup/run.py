@@ -10,6 +10,7 @@ from rich.table import Table
 from meterhouse.checkup.edge import check_edge
 from meterhouse.checkup.finding import Finding
 from meterhouse.checkup.host import check_host
+from meterhouse.checkup.issuer import check_issuer
 from meterhouse.checkup.stores import check_stores
 from meterhouse.settings import Settings, SettingsError
 from meterhouse.stores import parse_peppers
@@ -34,6 +35,7 @@ def check_deployment(
     return [
         _check_settings(settings),
         *asyncio.run(check_stores(settings, count)),
+        *check_issuer(settings),
         *check_host(settings, count),
         *check_edge(conf, certificate, settings),
     ]

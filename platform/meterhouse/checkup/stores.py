@@ -18,11 +18,12 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from meterhouse.checkup.finding import Finding, failed, ok, warning
 from meterhouse.db.engine import close, open_engine
 from meterhouse.db.facts import DatabaseFacts, read_facts
+from meterhouse.db.peppers import PepperStore
 from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.schema import check_schema
 from meterhouse.errors import StoreDown
-from meterhouse.settings import Settings
-from meterhouse.stores import MIGRATIONS, PATIENT_CONNECTIONS, open_redis
+from meterhouse.settings import Settings, SettingsError
+from meterhouse.stores import MIGRATIONS, OFFICE_CONNECTIONS, PATIENT_CONNECTIONS, open_redis, parse_peppers
 
 PATIENCE_SECONDS = 3.0
 """An operator who checks waits longer than a request."""
@@ -90,6 +91,8 @@ async def _check_postgres(settings: Settings, workers: int, times_ms: dict[str, 
         yield _check_role(facts)
         yield _check_room(facts, settings, workers)
         yield await _check_revision(engine)
+        if (peppers := await _check_peppers(engine, settings)) is not None:
+            yield peppers
     except StoreDown as error:
         yield failed("PostgreSQL", f"{error.message} {error.detail}".strip())
     finally:
@@ -101,6 +104,30 @@ async def _check_revision(engine: Any) -> Finding:
         return ok("schema", f"at {await check_schema(engine, MIGRATIONS)}.")
     except StoreDown as error:
         return failed("schema", error.message)
+
+
+async def _check_peppers(engine: Any, settings: Settings) -> Finding | None:
+    """Say which peppers are needed by what; None where that cannot be known yet."""
+    if settings.key_pepper is None:
+        return None
+    try:
+        known = parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER")
+        use = await PepperStore(engine).count_use(_now_ms())
+    except (SettingsError, StoreDown):
+        return None  # said already
+    version = settings.key_pepper_version or max(known)
+    names = [
+        *(f"{count} keys are hashed with version {number}" for number, count in sorted(use.keys.items())),
+        *(f"{count} credentials are sealed with version {number}" for number, count in sorted(use.credentials.items())),
+    ]
+    text = f"{version} is in use; {', '.join(names) or 'nothing is hashed yet'}"
+    needed = use.keys.keys() | use.credentials.keys()
+    if needed - known.keys():
+        return failed("pepper", f"{text}. What is of a version that METERHOUSE_KEY_PEPPER lacks does not open.")
+    if any(number < version for number in needed):
+        advice = "A key is hashed anew when it is used; rotate or revoke those that are not, and give credentials again"
+        return warning("pepper", f"{text}. {advice}, before you take an older version out.")
+    return ok("pepper", f"{text}.")
 
 
 def _check_role(facts: DatabaseFacts) -> Finding:
@@ -115,7 +142,7 @@ def _check_role(facts: DatabaseFacts) -> Finding:
 
 
 def _check_room(facts: DatabaseFacts, settings: Settings, workers: int) -> Finding:
-    of_worker = settings.database_connections + PATIENT_CONNECTIONS
+    of_worker = settings.database_connections + PATIENT_CONNECTIONS + OFFICE_CONNECTIONS
     needed = settings.hosts * (2 * workers * of_worker + 1)
     text = f"{settings.hosts} host(s) x (2 x {workers} workers x {of_worker} + 1) = {needed} of {facts.room}"
     if needed > facts.room:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from meterhouse.db.engine import reading
 from meterhouse.db.projection import record_measure
-from meterhouse.db.tables import HOUR_MS, adjustment, usage_hour, usage_record
+from meterhouse.db.tables import CREDIT_PERIOD_MS, HOUR_MS, adjustment, usage_hour, usage_record
 from meterhouse.metering import LedgerSums, Period, Scope, Sums
 
 CHUNK_IDS = 10_000
@@ -93,7 +93,7 @@ class LedgerBalances:
 
 
 class _Shape(NamedTuple):
-    """What the statement of a sum depends on, but for its parameters: owner, model, start, end, before."""
+    """What the statement of a sum depends on, but for its parameters: owner, token, model, start, end, before."""
 
     scope: Scope
     is_of_hours: bool
@@ -101,6 +101,7 @@ class _Shape(NamedTuple):
     has_end: bool
     has_model: bool
     has_before: bool
+    has_token: bool
 
 
 _Part = sa.Select[int, int, int]
@@ -111,10 +112,11 @@ async def _sum(connection: AsyncConnection, period: Period, before_ms: int | Non
     limit = period.limit
     start_ms, end_ms = period.start_ms, period.end_ms
     is_of_hours = Source.of(start_ms, end_ms).table is usage_hour
-    bounds = (start_ms is not None, end_ms is not None, limit.model is not None, before_ms is not None)
-    values = {"owner": limit.scope_id, "model": limit.model, "start": start_ms, "end": end_ms, "before": before_ms}
+    owner, token = limit.owner_and_token
+    values = {"start": start_ms, "end": end_ms, "model": limit.model, "before": before_ms, "token": token}
+    shape = _Shape(limit.scope, is_of_hours, *(value is not None for value in values.values()))
     given = {name: value for name, value in values.items() if value is not None}
-    row = (await connection.execute(_statement(_Shape(limit.scope, is_of_hours, *bounds)), given)).one()
+    row = (await connection.execute(_statement(shape), {"owner": owner, **given})).one()
     return Sums(*map(int, row))
 
 
@@ -122,9 +124,10 @@ async def _sum(connection: AsyncConnection, period: Period, before_ms: int | Non
 def _statement(shape: _Shape) -> _Part:
     source = Source.of(None, None) if shape.is_of_hours else Source.of_records()
     parts = [_used(source, shape)]
-    if not shape.has_model:  # an adjustment knows no models
+    if not shape.has_model and not shape.has_token:  # an adjustment knows no models, and corrects no token
         corrected = _labelled(sa.literal(0), total(adjustment.c.tokens), total(adjustment.c.nanos))
-        parts.append(corrected.where(*_within(adjustment, adjustment.c.period_start_ms, shape)))
+        is_correction = adjustment.c.period_start_ms != CREDIT_PERIOD_MS  # what is prepaid raises a limit instead
+        parts.append(corrected.where(is_correction, *_within(adjustment, adjustment.c.period_start_ms, shape)))
     if shape.has_before:
         late = Source.of_records()
         parts.append(_used(late, shape, sign=-1).where(late.at >= _parameter("before")))
@@ -147,6 +150,8 @@ def _labelled(*measures: sa.ColumnElement[int]) -> _Part:
 
 def _within(table: sa.Table, moment: sa.ColumnElement[int], shape: _Shape) -> Iterator[sa.ColumnElement[bool]]:
     yield table.c[_SCOPE_COLUMNS[shape.scope]] == sa.bindparam("owner", type_=sa.Text)
+    if shape.has_token:
+        yield table.c.key_id == sa.bindparam("token", type_=sa.Text)
     if shape.has_start:
         yield moment >= _parameter("start")
     if shape.has_end:
@@ -162,6 +167,7 @@ async def _find_excluded(connection: AsyncConnection, before_ms: int, excluded: 
     columns = usage_record.c
     statement = sa.select(
         *(columns[name] for name in _SCOPE_COLUMNS.values()),
+        columns.key_id,
         columns.request_id,
         columns.model,
         columns.admitted_at_ms,
@@ -200,8 +206,10 @@ def _without(sums: Sums, period: Period, rows: Sequence[sa.RowMapping]) -> Sums:
 def _counts(row: sa.RowMapping, period: Period) -> bool:
     limit = period.limit
     at_ms = row["admitted_at_ms"]
+    owner, token = limit.owner_and_token
     return (
-        row[_SCOPE_COLUMNS[limit.scope]] == limit.scope_id
+        row[_SCOPE_COLUMNS[limit.scope]] == owner
+        and token in {None, row["key_id"]}
         and limit.model in {None, row["model"]}
         and (period.start_ms is None or at_ms >= period.start_ms)
         and (period.end_ms is None or at_ms < period.end_ms)

@@ -23,7 +23,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from meterhouse.db import postgres
 from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.sqlite import open_file
-from meterhouse.errors import StoreDown
+from meterhouse.errors import Malformed, StoreDown
 
 MAX_VARIABLES = 32_766
 """What SQLite takes in one statement."""
@@ -43,6 +43,8 @@ _WRITE = "SET TRANSACTION READ WRITE"
 _WRITES = "meterhouse_writes"
 _DAMAGED = ("file is not a database", "disk image is malformed")
 _STATEMENT_AT_FAULT = (exc.IntegrityError, exc.DataError, exc.ProgrammingError, exc.NotSupportedError)
+_TEXT_AT_FAULT = frozenset({"22021", "22P05"})
+"""character_not_in_repertoire, untranslatable_character."""
 _SCHEMA_AT_FAULT = {
     "42P01": "The database lacks a table: run `meterhouse migrate`.",
     "42703": "The database lacks a column: run `meterhouse migrate`.",
@@ -52,6 +54,9 @@ _SCHEMA_AT_FAULT = {
     # The plan of a prepared statement outlived a migration; SQLAlchemy has dropped it by now.
     "0A000": "The database was changed just now. Try again.",
 }
+
+Source = AsyncEngine | AsyncConnection
+"""Where a store works: an engine, in a transaction for each of its methods; or a connection, in its transaction."""
 
 _POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]
 _Result = TypeVar("_Result")
@@ -91,22 +96,32 @@ async def close(engine: AsyncEngine) -> None:
 
 
 @asynccontextmanager
-async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Give a connection whose statements all see the same snapshot; raises StoreDown."""
+async def reading(source: Source) -> AsyncIterator[AsyncConnection]:
+    """Give a connection whose statements all see the same snapshot; raises StoreDown.
+
+    A connection is given back as it is: its transaction says what it sees.
+    """
     with store_errors():
-        async with _transaction(engine, _READ) as connection:
+        if isinstance(source, AsyncConnection):
+            yield source
+            return
+        async with _transaction(source, _READ) as connection:
             yield connection
 
 
 @asynccontextmanager
-async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def writing(source: Source) -> AsyncIterator[AsyncConnection]:
     """Give a connection whose statements are committed together at the end, or not at all; raises StoreDown.
 
-    A connection that is lost while it commits is a StoreDown after which the statements may have been committed:
-    whoever repeats them must make the second time harmless.
+    A connection is given back as it is: whoever opened its transaction ends it. A connection that is lost while it
+    commits is a StoreDown after which the statements may have been committed: whoever repeats them must make the second
+    time harmless.
     """
     with store_errors():
-        async with _transaction(engine.execution_options(**{_WRITES: True}), _WRITE) as connection:
+        if isinstance(source, AsyncConnection):
+            yield source
+            return
+        async with _transaction(source.execution_options(**{_WRITES: True}), _WRITE) as connection:
             yield connection
             if postgres.is_postgres(connection):
                 await connection.commit()
@@ -193,11 +208,16 @@ async def _end_in_postgres(connection: AsyncConnection, error: BaseException | N
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn every error that is the database's, not the statement's, into StoreDown."""
+    """Turn every error that is the database's, not the statement's, into StoreDown.
+
+    A text that PostgreSQL cannot hold is the caller's fault, and Malformed.
+    """
     try:
         yield
     except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
         sqlstate = _sqlstate(error)
+        if sqlstate in _TEXT_AT_FAULT:
+            raise Malformed("A text has a character in it that cannot be stored: a NUL.") from None
         if isinstance(error, _STATEMENT_AT_FAULT) and sqlstate not in _SCHEMA_AT_FAULT:
             raise
         message = _SCHEMA_AT_FAULT.get(sqlstate, "The database cannot be reached just now. Try again in a moment.")

@@ -5,7 +5,7 @@ not there yet; nothing is ever changed or deleted. Not here: the journal that th
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from meterhouse.db.tables import (
 from meterhouse.metering import Period, Sums
 from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
 
+Also = Callable[[AsyncConnection], Awaitable[object]]
 GroupBy = Literal["organization", "project", "key", "model", "provider", "day", "hour"]
 
 _PLAIN_FIELDS = tuple(
@@ -127,13 +128,25 @@ class LedgerStore:
 
         return await write_again(self._engine, write)
 
-    async def insert_adjustment(self, entry: Adjustment) -> bool:
-        """Write a credit or correction; False when its id is there already."""
+    async def insert_adjustment(self, entry: Adjustment, also: Also | None = None) -> bool:
+        """Write a credit or correction; False when its id is there already. ``also`` joins its transaction."""
+        return bool(await self.insert_adjustments([entry], also))
+
+    async def insert_adjustments(self, entries: Sequence[Adjustment], also: Also | None = None) -> list[Adjustment]:
+        """Write credits or corrections, all or none; returns those whose ids were not there yet.
+
+        ``also`` joins the transaction when there is any.
+        """
+        if not entries:
+            return []
+        rows = [{name: getattr(entry, name) for name in Adjustment.__slots__} for entry in entries]
         async with writing(self._engine) as connection:
             statement = insert_into(connection, adjustment).on_conflict_do_nothing(index_elements=["id"])
-            values = {name: getattr(entry, name) for name in Adjustment.__slots__}
-            result = await connection.execute(statement.values(**values).returning(adjustment.c.id))
-            return result.first() is not None
+            result = await connection.execute(statement.returning(adjustment.c.id), rows)
+            new = {row.id for row in result}
+            if new and also is not None:
+                await also(connection)
+        return [entry for entry in entries if entry.id in new]
 
     async def sum_period(self, period: Period) -> Sums:
         """Sum what a quota or budget counts; see ``sum_periods``."""
@@ -155,7 +168,7 @@ class LedgerStore:
         )
         async with reading(self._engine) as connection:
             result = await connection.execute(statement)
-            return [_record_of(row) for row in result.mappings()]
+            return [record_of(row) for row in result.mappings()]
 
     async def usage_by(self, query: UsageQuery) -> list[UsageRow]:
         """Sum usage by the groups of a query, ordered by group.
@@ -235,7 +248,8 @@ def _row_of(record: UsageRecord, recorded_at_ms: int) -> tuple[object, ...]:
     )
 
 
-def _record_of(row: sa.RowMapping) -> UsageRecord:
+def record_of(row: sa.RowMapping) -> UsageRecord:
+    """Return a row of ``usage_record`` as it was recorded."""
     plain = {name: row[name] for name in _PLAIN_FIELDS}
     plain["request_id"] = _bare(row["request_id"])
     return UsageRecord(

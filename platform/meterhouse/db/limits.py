@@ -7,9 +7,9 @@ kind and window make sense, and where a limit stands (``limits``).
 from collections.abc import Collection, Iterable
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from meterhouse.db.engine import reading, writing
+from meterhouse.db.engine import Source, reading, writing
 from meterhouse.db.tables import limit_rule
 from meterhouse.ids import new_id
 from meterhouse.metering import Kind, Limit, Scope, Window
@@ -23,15 +23,15 @@ _EVERY_MODEL = ""
 class LimitStore:
     """Reads and writes limits. Every method raises StoreDown when there is no database."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     async def set_limits(self, scope: Scope, scope_id: str, limits: Iterable[Limit]) -> None:
         """Replace all limits of one organization, project or chain of keys; none removes them.
 
         Two limits that differ only in their amount are an IntegrityError: the caller says which one it means.
         """
-        async with writing(self._engine) as connection:
+        async with writing(self._source) as connection:
             await connection.execute(
                 sa.delete(limit_rule).where(limit_rule.c.scope == scope.value, limit_rule.c.scope_id == scope_id)
             )
@@ -39,7 +39,7 @@ class LimitStore:
 
     async def list_limits(self, scope: Scope, scope_id: str) -> list[Limit]:
         """Return the limits of one organization, project or chain of keys itself, not of what it belongs to."""
-        async with reading(self._engine) as connection:
+        async with reading(self._source) as connection:
             return (await load_limits(connection, {(scope, scope_id)})).get((scope, scope_id), [])
 
 

@@ -16,6 +16,8 @@ from meterhouse.db.policy import EnginePolicy
 CLIENT_GRACE_SECONDS = 0.5
 """How much later than PostgreSQL the client gives up on a statement."""
 IDLE_IN_TRANSACTION_MS = 10_000
+MOST_IDLE_MS = 60_000
+"""For a command that may take long: between two statements it works on what may be a whole organization's rows."""
 MOST_DEFAULT_ROWS = 100_000
 """Where counting the default partition ends: the figure is an alarm, not a statistic."""
 
@@ -39,12 +41,16 @@ def dsn_of(url: str) -> str:
     return f"postgresql://{address}" + (f"?{urlencode(kept)}" if kept else "")
 
 
+def _idle_ms(policy: EnginePolicy) -> int:
+    return min(max(IDLE_IN_TRANSACTION_MS, _ms(policy.statement_timeout_seconds)), MOST_IDLE_MS)
+
+
 async def open_connection(dsn: str, policy: EnginePolicy) -> Any:
     """Open a connection whose every statement is bounded; raises what asyncpg raises."""
     settings = {
         "statement_timeout": f"{_ms(policy.statement_timeout_seconds)}",
         "lock_timeout": f"{_ms(policy.lock_timeout_seconds)}",
-        "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_MS}",
+        "idle_in_transaction_session_timeout": f"{_idle_ms(policy)}",
         # The server forgets a client whose host is gone after about a minute, and with it its locks.
         "tcp_keepalives_idle": "30",
         "tcp_keepalives_interval": "10",

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meterhouse.db import postgres
-from meterhouse.db.engine import insert_into, reading, wall_ms, writing
+from meterhouse.db.engine import Source, insert_into, reading, wall_ms, writing
 from meterhouse.db.tables import provider_setting, route_setting
 
 LOCK = 0x6D68_7375_7070
@@ -47,12 +47,12 @@ class StoredRoute:
 class SupplyStore:
     """Reads and writes both. Every method raises StoreDown when there is no database."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     async def list_providers(self) -> list[StoredProvider]:
         """Return all, by name."""
-        async with reading(self._engine) as connection:
+        async with reading(self._source) as connection:
             return await _providers(connection)
 
     async def put_provider(self, change: Callable[[Mapping[str, StoredProvider]], StoredProvider]) -> StoredProvider:
@@ -81,7 +81,7 @@ class SupplyStore:
 
     async def list_routes(self) -> list[StoredRoute]:
         """Return all, by model."""
-        async with reading(self._engine) as connection:
+        async with reading(self._source) as connection:
             rows = (await connection.execute(sa.select(route_setting).order_by(route_setting.c.model))).all()
         return [StoredRoute(*row) for row in rows]
 
@@ -89,19 +89,19 @@ class SupplyStore:
         """Write a route over the one of its model; returns it as it was written."""
         written = StoredRoute(new.model, new.targets, wall_ms())
         values = {"model": written.model, "targets": written.targets, "updated_at_ms": written.updated_at_ms}
-        async with writing(self._engine) as connection:
+        async with writing(self._source) as connection:
             await _put(connection, route_setting, "model", values)
         return written
 
     async def remove_route(self, model: str) -> bool:
         """Remove a route; False: there was none."""
-        async with writing(self._engine) as connection:
+        async with writing(self._source) as connection:
             return await _remove(connection, sa.delete(route_setting).where(route_setting.c.model == model))
 
     @asynccontextmanager
     async def _changing_providers(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that no other change of a provider overlaps; SQLite has one writer at a time anyway."""
-        async with writing(self._engine) as connection:
+        async with writing(self._source) as connection:
             if postgres.is_postgres(connection):
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
             yield connection

@@ -1,9 +1,9 @@
 """The tables, as SQLAlchemy Core sees them; the migrations in ``alembic/`` make them.
 
 All times are Unix milliseconds, all ids text, all money integer nanos of USD. ``usage_record``, ``price``,
-``adjustment`` and ``seal`` are append-only: triggers refuse UPDATE, DELETE and, on PostgreSQL, TRUNCATE. The ledger's
-tables refer to nothing, so that a record can always be written. On PostgreSQL ``usage_record`` has a partition for
-each month. Not here: a statement.
+``adjustment``, ``seal`` and ``audit_event`` are append-only: triggers refuse UPDATE, DELETE and, on PostgreSQL,
+TRUNCATE. The ledger's tables refer to nothing, so that a record can always be written. On PostgreSQL ``usage_record``
+has a partition for each month. Not here: a statement.
 """
 
 import sqlalchemy as sa
@@ -14,6 +14,8 @@ from meterhouse.usage import Usage
 
 HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
+CREDIT_PERIOD_MS = 0
+"""The period that a prepaid credit names: none. An adjustment of it corrects no charge (``db.credits``)."""
 
 BUCKETS = 20
 """Buckets of a histogram: bucket i counts values up to bound i, the last one everything above."""
@@ -91,8 +93,24 @@ project = sa.Table(
     _text("name"),
     _integer("created_at_ms"),
     _integer("archived_at_ms", is_nullable=True),
+    # "allow_list" or "deny_list" of the models in the next column; NULL: every model.
+    _text("model_mode", is_nullable=True),
+    sa.Column("model_ids", sa.JSON(none_as_null=True), nullable=True),
     sa.PrimaryKeyConstraint("id"),
     sa.Index("project_by_organization", "organization_id", "created_at_ms"),
+)
+
+service_account = sa.Table(
+    "service_account",
+    metadata,
+    _text("id"),
+    _text("project_id", sa.ForeignKey("project.id")),
+    _text("name"),
+    _text("role"),
+    _integer("created_at_ms"),
+    _integer("deleted_at_ms", is_nullable=True),
+    sa.PrimaryKeyConstraint("id"),
+    sa.Index("service_account_by_project", "project_id", "created_at_ms"),
 )
 
 key = sa.Table(
@@ -131,6 +149,8 @@ admin_key = sa.Table(
     _integer("revoked_at_ms", is_nullable=True),
     _integer("created_at_ms"),
     _integer("last_used_at_ms", is_nullable=True),
+    # Of an owner or a reader; NULL: an operator's key.
+    _text("organization_id", is_nullable=True),
     sa.PrimaryKeyConstraint("id"),
 )
 
@@ -299,4 +319,25 @@ route_setting = sa.Table(
     sa.Column("targets", sa.JSON, nullable=False),
     _integer("updated_at_ms"),
     sa.PrimaryKeyConstraint("model"),
+)
+
+audit_event = sa.Table(
+    "audit_event",
+    metadata,
+    _text("id"),
+    _text("action"),
+    _text("target_id"),
+    _text("organization_id", is_nullable=True),
+    _text("project_id", is_nullable=True),
+    _text("actor_kind"),
+    _text("actor_id"),
+    _text("actor_role"),
+    sa.Column("before", sa.JSON(none_as_null=True), nullable=True, quote=True),
+    sa.Column("after", sa.JSON(none_as_null=True), nullable=True, quote=True),
+    _text("address", is_nullable=True),
+    _text("request_id", is_nullable=True),
+    _integer("created_at_ms"),
+    sa.PrimaryKeyConstraint("id"),
+    sa.Index("audit_event_by_organization", "organization_id", "created_at_ms"),
+    sa.Index("audit_event_by_creation", "created_at_ms"),
 )

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from meterhouse.db.ledger import LedgerStore
 from meterhouse.errors import NotFound, UnknownModel
+from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import exchange_of
-from meterhouse.http.middleware import credential_of, first_headers
+from meterhouse.http.middleware import credential_of
 from meterhouse.http.naming import LimitNames
 from meterhouse.identity import KeyScope, Principal
 from meterhouse.ids import parse_request_id, public_request_id, request_id_time_ms
@@ -32,7 +33,8 @@ def sign_in(scope: KeyScope) -> Callable[[Request], Awaitable[Principal]]:
     async def verify(request: Request) -> Principal:
         exchange = exchange_of(request.scope)
         keyring: Keyring = request.app.state.keyring
-        exchange.principal = await keyring.verify(credential_of(first_headers(request.scope)), exchange.address, scope)
+        exchange.principal = await keyring.verify(credential_of(request.scope), exchange.address, scope)
+        check_origin(exchange.principal, request.headers.get("origin"))
         return exchange.principal
 
     return verify
@@ -142,7 +144,7 @@ def build_account_router(parts: AccountParts) -> APIRouter:
 
     @router.get("/models", summary="The models that this key may use")
     async def list_models(principal: SignedIn) -> ModelList:
-        models = [_model(m) for m in parts.routes.list_models() if _may_use(principal, m.name)]
+        models = [_model(m) for m in parts.routes.list_models() if principal.may_use(m.name)]
         return ModelList(data=models)
 
     @router.get("/models/{model:path}", summary="One model")
@@ -159,7 +161,7 @@ def build_account_router(parts: AccountParts) -> APIRouter:
                 context_tokens=served.model.context_tokens,
                 max_output_tokens=served.model.max_output_tokens or None,
             )
-        if not (_may_use(principal, model) or _may_use(principal, parts.routes.snapshot.listed_name(model))):
+        if not principal.may_use(model, parts.routes.snapshot.listed_name(model)):
             raise UnknownModel(f"The model '{model}' does not exist, or this key may not use it.", param="model")
         return _model(listed)
 
@@ -179,10 +181,6 @@ def build_account_router(parts: AccountParts) -> APIRouter:
         return _receipt(records)
 
     return router
-
-
-def _may_use(principal: Principal, model: str) -> bool:
-    return principal.models is None or model in principal.models
 
 
 def _model(listed: ListedModel) -> ModelObject:

@@ -25,7 +25,8 @@ from meterhouse.providers.breaker import Breakers, RetryBudget
 from meterhouse.providers.provider import Deployment
 from meterhouse.providers.refusal import no_answer, to_error
 from meterhouse.providers.upstream import Upstream
-from meterhouse.request import Attempt
+from meterhouse.request import Attempt, Tally
+from meterhouse.telemetry.traces import format_traceparent, new_span_id
 from meterhouse.usage import Outcome
 
 MAX_ANSWER_BYTES = 64 * 1_048_576
@@ -185,6 +186,8 @@ class Attempts:
         assert call.passage is not None
         path = call.passage.path(deployment.provider)
         is_streamed, headers = call.tally.is_streamed, call.asked.headers
+        if deployment.provider.forwards_trace:
+            headers = {**(headers or {}), **_trace_headers(call.tally)}
         answer = await call.guard.wait(
             self._upstream.open(deployment, path, body, is_streamed=is_streamed, headers=headers)
         )
@@ -249,3 +252,9 @@ async def _read_error(answer: Answer) -> bytes:
                 text += data
     answer.abort()
     return bytes(text)
+
+
+def _trace_headers(tally: Tally) -> dict[str, str]:
+    """Make the span of the running attempt the parent of what the provider does for it."""
+    tally.attempt.span_id = new_span_id()
+    return {"traceparent": format_traceparent(tally.trace_id, tally.attempt.span_id, is_sampled=tally.is_traced)}

@@ -21,7 +21,7 @@ from meterhouse.http.adapt import OnDropped, adapt, adapt_parameters, text_of_ra
 from meterhouse.http.guard import ClientGone
 from meterhouse.providers.catalog import is_hidden_thinker
 from meterhouse.providers.provider import Deployment, Provider
-from meterhouse.request import ChatRequest
+from meterhouse.request import KNOWN_FIELDS, ChatRequest
 from meterhouse.translate.tool_text import GRAMMARS
 from meterhouse.translate.tool_text.prompt import Prompt, render_prompt
 
@@ -29,12 +29,16 @@ Checked = TypeVar("Checked", bound=msgspec.Struct)
 
 _request_decoder = msgspec.json.Decoder(ChatRequest)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
+_raws_decoder = msgspec.json.Decoder(list[Raw] | None)
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
 _CONTENT_ROLES = frozenset({"developer", "system", "user", "tool"})
 _TENANT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
 _MAX_TENANT_VALUE = 64
 _STORED_FIELDS = ("previous_response_id", "conversation", "thread_id", "file_ids", "vector_store_ids")
+MAX_FIELD_BYTES = 65_536
+"""Of a schema, a grammar, or whatever else is not what the model reads: servers compile such before they answer."""
+_LONG_FIELDS = frozenset({"messages", "tools", "functions", "prediction"})
 _STORED_TOOLS = frozenset({"file_search", "code_interpreter", "mcp"})
 _NO_STREAM = (b"false", b"null")
 BODY_SECONDS = 120
@@ -91,9 +95,26 @@ def refuse_stream(fields: Mapping[str, Raw]) -> None:
 def parse_chat(body: bytes) -> ParsedBody:
     """Check a chat completion request (wire.md 1.2); raises Malformed as ``read_object``."""
     fields, request = read_object(body, _request_decoder)
+    _check_lengths(fields)
     _check_messages(request)
     _check_options(request)
     return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {})
+
+
+def _check_lengths(fields: dict[str, Raw]) -> None:
+    for name, raw in fields.items():
+        if len(raw) > MAX_FIELD_BYTES and name not in _LONG_FIELDS:
+            raise _too_long(name if name in KNOWN_FIELDS else None)
+    for name in ("tools", "functions"):
+        if name in fields and len(fields[name]) > MAX_FIELD_BYTES:
+            for index, tool in enumerate(_raws_decoder.decode(fields[name]) or ()):
+                if len(tool) > MAX_FIELD_BYTES:
+                    raise _too_long(f"{name}[{index}]")
+
+
+def _too_long(param: str | None) -> Malformed:
+    what = f"'{param}'" if param else "A parameter"
+    return Malformed(f"{what} is longer than {MAX_FIELD_BYTES} bytes. Send less.", param=param)
 
 
 def _stream_options(fields: dict[str, Raw]) -> dict[str, object]:

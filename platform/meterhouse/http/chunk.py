@@ -19,7 +19,8 @@ UNSEEN_FACTOR = 8
 UNSEEN_BYTES = 1_024
 """A chunk longer than eight times its known text and this much more is searched for text under other names."""
 
-_TEXTLESS_NAMES = frozenset({"role", "id", "type", "index", "audio", "annotations"})
+_TEXTLESS_NAMES = frozenset({"role", "id", "type", "index", "audio", "annotations", "thinking_blocks"})
+"""``thinking_blocks`` are the reasoning once more, with what its provider signed."""
 _NOTHING = (b"", b"null", b"{}", b'""', b"false")
 
 

@@ -3,12 +3,24 @@
 Everything that is sent ends here, so this is the one place where a stalled client is dropped, whoever waits for it;
 to the request it looks like any client that left. Without it, a connection that is closed while its client reads
 nothing would stay open for ever, because closing waits for what is still to be sent.
+
+It also bounds what uvicorn leaves to a proxy: how long a request's head may take, also the first one, how long it may
+be, and how often it may name its host; and what is no HTTP is answered in our envelope.
 """
 
 import asyncio
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from meterhouse.errors import GatewayError, Malformed
+from meterhouse.http.respond import render
+
+MAX_HEAD_BYTES = 65_536
+"""More than nginx lets through (32 KB)."""
+MAX_HEADERS = 256
+_ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-encoding"})
+"""Who reads the first and who reads the last of several must not disagree about these."""
 
 
 class Connection(HttpToolsProtocol):
@@ -17,7 +29,13 @@ class Connection(HttpToolsProtocol):
     stall_seconds: ClassVar[float] = 30.0
     """How long a client may leave unread what waits for it, once that is more than 64 KB."""
 
+    head_seconds: ClassVar[float] = 10.0
+    """How long the head of a request may take, from when the connection was made or the head began."""
+
     _drop: asyncio.TimerHandle | None = None
+    _head: asyncio.TimerHandle | None = None
+    _is_in_head = False
+    _head_bytes = 0
     _is_draining = False
     _idle_since = 0.0
 
@@ -41,6 +59,29 @@ class Connection(HttpToolsProtocol):
         """Begin to be idle."""
         self._idle_since = self.loop.time()
         super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, and see to it that a head ends."""
+        super().data_received(data)
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(_too_large())
+        if self._is_in_head or self.cycle is None or self.cycle.response_complete:
+            # uvicorn no longer waits for a next request, although what came may be none.
+            self._expect_head()
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        self._is_in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; those behind a body are nobody's."""
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_response_complete(self) -> None:
         """Be idle again."""
@@ -48,9 +89,19 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
 
     def on_headers_complete(self) -> None:
-        """Begin a request."""
+        """Begin a request.
+
+        Raises:
+            ValueError: Its head can be read in two ways, or has too many headers; uvicorn answers 400 then.
+        """
+        self._is_in_head = False
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+        _check_headers(self.headers, self.parser.get_http_version())
         super().on_headers_complete()
-        if self._is_draining and self.cycle is not None:
+        # What comes behind a head that asks for another protocol is not read as HTTP any more.
+        if (self._is_draining or self.parser.should_upgrade()) and self.cycle is not None:
             self.cycle.keep_alive = False
 
     def pause_writing(self) -> None:
@@ -78,7 +129,35 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up."""
         self._keep()
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be read."""
+        self._refuse(Malformed(f"{msg} Check its form.", code="invalid_request"))
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Answer outside any request, and close."""
+        self._is_in_head = False
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            status, headers, body = render(error)
+            lines = [b"%b: %b" % pair for pair in [*headers, (b"connection", b"close")]]
+            self.transport.write(b"\r\n".join([b"HTTP/1.1 %d" % status + b" Refused", *lines, b"", body]))
+        self.transport.close()
+        self._drop_later()
+
+    def _expect_head(self) -> None:
+        if self._head is None and not self.transport.is_closing():
+            self._head = self.loop.call_later(self.head_seconds, self._end_waiting)
+
+    def _end_waiting(self) -> None:
+        """Close a connection on which no head has come in time."""
+        self._head = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+            self._drop_later()
 
     def _drop_later(self) -> None:
         if self._drop is None:
@@ -88,6 +167,27 @@ class Connection(HttpToolsProtocol):
         if self._drop is not None:
             self._drop.cancel()
             self._drop = None
+
+
+def _check_headers(headers: list[tuple[bytes, bytes]], version: str) -> None:
+    if len(headers) > MAX_HEADERS:
+        raise ValueError("too many headers")
+    seen: set[bytes] = set()
+    for name, value in headers:
+        if name in _ONCE:
+            if name in seen:
+                raise ValueError("a header is there twice")
+            seen.add(name)
+            if name == b"transfer-encoding" and (value.lower() != b"chunked" or version != "1.1"):
+                raise ValueError("a transfer coding that is not read")
+    if version == "1.1" and b"host" not in seen:
+        raise ValueError("no host is named")
+
+
+def _too_large() -> GatewayError:
+    error = Malformed("The headers are larger than this server reads.", code="request_too_large")
+    error.status = 431
+    return error
 
 
 def connection_type(stall_seconds: float) -> type[Connection]:

@@ -93,6 +93,43 @@ class ChatCompletionChunk(msgspec.Struct):
     system_fingerprint: str | None = None
 
 
+class ResponseUsage(msgspec.Struct):
+    """What a response used, as it is charged."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: dict[str, Any] | None = None
+    output_tokens_details: dict[str, Any] | None = None
+
+
+class ResponseObject(msgspec.Struct):
+    """A response; what was asked for is told back beside what is named here."""
+
+    id: str
+    object: Literal["response"]
+    created_at: Annotated[int, Meta(description="Unix seconds")]
+    status: Literal["completed", "incomplete", "failed", "in_progress"]
+    model: Annotated[str, Meta(description="As it was asked for")]
+    output: Annotated[
+        list[dict[str, Any]], Meta(description="Messages, reasoning, calls of functions and custom tools")
+    ]
+    store: Annotated[Literal[False], Meta(description="Nothing is stored")]
+    usage: ResponseUsage | None = None
+    error: dict[str, Any] | None = None
+    incomplete_details: dict[str, Any] | None = None
+
+
+class ResponseEvent(msgspec.Struct):
+    """The data of one event of a streamed response; the last is of the type `response.completed` or `.incomplete`."""
+
+    type: str
+    sequence_number: int
+    response: Annotated[ResponseObject | None, Meta(description="In the first two events and the last")] = None
+    item: dict[str, Any] | None = None
+    delta: str | None = None
+
+
 class ErrorObject(msgspec.Struct):
     """What went wrong, and what to change."""
 

@@ -13,6 +13,7 @@ from meterhouse.errors import GatewayError
 from meterhouse.identity import Principal
 from meterhouse.ids import public_request_id
 from meterhouse.request import Attempt, Tally
+from meterhouse.telemetry.live import Live
 from meterhouse.telemetry.logs import RequestLog
 from meterhouse.telemetry.metrics import Metrics
 from meterhouse.telemetry.traces import AttemptSpan, Interval, RequestSpans, TraceContext, Tracing
@@ -54,16 +55,18 @@ def exchange_of(scope: Scope) -> Exchange:
 
 
 class Observer:
-    """Says once, at the end, how a request went."""
+    """Says once, at the end, how a request went; a watcher hears of those that named a model."""
 
-    def __init__(self, request_log: RequestLog, metrics: Metrics, tracing: Tracing) -> None:
+    def __init__(self, request_log: RequestLog, metrics: Metrics, tracing: Tracing, live: Live) -> None:
         self._request_log = request_log
         self._metrics = metrics
         self._tracing = tracing
+        self._live = live
 
     def finish(self, exchange: Exchange) -> None:
-        """Write the log line, count the metrics, make the spans if the request is sampled or failed."""
-        duration_ms = (time.monotonic_ns() - exchange.started_ns) // 1_000_000
+        """Write the log line, count the metrics, make the spans if the request is sampled, failed or slow."""
+        duration_ns = time.monotonic_ns() - exchange.started_ns
+        duration_ms = duration_ns // 1_000_000
         error = exchange.error
         self._metrics.observe_request(
             route=exchange.route,
@@ -73,9 +76,15 @@ class Observer:
             duration_ms=duration_ms,
             records=exchange.records,
         )
-        self._request_log.write(_log_fields(exchange, duration_ms))
+        tally = exchange.tally
+        if tally is not None:
+            self._metrics.timings.observe(tally, duration_ns)
+        fields = _log_fields(exchange, duration_ms)
+        self._request_log.write(fields)
+        if self._live.is_on and exchange.model and exchange.principal is not None:
+            self._live.note_finished(exchange.principal.root_key_id, fields)
         is_failed = exchange.status >= 500 or _has_failed_attempt(exchange)  # noqa: PLR2004 - server errors
-        if self._tracing.wants(exchange.trace, is_failed=is_failed):
+        if self._tracing.wants(exchange.trace, is_failed=is_failed, duration_ns=duration_ns):
             self._tracing.finish(exchange.trace, _spans(exchange))
 
 
@@ -149,10 +158,25 @@ def _spans(exchange: Exchange) -> RequestSpans:
         project_id=principal.project_id if principal else "",
         key_id=principal.key_id if principal else "",
         error_type=exchange.error.code if exchange.error else None,
+        is_degraded=tally is not None and tally.reservation.is_degraded,
+        charge_nanos=sum(record.charge_nanos for record in exchange.records),
+        waited_ns=_waited_ns(exchange, end_ns),
         reserve=reserve,
         attempts=attempts,
         settle=settle,
     )
+
+
+def _waited_ns(exchange: Exchange, end_ns: int) -> int:
+    """Return for how long the client had nothing to read: not while an answer streamed, however long it was."""
+    whole_ns = end_ns - exchange.started_ns
+    tally = exchange.tally
+    if tally is None or not tally.is_streamed or not tally.attempts:
+        return whole_ns
+    last = tally.attempt
+    if last.first_event_ns is None or last.ended_ns is None:
+        return whole_ns
+    return whole_ns - (last.ended_ns - last.first_event_ns)
 
 
 def _attempt_span(tally: Tally, attempt: Attempt, record: UsageRecord, offset_ns: int, end_ns: int) -> AttemptSpan:
@@ -170,4 +194,5 @@ def _attempt_span(tally: Tally, attempt: Attempt, record: UsageRecord, offset_ns
         first_token_ns=None if first_ns is None else first_ns + offset_ns,
         operation=tally.operation,
         is_streamed=tally.is_streamed,
+        span_id=attempt.span_id,
     )

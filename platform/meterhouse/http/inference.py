@@ -22,11 +22,12 @@ from meterhouse.errors import (
     UpstreamRefused,
 )
 from meterhouse.http.attempts import Attempts
-from meterhouse.http.body import read_body
 from meterhouse.http.call import Call, Pacer
+from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
-from meterhouse.http.middleware import credential_of, first_headers
+from meterhouse.http.intake import take_body
+from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
 from meterhouse.http.passage import ClientWire, RelayParts, Whole
@@ -44,6 +45,7 @@ from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.settler import Settler, charged_usage
 from meterhouse.limits.demand import ModelBounds, build_demand
 from meterhouse.metering import Clock, Demand, Meter, Refusal, Reservation
+from meterhouse.money import Price
 from meterhouse.providers.provider import Route
 from meterhouse.providers.routes import Routes
 from meterhouse.request import InputSize, Tally
@@ -96,21 +98,24 @@ class InferenceEndpoint:
     async def _serve(self, exchange: Exchange, slot: Slot, connection: tuple[Scope, Receive, Send]) -> None:
         parts = self._parts
         scope, receive, send = connection
-        sent = first_headers(scope)
-        principal = await parts.keyring.verify(credential_of(sent), exchange.address)
+        principal = await parts.keyring.verify(credential_of(scope), exchange.address)
         exchange.principal = principal
+        check_origin(principal, header(scope, b"origin"))
         slot.assign(principal.organization_id)
-        asked = self._wire.read(
-            await read_body(receive),
-            str(sent.get(b"content-type", b""), "latin-1"),
-            lambda: _default_model(parts, principal),
+        content_type = header(scope, b"content-type") or ""
+        asked = await take_body(
+            receive,
+            lambda body: self._wire.read(body, content_type, lambda: _default_model(parts, principal)),
+            self._wire.most_values,
         )
+        self._note_headers(asked, scope)
         exchange.model = asked.model
         route = parts.routes.resolve(asked.model, parts.clock.now_ms())
-        _permit(principal, asked.model, route)
+        permit(principal, asked.model, route)
         route = self._serving(asked, route)
         size = with_rendered_tools(asked, route)
-        demand = _demand(exchange, principal, asked, size, route)
+        prices = parts.routes.snapshot.prices_around(route, parts.clock.now_ms())
+        demand = _demand(exchange, principal, (asked, size), route, prices)
         limits = self._limit_names.translate(principal.limits)
         if limits is not principal.limits:
             demand = replace(demand, limits=limits)
@@ -119,7 +124,8 @@ class InferenceEndpoint:
         if isinstance(reservation, Refusal):
             parts.metrics.observe_refusal(reservation)
             raise refused(reservation, asked.model, parts.clock.now_ms())
-        # From here on a settlement is owed.
+        # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
+        route = parts.routes.snapshot.reprice(route, reservation.admitted_at_ms)
         tally = _tally(exchange, self._wire.operation, (demand, size, reservation), asked_ns)
         exchange.tally = tally
         headers = _headers(asked, demand, reservation, parts.clock.now_ms())
@@ -139,6 +145,13 @@ class InferenceEndpoint:
         finally:
             call.occupy(None)
             parts.pacer.forget(call)
+
+    def _note_headers(self, asked: Asked, scope: Scope) -> None:
+        """Take from the request's headers what its wire has there; most have nothing.
+
+        Raises:
+            Malformed: A header says what the wire does not know.
+        """
 
     def _serving(self, asked: Asked, route: Route) -> Route:
         """Return the deployments that can be asked this at all; what is held is by those.
@@ -215,18 +228,18 @@ def _default_model(parts: InferenceParts, principal: Principal) -> str:
     if parts.default_model is not None:
         return parts.default_model
     for listed in parts.routes.list_models():
-        if principal.models is None or listed.name in principal.models:
+        if principal.may_use(listed.name):
             return listed.name
     raise Malformed("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
 
 
-def _permit(principal: Principal, model: str, route: Route) -> None:
+def permit(principal: Principal, model: str, route: Route) -> None:
     """Refuse what the key may not do.
 
     Raises:
-        NotPermitted: Its list of models lacks this one.
+        NotPermitted: Its own models or its project's lack this one.
     """
-    if principal.models is not None and principal.models.isdisjoint({model, route.model}):
+    if not principal.may_use(model, route.model):
         raise NotPermitted(
             f"This key may not use the model '{model}'. GET /v1/models lists what it may use.",
             param="model",
@@ -234,7 +247,13 @@ def _permit(principal: Principal, model: str, route: Route) -> None:
         )
 
 
-def _demand(exchange: Exchange, principal: Principal, asked: Asked, size: InputSize, route: Route) -> Demand:
+def _demand(
+    exchange: Exchange,
+    principal: Principal,
+    measured: tuple[Asked, InputSize],
+    route: Route,
+    prices: tuple[Price | None, ...],
+) -> Demand:
     """Build the demand over every deployment that may serve, so that a failover never exceeds its hold."""
     models = [deployment.model for deployment in route.deployments]
     defaults = [deployment.provider.default_max_tokens for deployment in route.deployments]
@@ -247,7 +266,7 @@ def _demand(exchange: Exchange, principal: Principal, asked: Asked, size: InputS
         thinks_hidden=any(model.thinks_hidden for model in models),
         model=route.model,
     )
-    prices = tuple(deployment.price for deployment in route.deployments)
+    asked, size = measured
     return build_demand(exchange.request_id, principal, asked, size, prices, bounds)
 
 
@@ -265,6 +284,7 @@ def _tally(exchange: Exchange, operation: str, admitted: tuple[Demand, InputSize
         held_input_tokens=demand.held_input_tokens,
         is_input_countable=not (size.images or size.unbounded_parts),
         trace_id=exchange.trace.trace_id,
+        is_traced=exchange.trace.is_sampled,
         started_ns=exchange.started_ns,
         asked_ns=asked_ns,
         admitted_ns=time.monotonic_ns(),

@@ -3,12 +3,21 @@
 ``RequestContext`` is the request edge: the one place where an unexpected exception becomes a 500.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from meterhouse.errors import BodyTooLarge, GatewayError, Malformed, UnsupportedMedia
+from meterhouse.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    GatewayError,
+    Malformed,
+    Overloaded,
+    UnsupportedMedia,
+)
 from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_ROUTE, Exchange, Observer
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, send_error
@@ -18,6 +27,8 @@ from meterhouse.telemetry.traces import Tracing
 
 _HEADERS = "meterhouse.headers"
 OPENAI_VERSION = (b"openai-version", b"2020-10-01")
+FREE_BYTES = 65_536
+"""A body that is no longer is not counted: as many of them as there may be requests are no burden."""
 
 
 class RequestContext:
@@ -90,45 +101,139 @@ class RequestContext:
             await send({"type": "http.response.body", "body": self._envelope.event(error, request_id)})
 
 
-class BodyLimit:
-    """Counts the bytes of every body as they come; a Content-Length is not trusted."""
+class BodyMemory:
+    """How many bytes of long bodies are in this process now, and how many may be."""
 
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self.held_bytes = 0
+
+    def grow(self, count: int) -> None:
+        """Count bytes that came.
+
+        Raises:
+            Overloaded: There is no room for them.
+        """
+        if self.held_bytes + count > self._limit_bytes:
+            detail = f"{self.held_bytes} bytes of bodies are held"
+            raise Overloaded(
+                "This server reads as many long requests as it can just now. Try again in a moment.", detail=detail
+            )
+        self.held_bytes += count
+
+    def shrink(self, count: int) -> None:
+        """Count bytes as gone."""
+        self.held_bytes -= count
+
+
+class BodyLimit:
+    """Counts the bytes of every body as they come; a Content-Length is not trusted.
+
+    A body that says that it is short is none of the memory's business: the server reads no more of it than it says.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit_bytes: int,
+        memory: BodyMemory,
+        seconds: float | None = None,
+        long_paths: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Take the bounds.
+
+        Args:
+            app: what is behind.
+            limit_bytes: of one body.
+            memory: of all bodies together.
+            seconds: for how long a body may come; None: whoever reads it sees to that.
+            long_paths: where another limit holds, in bytes.
+        """
         self._app = app
         self._limit_bytes = limit_bytes
+        self._long_paths = long_paths
+        self._memory = memory
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request.
 
         Raises:
             BodyTooLarge: The body is, or says it is, longer than the limit.
+            BodyTooSlow: It did not come in time.
+            Overloaded: There is no memory for it.
             UnsupportedMedia: The body is compressed.
         """
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit_bytes = self._long_paths.get(scope["path"], self._limit_bytes)
         declared = header(scope, b"content-length")
-        if declared is not None and declared.isdecimal() and int(declared) > self._limit_bytes:
-            raise self._too_large()
+        if declared is not None and declared.isdecimal() and int(declared) > limit_bytes:
+            raise _too_large(limit_bytes)
         if (header(scope, b"content-encoding") or "identity").lower() != "identity":
             raise UnsupportedMedia("Compressed request bodies are not read. Send the body without Content-Encoding.")
-        received = 0
+        if declared is not None and declared.isdecimal() and int(declared) <= FREE_BYTES and self._seconds is None:
+            await self._app(scope, receive, send)
+            return
+        intake = _Intake(self._memory, receive, send, limit_bytes, self._seconds)
+        try:
+            await self._app(scope, intake.receive, intake.send)
+        except BodyTooLarge:
+            raise _too_large(limit_bytes) from None
+        finally:
+            intake.let_go()
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._limit_bytes:
-                    raise self._too_large()
-            return message
 
-        await self._app(scope, counted, send)
+def _too_large(limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The request body is larger than {limit_bytes} bytes. Send less, or ask the operator for more."
+    )
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"The request body is larger than {self._limit_bytes} bytes. Send less, or ask the operator for more."
-        )
+
+class _Intake:
+    """One body that may be long: counted until the answer begins, when nobody needs it any more."""
+
+    def __init__(
+        self, memory: BodyMemory, receive: Receive, send: Send, limit_bytes: int, seconds: float | None
+    ) -> None:
+        self._memory = memory
+        self._receive = receive
+        self._send = send
+        self._limit_bytes = limit_bytes
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._received = self._held = 0
+        self._is_whole = False
+
+    async def receive(self) -> Message:
+        message = await self._next()
+        if message["type"] == "http.request":
+            count = len(message.get("body", b""))
+            self._received += count
+            self._is_whole = not message.get("more_body", False)
+            if self._received > self._limit_bytes:
+                raise BodyTooLarge("")
+            self._memory.grow(count)
+            self._held += count
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.let_go()
+        await self._send(message)
+
+    def let_go(self) -> None:
+        held, self._held = self._held, 0
+        self._memory.shrink(held)
+
+    async def _next(self) -> Message:
+        if self._deadline is None or self._is_whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                return await self._receive()
+        except TimeoutError:
+            raise BodyTooSlow("The request body did not arrive in time. Send it again.") from None
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -145,12 +250,13 @@ def first_headers(scope: Scope) -> dict[bytes, bytes]:
     return found
 
 
-def credential_of(headers: Mapping[bytes, bytes]) -> str | None:
+def credential_of(scope: Scope) -> str | None:
     """Return a request's credential as the value of an ``Authorization`` header: that one's, or ``x-api-key``'s.
 
     Raises:
         Malformed: It has both, and they are not the same: nobody is to guess who is meant.
     """
+    headers = first_headers(scope)
     authorization, key = headers.get(b"authorization"), headers.get(b"x-api-key")
     if key is None:
         return None if authorization is None else str(authorization, "latin-1")

@@ -11,6 +11,8 @@ from meterhouse.http.described import (
     Completion,
     Embeddings,
     ErrorAnswer,
+    ResponseEvent,
+    ResponseObject,
     SimpleContent,
     SimpleMessage,
     SimpleMessages,
@@ -18,10 +20,19 @@ from meterhouse.http.described import (
     SoundForm,
     Transcription,
 )
+from meterhouse.http.described_messages import (
+    CountedTokens,
+    CountTokensRequest,
+    MessagesAnswer,
+    MessagesErrorAnswer,
+    MessagesEvent,
+    MessagesRequest,
+)
 from meterhouse.http.wires.completions import CompletionRequest
 from meterhouse.http.wires.embeddings import EmbeddingsRequest
 from meterhouse.http.wires.media import ImageRequest, ModerationRequest, SpeechRequest
 from meterhouse.request import ChatRequest
+from meterhouse.translate.responses.shape import ResponsesRequest
 
 _SHAPES = (
     ChatRequest,
@@ -37,10 +48,19 @@ _SHAPES = (
     ChatCompletion,
     ChatCompletionChunk,
     ErrorAnswer,
+    ResponsesRequest,
+    ResponseObject,
+    ResponseEvent,
     SimpleMessages,
     SimpleMessage,
     SimpleResponse,
     SimpleContent,
+    MessagesRequest,
+    MessagesAnswer,
+    MessagesEvent,
+    MessagesErrorAnswer,
+    CountTokensRequest,
+    CountedTokens,
 )
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
@@ -82,6 +102,7 @@ def _inference_paths(shapes: dict[Any, Schema]) -> Schema:
     errors = shapes[ErrorAnswer]
     content = shapes[SimpleContent]
     return {
+        **_messages_paths(shapes),
         "/v1/chat/completions": _post(
             "create_chat_completion",
             "Create a chat completion, streamed or not",
@@ -91,6 +112,14 @@ def _inference_paths(shapes: dict[Any, Schema]) -> Schema:
             errors,
         ),
         **_passed_paths(shapes),
+        "/v1/responses": _post(
+            "create_response",
+            "Create a response, streamed or not",
+            shapes[ResponsesRequest],
+            "A response, or with `stream` its events",
+            {_JSON: shapes[ResponseObject], _EVENTS: shapes[ResponseEvent]},
+            errors,
+        ),
         "/api/chat": _post(
             "simple_chat",
             "Chat, streamed as simple events",
@@ -152,6 +181,28 @@ def _passed_paths(shapes: dict[Any, Schema]) -> Schema:
         content = paths[path]["post"]["requestBody"]["content"]
         content[_FORM] = content.pop(_JSON)
     return paths
+
+
+def _messages_paths(shapes: dict[Any, Schema]) -> Schema:
+    errors = shapes[MessagesErrorAnswer]
+    return {
+        "/v1/messages": _post(
+            "create_message",
+            "Create a message on Anthropic's wire, streamed or not",
+            shapes[MessagesRequest],
+            "A message, or with `stream` its events, ended by `message_stop`",
+            {_JSON: shapes[MessagesAnswer], _EVENTS: shapes[MessagesEvent]},
+            errors,
+        ),
+        "/v1/messages/count_tokens": _post(
+            "count_message_tokens",
+            "Count the tokens of a prompt on Anthropic's wire",
+            shapes[CountTokensRequest],
+            "The count",
+            {_JSON: shapes[CountedTokens]},
+            errors,
+        ),
+    }
 
 
 def _post(

@@ -132,6 +132,11 @@ class ClientWire(Protocol):
         ...
 
     @property
+    def most_values(self) -> int:
+        """How many JSON values a body may have; 0: it is no JSON, but a form."""
+        ...
+
+    @property
     def envelope(self) -> Envelope:
         """The shape of its errors."""
         ...

@@ -58,6 +58,10 @@ class Listener(Protocol):
         """
         ...
 
+    def told(self) -> None:
+        """Note that all that was heard reaches the client; what is heard after the last time does not, if it is cut."""
+        ...
+
     @property
     def is_finished(self) -> bool:
         """Whether the answer is whole although ``Heard.is_end`` was not seen: then ``[DONE]`` is no failure."""
@@ -92,6 +96,12 @@ class PassingRelay(StreamRelay):
         if self._attempt.outcome is Outcome.CUT:
             frames.append(self._listener.cut(usage))
         return b"".join([*frames, self._listener.close(usage)])
+
+    async def _is_held(self) -> bool:
+        is_held = await super()._is_held()
+        if is_held:
+            self._listener.told()
+        return is_held
 
     def _take(self, payloads: list[bytes]) -> list[bytes]:
         progress = self._progress

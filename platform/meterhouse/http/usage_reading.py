@@ -78,7 +78,9 @@ def read_messages_usage(wire: Fields) -> ReadUsage:
     if read.input_tokens is not None:
         read.input_tokens += cached + written
     if read.input_tokens is not None and read.output_tokens is not None:
-        read.usage = _compose(read, cached=cached, cache_write=written)
+        details = _mapping(wire.get("output_tokens_details"))
+        reasoning = _part(details.get("thinking_tokens"))
+        read.usage = _compose(read, cached=cached, cache_write=written, reasoning=reasoning)
     return read
 
 

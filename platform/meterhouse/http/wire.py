@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Protocol
 
+from meterhouse.errors import UpstreamDown
 from meterhouse.http.sse import SseReader
 from meterhouse.ids import random_base62
 from meterhouse.providers.provider import Deployment, Wire
+from meterhouse.translate.anthropic.asking import to_messages_request
+from meterhouse.translate.anthropic.hearing import HeardStream, from_message
 from meterhouse.translate.ollama_chat import OllamaChatStream, from_ollama_response, to_ollama_request
 
 
@@ -112,9 +115,69 @@ class OllamaWire:
         )
 
 
+class AnthropicWire:
+    """Anthropic's ``/v1/messages``."""
+
+    event_stream_type = "text/event-stream"
+
+    def encode(self, body: bytes, deployment: Deployment, *, is_streamed: bool) -> bytes:  # noqa: ARG002 - the protocol's own signature
+        """Return the body for ``/v1/messages``."""
+        row = deployment.provider
+        return to_messages_request(
+            body,
+            upstream_model=deployment.upstream_model,
+            default_max_tokens=row.default_max_tokens or deployment.model.max_output_tokens,
+            thinks_by_budget=row.rule_of(deployment.upstream_model).thinks_by_budget,
+        )
+
+    def open_reader(self, deployment: Deployment) -> Reader:
+        """Return a reader of events."""
+        return AnthropicReader(deployment)
+
+    def decode_whole(self, body: bytes, deployment: Deployment) -> bytes:
+        """Return the answer as a chat completion."""
+        return from_message(
+            body,
+            completion_id=new_completion_id(),
+            created_seconds=int(time.time()),
+            model=deployment.upstream_model,
+        )
+
+
+class AnthropicReader:
+    """Splits a stream into events and tells each as chunks."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._events = SseReader()
+        self._heard = HeardStream(
+            completion_id=new_completion_id(), created_seconds=int(time.time()), model=deployment.upstream_model
+        )
+        self._failure: UpstreamDown | None = None
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes; what came before an event that is none of the wire's is returned first."""
+        if self._failure is not None:
+            raise self._failure
+        payloads: list[bytes] = []
+        try:
+            for event in self._events.feed(data):
+                payloads += self._heard.take(event)
+        except UpstreamDown as failure:
+            if not payloads:
+                raise
+            self._failure = failure
+        return payloads
+
+    def close(self) -> list[bytes]:
+        """Say that the bytes have ended."""
+        if self._failure is not None:
+            raise self._failure
+        return []
+
+
 _OPENAI = OpenAiWire()
 UPSTREAM_WIRES: Mapping[Wire, UpstreamWire] = MappingProxyType(
-    {"openai": _OPENAI, "simulator": _OPENAI, "ollama": OllamaWire()}
+    {"openai": _OPENAI, "simulator": _OPENAI, "ollama": OllamaWire(), "anthropic": AnthropicWire()}
 )
 
 

@@ -10,14 +10,16 @@ handed on).
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from dataclasses import replace
 
 from meterhouse.db.keys import KeyStore, StoredAdminKey, StoredKey
 from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
-from meterhouse.identity import KeyScope, Operator, Principal
+from meterhouse.identity import Actor, ActorKind, KeyScope, Principal, Role
+from meterhouse.keys.client_tokens import ClientTokens, Grant, find_token, key_id_of
+from meterhouse.keys.entry import Entry, entry_of
 from meterhouse.keys.reader import KeyOutdated, KeyReader, Mirror, Read
 from meterhouse.keys.secret import ParsedSecret, Peppers, parse
+from meterhouse.keys.throttle import SignInThrottle
 from meterhouse.metering import Clock, Scope
 
 FRESH_MS = 10_000
@@ -43,20 +45,11 @@ _INVALID = (
 )
 _ADMIN_KEY = "This is an admin key, and inference needs a project's key. Issue one with POST /admin/keys and send that."
 _TENANT_KEY = "Administration needs an admin key (sk-mh-admin-...), and this is a project's key. Send an admin key."
+_UNBOUND = "This admin key belongs to no organization and may do nothing. Ask an operator for another one."
 _ADDRESS = (
     "This API key may not be used from this address. Use it from one of its networks, or ask whoever issued it to "
     "add yours to its IP ranges."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    key: StoredKey
-    principal: Principal
-    networks: tuple[IPv4Network | IPv6Network, ...]
-    read_at_ms: int
-    mirror_at_ms: int
-    """When it is to be mirrored again."""
 
 
 class Keyring:
@@ -78,18 +71,28 @@ class Keyring:
         self._clock = clock
         self._fresh_ms = fresh_ms
         self._max_keys = max_keys
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self.tokens = ClientTokens(peppers)
+        self.throttle: SignInThrottle | None = None
+        """Slows down who guesses; None: nobody is."""
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._unknown_until_ms: OrderedDict[str, int] = OrderedDict()
-        self._reads: dict[str, asyncio.Task[_Entry | None]] = {}
+        self._reads: dict[str, asyncio.Task[Entry | None]] = {}
         """The read of each key whose result will be remembered."""
-        self._running: set[asyncio.Task[_Entry | None]] = set()
+        self._running: set[asyncio.Task[Entry | None]] = set()
         self._watchers: list[Callable[[], None]] = []
+        self.on_other_pepper: Callable[[ParsedSecret, int], None] | None = None
+        """Is told of a key that was good, and whose hash is of another pepper than the one in use."""
         self._used: dict[str, int] = {}
         self._admin_used: dict[str, int] = {}
         self.hits = 0
         """Verifications that the cache answered."""
         self.misses = 0
         """Verifications that had to wait for a read that they began."""
+
+    @property
+    def refused(self) -> int:
+        """Requests that were refused without a look at their key, since the start."""
+        return 0 if self.throttle is None else self.throttle.refused
 
     async def verify(
         self, authorization: str | None, address: str | None, scope: KeyScope = KeyScope.INFERENCE
@@ -104,8 +107,35 @@ class Keyring:
         Raises:
             InvalidKey: there is no key, or one that opens nothing; the reason is only in ``detail``.
             NotPermitted: the key is good, but not from this address or not for this.
+            RateLimited: too many keys from this address opened nothing, and this one is not known to be good.
             StoreDown: no store can tell, and the key was not read recently enough.
         """
+        throttle = self.throttle
+        if throttle is None:
+            return await self._verify(authorization, address, scope)
+        if throttle.is_closed(address) and not self._is_known(authorization):
+            raise throttle.refuse(address)
+        try:
+            return await self._verify(authorization, address, scope)
+        except InvalidKey:
+            throttle.note(address)
+            raise
+
+    def _is_known(self, authorization: str | None) -> bool:
+        """Whether a key was found good here before; asks no store."""
+        try:
+            secret = _secret_of(authorization)
+        except InvalidKey:
+            return False
+        entry = self._entries.get(secret.key_id)
+        if entry is None:
+            return self._peppers.verify_nothing(secret.value)
+        return self._peppers.verify(secret.value, entry.key.pepper_version, entry.key.hash)
+
+    async def _verify(self, authorization: str | None, address: str | None, scope: KeyScope) -> Principal:
+        token = find_token(authorization)
+        if token is not None:
+            return await self._verify_token(self.tokens.read(token, self._clock.now_ms()), address, scope)
         secret = _secret_of(authorization)
         if secret.is_admin:
             raise NotPermitted(_ADMIN_KEY, detail=f"{secret.key_id} is an admin key")
@@ -113,22 +143,34 @@ class Keyring:
         if entry is None:
             self._peppers.verify_nothing(secret.value)
             raise InvalidKey(_INVALID, detail=f"{secret.key_id} is unknown")
-        now_ms = self._clock.now_ms()
-        self._check_secret(secret, entry.key, now_ms)
-        if entry.networks and not _is_within(address, entry.networks):
-            raise NotPermitted(_ADDRESS, detail=f"{secret.key_id} from {address}")
-        if scope not in entry.principal.scopes:
-            message = f"This API key lacks the scope '{scope}'. Ask whoever issued it for a key that has it."
-            raise NotPermitted(message, detail=f"{secret.key_id} lacks {scope}")
-        _note_use(self._used, secret.key_id, now_ms)
-        return entry.principal
+        self._check_secret(secret, entry.key, self._clock.now_ms())
+        return self._admit(entry, entry.principal, address, scope)
 
-    async def verify_operator(self, authorization: str | None) -> Operator:
-        """Return which operator a request is. Always asks the database: administration is rare.
+    async def _verify_token(self, grant: Grant, address: str | None, scope: KeyScope) -> Principal:
+        """Return who a request with a client token is: its key, as that is now, within what the token says."""
+        entry = await self._find(grant.sub)
+        if entry is None or entry.principal.organization_id != grant.org:
+            raise InvalidKey(_INVALID, detail=f"{grant.jti}: its key is unknown")
+        reason = _why_dead(entry.key, self._clock.now_ms())
+        if reason is not None:
+            raise InvalidKey(_INVALID, detail=f"{grant.jti}: its key {reason}")
+        return self._admit(entry, self.tokens.principal_of(grant, entry.principal), address, scope)
+
+    def _admit(self, entry: Entry, principal: Principal, address: str | None, scope: KeyScope) -> Principal:
+        if not entry.admits(address):
+            raise NotPermitted(_ADDRESS, detail=f"{principal.key_id} from {address}")
+        if scope not in principal.scopes:
+            message = f"This API key lacks the scope '{scope}'. Ask whoever issued it for a key that has it."
+            raise NotPermitted(message, detail=f"{principal.key_id} lacks {scope}")
+        _note_use(self._used, entry.key.id, self._clock.now_ms())
+        return principal
+
+    async def verify_admin(self, authorization: str | None) -> Actor:
+        """Return which administrator a request is. Always asks the database: administration is rare.
 
         Raises:
             InvalidKey: there is no key, or one that opens nothing.
-            NotPermitted: it is a tenant's key.
+            NotPermitted: it is a tenant's key, or an admin key that is bound to nothing.
             StoreDown: the database is away.
         """
         secret = _secret_of(authorization)
@@ -141,7 +183,7 @@ class Keyring:
         now_ms = self._clock.now_ms()
         self._check_secret(secret, stored, now_ms)
         _note_use(self._admin_used, secret.key_id, now_ms)
-        return Operator(key_id=stored.id, role=stored.role)
+        return _actor_of(stored)
 
     async def find_live(self, key_id: str) -> bool:
         """Say whether a key is still good, as fresh as ``verify`` would: a running stream of another is cut.
@@ -149,7 +191,7 @@ class Keyring:
         Raises:
             StoreDown: no store can tell, and the key was not read recently enough.
         """
-        entry = await self._find(key_id)
+        entry = await self._find(key_id_of(key_id))
         return entry is not None and _why_dead(entry.key, self._clock.now_ms()) is None
 
     async def find_dead(self, key_ids: Collection[str]) -> set[str]:
@@ -217,8 +259,10 @@ class Keyring:
         reason = _why_dead(stored, now_ms)
         if reason is not None:
             raise InvalidKey(_INVALID, detail=f"{secret.key_id} {reason}")
+        if stored.pepper_version != self._peppers.version and self.on_other_pepper is not None:
+            self.on_other_pepper(secret, stored.pepper_version)
 
-    async def _find(self, key_id: str) -> _Entry | None:
+    async def _find(self, key_id: str) -> Entry | None:
         """Return a key's entry, fresh or as stale as is allowed; None when there is no such key."""
         now_ms = self._clock.now_ms()
         entry = self._entries.get(key_id)
@@ -230,7 +274,7 @@ class Keyring:
             return None
         return await self._read(key_id, now_ms)
 
-    async def _read(self, key_id: str, now_ms: int) -> _Entry | None:
+    async def _read(self, key_id: str, now_ms: int) -> Entry | None:
         """Read a key; a stale entry serves while no store can tell, or none tells in time."""
         task = self._begin_read(key_id)
         is_stale_known = self._find_stale(key_id, now_ms) is not None
@@ -241,11 +285,11 @@ class Keyring:
         # Looked up again: a revocation may have removed it in the meantime.
         return self._find_stale(key_id, now_ms) or await asyncio.shield(task)
 
-    def _find_stale(self, key_id: str, now_ms: int) -> _Entry | None:
+    def _find_stale(self, key_id: str, now_ms: int) -> Entry | None:
         entry = self._entries.get(key_id)
         return entry if entry is not None and abs(now_ms - entry.read_at_ms) < STALE_MS else None
 
-    def _begin_read(self, key_id: str) -> "asyncio.Task[_Entry | None]":
+    def _begin_read(self, key_id: str) -> "asyncio.Task[Entry | None]":
         """Read a key, once for all who wait for it."""
         task = self._reads.get(key_id)
         if task is None:
@@ -256,13 +300,13 @@ class Keyring:
             task.add_done_callback(self._forget_task)
         return task
 
-    def _forget_task(self, task: "asyncio.Task[_Entry | None]") -> None:
+    def _forget_task(self, task: "asyncio.Task[Entry | None]") -> None:
         self._running.discard(task)
         if not task.cancelled():
             # Marks an error as seen, in case that nobody waits for it any more.
             task.exception()
 
-    async def _load(self, key_id: str) -> _Entry | None:
+    async def _load(self, key_id: str) -> Entry | None:
         task = asyncio.current_task()
         is_outdated = False
         try:
@@ -281,9 +325,9 @@ class Keyring:
             entry = None if read.key is None else self._mirror_when_due(read.key, read)
             self._remember(key_id, entry, read.at_ms)
             return entry
-        return None if read.key is None else _entry_of(read.key, read.at_ms, 0)
+        return None if read.key is None else entry_of(read.key, read.at_ms, 0)
 
-    def _mirror_when_due(self, key: StoredKey, read: Read) -> _Entry:
+    def _mirror_when_due(self, key: StoredKey, read: Read) -> Entry:
         key = replace(key, last_used_at_ms=None)
         before = self._entries.get(key.id)
         is_same = before is not None and before.key == key
@@ -293,9 +337,9 @@ class Keyring:
         if read.is_from_sql and self._mirror is not None and is_due:
             self._mirror.put(key, read.at_ms)
             mirror_at_ms = read.at_ms + (MIRROR_RENEW_MS if is_same else MIRROR_AGAIN_MS)
-        return _entry_of(key, read.at_ms, mirror_at_ms)
+        return entry_of(key, read.at_ms, mirror_at_ms)
 
-    def _remember(self, key_id: str, entry: _Entry | None, read_at_ms: int) -> None:
+    def _remember(self, key_id: str, entry: Entry | None, read_at_ms: int) -> None:
         self._entries.pop(key_id, None)
         self._unknown_until_ms.pop(key_id, None)
         if entry is not None:
@@ -306,6 +350,14 @@ class Keyring:
             self._unknown_until_ms[key_id] = read_at_ms + UNKNOWN_MS
             if len(self._unknown_until_ms) > MAX_UNKNOWN:
                 self._unknown_until_ms.popitem(last=False)
+
+
+def _actor_of(stored: StoredAdminKey) -> Actor:
+    try:
+        return Actor(ActorKind.ADMIN_KEY, stored.id, Role(stored.role), stored.organization_id)
+    except ValueError:
+        # Before an owner or a reader was bound to an organization, such keys could be made, and could do nothing.
+        raise NotPermitted(_UNBOUND, detail=f"{stored.id} is a {stored.role}'s of no organization") from None
 
 
 def _secret_of(authorization: str | None) -> ParsedSecret:
@@ -327,33 +379,6 @@ def _why_dead(stored: StoredKey | StoredAdminKey, now_ms: int) -> str | None:
     if isinstance(stored, StoredKey) and stored.project_archived_at_ms is not None:
         return "belongs to an archived project"
     return None
-
-
-def _entry_of(stored: StoredKey, read_at_ms: int, mirror_at_ms: int) -> _Entry:
-    principal = Principal(
-        organization_id=stored.organization_id,
-        project_id=stored.project_id,
-        key_id=stored.id,
-        root_key_id=stored.root_key_id,
-        scopes=stored.scopes,
-        models=stored.models,
-        limits=stored.limits,
-        expires_at_ms=stored.expires_at_ms,
-    )
-    return _Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms, mirror_at_ms)
-
-
-def _is_within(address: str | None, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
-    if address is None:
-        return False
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return False
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-        # A socket that listens on IPv6 shows an IPv4 client in this form.
-        parsed = parsed.ipv4_mapped
-    return any(parsed in network for network in networks)
 
 
 def _note_use(used: dict[str, int], key_id: str, now_ms: int) -> None:

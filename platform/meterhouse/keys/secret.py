@@ -85,28 +85,39 @@ def looks_like_ours(text: str) -> bool:
 
 
 class Peppers:
-    """The secrets that keys are hashed with, by version; the newest hashes new keys.
+    """The secrets that keys are hashed with, by version; one of them, the newest unless told otherwise, hashes keys.
 
     A pepper stays as long as keys hashed with it are in use.
     """
 
-    def __init__(self, by_version: Mapping[int, bytes]) -> None:
-        """Take peppers by version.
+    def __init__(self, by_version: Mapping[int, bytes], version: int | None = None) -> None:
+        """Take peppers by version, and the version that hashes; None: the newest.
 
         Raises:
-            ValueError: there is none, or one is shorter than 32 bytes.
+            ValueError: there is none, not that one, or one is shorter than 32 bytes.
         """
         if not by_version:
             raise ValueError("at least one pepper is needed")
         if any(len(pepper) < _MIN_PEPPER_BYTES for pepper in by_version.values()):
             raise ValueError(f"a pepper needs at least {_MIN_PEPPER_BYTES} bytes")
         self._by_version = dict(by_version)
-        self._newest = max(by_version)
+        self._version = max(by_version) if version is None else version
+        if self._version not in by_version:
+            raise ValueError(f"there is no pepper of version {version}")
         self._dummy = "0" * 64
 
+    def derive(self, purpose: bytes) -> dict[int, bytes]:
+        """Return a secret for another purpose from each pepper, by version; it tells nothing of the pepper."""
+        return {version: hmac.digest(pepper, purpose, "sha256") for version, pepper in self._by_version.items()}
+
+    @property
+    def version(self) -> int:
+        """The version that hashes keys now."""
+        return self._version
+
     def hash(self, value: str) -> tuple[int, str]:
-        """Hash a whole key with the newest pepper; returns the pepper's version and 64 hexadecimal characters."""
-        return self._newest, self._hmac(self._by_version[self._newest], value)
+        """Hash a whole key with the pepper in use; returns the pepper's version and 64 hexadecimal characters."""
+        return self._version, self._hmac(self._by_version[self._version], value)
 
     def verify(self, value: str, version: int, expected: str) -> bool:
         """Compare a whole key with a stored hash, in constant time; False when the pepper is not known any more."""
@@ -117,7 +128,7 @@ class Peppers:
 
     def verify_nothing(self, value: str) -> bool:
         """Do the work of ``verify`` for a key that is not there, so that time does not tell; always False."""
-        hmac.compare_digest(self._hmac(self._by_version[self._newest], value), self._dummy)
+        hmac.compare_digest(self._hmac(self._by_version[self._version], value), self._dummy)
         return False
 
     @staticmethod

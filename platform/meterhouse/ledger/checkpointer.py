@@ -4,6 +4,7 @@ Once a second, all streams whose use moved are written as one CHECKPOINT; a stre
 that is written at once. Every quarter of a lease, the reservations are renewed with the same figures. Counts only.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from meterhouse.errors import JournalDown
@@ -31,6 +32,7 @@ class Checkpointer:
     def __init__(self, journal: AppendsToJournal) -> None:
         self._journal = journal
         self._live: dict[str, Tally] = {}
+        self._on_watched: Callable[[Tally], None] | None = None
 
     @property
     def live(self) -> dict[str, Tally]:
@@ -40,6 +42,12 @@ class Checkpointer:
     def watch(self, tally: Tally) -> None:
         """Follow a request until it is settled."""
         self._live[tally.request_id] = tally
+        if self._on_watched is not None:
+            self._on_watched(tally)
+
+    def tell(self, on_watched: Callable[[Tally], None] | None) -> None:
+        """Have a function called with each request that is followed from now on; None: no more."""
+        self._on_watched = on_watched
 
     def forget(self, tally: Tally) -> None:
         """Stop following a request."""

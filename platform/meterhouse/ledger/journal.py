@@ -148,8 +148,7 @@ class Journal:
             if timer is not None:
                 timer.cancel()
         self._fail_waiters("closed")
-        has_stopped = await asyncio.get_running_loop().run_in_executor(None, self._syncer.stop)
-        if not has_stopped:
+        if not await asyncio.get_running_loop().run_in_executor(None, self._syncer.stop):
             return  # the disk hangs: the files stay open and locked, with the thread that is stuck in them
         files = self._chain.list_files()
         if self._chain.position == 0:
@@ -199,7 +198,11 @@ class Journal:
 
     def open_reader(self, on_damage: Callable[[Damage], None]) -> JournalReader:
         """Return a reader of this journal, from its first record on."""
-        return JournalReader(self._files, self.list_segments, on_damage)
+        return JournalReader(self._files, self.list_segments, on_damage, self._intact_position)
+
+    def _intact_position(self) -> int:
+        """Return up to where the files must hold everything: after a sync that failed, only what is acknowledged."""
+        return self._chain.durable if self._failed_in_a_row or self._is_replacing else self._chain.written
 
     def list_segments(self) -> list[SegmentFile]:
         """Return the segments that hold records and are not given up, by number."""
@@ -354,8 +357,7 @@ class Journal:
 
     def _retry_later(self) -> None:
         if self._retry is None:
-            loop = asyncio.get_running_loop()
-            self._retry = loop.call_later(self._policy.retry_seconds, self._on_retry)
+            self._retry = asyncio.get_running_loop().call_later(self._policy.retry_seconds, self._on_retry)
 
     def _on_retry(self) -> None:
         self._retry = None

@@ -1,5 +1,8 @@
 """Reads a journal from its first record on, over all its segments: the one way in which records come back.
 
+Segments are read by number as long as each goes on where the one before it ended. After syncs that failed, a segment
+may begin beyond a hole that one of a higher number fills: that one is read first.
+
 Invariant: positions rise by one; a record that stands twice (rewritten after a failed sync) is given once; what is
 missing or damaged is reported, never skipped in silence. Not here: what a payload means.
 """
@@ -36,6 +39,7 @@ class JournalReader:
         files: FileLayer,
         segments: Callable[[], Sequence[SegmentFile]],
         on_damage: Callable[[Damage], None],
+        intact_position: Callable[[], int] | None = None,
     ) -> None:
         """Begin at the first record of the first segment that there is.
 
@@ -43,10 +47,15 @@ class JournalReader:
             files: where the segments are.
             segments: says which segments there are now, by number.
             on_damage: hears of each place that cannot be read, once.
+            intact_position: of a journal that is written meanwhile, up to where its files must hold everything. What
+                is missing beyond that is waited for: its writer writes it again. None: nobody writes any more.
         """
         self._files = files
         self._segments = segments
         self._on_damage = on_damage
+        self._intact_position = intact_position
+        self._left: set[int] = set()
+        """The numbers of segments that were read to their end."""
         self._scanner: SegmentScanner | None = None
         self._skipped = 0
         self.position: int | None = None
@@ -59,8 +68,9 @@ class JournalReader:
 
     def fork(self, on_damage: Callable[[Damage], None]) -> "JournalReader":
         """Return a second reader at the same place."""
-        other = JournalReader(self._files, self._segments, on_damage)
+        other = JournalReader(self._files, self._segments, on_damage, self._intact_position)
         other.position = self.position
+        other._left = set(self._left)
         other._skipped = self._skipped
         if self._scanner is not None:
             other._scanner = SegmentScanner(self._files, self._scanner.file)
@@ -111,28 +121,51 @@ class JournalReader:
         return scanner is None or self.position is None or all(file is not scanner.file for file in self._segments())
 
     def _advance(self) -> bool:
-        """Go to the next segment that has a header; False when there is none."""
+        """Go to the segment that goes on where this one ended, or nearest after it; False when there is none yet."""
         left = self._scanner
-        number = left.file.number if left is not None else 0
+        chosen, torn = self._find_next()
+        for scanner in torn:
+            if chosen is None or scanner.file.number < chosen.file.number:
+                self._report(left)
+                self._leave(left)
+                self._scanner = left = scanner
+        if chosen is None or chosen.header is None:
+            return False
+        before = chosen.header.first_position - 1
+        self._report(left, before + 1)
+        self._leave(left)
+        self._scanner = chosen
+        self._skipped = max(0, self.position - before) if self.position is not None else 0
+        if self.position is None or self.position < before:
+            self.position = before
+        return True
+
+    def _find_next(self) -> tuple[SegmentScanner | None, list[SegmentScanner]]:
+        """Return the segment to go on in, and those before it whose header cannot be read."""
+        nearest: SegmentScanner | None = None
+        least = 0
+        torn = []
         for file in self._segments():
-            if file.number <= number:
+            if file.number in self._left or (self._scanner is not None and file.number == self._scanner.file.number):
                 continue
             scanner = SegmentScanner(self._files, file)
             header = scanner.read_header()
             if header is None:
                 if scanner.is_torn:
-                    self._scanner = scanner
-                    self._report(left)
-                    left = scanner
+                    torn.append(scanner)
                 continue
-            self._report(left, header.first_position)
-            self._scanner = scanner
-            before = header.first_position - 1
-            self._skipped = max(0, self.position - before) if self.position is not None else 0
-            if self.position is None or self.position < before:
-                self.position = before
-            return True
-        return False
+            if self.position is not None and header.first_position <= self.position + 1:
+                return scanner, torn
+            if nearest is None or header.first_position < least:
+                nearest, least = scanner, header.first_position
+        if nearest is not None and self._intact_position is not None and least - 1 > self._intact_position():
+            return None, torn
+        return nearest, torn
+
+    def _leave(self, scanner: SegmentScanner | None) -> None:
+        if scanner is not None:
+            self._left.add(scanner.file.number)
+            self._left.intersection_update([file.number for file in self._segments()])
 
     def _report(self, left: SegmentScanner | None, first_position: int | None = None) -> None:
         """Report how a segment ended, if that was not well."""

@@ -32,6 +32,8 @@ def activate(setting: ProviderSetting) -> ActiveProvider | None:
     row = _row_of(setting)
     if setting.shows_all_output:
         row = replace(row, shows_all_output=True)
+    if setting.forwards_trace:
+        row = replace(row, forwards_trace=True)
     if setting.credential is not None and not (setting.credential.isascii() and setting.credential.isprintable()):
         raise ValueError(f"provider {setting.name}: its credential has characters that no header can carry")
     base_url = setting.base_url or _region_url(row, setting) or row.base_url

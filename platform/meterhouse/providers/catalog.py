@@ -1,6 +1,6 @@
 """The catalog: which providers and models are known, by name.
 
-Invariant: data only (``rows_local``, ``rows_hosted``, ``models``); a price is never written there (``prices`` has them
+Invariant: data only (``rows_*``, ``models``); a price is never written there (``prices`` has them
 with their source and date). A model that has no row can still be served: by its provider's own list, by an
 operator's, or as ``provider/upstream-model``.
 """
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from meterhouse.providers.endpoints import serving
 from meterhouse.providers.models import MODEL_ROWS, RETIRED, SIMULATED_PART_TOKENS, SIMULATOR
 from meterhouse.providers.provider import Model, Provider, RetiredModel
+from meterhouse.providers.rows_anthropic import ANTHROPIC_PROVIDER
 from meterhouse.providers.rows_hosted import HOSTED_PROVIDERS, OPENAI
 from meterhouse.providers.rows_local import LOCAL_PROVIDERS, OLLAMA, OPENAI_COMPATIBLE
 
@@ -28,7 +29,8 @@ _SIMULATOR_ROW = Provider(
     assumed_max_output_tokens=16_384,
 )
 
-PROVIDERS = MappingProxyType({row.name: row for row in (_SIMULATOR_ROW, *HOSTED_PROVIDERS, *LOCAL_PROVIDERS)})
+_ROWS = (_SIMULATOR_ROW, *HOSTED_PROVIDERS, ANTHROPIC_PROVIDER, *LOCAL_PROVIDERS)
+PROVIDERS = MappingProxyType({row.name: row for row in _ROWS})
 """Every provider row by name."""
 
 MODELS = MappingProxyType({(row.provider, row.upstream_model): row for row in MODEL_ROWS})

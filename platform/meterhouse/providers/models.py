@@ -9,6 +9,7 @@ from datetime import date
 from types import MappingProxyType
 
 from meterhouse.providers.provider import Model, RetiredModel
+from meterhouse.providers.rows_anthropic import ANTHROPIC
 from meterhouse.providers.rows_hosted import CEREBRAS, DASHSCOPE, DEEPSEEK, MOONSHOT, OPENAI
 from meterhouse.providers.rows_local import HIDDEN_THINKING
 
@@ -16,6 +17,8 @@ SIMULATOR = "simulator"
 SIMULATED_PART_TOKENS = 85
 """What the simulator counts for an image, a sound or a file."""
 
+_CLAUDE_IMAGE = 1_600
+"""Models up to Claude 4.6 scale a picture down until it is no more than this; later ones look at larger ones."""
 _LONG_INPUT = 922_000
 """A context of 1,050,000 tokens less the 128,000 of an answer."""
 _OUTPUT = 128_000
@@ -65,6 +68,25 @@ def _hosted(provider: str, rows: Iterable[tuple[str, int, int]]) -> Iterator[Mod
             max_output_tokens=max_output_tokens,
             thinks_hidden=True,
         )
+
+
+def _anthropic(
+    name: str,
+    context_tokens: int,
+    max_output_tokens: int,
+    image_tokens: int | None = None,
+    shutdown: date | None = None,
+) -> Model:
+    return Model(
+        name=name,
+        provider=ANTHROPIC,
+        upstream_model=name,
+        context_tokens=context_tokens,
+        max_output_tokens=max_output_tokens,
+        thinks_hidden=True,
+        image_tokens_bound=image_tokens,
+        shutdown=shutdown,
+    )
 
 
 def _retired(provider: str, replacement: str, names: str, since: date | None = None) -> Iterator[RetiredModel]:
@@ -150,6 +172,26 @@ MODEL_ROWS = (
             ("gemini-4-argon", 1_048_576, 65_536),
         ),
     ),
+    *(
+        _anthropic(name, 1_000_000, 128_000)
+        for name in (
+            "claude-opus-5-5",
+            "claude-sonnet-5-5",
+            "claude-haiku-5-5",
+            "claude-fable-5-2",
+            "claude-fable-5-1",
+            "claude-fable-5",
+            "claude-opus-5",
+            "claude-sonnet-5",
+            "claude-opus-4-8",
+            "claude-opus-4-7",
+        )
+    ),
+    _anthropic("claude-opus-4-6", 1_000_000, 128_000, _CLAUDE_IMAGE),
+    _anthropic("claude-sonnet-4-6", 1_000_000, 128_000, _CLAUDE_IMAGE),
+    _anthropic("claude-haiku-4-5", 200_000, 64_000, _CLAUDE_IMAGE),
+    _anthropic("claude-opus-4-5", 200_000, 64_000, _CLAUDE_IMAGE, date(2027, 1, 22)),
+    _anthropic("claude-sonnet-4-5", 200_000, 64_000, _CLAUDE_IMAGE, date(2026, 11, 30)),
 )
 
 _K2_END = date(2026, 5, 25)

@@ -35,7 +35,7 @@ _IGNORED = frozenset(
         "web_searches_kcount",  # a request that may search the web is refused as not priced
         "storage_searches_kcount",
         "cache_audio_read_mtok",  # cheaper than the audio that it is a part of
-        "cache_write_1h_mtok",  # only on the Anthropic wire
+        "cache_write_1h_mtok",  # a cache of an hour is refused
     }
 )
 

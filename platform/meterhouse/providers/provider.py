@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from meterhouse.money import Price
 
-Wire = Literal["openai", "ollama", "simulator"]
+Wire = Literal["openai", "ollama", "anthropic", "simulator"]
 EndpointName = Literal[
     "completions",
     "embeddings",
@@ -71,6 +71,8 @@ class ModelRule:
     prefixes: tuple[str, ...]
     """How the upstream models' names begin."""
     dropped_parameters: frozenset[str] = frozenset()
+    thinks_by_budget: bool = False
+    """Whether such a model is told to think by a number of tokens, and not by an effort (Anthropic)."""
 
 
 NO_RULE = ModelRule(prefixes=())
@@ -156,6 +158,8 @@ class Provider:
     on_client_gone: OnClientGone = "cancel"
     """``cancel``: it stops billing when we hang up. ``drain``: it bills anyway, so its usage is worth waiting for."""
 
+    empty_account_phrases: tuple[str, ...] = ()
+    """What it says, in lower case, under a status of the caller's when it is our account that is empty."""
     doubtful_refusals: frozenset[int] = frozenset({403})
     """Statuses that may refuse our account or what a caller asked for: no single one takes a deployment out."""
     discovers_models: bool = False
@@ -169,6 +173,8 @@ class Provider:
     shows_all_output: bool = False
     """Whether what it sends is all that it charges, so that bytes seen bound tokens used. Where nobody vouches for
     that, a budget holds the whole allowance."""
+    forwards_trace: bool = False
+    """Whether requests carry their trace (W3C ``traceparent``), so that a server of the operator's own continues it."""
     hidden_thinking_prefixes: tuple[str, ...] = ()
     """Names of models that think without showing it, so that bytes seen do not bound tokens used."""
     price_source: str | None = None
@@ -311,6 +317,7 @@ class ProviderSetting:
     models: tuple[str, ...] = ()
     shows_all_output: bool = False
     """The operator vouches that the server shows all that its models write."""
+    forwards_trace: bool = False
     is_public_only: bool = False
     """Set through the API, and private addresses are not allowed there."""
     tool_call_format: str = ""

@@ -20,6 +20,8 @@ _MAX_WORD_LENGTH = 64
 BAD_REQUEST = 400
 NOT_FOUND = 404
 TOO_MANY = 429
+OVERLOADED = 529
+"""Anthropic's: it has too much to do, for everybody."""
 _CALLERS_FAULT = frozenset({BAD_REQUEST, NOT_FOUND, 413, 422})
 _OPERATORS_FAULT = frozenset({401, 402, 403})
 _OUT_OF_CREDIT = frozenset(
@@ -68,8 +70,10 @@ def to_error(status: int, body: bytes, endpoint: Endpoint, retry_after_seconds: 
     """Return our error for an upstream's answer with a status other than 200."""
     said = _parse(body)
     detail = _detail(status, said, endpoint)
+    if status == OVERLOADED:
+        return _busy(endpoint, detail, retry_after_seconds)
     if status == TOO_MANY or status in _CALLERS_FAULT:
-        if _is_out_of_credit(said):
+        if _is_out_of_credit(said, endpoint):
             return _operators_fault(endpoint, detail)
         if status == TOO_MANY:
             return _busy(endpoint, detail, retry_after_seconds)
@@ -95,9 +99,9 @@ def error_in_stream(raw: bytes, endpoint: Endpoint) -> UpstreamError:
     status = said.status or 0
     detail = _detail(status, said, endpoint)
     words = f"{said.code or ''} {said.type or ''}".lower()
-    if _is_out_of_credit(said) or status in _OPERATORS_FAULT:
+    if _is_out_of_credit(said, endpoint) or status in _OPERATORS_FAULT:
         return _operators_fault(endpoint, detail, is_certain=status not in endpoint.provider.doubtful_refusals)
-    if status == TOO_MANY or any(word in words for word in _BUSY_WORDS):
+    if status in {TOO_MANY, OVERLOADED} or any(word in words for word in _BUSY_WORDS):
         return _busy(endpoint, detail, None)
     if status in _CALLERS_FAULT or (status == 0 and any(word in words for word in _CALLER_WORDS)):
         return _refused(status or BAD_REQUEST, said, endpoint)
@@ -153,8 +157,11 @@ def _operators_fault(endpoint: Endpoint, detail: str, *, is_certain: bool = True
     return error
 
 
-def _is_out_of_credit(said: _Said) -> bool:
-    return any(word is not None and word.lower() in _OUT_OF_CREDIT for word in (said.code, said.type))
+def _is_out_of_credit(said: _Said, endpoint: Endpoint) -> bool:
+    if any(word is not None and word.lower() in _OUT_OF_CREDIT for word in (said.code, said.type)):
+        return True
+    phrases = endpoint.provider.empty_account_phrases
+    return bool(phrases) and any(phrase in said.message.lower() for phrase in phrases)
 
 
 def _detail(status: int, said: _Said, endpoint: Endpoint) -> str:

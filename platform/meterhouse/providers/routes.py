@@ -63,6 +63,8 @@ class Wishes:
 
 
 NO_WISHES = Wishes()
+ADMISSION_MS = 5_000
+"""How far the meter, whose clock decides what a request costs, may be from the clock by which it was routed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,23 @@ class Snapshot:
         if active.name in self._closed and deployment.id not in self._known:
             raise _unknown(model)
         return Route(self.listed_name(deployment.id), (self._priced(deployment, at_ms),))
+
+    def reprice(self, route: Route, at_ms: int) -> Route:
+        """Return a route with the prices of another moment; the route itself where they are the same."""
+        prices = [price_at(self._find_prices(deployment), at_ms) for deployment in route.deployments]
+        if all(price is d.price for price, d in zip(prices, route.deployments, strict=True)):
+            return route
+        priced = (replace(d, price=price) for d, price in zip(route.deployments, prices, strict=True))
+        return Route(route.model, tuple(priced))
+
+    def prices_around(self, route: Route, at_ms: int) -> tuple[Price | None, ...]:
+        """Return what a request may be charged by that is admitted about now: a hold covers the dearest of them."""
+        prices = tuple(deployment.price for deployment in route.deployments)
+        for moment_ms in (at_ms - ADMISSION_MS, at_ms + ADMISSION_MS):
+            other = self.reprice(route, moment_ms)
+            if other is not route:
+                prices += tuple(d.price for d in other.deployments if d.price is not None)
+        return prices
 
     def listed_name(self, name: str) -> str:
         """Return the name under which a model is listed, however it is asked for.

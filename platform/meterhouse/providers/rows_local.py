@@ -63,7 +63,7 @@ LOCAL_PROVIDERS = (
         sends_continuous_usage=True,
         discovers_models=True,
         timeouts=LOCAL_TIMEOUTS,
-        endpoints=serving("completions", "embeddings", "responses", "messages", "transcriptions", "translations"),
+        endpoints=serving("completions", "embeddings", "messages", "transcriptions", "translations"),
         quirks=(
             Quirk(
                 date(2026, 8, 21),
@@ -94,7 +94,7 @@ LOCAL_PROVIDERS = (
         sends_continuous_usage=True,
         discovers_models=True,
         timeouts=LOCAL_TIMEOUTS,
-        endpoints=serving("completions", "embeddings", "responses", "messages"),
+        endpoints=serving("completions", "embeddings", "messages"),
         quirks=(
             Quirk(
                 date(2026, 10, 30),

@@ -33,6 +33,8 @@ IDLE_CONNECTION_SECONDS = 4.0
 MAX_HEADER_LINE_BYTES = 8_190
 MAX_HEADERS = 128
 FORWARDED_HEADERS = ("traceparent", "tracestate", "content-type")
+VERSION_HEADERS = ("anthropic-version", "anthropic-beta")
+"""Forwarded only where the provider's row has a version of its own, which they stand in place of."""
 OK = 200
 
 _CLOSED = "The connection was closed by us."
@@ -86,7 +88,7 @@ class Upstream:
         self._targets: dict[tuple[str, str, str, str | None, bool], _Target] = {}
 
     async def __aenter__(self) -> Self:
-        self._sessions = {False: _open_session(aiohttp.ThreadedResolver()), True: _open_session(_PublicResolver())}
+        self._sessions = {False: _open_session(aiohttp.ThreadedResolver()), True: _open_session(PublicResolver())}
         return self
 
     async def __aexit__(
@@ -118,7 +120,8 @@ class Upstream:
     ) -> Answer:
         """Send a POST and return when the answer's head is there, whatever its status.
 
-        ``headers`` may carry a trace context and a content type other than JSON; everything else in it is dropped.
+        ``headers`` may carry a trace context, a content type other than JSON and, to Anthropic, a version; everything
+        else in it is dropped.
         Without ``timeout_seconds`` the head is waited for as long as the provider's row allows.
 
         Raises:
@@ -216,7 +219,7 @@ class _Target:
             self.headers[row.credential_header] = row.credential_prefix + endpoint.credential
 
 
-class _PublicResolver(aiohttp.ThreadedResolver):
+class PublicResolver(aiohttp.ThreadedResolver):
     """Leads no name to an address that is not public: what is checked is what is connected to."""
 
     async def resolve(
@@ -224,7 +227,7 @@ class _PublicResolver(aiohttp.ThreadedResolver):
     ) -> list[ResolveResult]:
         """Look a name up."""
         found = await super().resolve(host, port, family)
-        if not all(is_public(result["host"]) for result in found):
+        if not found or not all(is_public(result["host"]) for result in found):
             raise OSError(f"{host} leads to an address that is not public")
         return found
 
@@ -354,7 +357,7 @@ def _with_forwarded(base: CIMultiDict[str], headers: Mapping[str, str] | None) -
     if not headers:
         return base
     merged = base.copy()
-    for name in FORWARDED_HEADERS:
+    for name in FORWARDED_HEADERS + (VERSION_HEADERS if VERSION_HEADERS[0] in base else ()):
         value = headers.get(name)
         if value is not None and value.isascii() and value.isprintable():
             merged[name] = value

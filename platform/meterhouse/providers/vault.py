@@ -24,15 +24,16 @@ Place = tuple[str | None, ...]
 
 
 class Vault:
-    """Seals with the newest pepper, opens with the one that sealed."""
+    """Seals with the pepper in use, opens with the one that sealed."""
 
-    def __init__(self, peppers: Mapping[int, bytes]) -> None:
-        """Take the peppers by version."""
+    def __init__(self, peppers: Mapping[int, bytes], version: int | None = None) -> None:
+        """Take the peppers by version, and the one in use; None: the newest."""
+        self._version = max(peppers) if version is None else version
         self._ciphers = {version: AESGCM(_derive(pepper)) for version, pepper in peppers.items()}
 
     def seal(self, place: Place, credential: str) -> bytes:
         """Seal the credential of a provider."""
-        version = max(self._ciphers)
+        version = self._version
         head = version.to_bytes(VERSION_BYTES, "big")
         nonce = os.urandom(NONCE_BYTES)
         return head + nonce + self._ciphers[version].encrypt(nonce, credential.encode(), head + _encode(place))

@@ -16,6 +16,8 @@ LARGEST = frozenset(
     {
         "meterhouse_shipping_lag_seconds",
         "meterhouse_degraded",
+        "meterhouse_stray_records",
+        "meterhouse_process_open_fds",
         "meterhouse_process_start_time_seconds",
         "meterhouse_process_max_fds",
     }

@@ -25,6 +25,8 @@ from prometheus_client.registry import Collector
 
 from meterhouse.metering import Refusal
 from meterhouse.telemetry.board import Family, Merged, freeze, merge
+from meterhouse.telemetry.timings import Timings
+from meterhouse.telemetry.tool_texts import ToolTexts
 from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
 
 MAX_CHILDREN = 256
@@ -59,7 +61,9 @@ class Watched(Enum):
     WORKER_LOST_RECORDS = ("meterhouse_worker_lost_records", "counter", "Attempts that died with their process", None)
     KEYRING_HITS = ("meterhouse_keyring_hits", "counter", "Keys verified from the process's cache", None)
     KEYRING_MISSES = ("meterhouse_keyring_misses", "counter", "Keys that had to be looked up", None)
+    REFUSED_SIGN_INS = ("meterhouse_refused_sign_ins", "counter", "Keys refused unread after too many wrong ones", None)
     DEGRADED = ("meterhouse_degraded", "gauge", "1 while a part works in its degraded mode", "part")
+    METER_WAITING = ("meterhouse_waiting_settlements", "gauge", "Settlements that wait for Redis to return", None)
     METER_FAILURES = ("meterhouse_meter_failures", "counter", "Calls of the meter that Redis did not answer", None)
     METER_OUTAGES = ("meterhouse_meter_outages", "counter", "Times that Redis was given up on", None)
     COUNTER_DRIFT = ("meterhouse_counter_drift", "counter", "Counters that disagreed with the ledger", None)
@@ -81,6 +85,9 @@ class Watched(Enum):
         "Attempts that the retry budget did not have",
         None,
     )
+    SPANS = ("meterhouse_spans", "counter", "Spans that were made, sent, and could not be sent", "result")
+    LIVE_LISTENERS = ("meterhouse_live_listeners", "gauge", "Streams that watch requests run", None)
+    DROPPED_LIVE_EVENTS = ("meterhouse_dropped_live_events", "counter", "Live events that had no room", None)
     DROPPED_LOG_LINES = ("meterhouse_dropped_log_lines", "counter", "Log lines that were never written", None)
 
 
@@ -117,12 +124,8 @@ class Metrics:
         self._charge = Counter(
             "meterhouse_charge_nanos_total", "Charges, nanos of USD", ("provider",), registry=registry
         )
-        self._overrun = Counter(
-            "meterhouse_overrun_nanos_total",
-            "Charged beyond what was held, nanos of USD",
-            ("provider",),
-            registry=registry,
-        )
+        text = "Charged beyond what was held, nanos of USD"
+        self._overrun = Counter("meterhouse_overrun_nanos_total", text, ("provider",), registry=registry)
         self._sources = Counter(
             "meterhouse_usages_total",
             "Answers by how their tokens are known; suspect: reported, but it cannot be true",
@@ -135,9 +138,8 @@ class Metrics:
         self._unpriced = Counter(
             "meterhouse_unpriced_attempts_total", "Attempts without a price", ("provider",), registry=registry
         )
-        self._refusals = Counter(
-            "meterhouse_refusals_total", "Requests refused by a limit", ("kind", "refusal"), registry=registry
-        )
+        words = ("kind", "scope", "window", "refusal")
+        self._refusals = Counter("meterhouse_refusals_total", "Requests refused by a limit", words, registry=registry)
         self._first_token = Histogram(
             "meterhouse_time_to_first_token_seconds",
             "From the request to its first data event",
@@ -166,8 +168,9 @@ class Metrics:
         self._request_children: dict[tuple[str, int, str, str], Counter] = {}
         self._duration_children: dict[str, Histogram] = {}
         self._attempt_children: dict[tuple[str, Outcome], Counter] = {}
-        self._refusal_children: dict[tuple[str, str], Counter] = {}
-        self._tool_texts = _ToolTexts(registry)
+        self._refusal_children: dict[tuple[str, str, str, str], Counter] = {}
+        self.timings = Timings(registry)
+        self._tool_texts = ToolTexts(registry)
         self._providers: dict[str, _Provider] = {}
 
     def observe_request(
@@ -209,8 +212,9 @@ class Metrics:
         _observe_usage(provider, record)
 
     def observe_refusal(self, refusal: Refusal) -> None:
-        """Count a refusal by the kind of the limit that refused and how it did."""
-        key = (refusal.limit.kind.value, refusal.kind.value)
+        """Count a refusal by the kind of limit that refused and how it did."""
+        limit = refusal.limit
+        key = (limit.kind.value, limit.scope.value, limit.window.value, refusal.kind.value)
         child = self._refusal_children.get(key)
         if child is None:
             child = self._refusals.labels(*key)
@@ -288,29 +292,6 @@ class Metrics:
         return children
 
 
-class _ToolTexts:
-    """The counter of tool calls that models wrote as text."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._counter = Counter(
-            "meterhouse_tool_texts_total",
-            "Texts of models that looked like a tool call: parsed, or why they stayed text",
-            ("provider", "result"),
-            registry=registry,
-        )
-        self._children: dict[tuple[str, str], Counter] = {}
-
-    def add(self, provider: str, results: Mapping[str, int]) -> None:
-        for result, count in results.items():
-            key = (provider, result)
-            child = self._children.get(key)
-            if child is None and len(self._children) >= MAX_CHILDREN:
-                child = self._counter.labels(OTHER, result)
-            elif child is None:
-                child = self._children[key] = self._counter.labels(*key)
-            child.inc(count)
-
-
 class _Watches(Collector):
     """Turns the functions handed to ``watch`` into families at each scrape."""
 
@@ -339,8 +320,9 @@ class _Watches(Collector):
                 family.add_metric([value] if label else [], read())
             yield family
         for watched, read_each in self._each.items():
-            name, _, text, label = watched.value
-            each = GaugeMetricFamily(name, text, labels=(label or "",))
+            name, kind, text, label = watched.value
+            make = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+            each = make(name, text, labels=(label or "",))
             for value, number in list(read_each().items())[:MAX_CHILDREN]:
                 each.add_metric([value], number)
             yield each

@@ -18,6 +18,8 @@ from meterhouse.usage import Outcome, Usage
 
 MAX_FAILED_PER_SECOND = 100
 """How many failed requests that were not sampled are kept in a second; more of them would say nothing new."""
+MAX_SLOW_PER_SECOND = 20
+"""The same for those that were slow."""
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _FIRST_VERSION = "00"
@@ -28,6 +30,16 @@ _SAMPLED_FLAG = 0x01
 _SERVER_ERROR = 500
 _FAILED_OUTCOMES = frozenset({Outcome.UPSTREAM_FAILED, Outcome.WORKER_LOST})
 _NANOSECONDS_PER_SECOND = 1_000_000_000
+
+
+def new_span_id() -> str:
+    """Return an id for a span that has yet to be made."""
+    return os.urandom(8).hex()
+
+
+def format_traceparent(trace_id: str, span_id: str, *, is_sampled: bool) -> str:
+    """Write a W3C ``traceparent``."""
+    return f"{_FIRST_VERSION}-{trace_id}-{span_id}-{int(is_sampled):02x}"
 
 
 class TraceContext(msgspec.Struct, frozen=True):
@@ -63,6 +75,8 @@ class AttemptSpan:
     """When the first data event came, in nanoseconds of the Unix epoch."""
     operation: str = "chat"
     is_streamed: bool = False
+    span_id: str = ""
+    """Where it was told to the provider; else one is made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,18 +93,37 @@ class RequestSpans:
     project_id: str = ""
     key_id: str = ""
     error_type: str | None = None
+    is_degraded: bool = False
+    """Whether it was admitted without the meter."""
+    charge_nanos: int = 0
+    waited_ns: int = 0
+    """How long the client waited while nothing streamed."""
     reserve: Interval | None = None
     attempts: tuple[AttemptSpan, ...] = ()
     settle: Interval | None = None
 
     @property
     def is_failed(self) -> bool:
-        """Whether the trace is kept although it was not sampled."""
+        """Whether the trace says so, and is kept although it was not sampled."""
         return self.status >= _SERVER_ERROR or any(attempt.outcome in _FAILED_OUTCOMES for attempt in self.attempts)
+
+
+@dataclass(frozen=True, slots=True)
+class SpanFigures:
+    """What became of spans; what is neither sent nor failed waits, or found the queue full."""
+
+    made: int = 0
+    sent: int = 0
+    failed: int = 0
 
 
 class SpanWriter(Protocol):
     """Makes the spans of a request and sends them, without waiting and without raising."""
+
+    @property
+    def figures(self) -> SpanFigures:
+        """How many spans were made and sent, since the start."""
+        ...
 
     def write(self, context: TraceContext, request: RequestSpans) -> None:
         """Make and queue the spans."""
@@ -107,6 +140,7 @@ class Tracing:
     Args:
         endpoint: the full OTLP/HTTP address of traces, for example ``http://collector:4318/v1/traces``; None: off.
         ratio: the part of requests to sample, from 0 to 1, when the caller has not decided.
+        slow_seconds: a request whose client waited for so long is kept although it was not sampled.
         headers: sent with each export, for a collector that wants a credential.
         service_name: the resource's ``service.name``.
     """
@@ -118,6 +152,7 @@ class Tracing:
         *,
         endpoint: str | None,
         ratio: float,
+        slow_seconds: float = 10.0,
         headers: Mapping[str, str] | None = None,
         service_name: str = "meterhouse",
     ) -> None:
@@ -125,8 +160,14 @@ class Tracing:
         self._is_on = self._writer is not None
         # Compared with the lower half of the trace id, as OpenTelemetry's own TraceIdRatioBased sampler does.
         self._bound = int(ratio * (1 << 64))
-        self._failed_second = 0
-        self._failed_kept = 0
+        self._slow_ns = int(slow_seconds * _NANOSECONDS_PER_SECOND)
+        self._failed = _Rate(MAX_FAILED_PER_SECOND)
+        self._slow = _Rate(MAX_SLOW_PER_SECOND)
+
+    @property
+    def figures(self) -> SpanFigures:
+        """How many spans were made and sent, since the start."""
+        return SpanFigures() if self._writer is None else self._writer.figures
 
     def new_trace(self, traceparent: str | None) -> TraceContext:
         """Continue the caller's trace and its decision, or begin one and decide by its random id."""
@@ -137,15 +178,20 @@ class Tracing:
         trace_id = os.urandom(16).hex()
         return TraceContext(trace_id, None, self._is_on and int(trace_id[16:], 16) < self._bound)
 
-    def wants(self, context: TraceContext, *, is_failed: bool) -> bool:
+    def wants(self, context: TraceContext, *, is_failed: bool, duration_ns: int = 0) -> bool:
         """Say whether ``finish`` could keep this request, so that its facts are only gathered when it could."""
-        return self._is_on and (context.is_sampled or is_failed)
+        return self._is_on and (context.is_sampled or is_failed or duration_ns >= self._slow_ns)
 
     def finish(self, context: TraceContext, request: RequestSpans) -> None:
-        """Make the spans of a finished request if it was sampled or failed. Never waits."""
+        """Make the spans of a finished request if it was sampled, failed or slow. Never waits."""
         if self._writer is None:
             return
-        if context.is_sampled or (request.is_failed and self._keeps_failed(request.interval.end_ns)):
+        end_ns = request.interval.end_ns
+        if (
+            context.is_sampled
+            or (request.is_failed and self._failed.admits(end_ns))
+            or (request.waited_ns >= self._slow_ns and self._slow.admits(end_ns))
+        ):
             self._writer.write(context, request)
 
     def close(self) -> None:
@@ -164,13 +210,21 @@ class Tracing:
             return None
         return TraceContext(trace_id, span_id, self._is_on and bool(int(flags, 16) & _SAMPLED_FLAG))
 
-    def _keeps_failed(self, end_ns: int) -> bool:
-        second = end_ns // _NANOSECONDS_PER_SECOND
-        if second != self._failed_second:
-            self._failed_second = second
-            self._failed_kept = 0
-        self._failed_kept += 1
-        return self._failed_kept <= MAX_FAILED_PER_SECOND
+
+class _Rate:
+    """So many in a second of the clock, and no more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._second = 0
+        self._count = 0
+
+    def admits(self, at_ns: int) -> bool:
+        second = at_ns // _NANOSECONDS_PER_SECOND
+        if second != self._second:
+            self._second, self._count = second, 0
+        self._count += 1
+        return self._count <= self._most
 
 
 def _make_writer(endpoint: str, headers: Mapping[str, str], service_name: str) -> SpanWriter:

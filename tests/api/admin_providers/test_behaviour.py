@@ -266,7 +266,7 @@ def test_a_key_of_ours_that_was_stored_as_a_credential_is_not_sent(
     changes = gateway.parts.admin.supply.changes
     fields = {"base_url": up.base_url}
     sealed = changes._vault.seal(StoredProvider("ours", fields).place, gateway.key)
-    gateway.run(lambda: changes._store.put_provider(lambda _: StoredProvider("ours", fields, sealed)))
+    gateway.run(lambda: changes._catalog.supply.put_provider(lambda _: StoredProvider("ours", fields, sealed)))
     gateway.run(gateway.parts.supply.refresh)
     (view,) = [row for row in ask("GET", "/admin/providers")[1]["data"] if row["name"] == "ours"]
     assert (view["is_on"], "Meterhouse's own" in view["detail"]) == (False, True)

@@ -232,6 +232,7 @@ def test_top_logprobs_need_logprobs(gateway: Gateway) -> None:
         b'{"model": "\xff\xfe", "messages": []}',
         b"\x00\x01\x02",
         b'{"a":' * 20_000,
+        b"[" * 100_000,
     ],
 )
 def test_a_body_that_is_not_json_is_refused(gateway: Gateway, body: bytes) -> None:
@@ -239,7 +240,7 @@ def test_a_body_that_is_not_json_is_refused(gateway: Gateway, body: bytes) -> No
     assert (error["param"], error["code"]) == (None, "invalid_json")
 
 
-@pytest.mark.parametrize("body", [b"[]", b'"text"', b"5", b"null", b"true", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"[]", b'"text"', b"5", b"null", b"true"])
 def test_a_body_that_is_no_object_is_refused(gateway: Gateway, body: bytes) -> None:
     error = ask(gateway, body)
     assert (error["param"], error["code"]) == (None, TYPE)

@@ -22,7 +22,7 @@ STATUSES = [
     (500, 502, "upstream_unavailable"),
     (502, 502, "upstream_unavailable"),
     (503, 502, "upstream_unavailable"),
-    (529, 502, "upstream_unavailable"),
+    (529, 503, "upstream_busy"),
 ]
 
 

@@ -71,6 +71,23 @@ def test_requests_tokens_and_charges_are_those_of_the_ledger(gateway: Gateway) -
     meters.assert_moved(3, 3, 24, 15, 3 * CHARGE_NANOS, 3, 3)
 
 
+def test_the_times_of_a_request_are_measured(gateway: Gateway) -> None:
+    model = "fake/normal?tokens=21&duration_ms=400"
+    meters = Meters(
+        gateway,
+        ("reserve_seconds_count", {}),
+        ("added_seconds_count", {}),
+        ("inter_token_seconds_count", {"provider": "fake"}),
+    )
+    sums = Meters(gateway, ("inter_token_seconds_sum", {}), ("added_seconds_sum", {}), ("reserve_seconds_sum", {}))
+    for stream in (True, False):
+        assert gateway.chat(model, stream=stream)[0] == 200
+    meters.assert_moved(2, 2, 1)
+    between, added, reserve = (now - then for now, then in zip(sums._read(), sums._before, strict=True))
+    assert 0.01 < between < 0.06, "400 ms, 20 gaps"
+    assert 0 < reserve < added < 0.5
+
+
 def test_refusals_are_counted_by_kind(gateway: Gateway) -> None:
     meters = Meters(
         gateway,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from api.asking import CREDENTIAL_CANARY
+from api.live.watcher import Watcher
 from api.telemetry.broken import broken_routes
 from api.telemetry.collector import Collector
 from fakes import scripts
@@ -117,7 +118,10 @@ def test_no_canary_is_found_in_log_metrics_traces_journal_ledger_or_errors(
         "METERHOUSE_IDLE_TIMEOUT_SECONDS": "1",
     }
     with Gateway(tmp_path / "data", provider_environment("fake", up.base_url, **settings)) as gateway:
-        errors = ask_everything(gateway)
+        with Watcher(gateway.url, "/admin/live", gateway.admin_key) as watcher:
+            errors = ask_everything(gateway)
+            watcher.wait_for(lambda events: sum(event["type"] == "request.finished" for event in events) > 15)
+        told = b"".join(watcher.lines)
         metrics = gateway.request("GET", "/metrics", key="")[2]
         keys = [gateway.key, gateway.admin_key, gateway.key[-24:], gateway.admin_key[-24:]]
     log = gateway.log_path.read_bytes()
@@ -127,6 +131,7 @@ def test_no_canary_is_found_in_log_metrics_traces_journal_ledger_or_errors(
         needle = canary.encode()
         assert needle not in log, [line for line in log.splitlines() if needle in line]
         assert needle not in metrics
+        assert needle not in told
         assert not [raw for raw in collector.raw if needle in raw]
         assert not [body for body in errors if needle in body]
         # The keys of the first start are kept for the developer, readable by the owner only.

@@ -1,10 +1,14 @@
 """The spans of a request, as a collector gets them."""
 
 import re
+from pathlib import Path
 
 from api.asking import Tenant
 from api.telemetry.collector import Collector
-from fakes.gateway import MESSAGES, Gateway
+from fakes import scripts
+from fakes.exchange import Exchange
+from fakes.gateway import MESSAGES, Gateway, provider_environment
+from fakes.upstream import FakeUpstream
 
 PRICED = "fake/normal?tokens=5"
 SERVER, CLIENT, INTERNAL = 2, 3, 1
@@ -48,6 +52,11 @@ def test_a_completion_is_one_tree_of_spans(gateway: Gateway, collector: Collecto
     assert attempt.attributes["gen_ai.response.finish_reasons"] == ["stop"]
     assert attempt.attributes["gen_ai.response.time_to_first_chunk"] >= 0
     assert attempt.attributes["meterhouse.outcome"] == "completed"
+    settle, reserve = (
+        next(span for span in children if span.name == name) for name in ("ledger.settle", "quota.reserve")
+    )
+    assert settle.attributes == {"meterhouse.charge.nanos": record.charge_nanos}
+    assert reserve.attributes == {"meterhouse.degraded": False}
 
 
 def test_every_request_has_one_tree_at_a_ratio_of_one(gateway: Gateway, collector: Collector) -> None:
@@ -94,6 +103,48 @@ def test_a_broken_traceparent_begins_a_new_trace(gateway: Gateway, collector: Co
         assert server.parent_id == ""
         assert re.fullmatch(r"[0-9a-f]{32}", server.trace_id)
         assert server.trace_id not in text
+
+
+def test_the_trace_goes_out_where_the_row_says_so(collector: Collector, up: FakeUpstream, tmp_path: Path) -> None:
+    told: dict[str, str | None] = {}
+
+    async def listen(exchange: Exchange) -> None:
+        told[exchange.request.body["model"]] = exchange.request.headers.get("traceparent")
+        await scripts.answer(exchange)
+
+    up.script("listen", listen)
+    settings = {
+        **provider_environment("inside", up.base_url, METERHOUSE_PROVIDER_INSIDE_FORWARDS_TRACE="true"),
+        **provider_environment("outside", up.base_url),
+        "METERHOUSE_OTLP_ENDPOINT": collector.endpoint,
+        "METERHOUSE_TRACE_RATIO": "0",
+    }
+    with Gateway(tmp_path / "data", settings) as gateway:
+        collector.flush_with(gateway)
+        trace_id = "7bf92f3577b34da6a3ce929d0e0e4736"
+        request_id = traced(gateway, trace_id, model="inside/listen?served=a", stream=True)
+        traced(gateway, trace_id, model="outside/listen?served=b", stream=True)
+        _, children = collector.tree(request_id)
+        unsampled = gateway.chat("inside/listen?served=c")[1]["x-request-id"]
+        own_trace = gateway.records(unsampled)[0].trace_id
+    (attempt,) = [span for span in children if span.kind == CLIENT]
+    assert told["listen?served=a"] == f"00-{trace_id}-{attempt.span_id}-01"
+    assert told["listen?served=b"] is None
+    assert re.fullmatch(rf"00-{own_trace}-[0-9a-f]{{16}}-00", told["listen?served=c"] or "")
+
+
+def test_a_slow_request_is_kept_at_a_ratio_of_zero(collector: Collector, up: FakeUpstream, tmp_path: Path) -> None:
+    settings = {"METERHOUSE_OTLP_ENDPOINT": collector.endpoint, "METERHOUSE_TRACE_RATIO": "0"}
+    settings["METERHOUSE_TRACE_SLOW_SECONDS"] = "0.25"
+    with Gateway(tmp_path / "data", provider_environment("fake", up.base_url, **settings)) as gateway:
+        collector.flush_with(gateway)
+        streamed = gateway.chat("fake/normal?tokens=20&duration_ms=600", stream=True)[1]["x-request-id"]
+        slow = gateway.chat("fake/slow-first-token", stream=True)[1]["x-request-id"]
+        server, children = collector.tree(slow)
+    assert not server.is_error
+    assert len(children) == 3
+    kept = {span.attributes.get("meterhouse.request.id") for span in collector.spans}
+    assert streamed not in kept
 
 
 def test_failed_requests_are_kept_at_a_ratio_of_zero(untraced: Gateway, collector: Collector) -> None:

@@ -108,7 +108,11 @@ class House:
         set_prices(
             self.fleet.environment, [(provider, model) for provider in self._providers for model in self._models]
         )
-        self.fleet.start()
+        try:
+            self.fleet.start()
+        except BaseException:
+            self.fleet.kill_all()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from meterhouse.asked import Asked, ask_chat
 from meterhouse.errors import GatewayError
 from meterhouse.http.body import parse_chat
+from meterhouse.http.intake import MAX_VALUES
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.over_chat import OVER_CHAT
 from meterhouse.http.passage import Passage
@@ -22,6 +23,7 @@ class ChatWire:
 
     path = CHAT_COMPLETIONS
     operation = CHAT
+    most_values = MAX_VALUES
     envelope: Envelope = OPENAI_ENVELOPE
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
@@ -41,6 +43,7 @@ class SimpleWire:
     """One of the simple chat wires."""
 
     operation = CHAT
+    most_values = MAX_VALUES
 
     def __init__(self, simple: SimpleChat) -> None:
         self.path = simple.path

@@ -9,6 +9,7 @@ from msgspec import Meta, Raw
 from meterhouse.asked import Asked, ask_chat
 from meterhouse.errors import Malformed
 from meterhouse.http.body import parse_chat, read_object
+from meterhouse.http.intake import MAX_TOKEN_VALUES
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage
 from meterhouse.http.passing import choose_passage
@@ -54,6 +55,7 @@ class CompletionsWire:
 
     path = "/v1/completions"
     operation = "text_completion"
+    most_values = MAX_TOKEN_VALUES
     envelope: Envelope = OPENAI_ENVELOPE
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ from meterhouse.errors import Malformed
 from meterhouse.http.adapt import text_of_raw
 from meterhouse.http.body import BodyEditor, Recipient, read_object, refuse_stream
 from meterhouse.http.call import Call
+from meterhouse.http.intake import MAX_TOKEN_VALUES
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage, RelayParts, Whole, WholeBody
 from meterhouse.http.passing import PassedBody, PassThrough, check_object, choose_passage
@@ -63,6 +64,7 @@ class EmbeddingsWire:
 
     path = "/v1/embeddings"
     operation = "embeddings"
+    most_values = MAX_TOKEN_VALUES
     envelope: Envelope = OPENAI_ENVELOPE
 
     def __init__(self) -> None:

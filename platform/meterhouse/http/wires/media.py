@@ -15,6 +15,7 @@ from meterhouse.asked import Asked
 from meterhouse.errors import Malformed
 from meterhouse.http.body import BodyEditor, Recipient, read_object, refuse_stream
 from meterhouse.http.call import Call
+from meterhouse.http.intake import MAX_VALUES
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage, RelayParts, Whole, WholeBody
 from meterhouse.http.passing import PassThrough, choose_passage, text_in
@@ -66,6 +67,9 @@ class SpeechRequest(msgspec.Struct, kw_only=True):
     stream_format: str | None = None
 
 
+FORM = 0
+"""How many JSON values a form has."""
+
 _moderation_decoder = msgspec.json.Decoder(ModerationRequest)
 _image_decoder = msgspec.json.Decoder(ImageRequest)
 _speech_decoder = msgspec.json.Decoder(SpeechRequest)
@@ -80,6 +84,7 @@ class MediaWire:
     passed: PassThrough
     read_body: Callable[[bytes, str], Asked]
     """Gets the body and its content type; raises Malformed."""
+    most_values: int = MAX_VALUES
     envelope: Envelope = OPENAI_ENVELOPE
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
@@ -221,8 +226,10 @@ def _note(text: str, attempt: Attempt) -> None:
 MEDIA_WIRES = (
     MediaWire("/v1/moderations", "moderations", PassedMedia("moderations"), read_moderation),
     MediaWire("/v1/images/generations", "images", PassedMedia("images"), read_image),
-    MediaWire("/v1/audio/transcriptions", "audio_transcriptions", PassedMedia("transcriptions"), read_sound),
-    MediaWire("/v1/audio/translations", "audio_translations", PassedMedia("translations"), read_sound),
+    MediaWire(
+        "/v1/audio/transcriptions", "audio_transcriptions", PassedMedia("transcriptions"), read_sound, most_values=0
+    ),
+    MediaWire("/v1/audio/translations", "audio_translations", PassedMedia("translations"), read_sound, most_values=0),
     MediaWire("/v1/audio/speech", "audio_speeches", PassedMedia("speech"), read_speech),
 )
 """Their operations have the names under which OpenAI's usage endpoints ask for them, where there is one."""

@@ -81,6 +81,8 @@ class CompletionsListener:
         """What is left of the prompt that each choice begins with: it is input, and counted as that."""
         self._seen: set[int] = set()
         self._finished: set[int] = set()
+        self._told: set[int] = set()
+        """Those of the finished that the client knows of."""
         self._head: dict[str, Any] = {}
         self._has_usage = False
 
@@ -108,9 +110,13 @@ class CompletionsListener:
         heard.frame = self._compose(payload, chunk)
         return heard
 
+    def told(self) -> None:
+        """Note which choices the client knows to be finished."""
+        self._told = set(self._finished)
+
     def cut(self, usage: Usage) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return a chunk that ends every choice with ``length``."""
-        indexes = sorted((self._seen | set(range(self._choices))) - self._finished)
+        indexes = sorted((self._seen | set(range(self._choices))) - self._told)
         choices = [{"index": index, "text": "", "logprobs": None, "finish_reason": "length"} for index in indexes]
         self._has_usage = False
         return self._own({"choices": choices})

@@ -17,6 +17,7 @@ from meterhouse.http.usage_reading import Fields, ReadUsage, read_messages_usage
 from meterhouse.providers.provider import Deployment, EndpointName
 from meterhouse.providers.refusal import error_in_stream, no_answer
 from meterhouse.request import Attempt
+from meterhouse.translate.anthropic.reading import signed_messages
 from meterhouse.usage import Usage
 
 
@@ -55,18 +56,21 @@ class PassedMessages(PassThrough):
     """Passes ``/messages`` through. ``envelope`` is the wire's, for errors in a stream."""
 
     endpoint: EndpointName = "messages"
-    bound_field = "max_tokens"
+    bound_field: str | None = "max_tokens"
 
     def __init__(self, envelope: Envelope) -> None:
         self._envelope = envelope
 
     def adapt(self, fields: dict[str, object], recipient: Recipient, editor: BodyEditor) -> None:
-        """Keep tenants apart, whose name this wire has in ``metadata``."""
+        """Keep tenants apart, whose name this wire has in ``metadata``, and from Anthropic what it did not sign."""
         raw = fields.get("metadata")
         metadata = msgspec.json.decode(raw) if isinstance(raw, Raw) else None
         if isinstance(metadata, dict) and isinstance(metadata.get("user_id"), str):
             user_id = editor.separate(metadata["user_id"], recipient.organization_id)
             fields["metadata"] = {**metadata, "user_id": user_id}
+        messages = fields.get("messages")
+        if recipient.deployment.provider.wire == "anthropic" and isinstance(messages, Raw):
+            fields["messages"] = signed_messages(messages)
 
     def check_first(self, payload: bytes, deployment: Deployment) -> None:
         """Raise the error that the first payload is, if it is one."""
@@ -106,6 +110,8 @@ class MessagesListener:
         self._envelope = envelope
         self._usage: dict[str, Any] = {}
         self._open_block: int | None = None
+        self._told_block: int | None = None
+        """The open block that the client knows of."""
 
     def hear(self, payload: bytes, attempt: Attempt) -> Heard:
         """Read an event."""
@@ -135,11 +141,15 @@ class MessagesListener:
         heard.frame = named_frame(event.type, payload)
         return heard
 
+    def told(self) -> None:
+        """Note which block the client knows to be open."""
+        self._told_block = self._open_block
+
     def cut(self, usage: Usage) -> bytes:
         """Return the end of the open block, ``max_tokens`` and ``message_stop``."""
         events: list[dict[str, Any]] = []
-        if self._open_block is not None:
-            events.append({"type": "content_block_stop", "index": self._open_block})
+        if self._told_block is not None:
+            events.append({"type": "content_block_stop", "index": self._told_block})
         delta = {"stop_reason": "max_tokens", "stop_sequence": None}
         events.append({"type": "message_delta", "delta": delta, "usage": usage_on_messages(usage)})
         events.append({"type": "message_stop"})

@@ -8,38 +8,40 @@ from msgspec import Raw
 from meterhouse.asked import Asked
 from meterhouse.errors import GatewayError
 from meterhouse.http.body import BodyEditor, Recipient
+from meterhouse.http.call import Call
 from meterhouse.http.chunk import MAX_NAME_LENGTH, is_set
+from meterhouse.http.passage import RelayParts, Whole, WholeBody
 from meterhouse.http.passing import Heard, Listener, PassThrough
+from meterhouse.http.respond import JSON_TYPE
 from meterhouse.http.sse import named_frame
-from meterhouse.http.tidy import rename_model
-from meterhouse.http.usage_reading import Fields, ReadUsage, read_responses_usage
+from meterhouse.http.usage_reading import Fields, ReadUsage, note_usage, read_responses_usage
+from meterhouse.http.wires.told_items import ItemEvent, ToldItems, decode_or_none, texts_of
 from meterhouse.providers.provider import Deployment, EndpointName
 from meterhouse.providers.refusal import error_in_stream, no_answer
 from meterhouse.request import Attempt
+from meterhouse.translate.responses.answer import failure_of
+from meterhouse.translate.responses.passed import without_lost_thoughts
+from meterhouse.translate.responses.stream import error_event
 from meterhouse.usage import Usage
 
 _ENDS = frozenset({"response.completed", "response.incomplete"})
 _OPENINGS = frozenset({"response.created", "response.in_progress", "response.queued"})
+_TENANT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
+
+
+class _Incomplete(msgspec.Struct):
+    reason: str | None = None
 
 
 class _Response(msgspec.Struct):
-    id: str | None = None
     model: str | None = None
     service_tier: str | None = None
     usage: Raw = Raw(b"")
     error: Raw = Raw(b"")
+    incomplete_details: _Incomplete | None = None
 
 
-class _Event(msgspec.Struct):
-    type: str
-    sequence_number: int = 0
-    delta: Raw = Raw(b"")
-    response: Raw = Raw(b"")
-    item: Raw = Raw(b"")
-    output_index: int = 0
-
-
-_event_decoder = msgspec.json.Decoder(_Event)
+_event_decoder = msgspec.json.Decoder(ItemEvent)
 _response_decoder = msgspec.json.Decoder(_Response)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 
@@ -51,12 +53,20 @@ class PassedResponses(PassThrough):
     bound_field = "max_output_tokens"
 
     def adapt(self, fields: dict[str, object], recipient: Recipient, editor: BodyEditor) -> None:  # noqa: ARG002 - the protocol's own signature
-        """Have nothing stored, which is this wire's default: all tenants share the operator's account."""
+        """Have nothing stored, which is this wire's default, and send nothing that only a store could resolve."""
         fields["store"] = False
+        if isinstance(given := fields.get("input"), Raw):
+            fields["input"] = without_lost_thoughts(given)
 
     def open_listener(self, asked: Asked, deployment: Deployment) -> Listener:
         """Return a listener."""
-        return ResponsesListener(asked.model, deployment)
+        return ResponsesListener(asked, deployment)
+
+    def read_whole(self, call: Call, answer: WholeBody, parts: RelayParts) -> Whole:
+        """Note what the answer says; what the client gets tells back what it sent."""
+        whole = super().read_whole(call, answer, parts)
+        has_usage = call.tally.attempt.reported is not None
+        return _PassedResponse(whole, TellingBack(call.asked), has_usage=has_usage)
 
     def read_usage(self, wire: Fields) -> ReadUsage:
         """Read ``input_tokens`` and ``output_tokens``."""
@@ -64,12 +74,43 @@ class PassedResponses(PassThrough):
 
     def note_text(self, fields: dict[str, Raw], attempt: Attempt) -> None:
         """Count every text of the output."""
-        pieces: list[str] = []
-        _collect(msgspec.json.decode(fields["output"]) if "output" in fields else None, pieces)
-        text = "".join(pieces)
+        text = "".join(texts_of(decode_or_none(fields.get("output", Raw(b"")))))
         attempt.text.append(text)
         attempt.output_bytes += len(text.encode("utf-8", "surrogatepass"))
         attempt.output_events += bool(text)
+
+
+class TellingBack:
+    """Puts what the client sent in the place of what was sent upstream for it: the model's name, tenants' own ids."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._told = {name: asked.fields[name] for name in _TENANT_FIELDS if name in asked.fields}
+        self._told["model"] = Raw(msgspec.json.encode(asked.model))
+
+    def put_right(self, response: bytes) -> bytes:
+        """Return a response object that tells of the request as it came; one that does already, byte for byte."""
+        fields = _fields_decoder.decode(response)
+        changed = {name: raw for name, raw in self._told.items() if bytes(fields.get(name, raw)) != bytes(raw)}
+        return msgspec.json.encode(fields | changed) if changed else response
+
+
+class _PassedResponse:
+    """A whole response: as the provider sent it, but for what is told back, and our usage where it sent none."""
+
+    content_type = JSON_TYPE[1]
+
+    def __init__(self, whole: Whole, telling: TellingBack, *, has_usage: bool) -> None:
+        self._whole = whole
+        self._telling = telling
+        self._has_usage = has_usage
+
+    def body(self, usage: Usage) -> bytes:
+        """Return what the client gets."""
+        body = self._telling.put_right(self._whole.body(usage))
+        if self._has_usage:
+            return body
+        counted = Raw(msgspec.json.encode(usage_on_responses(usage)))
+        return msgspec.json.encode(_fields_decoder.decode(body) | {"usage": counted})
 
 
 class ResponsesListener:
@@ -77,13 +118,15 @@ class ResponsesListener:
 
     is_finished = False
 
-    def __init__(self, model: str, deployment: Deployment) -> None:
-        self._model = model
+    def __init__(self, asked: Asked, deployment: Deployment) -> None:
         self._deployment = deployment
+        self._telling = TellingBack(asked)
         self._sequence = -1
-        self._response = Raw(b"{}")
-        """The response as it was last told, for an end of our own."""
-        self._items: dict[int, Raw] = {}
+        self._response = b""
+        """The response as it was last told to the client, for an end of our own."""
+        self._items = ToldItems()
+        self._heard: list[ItemEvent] = []
+        """What came since ``told``."""
 
     def hear(self, payload: bytes, attempt: Attempt) -> Heard:
         """Read an event."""
@@ -92,63 +135,91 @@ class ResponsesListener:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise no_answer("an event that is none of responses") from None
         if event.type in {"error", "response.failed"}:
-            raise error_in_stream(self._error_of(event, payload), self._deployment)
-        self._sequence = event.sequence_number
-        if is_set(event.item):
-            self._items[event.output_index] = event.item
+            raise self._failure(event, payload, attempt)
         is_end = event.type in _ENDS
         heard = Heard(is_end=is_end, is_last=is_end)
         if is_end or event.type in _OPENINGS:
-            served = self._note_response(event.response, attempt, heard)
-            payload = _renamed(payload, event.response, served, self._model)
-        elif event.type.endswith(".delta") and bytes(event.delta).startswith(b'"'):
-            heard.text = msgspec.json.decode(event.delta, type=str)
+            response, heard.usage = self._note_response(event, attempt)
+            right = self._telling.put_right(response)
+            event.response = Raw(right)
+            if right != response:
+                payload = payload.replace(response, right, 1)
+        else:
+            heard.text = self._items.hear(event)
+        self._heard.append(event)
         heard.frame = named_frame(event.type, payload)
         return heard
 
+    def told(self) -> None:
+        """Keep what the client knows by now."""
+        for event in self._heard:
+            self._sequence = event.sequence_number
+            if event.type in _OPENINGS:
+                self._response = bytes(event.response)
+            self._items.keep(event)
+        self._heard.clear()
+
     def cut(self, usage: Usage) -> bytes:
-        """Return ``response.incomplete``, with what had been told of each item."""
-        response = msgspec.json.decode(self._response)
-        response |= {
-            "model": self._model,
-            "status": "incomplete",
-            "incomplete_details": {"reason": "max_output_tokens"},
-            "output": [self._items[index] for index in sorted(self._items)],
-            "usage": usage_on_responses(usage),
-        }
-        return self._own("response.incomplete", {"response": response})
+        """Return the end of every open item, and ``response.incomplete``."""
+        begun = b"" if self._response else self._begin()
+        items = b"".join(
+            self._own({"type": "response.output_item.done", "output_index": index, "item": item})
+            for index, item in self._items.finish()
+        )
+        ended = {"incomplete_details": {"reason": "max_output_tokens"}, "usage": usage_on_responses(usage)}
+        return begun + items + self._end("incomplete", ended)
+
+    def _begin(self) -> bytes:
+        """Return the beginning of a response of which nothing was told: its first read was already too much."""
+        response = next((event.response for event in self._heard if event.type in _OPENINGS), Raw(b"{}"))
+        self._response = bytes(response)
+        kinds = ("response.created", "response.in_progress")
+        return b"".join(self._own({"type": kind, "response": response}) for kind in kinds)
 
     def close(self, usage: Usage) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return nothing: the last event is the end."""
         return b""
 
     def fail(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - the protocol's own signature
-        """Return an ``error`` event."""
-        fields = {"code": error.code, "message": error.message, "param": error.param}
-        # The SDKs raise what stands under ``error``, whatever the event's type.
-        return self._own("error", {**fields, "error": {**fields, "type": error.type}})
+        """Return ``response.failed``, where a response had begun, and the ``error`` event."""
+        told = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+        self._items.finish()
+        failed = self._end("failed", {"error": failure_of(told)}) if self._response else b""
+        return failed + self._own(error_event(told))
 
-    def _own(self, kind: str, fields: dict[str, object]) -> bytes:
-        event = {"type": kind, "sequence_number": self._sequence + 1, **fields}
-        return named_frame(kind, msgspec.json.encode(event))
+    def _end(self, status: str, ended: dict[str, Any]) -> bytes:
+        """Return an end of our own: the response as it was last told, and all that came since."""
+        told = decode_or_none(Raw(self._response))
+        response = told if isinstance(told, dict) else {}
+        ended |= {"status": status, "output": self._items.output()}
+        return self._own({"type": f"response.{status}", "response": response | ended})
 
-    def _note_response(self, raw: Raw, attempt: Attempt, heard: Heard) -> str | None:
-        self._response = raw if is_set(raw) else self._response
+    def _own(self, event: dict[str, Any]) -> bytes:
+        self._sequence += 1
+        return named_frame(event["type"], msgspec.json.encode(event | {"sequence_number": self._sequence}))
+
+    def _note_response(self, event: ItemEvent, attempt: Attempt) -> tuple[bytes, ReadUsage | None]:
+        """Take names and usage from an event with a response; returns its bytes and the usage."""
         try:
-            response = _response_decoder.decode(self._response)
-        except msgspec.DecodeError:
-            return None
+            response = _response_decoder.decode(event.response)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise no_answer(f"{event.type} without a response") from None
         attempt.served_model = (response.model or "")[:MAX_NAME_LENGTH]
         attempt.service_tier = (response.service_tier or "")[:MAX_NAME_LENGTH]
-        if is_set(response.usage):
-            wire = msgspec.json.decode(response.usage)
-            heard.usage = read_responses_usage(wire) if isinstance(wire, dict) else None
-        return response.model
+        if event.type in _ENDS:
+            reason = (response.incomplete_details or _Incomplete()).reason or "stop"
+            attempt.finish_reasons.append("length" if reason == "max_output_tokens" else reason)
+        wire = decode_or_none(response.usage)
+        return bytes(event.response), read_responses_usage(wire) if isinstance(wire, dict) else None
 
-    def _error_of(self, event: _Event, payload: bytes) -> bytes:
-        if is_set(event.response):
-            return bytes(_response_decoder.decode(event.response).error)
-        return payload
+    def _failure(self, event: ItemEvent, payload: bytes, attempt: Attempt) -> GatewayError:
+        """Return the error that an event tells of; a usage that comes with it is charged all the same."""
+        if not is_set(event.response):
+            return error_in_stream(payload, self._deployment)
+        raw, usage = self._note_response(event, attempt)
+        if usage is not None:
+            note_usage(attempt, usage)
+        return error_in_stream(bytes(_response_decoder.decode(raw).error) or payload, self._deployment)
 
 
 def usage_on_responses(usage: Usage) -> dict[str, object]:
@@ -163,21 +234,3 @@ def usage_on_responses(usage: Usage) -> dict[str, object]:
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.total_tokens,
     }
-
-
-def _renamed(payload: bytes, response: Raw, served: str | None, asked: str) -> bytes:
-    """Put the asked model's name into the response inside an event."""
-    if served is None or served == asked:
-        return payload
-    return payload.replace(bytes(response), rename_model(bytes(response), served, asked), 1)
-
-
-def _collect(value: Any, pieces: list[str]) -> None:
-    """Take what the model wrote out of a list of output items."""
-    for item in value if isinstance(value, list) else ():
-        if not isinstance(item, dict):
-            continue
-        names = ("text", "refusal", "name", "arguments", "input")
-        pieces += [item[name] for name in names if isinstance(item.get(name), str)]
-        _collect(item.get("content"), pieces)
-        _collect(item.get("summary"), pieces)

@@ -1,0 +1,1 @@
+"""What this is made of (`infra/sbom`), and which of it has known vulnerabilities (`infra/audit`)."""

@@ -1,0 +1,103 @@
+"""What is still to be delivered, in SQL: webhooks and e-mails, each tried again until it arrives or is given up.
+
+Invariant: what is claimed comes back by itself when its process dies before it could say how it went; so everything is
+delivered at least once, under the same id. Not here: how anything is delivered, and how often (``billing.delivery``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from meterhouse.db.engine import Source, reading, writing
+from meterhouse.db.tables_billing import outbox
+
+WAITING, DELIVERED, FAILED = "waiting", "delivered", "failed"
+MAX_ERROR_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Something to be delivered."""
+
+    id: str
+    """The receiver sees it, and knows by it what it has had before."""
+    organization_id: str
+    channel: str
+    """``webhook`` or ``email``."""
+    target: str
+    body: str
+    created_at_ms: int
+    next_at_ms: int
+    state: str = WAITING
+    tries: int = 0
+    last_error: str = ""
+
+
+class OutboxStore:
+    """Claims and resolves deliveries. Every method raises StoreDown when there is no database."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    async def claim(self, now_ms: int, lease_ms: int, limit: int) -> list[Delivery]:
+        """Take what is due; it is due again after the lease unless it is resolved."""
+        due = (
+            sa.select(outbox.c.id)
+            .where(outbox.c.state == WAITING, outbox.c.next_at_ms <= now_ms)
+            .order_by(outbox.c.next_at_ms)
+            .limit(limit)
+        )
+        async with reading(self._source) as connection:  # mostly there is nothing, which needs no lock
+            if (await connection.execute(due.limit(1))).first() is None:
+                return []
+        async with writing(self._source) as connection:
+            ids = list((await connection.execute(due.with_for_update(skip_locked=True))).scalars())
+            if not ids:
+                return []
+            claim = (
+                sa.update(outbox)
+                .where(outbox.c.id.in_(ids))
+                .values(next_at_ms=now_ms + lease_ms, tries=outbox.c.tries + 1)
+                .returning(outbox)
+            )
+            return [Delivery(**row) for row in (await connection.execute(claim)).mappings()]
+
+    async def resolve(self, delivery_id: str) -> None:
+        """Note that it arrived."""
+        await self._put(delivery_id, state=DELIVERED, last_error="")
+
+    async def postpone(self, delivery_id: str, error: str, next_at_ms: int | None) -> None:
+        """Note that it did not arrive, and when it is tried again; None: it is given up."""
+        if next_at_ms is None:
+            await self._put(delivery_id, state=FAILED, last_error=error[:MAX_ERROR_CHARACTERS])
+        else:
+            await self._put(delivery_id, next_at_ms=next_at_ms, last_error=error[:MAX_ERROR_CHARACTERS])
+
+    async def list_latest(self, organization_id: str, limit: int) -> list[Delivery]:
+        """Return the newest deliveries of an organization."""
+        statement = (
+            sa.select(outbox)
+            .where(outbox.c.organization_id == organization_id)
+            .order_by(outbox.c.created_at_ms.desc(), outbox.c.id)
+            .limit(limit)
+        )
+        async with reading(self._source) as connection:
+            return [Delivery(**row) for row in (await connection.execute(statement)).mappings()]
+
+    async def forget(self, before_ms: int) -> None:
+        """Remove what was delivered or given up and is older than a moment."""
+        statement = sa.delete(outbox).where(outbox.c.state != WAITING, outbox.c.created_at_ms < before_ms)
+        async with writing(self._source) as connection:
+            await connection.execute(statement)
+
+    async def _put(self, delivery_id: str, **values: object) -> None:
+        async with writing(self._source) as connection:
+            await connection.execute(sa.update(outbox).where(outbox.c.id == delivery_id).values(values))
+
+
+async def insert_deliveries(connection: AsyncConnection, deliveries: Sequence[Delivery]) -> None:
+    """Put deliveries into the outbox in the caller's transaction."""
+    if deliveries:
+        await connection.execute(sa.insert(outbox), [asdict(one) for one in deliveries])

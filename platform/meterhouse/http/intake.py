@@ -1,0 +1,151 @@
+"""The structure of a request's body, before anything is built of it: how deep, how many values, each key once.
+
+Invariant: what costs more to decode than its length suggests is refused before it is decoded, and no object reaches a
+provider with a key in it twice: we would count one of its values, and the provider might read the other. A long body
+is looked at on a thread, so that nobody else waits for it. Not here: what the values mean (``body``).
+"""
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Callable
+from itertools import accumulate
+from typing import TypeVar
+
+from starlette.types import Receive
+
+from meterhouse.errors import Malformed
+from meterhouse.http.body import read_body
+
+Parsed = TypeVar("Parsed")
+
+MAX_DEPTH = 64
+MAX_VALUES = 100_000
+MAX_TOKEN_VALUES = 400_000
+"""Where texts may come as the numbers of their tokens."""
+INLINE_BYTES = 262_144
+"""A longer body is parsed on a thread: at half a microsecond per value it could keep the event loop for 50 ms."""
+MAX_KEY_SHOWN = 64
+FEW_QUOTES = 20_000
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
+"""A string, also one that does not end, so that no byte is looked at twice."""
+_TOKEN = re.compile(_STRING.pattern + rb"|[\[\]{},]", re.DOTALL)
+_COMMA = ord(",")
+_NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+
+class _NotJson(ValueError):
+    """What JSON does not have, or a key that an object has twice; the text may be shown."""
+
+
+async def take_body(receive: Receive, parse: Callable[[bytes], Parsed], most_values: int = MAX_VALUES) -> Parsed:
+    """Read the whole body, check its structure and parse it.
+
+    ``most_values`` is how many values it may have; 0: it is no JSON, but a form.
+
+    Raises:
+        ClientGone: The client left while it sent.
+        BodyTooSlow: It took more than two minutes.
+        Malformed: It is no JSON, has an object with a key in it twice, or is too deep or too wide.
+    """
+    body = await read_body(receive)
+    if len(body) <= INLINE_BYTES:
+        return _parse(body, parse, most_values)
+    return await asyncio.to_thread(_parse, body, parse, most_values)
+
+
+def _parse(body: bytes, parse: Callable[[bytes], Parsed], most_values: int) -> Parsed:
+    if most_values:
+        check_structure(body, most_values)
+    return parse(body)
+
+
+def check_structure(body: bytes, most_values: int = MAX_VALUES) -> None:
+    """Look at a body in time and memory that its length bounds.
+
+    Raises:
+        Malformed: see ``take_body``.
+    """
+    _check_size(body, most_values)
+    try:
+        _decoder.decode(str(body, "utf-8"))
+    except _NotJson as error:
+        raise Malformed(f"The request body cannot be read: {error}.", code="invalid_json") from None
+    except UnicodeDecodeError:
+        raise Malformed("The request body is not valid JSON: it is not UTF-8.", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        where = f"{error.msg[:1].lower()}{error.msg[1:]} (character {error.pos})"
+        raise Malformed(f"The request body is not valid JSON: {where}.", code="invalid_json") from None
+    except ValueError:
+        raise Malformed("The request body is not valid JSON: a number is too long.", code="invalid_json") from None
+
+
+def _check_size(body: bytes, most_values: int) -> None:
+    """Refuse too many values, or too deep ones. Most bodies have too few brackets and commas to be either."""
+    opened = body.count(b"[") + body.count(b"{")
+    if opened <= MAX_DEPTH and len(body) <= most_values:
+        return
+    if opened <= MAX_DEPTH and opened + body.count(b",") <= most_values:
+        return
+    if body.count(b'"') <= FEW_QUOTES:
+        _check_bare(_STRING.sub(b"", body), most_values)
+    else:
+        _walk(body, most_values)
+
+
+def _check_bare(bare: bytes, most_values: int) -> None:
+    """Check a body without its strings."""
+    if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > most_values:
+        raise _too_wide(most_values)
+    steps = map(_STEPS.__getitem__, bare.translate(None, _NO_BRACKETS))
+    if max(accumulate(steps), default=0) > MAX_DEPTH:
+        raise _too_deep()
+
+
+def _walk(body: bytes, most_values: int) -> None:
+    """Check a body with many strings without taking them out, which would cost 25 times its memory."""
+    depth = values = 0
+    for tokens, match in enumerate(_TOKEN.finditer(body)):
+        first = body[match.start()]
+        step = _STEPS.get(first, 0)
+        depth += step
+        values += step > 0 or first == _COMMA
+        # A value has at most two strings, two brackets and a comma.
+        if values > most_values or tokens > 5 * most_values:
+            raise _too_wide(most_values)
+        if depth > MAX_DEPTH:
+            raise _too_deep()
+
+
+def _too_wide(most_values: int) -> Malformed:
+    return Malformed(f"The request body has more than {most_values} values. Send less.", code="invalid_json")
+
+
+def _too_deep() -> Malformed:
+    return Malformed(f"The request body is nested too deeply: more than {MAX_DEPTH} levels.", code="invalid_json")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> None:
+    """Refuse an object that has a key twice. Nothing of what was decoded is kept."""
+    names = {name for name, _ in pairs}
+    if len(names) != len(pairs):
+        twice = next(name for name in names if sum(name == other for other, _ in pairs) > 1)
+        shown = f" '{twice}'" if len(twice) <= MAX_KEY_SHOWN and twice.isprintable() else ""
+        raise _NotJson(f"an object has the key{shown} twice")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _NotJson("a number is beyond every range")
+    return number
+
+
+def _refuse_constant(text: str) -> None:
+    raise _NotJson(f"it is not valid JSON, which has no {text}")
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)

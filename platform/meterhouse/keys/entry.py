@@ -1,0 +1,54 @@
+"""A key as the keyring remembers it: who it makes of a request, and from where it may come."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from meterhouse.db.keys import StoredKey
+from meterhouse.db.organizations import ALLOW_LIST, DENY_LIST
+from meterhouse.identity import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What was read of a key, and when."""
+
+    key: StoredKey
+    principal: Principal
+    networks: tuple[IPv4Network | IPv6Network, ...]
+    read_at_ms: int
+    mirror_at_ms: int
+    """When it is to be mirrored again."""
+
+    def admits(self, address: str | None) -> bool:
+        """Say whether the key may come from an address; None, a local socket, passes only keys without networks."""
+        return not self.networks or _is_within(address, self.networks)
+
+
+def entry_of(stored: StoredKey, read_at_ms: int, mirror_at_ms: int) -> Entry:
+    """Make an entry of what a store has."""
+    principal = Principal(
+        organization_id=stored.organization_id,
+        project_id=stored.project_id,
+        key_id=stored.id,
+        root_key_id=stored.root_key_id,
+        scopes=stored.scopes,
+        models=stored.models,
+        limits=stored.limits,
+        expires_at_ms=stored.expires_at_ms,
+        project_models=frozenset(stored.project_model_ids) if stored.project_model_mode == ALLOW_LIST else None,
+        denied_models=frozenset(stored.project_model_ids if stored.project_model_mode == DENY_LIST else ()),
+    )
+    return Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms, mirror_at_ms)
+
+
+def _is_within(address: str | None, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
+    if address is None:
+        return False
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        # A socket that listens on IPv6 shows an IPv4 client in this form.
+        parsed = parsed.ipv4_mapped
+    return any(parsed in network for network in networks)

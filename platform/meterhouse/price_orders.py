@@ -1,0 +1,56 @@
+"""From a price as an operator asks for it to the price that is written: its amounts, and from when it may hold.
+
+Invariant: what has been charged is never priced anew. A price begins now or later; it may begin in the past only where
+the model had no price at all then, so that ``prices rerate`` can charge what was used meanwhile. Not here: writing it.
+"""
+
+from collections.abc import Iterable
+
+from meterhouse.admin.pricing import components_from_usd
+from meterhouse.admin.schemas import PriceRequest
+from meterhouse.errors import Malformed
+from meterhouse.money import Meterable, Price
+from meterhouse.providers.prices import make_price
+
+OPERATOR_SOURCE = "operator"
+FURTHEST_MS = 10 * 366 * 86_400_000
+
+
+def plan_price(order: PriceRequest, now_ms: int, known: Iterable[Price]) -> Price:
+    """Make the price that an operator asks for.
+
+    Args:
+        order: as it was asked; without a start it holds from now on.
+        now_ms: the present.
+        known: every price that was ever set.
+
+    Raises:
+        Malformed: An amount is none, or it begins where another price was in force, or too far ahead.
+    """
+    if order.effective_from is None:
+        return operator_price(order, now_ms)
+    start_ms = order.effective_from * 1000
+    if start_ms > now_ms + FURTHEST_MS:
+        raise Malformed("A price begins within ten years.", param="effective_from")
+    own = [price for price in known if (price.provider, price.model) == (order.provider, order.model)]
+    if start_ms < now_ms and any(price.effective_from_ms < now_ms for price in own):
+        raise Malformed(
+            "A price can begin in the past only where the model had none, and it has had one: what was charged stays. "
+            "Leave effective_from out, or name a moment to come.",
+            param="effective_from",
+        )
+    return operator_price(order, start_ms)
+
+
+def operator_price(order: PriceRequest, at_ms: int) -> Price:
+    """Make the price that an operator asks for, from a moment on; raises Malformed for an amount that is none."""
+    components = components_from_usd(
+        {
+            Meterable.INPUT: order.input_usd,
+            Meterable.OUTPUT: order.output_usd,
+            Meterable.CACHED_INPUT: order.cached_input_usd,
+            Meterable.CACHE_WRITE: order.cache_write_usd,
+            Meterable.REQUEST: order.request_usd,
+        }
+    )
+    return make_price(order.provider, order.model, components, effective_from_ms=at_ms, source=OPERATOR_SOURCE)

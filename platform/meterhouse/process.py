@@ -1,0 +1,25 @@
+"""What this process asks of the kernel for the sake of its secrets: no core dump, and no look into its memory.
+
+A core dump would hold every key, credential and prompt of the moment. Workers inherit both from the parent. Not here:
+limits of what it may open (``serve.raise_file_limit``).
+"""
+
+import ctypes
+import resource
+import sys
+
+PR_SET_DUMPABLE = 4
+
+
+def forbid_dumps() -> bool:
+    """Let nothing write this process's memory to a disk, or read it but for the superuser; whether all of it took.
+
+    ``PR_SET_DUMPABLE`` (prctl(2)) also closes ``/proc/PID/mem`` and ``ptrace`` to other processes of the same user,
+    and, unlike the limit, holds where core dumps are piped to a program. Elsewhere than on Linux there is only the
+    limit.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not sys.platform.startswith("linux"):
+        return False
+    status: int = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    return status == 0

@@ -1,0 +1,119 @@
+"""Noisy neighbours: thousands of idle connections, hundreds of slow readers, storms of refusals. Others notice little.
+
+What another tenant waits (p99) stays within twice what it waited before, and 50 ms. Through nginx and without it; the
+gateway is a process of its own, as it would be.
+"""
+
+import json
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from edge.conftest import edge, fleet, socket_path, up  # noqa: F401 - fixtures of a served fleet behind nginx
+from edge.wire import connect as connect_tls
+from fakes.fleet import ServeProcess
+from fakes.gateway import MESSAGES, GatewayProcess, http_request, provider_environment
+from fakes.nginx_server import NginxServer
+from fakes.upstream import FakeUpstream
+from meterhouse.keys.secret import make
+from security.raw import post
+
+IDLE = 5_000
+READERS = 500
+ASKED = 150
+SLOW_MODEL = "fake/long?tokens=20000"
+QUIET_MODEL = "fake/normal?tokens=5"
+EXTRA_SECONDS = 0.05
+
+pytestmark = [pytest.mark.slow_fault, pytest.mark.timeout(300)]
+
+
+class Door:
+    """Where to knock: how to connect, and how a neighbour asks."""
+
+    def __init__(self, connect: Callable[[], socket.socket], ask: Callable[[str, str], int], key: str) -> None:
+        self.connect = connect
+        self._ask = ask
+        self.key = key
+
+    def p99_seconds(self, key: str = "") -> float:
+        """Ask as a neighbour, one request after another; returns what it waited at the 99th percentile."""
+        waits = []
+        for _ in range(ASKED):
+            began = time.monotonic()
+            status = self._ask(key or self.key, QUIET_MODEL)
+            waits.append(time.monotonic() - began)
+            assert status == 200
+        return statistics.quantiles(waits, n=100)[98]
+
+
+@pytest.fixture(params=["nginx", "directly"])
+def door(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Door]:
+    body = {"messages": MESSAGES}
+    if request.param == "nginx":
+        server: NginxServer = request.getfixturevalue("edge")
+        served: ServeProcess = request.getfixturevalue("fleet")
+
+        def ask(key: str, model: str) -> int:
+            return server.request("POST", "/v1/chat/completions", {**body, "model": model}, key=key)[0]
+
+        yield Door(lambda: connect_tls(server), ask, served.key)
+        return
+    provider: FakeUpstream = request.getfixturevalue("up")
+    with GatewayProcess(tmp_path / "data", provider_environment("fake", provider.base_url)) as gateway:
+        host, _, port = gateway.url.removeprefix("http://").rpartition(":")
+
+        def ask(key: str, model: str) -> int:
+            url = f"http://{host}:{port}"
+            return http_request(url, "POST", "/v1/chat/completions", {**body, "model": model}, key=key)[0]
+
+        yield Door(lambda: socket.create_connection((host, int(port)), 10), ask, gateway.key)
+
+
+def check(door: Door, before_seconds: float) -> None:
+    now_seconds = door.p99_seconds()
+    print(f"p99 {1000 * before_seconds:.1f} ms before, {1000 * now_seconds:.1f} ms meanwhile")
+    assert now_seconds <= 2 * before_seconds + EXTRA_SECONDS
+
+
+def test_idle_connections(door: Door) -> None:
+    before_seconds = door.p99_seconds()
+    with ExitStack() as stack:
+        for _ in range(IDLE):
+            stack.enter_context(door.connect())
+        check(door, before_seconds)
+
+
+def test_slow_readers(door: Door, up: FakeUpstream) -> None:  # noqa: F811 - the fixture
+    """Each asks for a long answer and takes nearly nothing of it."""
+    before_seconds = door.p99_seconds()
+    body = json.dumps({"model": SLOW_MODEL, "messages": MESSAGES, "stream": True}).encode()
+    with ExitStack() as stack:
+        readers = []
+        for _ in range(READERS):
+            reader = stack.enter_context(door.connect())
+            reader.sendall(post(door.key, b"content-length: %d" % len(body)) + b"\r\n" + body)
+            readers.append(reader)
+        time.sleep(2)  # they fill what there is to fill
+        for reader in readers:
+            reader.settimeout(0.001)
+            with suppress(TimeoutError, OSError):
+                reader.recv(1_024)
+        check(door, before_seconds)
+
+
+def test_storms_of_refusals(door: Door) -> None:
+    """Wrong keys and broken bodies, as fast as one connection carries them, while a neighbour asks."""
+    before_seconds = door.p99_seconds()
+    wrong = post(make("dev").value, b"content-length: 2") + b"\r\n{}"
+    broken = post(door.key, b"content-length: 2") + b"\r\n{]"
+    with ExitStack() as stack:
+        storms = [stack.enter_context(door.connect()) for _ in range(20)]
+        for number, storm in enumerate(storms):
+            storm.sendall((wrong if number % 2 else broken) * 200)
+        check(door, before_seconds)

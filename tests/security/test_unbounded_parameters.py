@@ -1,0 +1,59 @@
+"""Parameters that buy much work for few bytes (CVE-2026-34756 and the guided-decoding family): each has its bound."""
+
+from typing import Any
+
+import pytest
+
+from api.asking import error_of
+from fakes.gateway import Gateway
+from fakes.upstream import FakeUpstream
+
+LONG = "a" * 65_536
+TOOL = {"type": "function", "function": {"name": "f"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"enum": [LONG]}}}
+TOO_MUCH: dict[str, tuple[dict[str, Any], str | None]] = {
+    "answers": ({"n": 129}, "n"),
+    "likely tokens": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    "stops": ({"stop": ["a"] * 5}, "stop"),
+    "a long stop": ({"stop": "a" * 257}, "stop"),
+    "a long stop among others": ({"stop": ["a", "a" * 257]}, "stop"),
+    "biases": ({"logit_bias": {str(number): 1 for number in range(1_025)}}, "logit_bias"),
+    "messages": ({"messages": [{"role": "user", "content": "a"}] * 5_001}, "messages"),
+    "tools": ({"tools": [TOOL] * 10_001}, "tools"),
+    "functions": ({"functions": [{"name": "f"}] * 129}, "functions"),
+    "metadata": ({"metadata": {str(number): "a" for number in range(17)}}, "metadata"),
+    "a schema": ({"response_format": SCHEMA}, "response_format"),
+    "a tool": ({"tools": [TOOL, {**TOOL, "function": {"name": "f", "parameters": {"x": LONG}}}]}, "tools[1]"),
+    "a function": ({"functions": [{"name": "f", "parameters": {"x": LONG}}]}, "functions[0]"),
+    "a regular expression": ({"guided_regex": "(a+)+" * 20_000}, None),
+    "a grammar": ({"structured_outputs": {"grammar": LONG}}, None),
+    "a template": ({"chat_template": LONG}, None),
+    "a list of files": ({"file_ids": [LONG]}, None),
+    "a token count": ({"max_tokens": 2**31 + 1}, "max_tokens"),
+    "a token count beyond 64 bits": ({"max_tokens": 2**70}, "max_tokens"),
+    "a seed beyond 64 bits": ({"seed": 2**70}, "seed"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_more_than_the_bound_is_a_400_that_names_it(gateway: Gateway, up: FakeUpstream, name: str) -> None:
+    fields, param = TOO_MUCH[name]
+    before = len(up.attempts)
+    status, _, body = gateway.chat("fake/normal?tokens=1", **fields)
+    error = error_of(body)
+    assert status == 400, error
+    assert param is None or (error["param"] or "").startswith(param), error
+    assert "aaaa" not in error["message"]
+    assert len(up.attempts) == before
+
+
+def test_the_bounds_themselves_are_good(gateway: Gateway) -> None:
+    fields = {
+        "stop": ["a" * 256] * 4,
+        "logit_bias": {str(number): 1 for number in range(1_024)},
+        "tools": [{**TOOL, "function": {"name": "f", "parameters": {"x": LONG[:65_000]}}}] * 3,
+        "guided_regex": LONG[:65_000],
+        "messages": [{"role": "user", "content": "a"}] * 5_000,
+    }
+    status, _, body = gateway.chat("fake/normal?tokens=1", **fields)
+    assert status == 200, body
