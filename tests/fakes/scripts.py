@@ -187,7 +187,7 @@ def true_usage(x: Exchange, wire: AnyWire) -> dict[str, Any]:
 async def send_usage_alone(x: Exchange, wire: AnyWire) -> None:
     """Send the usage that comes with choices []."""
     kind = x.plan.usage
-    if not isinstance(wire, OpenAiWire) or not (kind in ALONE or (kind == "choices" and wire.wants_usage)):
+    if isinstance(wire, OllamaWire | AnthropicWire) or not (kind in ALONE or (kind == "choices" and wire.wants_usage)):
         return
     usage = make_usage("zero", 0, 0) if kind == "zero-copy" else true_usage(x, wire)
     await x.emit(wire.alone(usage), *usage_note(usage, "alone"))

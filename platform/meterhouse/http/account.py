@@ -11,7 +11,7 @@ from meterhouse.db.ledger import LedgerStore
 from meterhouse.errors import NotFound, UnknownModel
 from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import exchange_of
-from meterhouse.http.middleware import credential_of, first_headers
+from meterhouse.http.middleware import credential_of
 from meterhouse.http.naming import LimitNames
 from meterhouse.identity import KeyScope, Principal
 from meterhouse.ids import parse_request_id, public_request_id, request_id_time_ms
@@ -33,7 +33,7 @@ def sign_in(scope: KeyScope) -> Callable[[Request], Awaitable[Principal]]:
     async def verify(request: Request) -> Principal:
         exchange = exchange_of(request.scope)
         keyring: Keyring = request.app.state.keyring
-        exchange.principal = await keyring.verify(credential_of(first_headers(request.scope)), exchange.address, scope)
+        exchange.principal = await keyring.verify(credential_of(request.scope), exchange.address, scope)
         check_origin(exchange.principal, request.headers.get("origin"))
         return exchange.principal
 

@@ -27,7 +27,7 @@ from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
 from meterhouse.http.intake import take_body
-from meterhouse.http.middleware import credential_of, first_headers, header
+from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
 from meterhouse.http.passage import ClientWire, RelayParts, Whole
@@ -98,12 +98,11 @@ class InferenceEndpoint:
     async def _serve(self, exchange: Exchange, slot: Slot, connection: tuple[Scope, Receive, Send]) -> None:
         parts = self._parts
         scope, receive, send = connection
-        sent = first_headers(scope)
-        principal = await parts.keyring.verify(credential_of(sent), exchange.address)
+        principal = await parts.keyring.verify(credential_of(scope), exchange.address)
         exchange.principal = principal
         check_origin(principal, header(scope, b"origin"))
         slot.assign(principal.organization_id)
-        content_type = str(sent.get(b"content-type", b""), "latin-1")
+        content_type = header(scope, b"content-type") or ""
         asked = await take_body(
             receive,
             lambda body: self._wire.read(body, content_type, lambda: _default_model(parts, principal)),

@@ -250,12 +250,13 @@ def first_headers(scope: Scope) -> dict[bytes, bytes]:
     return found
 
 
-def credential_of(headers: Mapping[bytes, bytes]) -> str | None:
+def credential_of(scope: Scope) -> str | None:
     """Return a request's credential as the value of an ``Authorization`` header: that one's, or ``x-api-key``'s.
 
     Raises:
         Malformed: It has both, and they are not the same: nobody is to guess who is meant.
     """
+    headers = first_headers(scope)
     authorization, key = headers.get(b"authorization"), headers.get(b"x-api-key")
     if key is None:
         return None if authorization is None else str(authorization, "latin-1")

@@ -18,7 +18,7 @@ from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import exchange_of
 from meterhouse.http.inference import InferenceParts, permit
 from meterhouse.http.intake import MAX_VALUES, take_body
-from meterhouse.http.middleware import credential_of, first_headers, header
+from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage
 from meterhouse.http.respond import Envelope, send_whole
@@ -100,7 +100,7 @@ class CountTokensEndpoint(MessagesEndpoint):
         exchange = exchange_of(scope)
         exchange.route = wire.path
         with parts.slots.take() as slot:
-            principal = await parts.keyring.verify(credential_of(first_headers(scope)), exchange.address)
+            principal = await parts.keyring.verify(credential_of(scope), exchange.address)
             exchange.principal = principal
             check_origin(principal, header(scope, b"origin"))
             slot.assign(principal.organization_id)
