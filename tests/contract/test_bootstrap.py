@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 from sqlalchemy import exc
 
+from fakes.fleet import PEPPER
 from meterhouse.bootstrap import FirstKeys, bootstrap, find_first_project
 from meterhouse.db.audit import AuditQuery
 from meterhouse.db.engine import writing
@@ -22,7 +23,7 @@ PROCESSES = 4
 @pytest.fixture
 async def houses(store_url, is_postgres, tmp_path):
     """The stores as so many processes open them."""
-    values = {"METERHOUSE_DATA": str(tmp_path), "METERHOUSE_KEY_PEPPER": "1:" + "p" * 40}
+    values = {"METERHOUSE_DATA": str(tmp_path), "METERHOUSE_KEY_PEPPER": PEPPER}
     if is_postgres:
         values["METERHOUSE_DATABASE_URL"] = store_url
     async with AsyncExitStack() as stack:

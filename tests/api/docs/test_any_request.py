@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase
 from schemathesis.generation import GenerationMode
 
 from api.asking import error_of
+from fakes.fleet import PEPPER
 from fakes.gateway import Gateway
 from plugins.matrix import is_full
 
@@ -29,7 +30,7 @@ def site(tmp_path: Path, migrated_database_url: str) -> Iterator[Gateway]:
     settings = {
         "METERHOUSE_ADMIN_RATE": "1000000/minute",
         "METERHOUSE_DATABASE_URL": migrated_database_url,
-        "METERHOUSE_KEY_PEPPER": f"1:{'p' * 43}",
+        "METERHOUSE_KEY_PEPPER": PEPPER,
     }
     with Gateway(tmp_path / "data", settings) as gateway:
         yield gateway
