@@ -42,8 +42,9 @@ def console(fleet: ServeProcess, tmp_path_factory: pytest.TempPathFactory) -> It
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Chromium; ended with its file, since nothing asynchronous can run in this thread meanwhile."""
     with sync_playwright() as playwright:
         browser = launch_browser(playwright)
         yield browser
