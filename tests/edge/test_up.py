@@ -77,7 +77,7 @@ def test_from_nothing_to_an_answer_and_down_again(folder: Path) -> None:
 
     down = up(home, "--down")
     assert (down.returncode, down.stdout) == (0, "Everything has ended.\n"), down.stderr
-    assert re.findall(r"Ending (\w+)", down.stderr) == ["gateway", "nginx", "redis", "postgres"]
+    assert re.findall(r"Ending (\w+)", down.stderr) == ["console", "gateway", "nginx", "redis", "postgres"]
     assert not any(map(is_alive, mended.values()))
     text = (home / "log" / "gateway.log").read_text()
     assert "NOPERM" not in text

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from meterhouse.errors import Malformed
-from meterhouse.http.body import BodyEditor, parse_chat
+from meterhouse.http.body import BodyEditor, Recipient, parse_chat
 from meterhouse.http.chunk import decode_chunk
 from meterhouse.http.intake import MAX_DEPTH, MAX_VALUES, check_structure
 from meterhouse.http.sse import SseReader, frame
@@ -148,7 +148,7 @@ def test_an_edited_body_is_the_same_but_for_what_was_to_be_edited(
         model=model,
         price=None,
     )
-    sent = json.loads(editor.edit(parse_chat(json.dumps(asked).encode()), deployment, "org_1", allowance))
+    sent = json.loads(editor.edit(parse_chat(json.dumps(asked).encode()), Recipient(deployment, "org_1", allowance)))
     assert sent.pop("model") == "served"
     assert sent.pop("messages") == messages
     assert sent.pop("user") != "somebody"
