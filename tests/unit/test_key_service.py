@@ -69,7 +69,12 @@ async def test_what_cannot_be_rotated(house):
         ({"scopes": frozenset({"everything"})}, "scopes"),
         ({"scopes": frozenset()}, "scopes"),
         ({"models": frozenset()}, "models"),
+        ({"models": frozenset(str(number) for number in range(257))}, "models"),
+        ({"models": frozenset({"m" * 257})}, "models"),
         ({"ip_ranges": ("192.0.2.0/33",)}, "ip_ranges"),
+        ({"ip_ranges": ("192.0.2.1",) * 65}, "ip_ranges"),
+        ({"ip_ranges": ("fe80::1%" + "e" * 100,)}, "ip_ranges"),
+        ({"service_account": "s" * 65}, "service_account"),
         ({"limits": (Limit(Scope.KEY, "", Kind.SPEND, Window.DAY, 1),) * 2}, "limits"),
     ],
 )

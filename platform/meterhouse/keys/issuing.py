@@ -22,6 +22,12 @@ from meterhouse.keys.shown import fields_of_key
 from meterhouse.metering import Limit, Scope
 
 MAX_OVERLAP_SECONDS = 7 * DAY_SECONDS
+MOST_MODELS = 256
+MOST_RANGES = 64
+"""A key is read, mirrored and remembered as a whole, and its networks are gone through at each of its requests."""
+MAX_MODEL_LENGTH = 256
+MAX_RANGE_LENGTH = 64
+MAX_SERVICE_ACCOUNT_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,15 +226,40 @@ def _check_order(order: KeyOrder) -> None:
     check_name(order.name)
     check_expiry(order.expires_in_seconds)
     _check_scopes(order.scopes)
-    if order.models is not None and not order.models:
-        raise Malformed("An empty list of models allows nothing. Name models, or leave the list out.", param="models")
-    for text in order.ip_ranges:
-        try:
-            ip_network(text, strict=False)
-        except ValueError as error:
-            message = f"'{text}' is no IP range. Write one as an address or as 192.0.2.0/24."
-            raise Malformed(message, param="ip_ranges") from error
+    _check_models(order.models)
+    _check_ranges(order.ip_ranges)
+    if order.service_account is not None and not 0 < len(order.service_account) <= MAX_SERVICE_ACCOUNT_LENGTH:
+        message = f"A service account has 1 to {MAX_SERVICE_ACCOUNT_LENGTH} characters."
+        raise Malformed(message, param="service_account")
     check_limits(order.limits)
+
+
+def _check_models(models: frozenset[str] | None) -> None:
+    if models is None:
+        return
+    if not models:
+        raise Malformed("An empty list of models allows nothing. Name models, or leave the list out.", param="models")
+    if len(models) > MOST_MODELS:
+        raise Malformed(f"A key names at most {MOST_MODELS} models. Restrict its project instead.", param="models")
+    if any(len(model) > MAX_MODEL_LENGTH for model in models):
+        raise Malformed(f"A model's name has at most {MAX_MODEL_LENGTH} characters.", param="models")
+
+
+def _check_ranges(ranges: tuple[str, ...]) -> None:
+    if len(ranges) > MOST_RANGES:
+        message = f"A key names at most {MOST_RANGES} IP ranges. Put neighbours together: 192.0.2.0/24."
+        raise Malformed(message, param="ip_ranges")
+    for text in ranges:
+        if not _is_range(text):
+            message = f"'{text[:MAX_RANGE_LENGTH]}' is no IP range. Write one as an address or as 192.0.2.0/24."
+            raise Malformed(message, param="ip_ranges")
+
+
+def _is_range(text: str) -> bool:
+    try:
+        return len(text) <= MAX_RANGE_LENGTH and ip_network(text, strict=False) is not None
+    except ValueError:
+        return False
 
 
 def _check_scopes(scopes: frozenset[str]) -> None:
