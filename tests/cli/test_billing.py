@@ -69,6 +69,8 @@ def test_credit_is_added_once_for_a_reference_and_shown(tmp_path: Path) -> None:
     assert "was credited before" in again
     assert "credited:  25 USD\nspent:     1.5 USD\nleft:      23.5 USD" in again
     assert "another amount" in complaint(tmp_path, *add, "--usd", "26")
+    pasted = good(tmp_path, *add[:-1], " payment 1 ")
+    assert "was credited before" in pasted
     good(tmp_path, "credits", "add", *mine, "--usd", "-25", "--reference", "refund 1")
     assert "left:      -1.5 USD" in good(tmp_path, "credits", "show", *mine)
     exported = good(tmp_path, "ledger", "export", "--data", "d")
