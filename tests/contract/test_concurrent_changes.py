@@ -54,6 +54,6 @@ async def test_whole_sets_of_limits_at_once_replace_one_another(service, project
 async def test_no_key_of_a_service_account_outlives_it(service, project):
     account, _ = await service.create_account(AccountOrder("indexer", project.id), None)
     order = KeyOrder("k", project.id, service_account=account.id)
-    issuing = [service.issue_for_account(replace(order, name=f"k{n}")) for n in range(AT_ONCE)]
+    issuing = [service.issue(replace(order, name=f"k{n}")) for n in range(AT_ONCE)]
     await asyncio.gather(*issuing, service.delete_account(project.id, account.id), return_exceptions=True)
     assert all(key.revoked_at_ms is not None for key in await service.list_keys(project.id))

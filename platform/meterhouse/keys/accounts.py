@@ -9,11 +9,12 @@ from meterhouse.audit import Action, Change, Fields
 from meterhouse.db.accounts import ServiceAccount
 from meterhouse.db.keys import KeyQuery, StoredKey
 from meterhouse.db.paging import MAX_PAGE, Page, PageQuery
-from meterhouse.errors import Conflict, Malformed, NotFound
+from meterhouse.errors import Conflict, Malformed
 from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.ids import new_id
 from meterhouse.keys.changes import check_name
-from meterhouse.keys.issuing import IssuedKey, KeyIssuer, KeyOrder
+from meterhouse.keys.finder import no_account
+from meterhouse.keys.issuing import ACCOUNT_PREFIX, IssuedKey, KeyIssuer, KeyOrder
 
 ACCOUNT_ROLES = ("owner", "member", "none")
 
@@ -45,7 +46,7 @@ class AccountChanges(KeyIssuer):
         project = await self.get_project(order.project_id)
         if project.archived_at_ms is not None:
             raise Conflict(f"Project '{project.id}' is archived. Take another one.", param="project_id")
-        account = ServiceAccount(new_id("svcacct"), project.id, order.name, order.role, self._clock.now_ms())
+        account = ServiceAccount(new_id(ACCOUNT_PREFIX), project.id, order.name, order.role, self._clock.now_ms())
         made = None
         if key is not None:
             made = self._make_key(replace(key, project_id=project.id, service_account=account.id), project)
@@ -60,27 +61,11 @@ class AccountChanges(KeyIssuer):
         await self._tell({"key_id": made[1].id})
         return account, IssuedKey(made[0].value, made[1])
 
-    async def issue_for_account(self, order: KeyOrder, *, author: Author = COMMAND_LINE) -> IssuedKey:
-        """Issue a key of the service account that the order names; raises NotFound when it has been deleted.
-
-        Raises also what ``issue`` does. An account that is deleted meanwhile takes the key with it.
-        """
-        account_id = order.service_account or ""
-        project = await self.get_project(order.project_id)
-        secret, new = self._make_key(order, project)
-        async with self._catalog.changing(project.organization_id) as catalog:
-            found = (await catalog.accounts.find_accounts([account_id])).get(account_id)
-            if found is None or found.project_id != project.id or found.deleted_at_ms is not None:
-                raise _no_account(account_id)
-            await self._insert_key(catalog, new, author)
-        await self._tell({"key_id": new.id})
-        return IssuedKey(secret.value, new)
-
     async def get_account(self, project_id: str, account_id: str) -> ServiceAccount:
         """Return a service account of a project; raises NotFound, also for a deleted one."""
         found = (await self._catalog.accounts.find_accounts([account_id])).get(account_id)
         if found is None or found.project_id != project_id or found.deleted_at_ms is not None:
-            raise _no_account(account_id)
+            raise no_account(account_id)
         return found
 
     async def page_accounts(self, project_id: str, page: PageQuery) -> Page[ServiceAccount]:
@@ -133,7 +118,3 @@ def _check_role(role: str) -> None:
 
 def _fields_of(account: ServiceAccount) -> Fields:
     return {"name": account.name, "role": account.role}
-
-
-def _no_account(account_id: str) -> NotFound:
-    return NotFound(f"There is no service account '{account_id[:64]}' in this project.", param="service_account_id")

@@ -15,7 +15,7 @@ from meterhouse.db.paging import Page, PageQuery
 from meterhouse.errors import Conflict, Malformed
 from meterhouse.identity import COMMAND_LINE, Author, KeyScope
 from meterhouse.keys.changes import DAY_SECONDS, check_expiry, check_name, expiry_ms
-from meterhouse.keys.finder import Finder
+from meterhouse.keys.finder import Finder, no_account
 from meterhouse.keys.limit_changes import check_limits
 from meterhouse.keys.secret import NewSecret, make
 from meterhouse.keys.shown import fields_of_key
@@ -28,6 +28,8 @@ MOST_RANGES = 64
 MAX_MODEL_LENGTH = 256
 MAX_RANGE_LENGTH = 64
 MAX_SERVICE_ACCOUNT_LENGTH = 64
+ACCOUNT_PREFIX = "svcacct"
+"""Of a service account's id. A key may also name something else, which is a label and no account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +59,16 @@ class KeyIssuer(Finder):
     """Changes keys. Every method raises StoreDown when there is no database."""
 
     async def issue(self, order: KeyOrder, *, author: Author = COMMAND_LINE) -> IssuedKey:
-        """Issue a key.
+        """Issue a key; one of a service account ends with it, also when it is deleted meanwhile.
 
         Raises:
             Malformed: a part of the order makes no sense; ``param`` names it.
-            NotFound: there is no such project.
+            NotFound: there is no such project, or the service account is not in it (any more).
             Conflict: the project is archived.
         """
         secret, new = self._make_key(order, await self.get_project(order.project_id))
         async with self._catalog.changing(new.organization_id) as catalog:
+            await _check_account(catalog, new)
             await self._insert_key(catalog, new, author)
         await self._tell({"key_id": new.id})
         return IssuedKey(secret.value, await self.get(new.id))
@@ -224,6 +227,15 @@ def change_of_key(action: Action, key: StoredKey, before: Fields | None = None, 
 
 def _check_order(order: KeyOrder) -> None:
     check_name(order.name)
+async def _check_account(catalog: Catalog, new: StoredKey) -> None:
+    account_id = new.service_account or ""
+    if not account_id.startswith(f"{ACCOUNT_PREFIX}_"):
+        return
+    found = (await catalog.accounts.find_accounts([account_id])).get(account_id)
+    if found is None or found.project_id != new.project_id or found.deleted_at_ms is not None:
+        raise no_account(account_id, "service_account")
+
+
     check_expiry(order.expires_in_seconds)
     _check_scopes(order.scopes)
     _check_models(order.models)
