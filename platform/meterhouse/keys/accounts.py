@@ -80,28 +80,28 @@ class AccountChanges(KeyIssuer):
         self, project_id: str, account_id: str, *, name: str | None, role: str | None, author: Author = COMMAND_LINE
     ) -> ServiceAccount:
         """Give a service account another name or role; None leaves what it is. Raises NotFound, Malformed."""
-        old = await self.get_account(project_id, account_id)
-        new = replace(old, name=old.name if name is None else name, role=old.role if role is None else role)
-        check_name(new.name)
-        _check_role(new.role)
+        if name is not None:
+            check_name(name)
+        if role is not None:
+            _check_role(role)
         organization_id = (await self.get_project(project_id)).organization_id
         change = Change(Action.SERVICE_ACCOUNT_UPDATED, account_id, organization_id, project_id)
         async with self._catalog.changing(organization_id) as catalog:
-            if not await catalog.accounts.update_account(new):
-                raise _no_account(account_id)
+            old = await self.within(catalog).get_account(project_id, account_id)
+            new = replace(old, name=old.name if name is None else name, role=old.role if role is None else role)
+            await catalog.accounts.update_account(new)
             await catalog.audit.write(author, replace(change, before=_fields_of(old), after=_fields_of(new)))
         return new
 
     async def delete_account(self, project_id: str, account_id: str, *, author: Author = COMMAND_LINE) -> None:
         """Delete a service account: all of its keys are revoked. Raises NotFound."""
-        old = await self.get_account(project_id, account_id)
         organization_id = (await self.get_project(project_id)).organization_id
         now_ms = self._clock.now_ms()
         revoked: list[StoredKey] = []
         change = Change(Action.SERVICE_ACCOUNT_DELETED, account_id, organization_id, project_id)
         async with self._catalog.changing(organization_id) as catalog:
-            if not await catalog.accounts.update_account(replace(old, deleted_at_ms=now_ms)):
-                raise _no_account(account_id)
+            old = await self.within(catalog).get_account(project_id, account_id)
+            await catalog.accounts.update_account(replace(old, deleted_at_ms=now_ms))
             await catalog.audit.write(author, replace(change, before=_fields_of(old)))
             query = KeyQuery(project_id=project_id, service_account=account_id, has_revoked=False)
             while page := (await catalog.keys.page_keys(query, PageQuery(MAX_PAGE))).rows:

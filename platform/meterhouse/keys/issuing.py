@@ -143,14 +143,16 @@ class KeyIssuer(Finder):
         if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
             message = f"The overlap must be 0 to {MAX_OVERLAP_SECONDS} seconds (7 days)."
             raise Malformed(message, param="overlap_seconds")
-        old = await self.get(key_id)
-        now_ms = self._clock.now_ms()
-        is_over = old.project_archived_at_ms is not None or (
-            old.expires_at_ms is not None and old.expires_at_ms <= now_ms
-        )
+        organization_id = (await self.get(key_id)).organization_id
         secret = make(self._environment)
-        new = self._successor(old, secret, now_ms)
-        async with self._catalog.changing(old.organization_id) as catalog:
+        now_ms = self._clock.now_ms()
+        async with self._catalog.changing(organization_id) as catalog:
+            # Read here, so that the successor undoes nothing that was changed meanwhile.
+            old = await self.within(catalog).get(key_id)
+            is_over = old.project_archived_at_ms is not None or (
+                old.expires_at_ms is not None and old.expires_at_ms <= now_ms
+            )
+            new = self._successor(old, secret, now_ms)
             if is_over or not await catalog.keys.rotate_key(key_id, new, now_ms + overlap_seconds * 1_000):
                 message = f"Key '{key_id}' is not good any more and cannot be rotated. Issue a new key instead."
                 raise Conflict(message, param="key_id")
@@ -225,8 +227,6 @@ def change_of_key(action: Action, key: StoredKey, before: Fields | None = None, 
     return Change(action, key.id, key.organization_id, key.project_id, before, after)
 
 
-def _check_order(order: KeyOrder) -> None:
-    check_name(order.name)
 async def _check_account(catalog: Catalog, new: StoredKey) -> None:
     account_id = new.service_account or ""
     if not account_id.startswith(f"{ACCOUNT_PREFIX}_"):
@@ -236,6 +236,8 @@ async def _check_account(catalog: Catalog, new: StoredKey) -> None:
         raise no_account(account_id, "service_account")
 
 
+def _check_order(order: KeyOrder) -> None:
+    check_name(order.name)
     check_expiry(order.expires_in_seconds)
     _check_scopes(order.scopes)
     _check_models(order.models)
