@@ -32,7 +32,6 @@ from meterhouse.db.tables import (
 from meterhouse.metering import Period, Sums
 from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
 
-Also = Callable[[AsyncConnection], Awaitable[object]]
 GroupBy = Literal["organization", "project", "key", "model", "provider", "day", "hour"]
 
 _PLAIN_FIELDS = tuple(
@@ -72,6 +71,10 @@ class Adjustment:
     created_at_ms: int
     created_by: str = ""
     """The id of the admin key, empty for a command."""
+
+
+Also = Callable[[AsyncConnection, Sequence[Adjustment]], Awaitable[object]]
+"""Does something in the transaction that wrote adjustments, over its connection; is told those that are new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +147,10 @@ class LedgerStore:
             statement = insert_into(connection, adjustment).on_conflict_do_nothing(index_elements=["id"])
             result = await connection.execute(statement.returning(adjustment.c.id), rows)
             new = {row.id for row in result}
-            if new and also is not None:
-                await also(connection)
-        return [entry for entry in entries if entry.id in new]
+            written = [entry for entry in entries if entry.id in new]
+            if written and also is not None:
+                await also(connection, written)
+        return written
 
     async def sum_period(self, period: Period) -> Sums:
         """Sum what a quota or budget counts; see ``sum_periods``."""
