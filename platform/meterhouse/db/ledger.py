@@ -18,6 +18,7 @@ from meterhouse.db.engine import insert_into, insert_rows, reading, wall_ms, wri
 from meterhouse.db.postgres import is_postgres
 from meterhouse.db.projection import fold
 from meterhouse.db.rebuild import Difference, list_differences
+from meterhouse.db.reports import KeyOf, of_keys
 from meterhouse.db.tables import (
     COMPONENT_COLUMNS,
     DAY_MS,
@@ -177,16 +178,19 @@ class LedgerStore:
     async def usage_by(self, query: UsageQuery) -> list[UsageRow]:
         """Sum usage by the groups of a query, ordered by group.
 
-        A group of "day" or "hour" is its first millisecond, in UTC. Adjustments are not usage and do not count.
+        A group of "day" or "hour" is its first millisecond, in UTC; a key counts with its client tokens. Adjustments
+        are not usage and do not count.
         """
         source = Source.of(query.from_ms, query.to_ms)
         names = ("requests", "attempts", "charge_nanos", *TOKEN_COLUMNS)
         groups = [_group_expression(source, word).label(f"group_{i}") for i, word in enumerate(query.group_by)]
         conditions = [
             source.table.c[name] == value
-            for name in ("organization_id", "project_id", "key_id")
+            for name in ("organization_id", "project_id")
             if (value := getattr(query, name)) is not None
         ]
+        if query.key_id is not None:
+            conditions.append(of_keys(source.table.c.key_id, [query.key_id]))
         statement = (
             sa.select(*groups, *(total(source.measure(name)).label(name) for name in names))
             .where(source.at >= query.from_ms, source.at < query.to_ms, *conditions)
@@ -217,7 +221,8 @@ def _group_expression(source: Source, word: GroupBy) -> sa.ColumnElement[Any]:
         return source.at - source.at % DAY_MS
     if word == "hour":
         return source.at - source.at % HOUR_MS
-    return source.table.c[_GROUP_COLUMNS[word]]
+    column = source.table.c[_GROUP_COLUMNS[word]]
+    return KeyOf(column) if word == "key" else column
 
 
 async def _clock_ms(connection: AsyncConnection) -> int:
