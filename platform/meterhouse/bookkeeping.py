@@ -128,7 +128,7 @@ async def adjust(
         entry.project_id,
         after={**shown, "root_key_id": root_key_id, "created_by": entry.created_by},
     )
-    await stores.ledger.insert_adjustment(entry, lambda connection: AuditStore(connection).write(author, change))
+    await stores.ledger.insert_adjustment(entry, lambda connection, _: AuditStore(connection).write(author, change))
     if apply is None:
         return entry, False
     correction = Correction(

@@ -114,7 +114,7 @@ def rerate_unpriced(
     async def work(stores: Stores) -> None:
         now_ms = stores.clock.now_ms()
         found = [price for price in await stores.catalog.prices.list_prices() if price.source == OPERATOR_SOURCE]
-        order = RerateOrder(from_ms, to_ms or now_ms + 1, organization, user_name(), now_ms, is_dry)
+        order = RerateOrder(from_ms, to_ms or now_ms + 1, organization, author(), now_ms, is_dry)
         store = UnpricedStore(stores.engine)
         done = await rerate(store, stores.ledger, PriceBook(found), order, partial(apply_correction, settings))
         verb = "would be charged" if is_dry else "charged"

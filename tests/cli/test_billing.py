@@ -1,5 +1,6 @@
 """Prices from a moment on, charging later what had none, and credit, as an operator does it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def test_what_had_no_price_is_charged_once_by_the_price_that_is_set_for_then(tmp
     assert spent(tmp_path, owners.organization) == before + 420_000
     listed = good(tmp_path, "ledger", "adjustments", "--organization", owners.organization, "--data", "d")
     assert listed.count("priced later: local/llama by price_") == 3
+    found = json.loads(good(tmp_path, "audit", "--action", "adjustment.created", "--json", "--data", "d"))
+    written = {one["organization"]: one for one in found}
+    assert len(found) == len(written) == 2
+    assert written["org_other"]["after"]["nanos"] == 140_000
+    mine = written[owners.organization]
+    assert (mine["after"]["adjustments"], mine["after"]["nanos"], mine["after"]["reason"]) == (
+        3,
+        420_000,
+        "priced later",
+    )
+    assert mine["target"] in listed
+    assert mine["actor"].startswith("cli ")
 
 
 def test_a_price_begins_later_but_never_under_what_was_charged(tmp_path: Path) -> None:
@@ -69,6 +82,8 @@ def test_credit_is_added_once_for_a_reference_and_shown(tmp_path: Path) -> None:
     assert "was credited before" in again
     assert "credited:  25 USD\nspent:     1.5 USD\nleft:      23.5 USD" in again
     assert "another amount" in complaint(tmp_path, *add, "--usd", "26")
+    pasted = good(tmp_path, *add[:-1], " payment 1 ")
+    assert "was credited before" in pasted
     good(tmp_path, "credits", "add", *mine, "--usd", "-25", "--reference", "refund 1")
     assert "left:      -1.5 USD" in good(tmp_path, "credits", "show", *mine)
     exported = good(tmp_path, "ledger", "export", "--data", "d")

@@ -54,6 +54,58 @@ async def test_whole_sets_of_limits_at_once_replace_one_another(service, project
 async def test_no_key_of_a_service_account_outlives_it(service, project):
     account, _ = await service.create_account(AccountOrder("indexer", project.id), None)
     order = KeyOrder("k", project.id, service_account=account.id)
-    issuing = [service.issue_for_account(replace(order, name=f"k{n}")) for n in range(AT_ONCE)]
+    issuing = [service.issue(replace(order, name=f"k{n}")) for n in range(AT_ONCE)]
     await asyncio.gather(*issuing, service.delete_account(project.id, account.id), return_exceptions=True)
     assert all(key.revoked_at_ms is not None for key in await service.list_keys(project.id))
+
+
+class Interrupted(KeyService):
+    """Somebody else changes something right after the first look, and before the transaction."""
+
+    meanwhile = None
+
+    async def get(self, key_id, *, within=None):
+        found = await super().get(key_id, within=within)
+        await self._interrupt()
+        return found
+
+    async def get_project(self, project_id, *, within=None):
+        found = await super().get_project(project_id, within=within)
+        await self._interrupt()
+        return found
+
+    async def _interrupt(self):
+        change, self.meanwhile = self.meanwhile, None
+        if change is not None:
+            await change
+
+
+@pytest.fixture
+def interrupted(engine):
+    return Interrupted(Catalog(engine), PEPPERS, MovingClock(), environment="live")
+
+
+async def states_of(engine, action):
+    events = (await Catalog(engine).audit.list_events(AuditQuery(actions=[action]), PageQuery())).rows
+    return [(event.before, event.after) for event in events]
+
+
+async def test_a_rotation_undoes_no_restriction_that_came_meanwhile(engine, service, interrupted, project):
+    old = (await service.issue(KeyOrder("k", project.id))).key
+    usage = frozenset({"usage"})
+    interrupted.meanwhile = service.update_key(old.id, scopes=usage, expires_in_seconds=60)
+    new = (await interrupted.rotate(old.id)).key
+    assert (new.scopes, new.expires_at_ms) == (usage, new.created_at_ms + 60_000)
+    changes = await states_of(engine, "api_key.updated")
+    restricted = next(after for before, after in changes if len(before["scopes"]) > 1)
+    assert (restricted, restricted) in changes, "the rotation's event has the state right before it"
+
+
+async def test_a_change_of_a_service_account_undoes_none_that_came_meanwhile(engine, service, interrupted, project):
+    account, _ = await service.create_account(AccountOrder("indexer", project.id), None)
+    interrupted.meanwhile = service.update_account(project.id, account.id, name="crawler", role=None)
+    changed = await interrupted.update_account(project.id, account.id, name=None, role="owner")
+    assert (changed.name, changed.role) == ("crawler", "owner")
+    assert await service.get_account(project.id, account.id) == changed
+    changes = await states_of(engine, "service_account.updated")
+    assert ({"name": "crawler", "role": "member"}, {"name": "crawler", "role": "owner"}) in changes

@@ -10,13 +10,18 @@ import msgspec
 import pytest
 from openai.types.admin.organization import UsageCompletionsResponse, UsageCostsResponse, UsageEmbeddingsResponse
 
+from fakes.house import PEPPERS
 from fakes.ledger import record
+from fakes.store import MovingClock
 from meterhouse.admin.report import Wanted, report_completions, report_costs, report_embeddings
 from meterhouse.admin.span import SpanRequest, read_span
-from meterhouse.db.ledger import Adjustment, LedgerStore
+from meterhouse.db.catalog import Catalog
+from meterhouse.db.ledger import Adjustment, LedgerStore, UsageQuery
+from meterhouse.db.records import RecordQuery, RecordStore
 from meterhouse.db.reports import RECORDS, ReportQuery, ReportStore
 from meterhouse.errors import Malformed
 from meterhouse.ids import new_request_id
+from meterhouse.keys.service import KeyOrder, KeyService
 from meterhouse.usage import Usage
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -199,6 +204,50 @@ async def test_costs_are_exact_and_count_adjustments(engine, store, records, sta
                 assert nanos == int(nanos)
                 found[place] = [found.get(place, [0])[0] + int(nanos)]
         assert found == truth
+
+
+async def test_a_key_answers_for_its_client_tokens_and_for_what_corrects_its_chain(engine, store):
+    service = KeyService(Catalog(engine), PEPPERS, MovingClock(), environment="live")
+    project = await service.create_project((await service.create_organization("Acme")).id, "web")
+    first = (await service.issue(KeyOrder("k", project.id))).key.id
+    second = (await service.rotate(first)).key.id
+    token = f"{second}.0123456789abcdef"
+    moment, owner = at("2026-03-01T00:00"), {"organization_id": project.organization_id, "project_id": project.id}
+    spent = {first: 70, second: 3_000, token: 500, f"{second}x": 1}
+    ledger = LedgerStore(engine)
+    await ledger.insert(
+        [
+            record(
+                request_id=f"{moment:012x}{new_request_id()[12:]}",
+                admitted_at_ms=moment,
+                key_id=key_id,
+                root_key_id=first,
+                charge_nanos=nanos,
+                charges=(),
+                **owner,
+            )
+            for key_id, nanos in spent.items()
+        ]
+    )
+    await ledger.insert_adjustment(
+        Adjustment("adj_1", project.organization_id, project.id, first, moment, -20, 0, "credit", 1)
+    )
+
+    async def nanos_by(**more):
+        [bucket] = await pages(
+            report_costs, store, moment, moment + DAY, "1d", organization_id=project.organization_id, **more
+        )
+        return {row["api_key_id"]: int(Decimal(row["amount"]["value"]) * 10**9) for row in bucket["results"]}
+
+    assert await nanos_by(api_key_ids=[second]) == {None: 3_000 + 500 - 20}
+    assert await nanos_by(api_key_ids=[first]) == {None: 70 - 20}
+    assert await nanos_by(api_key_ids=[token]) == {None: 500}
+    records = RecordStore(engine)
+    page = await records.list_records(RecordQuery(key_id=second), None, 10)
+    assert {one.key_id for one in page.rows} == {second, token}
+    used = await ledger.usage_by(UsageQuery(("key",), moment, moment + DAY, key_id=second))
+    assert [(row.group, row.charge_nanos) for row in used] == [((second,), 3_500)]
+    assert await nanos_by(group_by=("api_key_id",)) == {first: 70 - 20, second: 3_500, f"{second}x": 1}
 
 
 async def test_line_items_name_model_and_component_with_their_quantity(store, records):

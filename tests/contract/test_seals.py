@@ -21,7 +21,7 @@ from meterhouse.errors import Conflict, StoreDown
 from meterhouse.exports import export
 from meterhouse.ledger.audit import GRACE_MS, DatabaseAudit
 from meterhouse.ledger.export import ExportReader, Order, check_export
-from meterhouse.ledger.seal import ChainChecker, Entry, Fault, hash_row
+from meterhouse.ledger.seal import ChainChecker, Entry, Fault, Finding, hash_row
 from meterhouse.ledger.sealer import Sealer
 from meterhouse.telemetry.logs import get_logger
 from meterhouse.usage import Usage
@@ -347,6 +347,21 @@ async def test_what_a_file_lacks_is_named_by_the_database(seals, exported):
     gap, *_ = check_export(reader, KEY.public_key())
     named = await DatabaseAudit(seals, reader.statement).name_missing(gap)
     assert [one.subject for one in named] == [f"request {uuid(2)} attempt 1", f"request {uuid(3)} attempt 1"]
+
+
+async def test_only_what_the_statement_covers_is_looked_up(seals, engine, exported, clock, tmp_path):
+    """The rows of a file that somebody sent may name anybody; the statement of it is signed."""
+    path = tmp_path / "theirs.jsonl"
+    with path.open("wb") as file:
+        order = Order(clock.now_ms, "org_2")
+        file.write(await export(Books(engine, hash_row), file, "jsonl", order, KEY))
+    rows = list(ExportReader(exported).read())
+    comparison = DatabaseAudit(seals, ExportReader(path).statement)
+    assert [one async for one in comparison.compare(replace(row, hash="1:x") for row in rows[:3])] == []
+    gap = Finding(Fault.MISSING, "a gap", "org_1", 1, until=6)
+    assert await comparison.name_missing(gap) == []
+    [found] = [one async for one in comparison.compare([replace(rows[1], organization_id="org_2", sequence=9)])]
+    assert (found.fault, found.detail) == (Fault.MISSING, "the database has no seal of it")
 
 
 async def test_a_ledger_that_is_not_what_was_sealed_is_not_signed(engine, exported, tamper, clock, tmp_path):

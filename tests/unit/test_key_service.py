@@ -2,6 +2,7 @@ import pytest
 
 from fakes.house import PEPPERS, opened_house
 from meterhouse.errors import Conflict, InvalidKey, Malformed, NotFound
+from meterhouse.keys.accounts import AccountOrder
 from meterhouse.keys.issuing import MAX_OVERLAP_SECONDS
 from meterhouse.keys.service import KeyService
 from meterhouse.metering import Kind, Limit, Scope, Window
@@ -44,6 +45,21 @@ async def test_a_rotated_key_works_for_the_overlap_and_both_count_as_one(house):
     assert (await house.verify(third, "192.0.2.9")).limits == ()
 
 
+async def test_a_key_names_a_living_service_account_of_its_project_or_a_label(house):
+    elsewhere = await house.service.create_project(house.organization.id, "Elsewhere")
+    deleted, _ = await house.service.create_account(AccountOrder("indexer", house.project.id), None)
+    await house.service.delete_account(house.project.id, deleted.id)
+    others, _ = await house.service.create_account(AccountOrder("indexer", elsewhere.id), None)
+    for account_id in (deleted.id, others.id, "svcacct_none"):
+        with pytest.raises(NotFound) as caught:
+            await house.issue(service_account=account_id)
+        assert caught.value.param == "service_account"
+    assert await house.service.list_keys(house.project.id) == []
+    living, _ = await house.service.create_account(AccountOrder("indexer", house.project.id), None)
+    for name in (living.id, "indexer"):
+        assert (await house.issue(service_account=name)).key.service_account == name
+
+
 async def test_what_cannot_be_rotated(house):
     revoked, expired, archived = await house.issue(), await house.issue(expires_in_seconds=1), await house.issue()
     await house.service.revoke(revoked.key.id)
@@ -69,7 +85,12 @@ async def test_what_cannot_be_rotated(house):
         ({"scopes": frozenset({"everything"})}, "scopes"),
         ({"scopes": frozenset()}, "scopes"),
         ({"models": frozenset()}, "models"),
+        ({"models": frozenset(str(number) for number in range(257))}, "models"),
+        ({"models": frozenset({"m" * 257})}, "models"),
         ({"ip_ranges": ("192.0.2.0/33",)}, "ip_ranges"),
+        ({"ip_ranges": ("192.0.2.1",) * 65}, "ip_ranges"),
+        ({"ip_ranges": ("fe80::1%" + "e" * 100,)}, "ip_ranges"),
+        ({"service_account": "s" * 65}, "service_account"),
         ({"limits": (Limit(Scope.KEY, "", Kind.SPEND, Window.DAY, 1),) * 2}, "limits"),
     ],
 )

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from meterhouse.db.keys import StoredKey
 from meterhouse.db.organizations import Organization, Project
 from meterhouse.errors import Malformed
+from meterhouse.keys.issuing import MAX_SERVICE_ACCOUNT_LENGTH, MOST_MODELS, MOST_RANGES
 from meterhouse.limits.limit import format_limit
 from meterhouse.metering import Limit, Scope
 from meterhouse.money import Component, Meterable, Price
@@ -75,13 +76,19 @@ class KeyRequest(Strict):
     name: str = Name
     project_id: str
     expires_in_seconds: int | None = Field(None, gt=0)
-    models: list[str] | None = Field(None, min_length=1, description="The only models it may use; null: every model")
+    models: list[str] | None = Field(
+        None, min_length=1, max_length=MOST_MODELS, description="The only models it may use; null: every model"
+    )
     limits: str = Field(
         "", description="`requests 600/minute; tokens 200000/minute; concurrent 20; spend 25 USD/month`"
     )
-    ip_ranges: list[str] = Field(default_factory=list, description="CIDR networks it may come from; empty: anywhere")
+    ip_ranges: list[str] = Field(
+        default_factory=list,
+        max_length=MOST_RANGES,
+        description="CIDR networks it may come from; empty: anywhere",
+    )
     scopes: list[str] = Field(default_factory=lambda: ["inference", "usage"], min_length=1)
-    service_account: str | None = None
+    service_account: str | None = Field(None, min_length=1, max_length=MAX_SERVICE_ACCOUNT_LENGTH)
 
 
 class RotateRequest(Strict):

@@ -141,7 +141,7 @@ def add_service_accounts(router: APIRouter, service: KeyService) -> None:
             scopes=scopes_of(body.scopes) or frozenset(KeyScope),
             service_account=service_account_id,
         )
-        return AccountKeyObject.of(await service.issue_for_account(order, author=mandate.author))
+        return AccountKeyObject.of(await service.issue(order, author=mandate.author))
 
 
 def _add_looks(router: APIRouter, service: KeyService, path: str) -> None:

@@ -5,7 +5,7 @@ same reference with another amount is refused. Not here: how credit binds (``db.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from meterhouse.audit import Action, Change
@@ -36,6 +36,7 @@ class CreditOrder:
     organization_id: str
     nanos: int
     reference: str
+    """Spaces around it do not count: the same payment, pasted another way, is the same."""
     created_by: str
 
 
@@ -55,6 +56,7 @@ class Credits:
             NotFound: There is no such organization.
             Conflict: The reference was credited with another amount.
         """
+        order = replace(order, reference=order.reference.strip())
         _check(order)
         async with self._catalog.changing(order.organization_id) as catalog:
             entry, is_new = await self._add(catalog, order, author)
@@ -98,7 +100,7 @@ class Credits:
 
 def _check(order: CreditOrder) -> None:
     reference = order.reference
-    if not reference.strip() or len(reference) > MAX_REFERENCE_CHARACTERS or not reference.isprintable():
+    if not reference or len(reference) > MAX_REFERENCE_CHARACTERS or not reference.isprintable():
         text = f"A credit needs a reference of 1 to {MAX_REFERENCE_CHARACTERS} printable characters."
         raise Malformed(text, param="reference")
     if order.nanos == 0:

@@ -1,17 +1,23 @@
 """Charges later what was used while its model had no price: one adjustment for each record.
 
 Invariant: a record is charged at most once, whatever runs at a time or again, because the adjustment's id is made of
-its own; the record itself stays what it was. Only prices that an operator set count: what they say of a moment before
-they were set is what the operator means. Not here: prices (``providers.prices``), the meter.
+its own; the record itself stays what it was. The audit log has who charged it, in the same transaction. Only prices
+that an operator set count: what they say of a moment before they were set is what the operator means. Not here: prices
+(``providers.prices``), the meter.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from meterhouse.audit import Action, Change
+from meterhouse.db.audit import AuditStore
+from meterhouse.db.engine import Source
 from meterhouse.db.ledger import Adjustment, LedgerStore
 from meterhouse.db.tables import DAY_MS
 from meterhouse.db.unpriced import UnpricedRecord, UnpricedStore
 from meterhouse.errors import MeterDown
+from meterhouse.identity import Author
 from meterhouse.metering import Correction
 from meterhouse.money import charge
 from meterhouse.providers.prices import PriceBook, price_at
@@ -27,7 +33,7 @@ class RerateOrder:
     from_ms: int
     to_ms: int
     organization_id: str | None
-    created_by: str
+    author: Author
     at_ms: int
     """Now."""
     is_dry: bool = False
@@ -54,10 +60,11 @@ async def rerate(
 ) -> Rerated:
     """Charge unpriced records by the prices that held when they were admitted; raises StoreDown."""
     done = Rerated()
+    write_down = partial(_write_down, order.author)
     async for page in store.list_pages(order.from_ms, order.to_ms, order.organization_id):
         priced = [entry for record in page if (entry := _adjustment_of(record, prices, order)) is not None]
         done.unpriced += len(page) - len(priced)
-        new = priced if order.is_dry else await ledger.insert_adjustments(priced)
+        new = priced if order.is_dry else await ledger.insert_adjustments(priced, write_down)
         done.records += len(new)
         done.nanos += sum(entry.nanos for entry in new)
         done.known += len(priced) - len(new)
@@ -84,8 +91,25 @@ def _adjustment_of(record: UnpricedRecord, prices: PriceBook, order: RerateOrder
         tokens=0,
         reason=f"priced later: {record.provider}/{record.upstream_model} by {price.id}",
         created_at_ms=order.at_ms,
-        created_by=order.created_by,
+        created_by=order.author.actor.id,
     )
+
+
+async def _write_down(author: Author, connection: Source, new: Sequence[Adjustment]) -> None:
+    """Say in the audit log who charged a page, once for each organization; its adjustments say the rest."""
+    audit = AuditStore(connection)
+    of_organization: dict[str, list[Adjustment]] = {}
+    for entry in new:
+        of_organization.setdefault(entry.organization_id, []).append(entry)
+    for organization_id, entries in of_organization.items():
+        fields = {
+            "reason": "priced later",
+            "adjustments": len(entries),
+            "last_id": entries[-1].id,
+            "nanos": sum(entry.nanos for entry in entries),
+            "created_by": author.actor.id,
+        }
+        await audit.write(author, Change(Action.ADJUSTMENT_CREATED, entries[0].id, organization_id, after=fields))
 
 
 def _corrections_of(entries: Iterable[Adjustment]) -> list[Correction]:

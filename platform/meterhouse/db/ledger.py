@@ -18,6 +18,7 @@ from meterhouse.db.engine import insert_into, insert_rows, reading, wall_ms, wri
 from meterhouse.db.postgres import is_postgres
 from meterhouse.db.projection import fold
 from meterhouse.db.rebuild import Difference, list_differences
+from meterhouse.db.reports import KeyOf, of_keys
 from meterhouse.db.tables import (
     COMPONENT_COLUMNS,
     DAY_MS,
@@ -32,7 +33,6 @@ from meterhouse.db.tables import (
 from meterhouse.metering import Period, Sums
 from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
 
-Also = Callable[[AsyncConnection], Awaitable[object]]
 GroupBy = Literal["organization", "project", "key", "model", "provider", "day", "hour"]
 
 _PLAIN_FIELDS = tuple(
@@ -72,6 +72,10 @@ class Adjustment:
     created_at_ms: int
     created_by: str = ""
     """The id of the admin key, empty for a command."""
+
+
+Also = Callable[[AsyncConnection, Sequence[Adjustment]], Awaitable[object]]
+"""Does something in the transaction that wrote adjustments, over its connection; is told those that are new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +148,10 @@ class LedgerStore:
             statement = insert_into(connection, adjustment).on_conflict_do_nothing(index_elements=["id"])
             result = await connection.execute(statement.returning(adjustment.c.id), rows)
             new = {row.id for row in result}
-            if new and also is not None:
-                await also(connection)
-        return [entry for entry in entries if entry.id in new]
+            written = [entry for entry in entries if entry.id in new]
+            if written and also is not None:
+                await also(connection, written)
+        return written
 
     async def sum_period(self, period: Period) -> Sums:
         """Sum what a quota or budget counts; see ``sum_periods``."""
@@ -173,16 +178,19 @@ class LedgerStore:
     async def usage_by(self, query: UsageQuery) -> list[UsageRow]:
         """Sum usage by the groups of a query, ordered by group.
 
-        A group of "day" or "hour" is its first millisecond, in UTC. Adjustments are not usage and do not count.
+        A group of "day" or "hour" is its first millisecond, in UTC; a key counts with its client tokens. Adjustments
+        are not usage and do not count.
         """
         source = Source.of(query.from_ms, query.to_ms)
         names = ("requests", "attempts", "charge_nanos", *TOKEN_COLUMNS)
         groups = [_group_expression(source, word).label(f"group_{i}") for i, word in enumerate(query.group_by)]
         conditions = [
             source.table.c[name] == value
-            for name in ("organization_id", "project_id", "key_id")
+            for name in ("organization_id", "project_id")
             if (value := getattr(query, name)) is not None
         ]
+        if query.key_id is not None:
+            conditions.append(of_keys(source.table.c.key_id, [query.key_id]))
         statement = (
             sa.select(*groups, *(total(source.measure(name)).label(name) for name in names))
             .where(source.at >= query.from_ms, source.at < query.to_ms, *conditions)
@@ -213,7 +221,8 @@ def _group_expression(source: Source, word: GroupBy) -> sa.ColumnElement[Any]:
         return source.at - source.at % DAY_MS
     if word == "hour":
         return source.at - source.at % HOUR_MS
-    return source.table.c[_GROUP_COLUMNS[word]]
+    column = source.table.c[_GROUP_COLUMNS[word]]
+    return KeyOf(column) if word == "key" else column
 
 
 async def _clock_ms(connection: AsyncConnection) -> int:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from meterhouse.db.engine import reading
 from meterhouse.db.ledger import record_of
 from meterhouse.db.paging import MAX_PAGE, Page
-from meterhouse.db.reports import ID_TIME_MARGIN_MS, id_at
+from meterhouse.db.reports import ID_TIME_MARGIN_MS, id_at, of_keys
 from meterhouse.db.tables import usage_record
 from meterhouse.usage import UsageRecord
 
@@ -34,6 +34,7 @@ class RecordQuery:
     organization_id: str | None = None
     project_id: str | None = None
     key_id: str | None = None
+    """With its client tokens."""
     root_key_id: str | None = None
     """Beside ``key_id``: the first of its chain, by which there is an index."""
     request_id: str | None = None
@@ -72,14 +73,16 @@ class RecordStore:
 def _conditions(query: RecordQuery) -> tuple[list[sa.ColumnElement[bool]], list[sa.Column[Any]]]:
     """Return the conditions of a query and what its rows are in the order of."""
     columns = usage_record.c
-    names = ("organization_id", "project_id", "key_id", "root_key_id", "request_id")
+    names = ("organization_id", "project_id", "root_key_id", "request_id")
     given = {name: value for name in names if (value := getattr(query, name)) is not None}
     conditions: list[sa.ColumnElement[bool]] = [columns[name] == value for name, value in given.items()]
+    if query.key_id is not None:
+        conditions.append(of_keys(columns.key_id, [query.key_id]))
     if query.from_ms is not None:
         conditions.append(columns.admitted_at_ms >= query.from_ms)
     if query.to_ms is not None:
         conditions.append(columns.admitted_at_ms < query.to_ms)
-    if given:
+    if given or query.key_id is not None:
         return conditions, [columns.admitted_at_ms, columns.request_id, columns.attempt]
     # No index has the time alone, but the primary key begins with it, and finds the partitions besides.
     if query.from_ms is not None:

@@ -14,10 +14,13 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from meterhouse.db.balances import Source, total
 from meterhouse.db.engine import reading
-from meterhouse.db.tables import DURATION_COLUMNS, HOUR_MS, adjustment, usage_hour, usage_record
+from meterhouse.db.tables import DURATION_COLUMNS, HOUR_MS, adjustment, key, usage_hour, usage_record
 
 MAX_ROWS = 20_000
 """Most rows of one part of a report; beyond it the span has to be cut."""
@@ -54,7 +57,7 @@ class ReportQuery:
     organization_id: str | None = None
     """None: everybody's."""
     only: Mapping[Group, Sequence[str]] = field(default_factory=dict)
-    """Columns and the values that count."""
+    """Columns and the values that count; a key stands for its client tokens too, and is grouped with them."""
     never: Mapping[Group, Sequence[str]] = field(default_factory=dict)
     """Columns and the values that do not count."""
 
@@ -88,6 +91,30 @@ class Report:
     adjustments: list[AdjustmentSums]
 
 
+class KeyOf(FunctionElement[str]):
+    """The key of what a record names: itself, or what stands before the dot of a client token's id."""
+
+    inherit_cache = True
+    name = "key_of"
+    type = sa.Text()
+
+
+@compiles(KeyOf)
+def _key_of(element: KeyOf, compiler: SQLCompiler, **options: Any) -> str:
+    return f"split_part({compiler.process(element.clauses, **options)}, '.', 1)"
+
+
+@compiles(KeyOf, "sqlite")
+def _key_of_sqlite(element: KeyOf, compiler: SQLCompiler, **options: Any) -> str:
+    column = compiler.process(element.clauses, **options)
+    return f"substr({column}, 1, instr({column} || '.', '.') - 1)"
+
+
+def of_keys(column: sa.ColumnElement[str], ids: Sequence[str]) -> sa.ColumnElement[bool]:
+    """Match what keys used, with their client tokens; a token's own id matches what was used with it."""
+    return sa.or_(column.in_(ids), KeyOf(column).in_(ids))
+
+
 class ReportStore:
     """Reads reports. Every method is one snapshot and raises StoreDown when there is no database."""
 
@@ -99,6 +126,7 @@ class ReportStore:
         """Sum a span by bucket and group, in the order of both; adjustments beside, where they are asked for.
 
         Adjustments know no model, operation or provider: of a query's filters they obey organization, project and key.
+        They name the first key of a chain of rotations, and count for each of its keys.
         """
         found: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         corrections: list[AdjustmentSums] = []
@@ -137,7 +165,7 @@ def _cut(query: ReportQuery) -> Iterator[tuple[Source, ReportQuery]]:
 def _statement(source: Source, query: ReportQuery) -> sa.Select[*tuple[Any, ...]]:
     columns = source.table.c
     bucket = (source.at - source.at % query.width_ms).label("bucket_ms")
-    groups = [columns[name].label(f"by_{name}") for name in query.group_by]
+    groups = [_group(columns[name]).label(f"by_{name}") for name in query.group_by]
     sums = [total(_measure(source, name)).label(f"sum_{i}") for i, name in enumerate(query.measures)]
     statement = sa.select(bucket, *groups, *sums).where(source.at >= query.start_ms, source.at < query.end_ms)
     if query.organization_id is not None:
@@ -148,9 +176,17 @@ def _statement(source: Source, query: ReportQuery) -> sa.Select[*tuple[Any, ...]
             columns.request_id >= id_at(query.start_ms - ID_TIME_MARGIN_MS),
             columns.request_id < id_at(query.end_ms + ID_TIME_MARGIN_MS),
         )
-    statement = statement.where(*(columns[name].in_(values) for name, values in query.only.items()))
+    statement = statement.where(*(_only(columns[name], values) for name, values in query.only.items()))
     statement = statement.where(*(columns[name].not_in(values) for name, values in query.never.items()))
     return statement.group_by(bucket, *groups)
+
+
+def _group(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+    return KeyOf(column) if column.key == "key_id" else column
+
+
+def _only(column: sa.ColumnElement[str], values: Sequence[str]) -> sa.ColumnElement[bool]:
+    return of_keys(column, values) if column.key == "key_id" else column.in_(values)
 
 
 def _measure(source: Source, name: str) -> sa.ColumnElement[int]:
@@ -174,7 +210,9 @@ async def _read_adjustments(connection: AsyncConnection, query: ReportQuery, lim
     if "project_id" in query.only:
         statement = statement.where(columns.project_id.in_(query.only["project_id"]))
     if "key_id" in query.only:
-        statement = statement.where(columns.root_key_id.in_(query.only["key_id"]))
+        ids = query.only["key_id"]
+        first = sa.select(key.c.root_key_id).where(key.c.id.in_(ids))
+        statement = statement.where(sa.or_(columns.root_key_id.in_(ids), columns.root_key_id.in_(first)))
     rows = await connection.execute(statement.group_by(bucket, *groups).order_by(bucket, *groups).limit(limit))
     return [AdjustmentSums(int(row[0]), row[1], row[2], row[3], int(row[4])) for row in rows]
 

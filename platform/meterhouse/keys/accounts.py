@@ -9,11 +9,12 @@ from meterhouse.audit import Action, Change, Fields
 from meterhouse.db.accounts import ServiceAccount
 from meterhouse.db.keys import KeyQuery, StoredKey
 from meterhouse.db.paging import MAX_PAGE, Page, PageQuery
-from meterhouse.errors import Conflict, Malformed, NotFound
+from meterhouse.errors import Conflict, Malformed
 from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.ids import new_id
 from meterhouse.keys.changes import check_name
-from meterhouse.keys.issuing import IssuedKey, KeyIssuer, KeyOrder
+from meterhouse.keys.finder import no_account
+from meterhouse.keys.issuing import ACCOUNT_PREFIX, IssuedKey, KeyIssuer, KeyOrder
 
 ACCOUNT_ROLES = ("owner", "member", "none")
 
@@ -45,7 +46,7 @@ class AccountChanges(KeyIssuer):
         project = await self.get_project(order.project_id)
         if project.archived_at_ms is not None:
             raise Conflict(f"Project '{project.id}' is archived. Take another one.", param="project_id")
-        account = ServiceAccount(new_id("svcacct"), project.id, order.name, order.role, self._clock.now_ms())
+        account = ServiceAccount(new_id(ACCOUNT_PREFIX), project.id, order.name, order.role, self._clock.now_ms())
         made = None
         if key is not None:
             made = self._make_key(replace(key, project_id=project.id, service_account=account.id), project)
@@ -60,27 +61,11 @@ class AccountChanges(KeyIssuer):
         await self._tell({"key_id": made[1].id})
         return account, IssuedKey(made[0].value, made[1])
 
-    async def issue_for_account(self, order: KeyOrder, *, author: Author = COMMAND_LINE) -> IssuedKey:
-        """Issue a key of the service account that the order names; raises NotFound when it has been deleted.
-
-        Raises also what ``issue`` does. An account that is deleted meanwhile takes the key with it.
-        """
-        account_id = order.service_account or ""
-        project = await self.get_project(order.project_id)
-        secret, new = self._make_key(order, project)
-        async with self._catalog.changing(project.organization_id) as catalog:
-            found = (await catalog.accounts.find_accounts([account_id])).get(account_id)
-            if found is None or found.project_id != project.id or found.deleted_at_ms is not None:
-                raise _no_account(account_id)
-            await self._insert_key(catalog, new, author)
-        await self._tell({"key_id": new.id})
-        return IssuedKey(secret.value, new)
-
     async def get_account(self, project_id: str, account_id: str) -> ServiceAccount:
         """Return a service account of a project; raises NotFound, also for a deleted one."""
         found = (await self._catalog.accounts.find_accounts([account_id])).get(account_id)
         if found is None or found.project_id != project_id or found.deleted_at_ms is not None:
-            raise _no_account(account_id)
+            raise no_account(account_id)
         return found
 
     async def page_accounts(self, project_id: str, page: PageQuery) -> Page[ServiceAccount]:
@@ -95,28 +80,28 @@ class AccountChanges(KeyIssuer):
         self, project_id: str, account_id: str, *, name: str | None, role: str | None, author: Author = COMMAND_LINE
     ) -> ServiceAccount:
         """Give a service account another name or role; None leaves what it is. Raises NotFound, Malformed."""
-        old = await self.get_account(project_id, account_id)
-        new = replace(old, name=old.name if name is None else name, role=old.role if role is None else role)
-        check_name(new.name)
-        _check_role(new.role)
+        if name is not None:
+            check_name(name)
+        if role is not None:
+            _check_role(role)
         organization_id = (await self.get_project(project_id)).organization_id
         change = Change(Action.SERVICE_ACCOUNT_UPDATED, account_id, organization_id, project_id)
         async with self._catalog.changing(organization_id) as catalog:
-            if not await catalog.accounts.update_account(new):
-                raise _no_account(account_id)
+            old = await self.within(catalog).get_account(project_id, account_id)
+            new = replace(old, name=old.name if name is None else name, role=old.role if role is None else role)
+            await catalog.accounts.update_account(new)
             await catalog.audit.write(author, replace(change, before=_fields_of(old), after=_fields_of(new)))
         return new
 
     async def delete_account(self, project_id: str, account_id: str, *, author: Author = COMMAND_LINE) -> None:
         """Delete a service account: all of its keys are revoked. Raises NotFound."""
-        old = await self.get_account(project_id, account_id)
         organization_id = (await self.get_project(project_id)).organization_id
         now_ms = self._clock.now_ms()
         revoked: list[StoredKey] = []
         change = Change(Action.SERVICE_ACCOUNT_DELETED, account_id, organization_id, project_id)
         async with self._catalog.changing(organization_id) as catalog:
-            if not await catalog.accounts.update_account(replace(old, deleted_at_ms=now_ms)):
-                raise _no_account(account_id)
+            old = await self.within(catalog).get_account(project_id, account_id)
+            await catalog.accounts.update_account(replace(old, deleted_at_ms=now_ms))
             await catalog.audit.write(author, replace(change, before=_fields_of(old)))
             query = KeyQuery(project_id=project_id, service_account=account_id, has_revoked=False)
             while page := (await catalog.keys.page_keys(query, PageQuery(MAX_PAGE))).rows:
@@ -133,7 +118,3 @@ def _check_role(role: str) -> None:
 
 def _fields_of(account: ServiceAccount) -> Fields:
     return {"name": account.name, "role": account.role}
-
-
-def _no_account(account_id: str) -> NotFound:
-    return NotFound(f"There is no service account '{account_id[:64]}' in this project.", param="service_account_id")

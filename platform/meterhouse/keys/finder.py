@@ -64,3 +64,8 @@ def no_organization(organization_id: str) -> NotFound:
 def no_key(key_id: str) -> NotFound:
     """Return the error of whoever asks for a key that is not there."""
     return NotFound(f"There is no key '{key_id[:64]}'. List the keys to see their ids.", param="key_id")
+
+
+def no_account(account_id: str, param: str = "service_account_id") -> NotFound:
+    """Return the error of whoever names a service account that is not there."""
+    return NotFound(f"There is no service account '{account_id[:64]}' in this project.", param=param)

@@ -15,13 +15,21 @@ from meterhouse.db.paging import Page, PageQuery
 from meterhouse.errors import Conflict, Malformed
 from meterhouse.identity import COMMAND_LINE, Author, KeyScope
 from meterhouse.keys.changes import DAY_SECONDS, check_expiry, check_name, expiry_ms
-from meterhouse.keys.finder import Finder
+from meterhouse.keys.finder import Finder, no_account
 from meterhouse.keys.limit_changes import check_limits
 from meterhouse.keys.secret import NewSecret, make
 from meterhouse.keys.shown import fields_of_key
 from meterhouse.metering import Limit, Scope
 
 MAX_OVERLAP_SECONDS = 7 * DAY_SECONDS
+MOST_MODELS = 256
+MOST_RANGES = 64
+"""A key is read, mirrored and remembered as a whole, and its networks are gone through at each of its requests."""
+MAX_MODEL_LENGTH = 256
+MAX_RANGE_LENGTH = 64
+MAX_SERVICE_ACCOUNT_LENGTH = 64
+ACCOUNT_PREFIX = "svcacct"
+"""Of a service account's id. A key may also name something else, which is a label and no account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +59,16 @@ class KeyIssuer(Finder):
     """Changes keys. Every method raises StoreDown when there is no database."""
 
     async def issue(self, order: KeyOrder, *, author: Author = COMMAND_LINE) -> IssuedKey:
-        """Issue a key.
+        """Issue a key; one of a service account ends with it, also when it is deleted meanwhile.
 
         Raises:
             Malformed: a part of the order makes no sense; ``param`` names it.
-            NotFound: there is no such project.
+            NotFound: there is no such project, or the service account is not in it (any more).
             Conflict: the project is archived.
         """
         secret, new = self._make_key(order, await self.get_project(order.project_id))
         async with self._catalog.changing(new.organization_id) as catalog:
+            await _check_account(catalog, new)
             await self._insert_key(catalog, new, author)
         await self._tell({"key_id": new.id})
         return IssuedKey(secret.value, await self.get(new.id))
@@ -134,14 +143,16 @@ class KeyIssuer(Finder):
         if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
             message = f"The overlap must be 0 to {MAX_OVERLAP_SECONDS} seconds (7 days)."
             raise Malformed(message, param="overlap_seconds")
-        old = await self.get(key_id)
-        now_ms = self._clock.now_ms()
-        is_over = old.project_archived_at_ms is not None or (
-            old.expires_at_ms is not None and old.expires_at_ms <= now_ms
-        )
+        organization_id = (await self.get(key_id)).organization_id
         secret = make(self._environment)
-        new = self._successor(old, secret, now_ms)
-        async with self._catalog.changing(old.organization_id) as catalog:
+        now_ms = self._clock.now_ms()
+        async with self._catalog.changing(organization_id) as catalog:
+            # Read here, so that the successor undoes nothing that was changed meanwhile.
+            old = await self.within(catalog).get(key_id)
+            is_over = old.project_archived_at_ms is not None or (
+                old.expires_at_ms is not None and old.expires_at_ms <= now_ms
+            )
+            new = self._successor(old, secret, now_ms)
             if is_over or not await catalog.keys.rotate_key(key_id, new, now_ms + overlap_seconds * 1_000):
                 message = f"Key '{key_id}' is not good any more and cannot be rotated. Issue a new key instead."
                 raise Conflict(message, param="key_id")
@@ -216,19 +227,53 @@ def change_of_key(action: Action, key: StoredKey, before: Fields | None = None, 
     return Change(action, key.id, key.organization_id, key.project_id, before, after)
 
 
+async def _check_account(catalog: Catalog, new: StoredKey) -> None:
+    account_id = new.service_account or ""
+    if not account_id.startswith(f"{ACCOUNT_PREFIX}_"):
+        return
+    found = (await catalog.accounts.find_accounts([account_id])).get(account_id)
+    if found is None or found.project_id != new.project_id or found.deleted_at_ms is not None:
+        raise no_account(account_id, "service_account")
+
+
 def _check_order(order: KeyOrder) -> None:
     check_name(order.name)
     check_expiry(order.expires_in_seconds)
     _check_scopes(order.scopes)
-    if order.models is not None and not order.models:
-        raise Malformed("An empty list of models allows nothing. Name models, or leave the list out.", param="models")
-    for text in order.ip_ranges:
-        try:
-            ip_network(text, strict=False)
-        except ValueError as error:
-            message = f"'{text}' is no IP range. Write one as an address or as 192.0.2.0/24."
-            raise Malformed(message, param="ip_ranges") from error
+    _check_models(order.models)
+    _check_ranges(order.ip_ranges)
+    if order.service_account is not None and not 0 < len(order.service_account) <= MAX_SERVICE_ACCOUNT_LENGTH:
+        message = f"A service account has 1 to {MAX_SERVICE_ACCOUNT_LENGTH} characters."
+        raise Malformed(message, param="service_account")
     check_limits(order.limits)
+
+
+def _check_models(models: frozenset[str] | None) -> None:
+    if models is None:
+        return
+    if not models:
+        raise Malformed("An empty list of models allows nothing. Name models, or leave the list out.", param="models")
+    if len(models) > MOST_MODELS:
+        raise Malformed(f"A key names at most {MOST_MODELS} models. Restrict its project instead.", param="models")
+    if any(len(model) > MAX_MODEL_LENGTH for model in models):
+        raise Malformed(f"A model's name has at most {MAX_MODEL_LENGTH} characters.", param="models")
+
+
+def _check_ranges(ranges: tuple[str, ...]) -> None:
+    if len(ranges) > MOST_RANGES:
+        message = f"A key names at most {MOST_RANGES} IP ranges. Put neighbours together: 192.0.2.0/24."
+        raise Malformed(message, param="ip_ranges")
+    for text in ranges:
+        if not _is_range(text):
+            message = f"'{text[:MAX_RANGE_LENGTH]}' is no IP range. Write one as an address or as 192.0.2.0/24."
+            raise Malformed(message, param="ip_ranges")
+
+
+def _is_range(text: str) -> bool:
+    try:
+        return len(text) <= MAX_RANGE_LENGTH and ip_network(text, strict=False) is not None
+    except ValueError:
+        return False
 
 
 def _check_scopes(scopes: frozenset[str]) -> None:

@@ -1,6 +1,9 @@
 """Compares an export with the database that it was made from: which rows were changed, removed, inserted or moved.
 
-It finds what a superuser did behind the triggers since the export. Not here: the export itself (``export``).
+It finds what a superuser did behind the triggers since the export.
+
+Invariant: the statement alone says whose rows are looked up. It is signed; the rows of the file are whatever somebody
+sent, and one that names another organization is never looked up. Not here: the export itself (``export``).
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -77,14 +80,18 @@ class DatabaseAudit:
     def __init__(self, store: ReadsSeals, statement: Statement) -> None:
         self._store = store
         self._statement = statement
+        self._spans = statement.spans
         self._displaced: dict[str, Finding] = {}
         """Rows that stand in the database where the export has another one, by subject."""
         self._moved: set[str] = set()
         """Rows of the export that stand elsewhere or nowhere in the database."""
 
     async def compare(self, rows: Iterable[Entry | Finding]) -> AsyncIterator[Finding]:
-        """Compare every row of the export, then look for rows that only the database has."""
-        for batch in _batches(rows):
+        """Compare every row of the export, then look for rows that only the database has.
+
+        What could not be read, and rows of whom the statement does not name, the check of the file itself reports.
+        """
+        for batch in _batches(row for row in rows if isinstance(row, Entry) and self._covers(row.organization_id)):
             async for finding in self._compare_batch(batch):
                 yield finding
         for subject, finding in self._displaced.items():
@@ -97,6 +104,8 @@ class DatabaseAudit:
 
     async def name_missing(self, finding: Finding) -> list[Finding]:
         """Say which rows those are, as the database knows them, that a file lacks; at most a batch of them."""
+        if not self._covers(finding.organization_id):
+            return []
         count = min(finding.until - finding.sequence + 1, BATCH_ROWS)
         stored = await self._store.read(finding.organization_id, finding.sequence, count)
         return [
@@ -104,6 +113,14 @@ class DatabaseAudit:
             for one in stored
             if one.sequence <= finding.until
         ]
+
+    def _covers(self, organization_id: str) -> bool:
+        """Whether the export was of an organization and has rows of it."""
+        return organization_id in self._spans and self._may_name(organization_id)
+
+    def _may_name(self, organization_id: str) -> bool:
+        """Whether who may have this export may know of an organization."""
+        return self._statement.order.organization_id in {None, organization_id}
 
     async def _compare_batch(self, batch: Sequence[Entry]) -> AsyncIterator[Finding]:
         organization_id = batch[0].organization_id
@@ -127,17 +144,16 @@ class DatabaseAudit:
             if instead is not None and instead.sequence == entry.sequence:
                 self._displaced[_subject(instead)] = _inserted(instead, "the export has another row in this place")
         place = await self._store.find_place(entry.kind, entry.row)
-        if place is None:
+        if place is None or not self._may_name(place.organization_id):
             return Finding.of(Fault.MISSING, entry, "the database has no seal of it")
         where = f"organization {place.organization_id}, sequence {place.sequence}"
         return Finding.of(Fault.REORDERED, entry, f"in the database it stands as {where}")
 
     async def _find_backdated(self, before_ms: int) -> AsyncIterator[Finding]:
         """Find rows that claim to be older than the export, which does not have them."""
-        spans = self._statement.spans
         only = self._statement.order.organization_id
         for organization_id in [only] if only else await self._store.list_organizations():
-            span = spans.get(organization_id) or Span(organization_id, 1, 0, "", "")
+            span = self._spans.get(organization_id) or Span(organization_id, 1, 0, "", "")
             after = span.last_sequence
             while stored := await self._store.read(organization_id, after + 1, BATCH_ROWS):
                 for one in stored:
@@ -151,12 +167,10 @@ class DatabaseAudit:
             yield Finding(Fault.INSERTED, f"{name_row(kind, row)} of organization {row['organization_id']}: {detail}")
 
 
-def _batches(rows: Iterable[Entry | Finding]) -> Iterator[list[Entry]]:
-    """Cut rows into batches of one organization; what could not be read was reported already."""
+def _batches(rows: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Cut rows into batches of one organization."""
     batch: list[Entry] = []
     for row in rows:
-        if not isinstance(row, Entry):
-            continue
         if batch and (len(batch) == BATCH_ROWS or batch[0].organization_id != row.organization_id):
             yield batch
             batch = []
