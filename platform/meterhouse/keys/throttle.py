@@ -1,8 +1,9 @@
 """Counts failed sign-ins per address, and slows down whoever guesses.
 
 Who has failed too often is refused before anything is looked up, unless the key is one that this process knows to be
-good: so a client that keeps a revoked key cannot lock out its neighbours behind one address. When too many fail from
-anywhere, an address has one guess. Each process counts for itself, in a bounded memory. Not here: administration,
+good, or a client token that was made here: so a client that keeps a revoked key cannot lock out its neighbours behind
+one address. An expired client token is no guess and is not counted. When too many fail from anywhere, an address has
+one guess. Each process counts for itself, in a bounded memory. Not here: administration,
 whose limiter counts every request (``admin.guard``).
 """
 
