@@ -21,7 +21,7 @@ from meterhouse.errors import InvalidKey
 from meterhouse.identity import KeyScope, Principal
 from meterhouse.ids import random_base62
 from meterhouse.keys.secret import Peppers
-from meterhouse.metering import CAP_MARK, Kind, Limit, Scope, Window
+from meterhouse.metering import Kind, Limit, Scope, Window
 
 ALGORITHM = "HS256"
 TYPE = "client+jwt"
@@ -157,7 +157,7 @@ def narrow(principal: Principal, grant: Grant) -> Principal:
     models = principal.models
     if grant.models is not None:
         models = frozenset(grant.models) if models is None else models & frozenset(grant.models)
-    scope_id = f"{principal.root_key_id}{CAP_MARK}{grant.jti}"
+    scope_id = Limit.cap_scope_id(principal.root_key_id, grant.jti, grant.exp)
     cap = Limit(Scope.KEY, scope_id, Kind.SPEND, Window.TOTAL, grant.cap)
     return replace(
         principal,
