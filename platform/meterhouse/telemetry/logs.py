@@ -81,6 +81,8 @@ class Event(StrEnum):
     DELIVERY_FAILED = "delivery.failed"
     """A webhook or an e-mail did not arrive; it is tried again."""
     DELIVERY_GIVEN_UP = "delivery.given_up"
+    INVOICE_FAILED = "invoice.failed"
+    """One organization's was not issued; it is tried again, and the others' are issued."""
     INVOICES_ISSUED = "invoices.issued"
     EXPORT_FAILED = "export.failed"
     STORE_FAILED = "store.failed"
