@@ -78,6 +78,8 @@ class Event(StrEnum):
     """One that was set through the API cannot be switched on here."""
     ALERT_FIRED = "alert.fired"
     """A spend alert; what is to be told lies in the outbox."""
+    ALERT_HELD_BACK = "alert.held_back"
+    """Its organization has had as many messages as it may in a day; this alert, and its others, fire later."""
     DELIVERY_FAILED = "delivery.failed"
     """A webhook or an e-mail did not arrive; it is tried again."""
     DELIVERY_GIVEN_UP = "delivery.given_up"
