@@ -52,7 +52,7 @@ class Nature(StrEnum):
 
 
 CAP_MARK = "/"
-"""Between the first key of a chain and a client token of it, in the scope of the token's cap."""
+"""Between the first key of a chain, a client token of it and the second it expires at, in the scope of its cap."""
 WINDOW_SECONDS = {Window.SECOND: 1, Window.MINUTE: 60, Window.HOUR: 3600}
 
 
@@ -80,8 +80,19 @@ class Limit:
     @property
     def owner_and_token(self) -> tuple[str, str | None]:
         """Whose records it counts; of a client token's cap, the chain of its key and the token."""
-        owner, slash, token = self.scope_id.partition(CAP_MARK)
-        return (owner, token) if slash else (owner, None)
+        owner, slash, rest = self.scope_id.partition(CAP_MARK)
+        return (owner, rest.partition(CAP_MARK)[0]) if slash else (owner, None)
+
+    @property
+    def ends_at_ms(self) -> int | None:
+        """When nothing new can be demanded under it: a client token's cap ends with the token, others never do."""
+        seconds = self.scope_id.rpartition(CAP_MARK)[2] if self.scope_id.count(CAP_MARK) == 2 else ""  # noqa: PLR2004
+        return int(seconds) * 1000 if seconds.isdecimal() else None
+
+    @staticmethod
+    def cap_scope_id(root_key_id: str, token_id: str, expires_at_seconds: int) -> str:
+        """Return the scope of a client token's cap. The end is in it, so that whoever sweeps counters sees it."""
+        return CAP_MARK.join((root_key_id, token_id, str(expires_at_seconds)))
 
     @property
     def window_ms(self) -> int:

@@ -98,6 +98,23 @@ async def test_a_receiver_that_fails_gets_everything_at_least_once_and_in_the_en
         assert (await TurnStore(engine).read_positions("cloudevents")) == {"org_1": 7}
 
 
+async def test_what_is_refused_of_one_organization_keeps_back_no_other(engine, posts, monkeypatch):
+    async with receiving(400, 204, 400, 400, 204) as receiver:
+        house = await House(engine, receiver.url, posts).open()
+        await house.use(2)
+        other = await house.use(3, organization_id="org_2")
+        assert await house.export.step() == 3
+        assert {event["id"] for event in receiver.received[1].json} == other
+        # Where a step gives up, the next goes on behind.
+        monkeypatch.setattr(exporting, "MOST_REFUSALS", 1)
+        assert await house.export.step() == 0
+        await house.use(4, organization_id="org_2")
+        assert await house.export.step() == 0
+        assert await house.export.step() == 2 + 4
+        subjects = [one.json[0]["subject"] for one in receiver.received]
+        assert subjects == ["org_1", "org_2", "org_1", "org_2", "org_1", "org_2"]
+
+
 async def test_a_turn_is_one_process_s_until_it_is_over(engine):
     turns = TurnStore(engine)
     taken = await asyncio.gather(*(turns.take("alerts", f"desk_{i}", 1_000, 500) for i in range(6)))

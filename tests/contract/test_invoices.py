@@ -1,5 +1,6 @@
 """Invoices over SQLite and PostgreSQL: month after month by a clock that moves, against the exported ledger alone."""
 
+import asyncio
 import io
 import json
 from collections import Counter
@@ -18,7 +19,7 @@ from meterhouse.db.catalog import Catalog
 from meterhouse.db.invoices import InvoiceStore
 from meterhouse.db.ledger import Adjustment, LedgerStore
 from meterhouse.db.organizations import Organization, Project
-from meterhouse.errors import Conflict, Malformed, NotFound
+from meterhouse.errors import Conflict, Malformed, NotFound, RateLimited
 from meterhouse.exports import export
 from meterhouse.ledger.export import Order
 from meterhouse.ledger.seal import hash_row
@@ -157,6 +158,38 @@ async def test_every_organization_that_lacks_an_invoice_of_a_month_gets_one(hous
     assert await house.invoices.issue_due(JANUARY, page=1) == 2
     assert await house.invoices.issue_due(JANUARY, page=1) == 0
     assert (await house.invoices.show("org_2", JANUARY)).total_nanos == 5
+
+
+async def test_an_organization_whose_invoice_cannot_be_issued_keeps_back_no_other(house, monkeypatch):
+    monkeypatch.setattr(issuing, "MOST_MONTHS", 2)
+    await house.catalog.organizations.insert_organization(Organization("org_2", "Other", 2))
+    await house.use(5, at_ms=JANUARY.start_ms)
+    await house.use(6, at_ms=MARCH.start_ms, organization_id="org_2")
+    house.clock.move(MARCH.end_ms - JANUARY.end_ms + MINUTE)
+    assert await house.invoices.issue_due(MARCH, page=1) == 1
+    assert await house.invoices.list_issued("org_2") == [(MARCH, 6)]
+    assert [await house.invoices.issue_due(MARCH, page=1) for _ in range(2)] == [1, 0]
+
+
+async def test_drafts_are_made_one_at_a_time_and_few_wait(house):
+    class Watched(InvoiceStore):
+        running, most = 0, 0
+
+        async def sum_usage(self, coverage):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            try:
+                await asyncio.sleep(0.01)
+                return await super().sum_usage(coverage)
+            finally:
+                self.running -= 1
+
+    store = house.invoices._store = Watched(house.invoices._store._source)
+    asked = [house.invoices.show("org_1", JANUARY) for _ in range(issuing.MOST_DRAFTS_WAITING + 3)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert store.most == 1
+    assert [type(answer) for answer in answers].count(RateLimited) == 2
+    assert (await house.invoices.show("org_1", JANUARY)).status == "draft"
 
 
 async def test_every_record_is_billed_once_in_whatever_order_months_and_records_come(house):

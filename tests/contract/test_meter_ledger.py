@@ -8,9 +8,9 @@ import asyncio
 import pytest
 
 from fakes.meter_bench import LEASE_MS, Bench
-from fakes.meter_oracle import MODEL, ORGANIZATION, START_MS, admitted, build_demand, key_limits, settlement_of
+from fakes.meter_oracle import KEY, MODEL, ORGANIZATION, START_MS, admitted, build_demand, key_limits, settlement_of
 from meterhouse.errors import MeterDown
-from meterhouse.metering import Refusal, RefusalKind, Reservation, Use
+from meterhouse.metering import Kind, Limit, Refusal, RefusalKind, Reservation, Scope, Use, Window
 
 DAY_MS = 86_400_000
 
@@ -38,6 +38,26 @@ async def test_a_budget_begins_anew_with_its_period(bench: Bench) -> None:
     assert (refusal.kind, refusal.states[0].resets_at_ms) == (RefusalKind.SPENT, START_MS + 31 * DAY_MS)
     bench.clock.move(ms=1)
     await bench.admit(budget)
+
+
+async def test_the_cap_of_a_client_token_is_forgotten_after_its_end_and_not_before(bench: Bench) -> None:
+    ends_at_seconds = START_MS // 1000 + 600
+    scope_id = Limit.cap_scope_id(KEY, f"{KEY}.abc", ends_at_seconds)
+    cap = Limit(Scope.KEY, scope_id, Kind.SPEND, Window.TOTAL, 1_000)
+    limits = (*key_limits("spend 1 USD total"), cap)
+    bench.settle(await bench.admit(limits), settlement_of(30))
+    bench.clock.move(seconds=500)
+    await bench.sweep()
+    states = await bench.meter.list_states(ORGANIZATION, limits)
+    assert [(state.spent, state.reserved, state.resets_at_ms) for state in states] == [(30, 0, None)] * 2
+    calls = bench.oracle.calls
+    bench.clock.move(days=3)
+    await bench.admit((), root_key_id="key_2")  # only who is active is swept
+    await bench.sweep()
+    await bench.counts("spend 1 USD total")
+    assert bench.oracle.calls == calls
+    await bench.counts((cap,))
+    assert bench.oracle.calls == calls + 1, "it was forgotten, and would be learned again"
 
 
 # --- what the ledger knows

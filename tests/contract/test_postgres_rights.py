@@ -13,7 +13,7 @@ from fakes.ledger import HOUR, period, record, rows_of
 from fakes.servers import PASSWORD
 from fakes.store import MIGRATIONS
 from meterhouse.audit import Action, Change
-from meterhouse.db.alerts import Span, SpendAlert
+from meterhouse.db.alerts import Firing, Span, SpendAlert
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.engine import close, open_engine, writing
 from meterhouse.db.invoices import IssuedInvoice
@@ -262,8 +262,8 @@ async def test_billing_can_do_all_its_work(application):
     span = Span(0, 2 * now_ms)
     (spent,) = await catalog.alerts.list_spent(span, "", 10)
     message = Delivery("msg_1", "org_b", "email", "[]", "{}", now_ms, now_ms)
-    assert await catalog.alerts.fire(spent, span, now_ms, [message])
-    assert not await catalog.alerts.fire(spent, span, now_ms, [message])
+    assert await catalog.alerts.fire(spent, span, now_ms, [message]) is Firing.FIRED
+    assert await catalog.alerts.fire(spent, span, now_ms, [message]) is Firing.FIRED_BEFORE
     messages = OutboxStore(application)
     assert [one.id for one in await messages.claim(now_ms, 5, 10)] == ["msg_1"]
     await messages.resolve("msg_1")

@@ -19,6 +19,7 @@ from meterhouse.billing.delivery import LEASE_MS, PAUSES_SECONDS, Carriers, Deli
 from meterhouse.billing.invoice import Month
 from meterhouse.billing.outbound import Outbound, Undelivered
 from meterhouse.billing.webhook import WebhookSigner
+from meterhouse.db import alerts as alert_store
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.engine import close, open_engine
 from meterhouse.db.ledger import Adjustment, LedgerStore
@@ -135,6 +136,38 @@ async def test_two_processes_at_a_time_fire_once(house):
     others = [AlertWatch(house.catalog.alerts, house.catalog.webhooks, house.clock, has_mail=True) for _ in range(5)]
     assert sum(await asyncio.gather(*(watch.step() for watch in others))) == 2
     assert len(await house.waiting()) == 2
+
+
+async def test_an_organization_has_so_many_messages_a_day_and_the_rest_comes_later(house, monkeypatch):
+    monkeypatch.setattr(alert_store, "MOST_DELIVERIES_A_DAY", 3)
+    for _ in range(5):
+        await house.alert()
+    await house.alert(AlertOwner("org_2"))
+    await house.spend(100)
+    await house.spend(100, organization_id="org_2")
+    assert [await house.watch.step() for _ in range(2)] == [3 + 1, 0]
+    await house.deliverer.step()
+    house.clock.move(alert_store.DAY_MS - 1)
+    assert await house.watch.step() == 0, "what was delivered counts too"
+    house.clock.move(1)
+    assert await house.watch.step() == 2
+    await house.deliverer.step()
+    assert len(house.mailbox.mails) == 6
+
+
+async def test_few_deliveries_of_one_organization_are_claimed_at_a_time(house):
+    for _ in range(10):
+        await house.alert()
+    await house.spend(100)
+    await house.watch.step()
+    house.clock.move(1_000)
+    await house.alert(AlertOwner("org_2"))
+    await house.spend(100, organization_id="org_2")
+    await house.watch.step()
+    claimed = await house.outbox.claim(house.clock.now_ms(), LEASE_MS, 8)
+    assert sorted(one.organization_id for one in claimed) == ["org_1", "org_1", "org_2"]
+    assert await house.deliverer.step() == 8
+    assert len(house.mailbox.mails) == 8
 
 
 async def test_a_threshold_that_is_changed_fires_again_and_corrections_and_projects_count(house):

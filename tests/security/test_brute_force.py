@@ -1,9 +1,11 @@
 """Brute force: guesses at keys are counted, per address and in all, and cost the guesser more than us."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from api.asking import error_of
@@ -100,6 +102,23 @@ def test_guesses_are_refused_unread_and_good_keys_go_on(strict: Gateway) -> None
     assert strict.chat("simulator-instant", key=known)[0] == 200, "who was known to be good before is let in"
     metrics = strict.request("GET", "/metrics")[2].decode()
     assert "meterhouse_refused_sign_ins_total 5.0" in metrics
+
+
+def test_client_tokens_that_have_ended_close_no_address_and_good_ones_pass_one_that_is_closed(strict: Gateway) -> None:
+    tokens = strict.parts.keyring.tokens
+    body = {"max_spend_usd": "1", "expires_in_seconds": 600}
+    _, _, answer = strict.request("POST", "/v1/client_tokens", body)
+    good = json.loads(answer)["value"]
+    grant = tokens.read(good, 0)
+    expired = tokens.make(msgspec.structs.replace(grant, iat=grant.iat - 3_600, exp=grant.iat - 3_000))
+    of_no_key = tokens.make(msgspec.structs.replace(grant, sub="key_gone", jti="key_gone.abc"))
+    for token in (expired, of_no_key) * 3:
+        assert strict.request("GET", "/v1/models", key=token)[0] == 401
+    assert strict.request("GET", "/v1/models", key=strict.new_key())[0] == 200, "they were no guesses"
+    forged = f"{good.rpartition('.')[0]}.{'A' * 43}"
+    assert [strict.request("GET", "/v1/models", key=forged)[0] for _ in range(4)] == [401, 401, 401, 429]
+    assert strict.request("GET", "/v1/models", key=good)[0] == 200
+    assert strict.request("GET", "/v1/models", key=expired)[0] == 401
 
 
 def test_a_text_that_is_no_key_costs_neither_a_statement_nor_a_moment(gateway: Gateway) -> None:

@@ -34,6 +34,20 @@ def test_what_is_not_of_the_public_internet(host):
         check_public(f"https://{bracketed}/v1")
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["127.1", "0177.0.0.1", "127.0.0.1.", "0x7f.1", "0X7F.0.0.1", "2130706433", "8.8", "010.8.8.8", "db.internal."],
+)
+def test_an_address_in_another_form_than_the_plain_one_is_refused(host):
+    with pytest.raises(ValueError, match="is a private address"):
+        check_public(f"https://{host}/v1")
+
+
+def test_a_host_that_only_becomes_an_address_when_it_is_normalized_is_refused():
+    with pytest.raises(ValueError, match="ASCII"):
+        check_public("https://\uff11\uff12\uff17.0.0.1/v1")
+
+
 @pytest.mark.parametrize("host", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"])
 def test_what_is(host):
     assert is_public(host)
@@ -49,5 +63,6 @@ def test_names_that_only_the_host_knows(url):
 
 def test_a_public_name_over_https_is_fine_and_plain_http_is_not():
     check_public("https://api.example.com/v1")
+    check_public("https://4.example.com./v1")
     with pytest.raises(ValueError, match="https://"):
         check_public("http://api.example.com/v1")

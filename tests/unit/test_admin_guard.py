@@ -4,9 +4,10 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.house import bearer, opened_house
+from meterhouse.admin import guard as guarding
 from meterhouse.admin.guard import AdminGuard, AdminLimiter
 from meterhouse.db.engine import writing
-from meterhouse.errors import InvalidKey, NotPermitted
+from meterhouse.errors import InvalidKey, NotPermitted, RateLimited
 from meterhouse.identity import Actor, ActorKind, Role
 
 TOKEN = "eyJh.eyJz.c2ln"
@@ -61,6 +62,32 @@ async def test_a_key_from_before_organizations_were_bound_may_do_nothing(house):
         await connection.execute(sa.text("UPDATE admin_key SET organization_id = NULL"))
     with pytest.raises(NotPermitted, match="no organization"):
         await guard_of(house).sign_in(bearer(issued))
+
+
+def test_an_ipv6_network_counts_as_one_address():
+    limiter = AdminLimiter("3/minute", "1/minute")
+    for number in range(3):
+        limiter.admit(f"2001:db8:1:2::{number:x}")
+    with pytest.raises(RateLimited):
+        limiter.admit("2001:db8:1:2:ffff::1")
+    limiter.admit("2001:db8:1:3::1")
+    limiter.note_failure("2001:db8:1:3::2")
+    with pytest.raises(RateLimited, match="failed sign-ins"):
+        limiter.admit("2001:db8:1:3::1")
+    limiter.admit("::ffff:198.51.100.7")
+    limiter.admit("198.51.100.7")
+
+
+def test_the_memory_of_addresses_is_bounded(monkeypatch):
+    monkeypatch.setattr(guarding, "MOST_ADDRESSES", 10)
+    limiter = AdminLimiter("300/minute", "1/minute")
+    for number in range(50):
+        limiter.admit(f"192.0.2.{number}")
+        limiter.note_failure(f"192.0.2.{number}")
+    assert len(limiter._limiter.storage.storage) == 2 * 10
+    with pytest.raises(RateLimited):
+        limiter.admit("192.0.2.49")
+    limiter.admit("192.0.2.1")
 
 
 @pytest.mark.parametrize(

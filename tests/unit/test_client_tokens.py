@@ -135,6 +135,7 @@ def test_a_token_never_widens_its_key():
     narrowed = narrow(key, GRANT)
     assert (narrowed.models, narrowed.scopes, narrowed.key_id) == ({"gpt"}, {"inference"}, "key_1.abc")
     assert [limit.owner_and_token for limit in narrowed.limits] == [("key_0", "key_1.abc")]
+    assert [limit.ends_at_ms for limit in narrowed.limits] == [GRANT.exp * 1000]
     assert narrow(key, msgspec.structs.replace(GRANT, models=("b",))).models == frozenset()
     assert narrow(key, msgspec.structs.replace(GRANT, models=None)).models == {"a", "gpt"}
     assert TOKENS.principal_of(GRANT, key) is TOKENS.principal_of(GRANT, key)

@@ -29,6 +29,14 @@ REFUSED = [
     "https://intranet/",
     "https://db.internal/",
     "https://2130706433/",
+    "https://127.1/",
+    "https://0177.0.0.1/",
+    "https://127.0.0.1./",
+    "https://0x7f.1/",
+    "https://0x7F000001/",
+    "https://1.2.3.0x/",
+    "https://localhost./",
+    "https://db.internal./",
     "https://user:secret@example.com/",
     "https://example.com/#x",
     "https:///path",
@@ -61,7 +69,7 @@ def resolving_to(*addresses):
     return look_up
 
 
-@pytest.mark.parametrize("name", ["rebind.example.com", "0x7f.1", "017700000001.example.com"])
+@pytest.mark.parametrize("name", ["rebind.example.com", "rebind.example.com.", "017700000001.example.com"])
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "fd00::1", "::ffff:10.0.0.1"])
 async def test_a_name_that_leads_to_a_private_address_is_not_connected_to(name, address, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", resolving_to(address))

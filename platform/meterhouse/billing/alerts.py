@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from meterhouse.billing.invoice import Month
-from meterhouse.db.alerts import AlertStore, Span, SpendAlert, Spent
+from meterhouse.db.alerts import AlertStore, Firing, Span, SpendAlert, Spent
 from meterhouse.db.outbox import Delivery
 from meterhouse.db.webhooks import Webhook, WebhookStore
 from meterhouse.ids import new_id
@@ -52,22 +52,28 @@ class AlertWatch:
 
     async def _look_at(self, span: Span, now_ms: int) -> int:
         fired, after = 0, ""
+        full: set[str] = set()
         while page := await self._alerts.list_spent(span, after, PAGE_ALERTS):
             after = page[-1].alert.id
             for spent in page:
                 is_older = spent.alert.created_at_ms < span.end_ms
-                if is_older and spent.nanos >= spent.alert.threshold_cents * NANOS_PER_CENT:
-                    fired += await self._fire(spent, span, now_ms)
+                is_due = is_older and spent.nanos >= spent.alert.threshold_cents * NANOS_PER_CENT
+                if not is_due or spent.alert.organization_id in full:
+                    continue
+                firing = await self._fire(spent, span, now_ms)
+                fired += firing is Firing.FIRED
+                if firing is Firing.FULL:
+                    full.add(spent.alert.organization_id)
         return fired
 
-    async def _fire(self, spent: Spent, span: Span, now_ms: int) -> bool:
+    async def _fire(self, spent: Spent, span: Span, now_ms: int) -> Firing:
         alert = spent.alert
         webhooks = await self._webhooks.list_webhooks(alert.organization_id)
         deliveries = [_to_webhook(webhook, spent, span, now_ms) for webhook in webhooks]
         if self._has_mail and alert.recipients:
             deliveries.append(_to_mail(spent, span, now_ms))
-        is_first = await self._alerts.fire(spent, span, now_ms, deliveries)
-        if is_first:
+        firing = await self._alerts.fire(spent, span, now_ms, deliveries)
+        if firing is Firing.FIRED:
             get_logger().info(
                 Event.ALERT_FIRED,
                 alert_id=alert.id,
@@ -75,7 +81,9 @@ class AlertWatch:
                 spent_nanos=spent.nanos,
                 deliveries=len(deliveries),
             )
-        return is_first
+        if firing is Firing.FULL:
+            get_logger().warning(Event.ALERT_HELD_BACK, alert_id=alert.id, organization_id=alert.organization_id)
+        return firing
 
 
 def _to_webhook(webhook: Webhook, spent: Spent, span: Span, now_ms: int) -> Delivery:

@@ -24,6 +24,8 @@ SINK = "cloudevents"
 BATCH_ROWS = 100
 MOST_BATCHES = 500
 """In one step, so that a turn is not overdrawn; the next goes on."""
+MOST_REFUSALS = 5
+"""Organizations in a row of which nothing was taken, before the receiver is given time."""
 TIMEOUT_SECONDS = 10.0
 CONTENT_TYPE = "application/cloudevents-batch+json"
 TYPES = {"usage": "meterhouse.usage", "adjustment": "meterhouse.adjustment"}
@@ -47,20 +49,29 @@ class EventExport:
         self._turns = turns
         self._posts = posts
         self._sink = sink
+        self._begin_after = ""
+        """The organization that the last step gave up at."""
 
     async def step(self) -> int:
-        """Send until all is sent, or the receiver takes no more; returns how many rows it took. Raises StoreDown."""
-        sent = 0
+        """Send until all is sent, or the receiver takes no more; returns how many rows it took. Raises StoreDown.
+
+        What it refuses of one organization keeps back nothing of the others. Where a step gives up, the next goes on.
+        """
+        sent, refusals = 0, 0
         positions = await self._turns.read_positions(SINK)
-        for organization_id, head in (await self._seals.list_heads()).items():
-            position = positions.get(organization_id, 0)
-            if position >= head:
-                continue
+        heads = await self._seals.list_heads()
+        behind = sorted(name for name, head in heads.items() if positions.get(name, 0) < head)
+        for organization_id in sorted(behind, key=lambda name: name <= self._begin_after):
             try:
-                sent += await self._send_all(organization_id, position)
+                sent += await self._send_all(organization_id, positions.get(organization_id, 0))
+                refusals = 0
             except Undelivered as failure:
-                get_logger().warning(Event.EXPORT_FAILED, detail=f"{SINK}: {failure}")
-                return sent
+                get_logger().warning(Event.EXPORT_FAILED, organization_id=organization_id, detail=f"{SINK}: {failure}")
+                refusals += 1
+                if refusals == MOST_REFUSALS:
+                    self._begin_after = organization_id
+                    return sent
+        self._begin_after = ""
         return sent
 
     async def _send_all(self, organization_id: str, position: int) -> int:

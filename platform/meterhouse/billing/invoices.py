@@ -5,6 +5,7 @@ correction exactly once, because each goes up to a seal and the next goes on beh
 order, and a month that is asked for has those before it issued first. Not here: sums (``db.invoices``).
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -15,14 +16,17 @@ from meterhouse.db.catalog import Catalog
 from meterhouse.db.invoices import Coverage, InvoiceStore, IssuedInvoice
 from meterhouse.db.organizations import Organization
 from meterhouse.db.seals import SealStore
-from meterhouse.errors import Conflict, NotFound
+from meterhouse.errors import Conflict, GatewayError, NotFound, RateLimited
 from meterhouse.identity import COMMAND_LINE, Author
 from meterhouse.metering import Clock
+from meterhouse.telemetry.logs import Event, get_logger
 
 MOST_MONTHS = 240
 """Issued one after the other for one that was asked for."""
 LONGEST_PAST_MS = 10 * 366 * 86_400_000
 """How far before a month the first invoice of an organization lies at most."""
+MOST_DRAFTS_WAITING = 8
+"""Drafts are made one at a time, so that readers leave the office's connection to what must be issued."""
 _decode = msgspec.json.Decoder(Invoice).decode
 
 
@@ -43,17 +47,31 @@ class Invoices:
         self._catalog = catalog
         self._clock = clock
         self._seal_all = seal_all
+        self._drafting = asyncio.Lock()
+        self._drafts = 0
 
     async def show(self, organization_id: str, month: Month) -> Invoice:
         """Return an invoice as it was issued; of a month that has none yet, what it would be now.
 
         Raises:
             NotFound: There is no such organization, or the month lies before its first invoice or ahead.
+            RateLimited: There is no invoice yet, and too many drafts are being made.
         """
         organization = await self._get_organization(organization_id)
         issued = await self._store.find(organization_id, month.start_ms)
         if issued is not None:
             return _decode(issued.document)
+        if self._drafts > MOST_DRAFTS_WAITING:
+            raise RateLimited("Too many drafts of invoices are being made. Try again soon.", retry_after_seconds=5)
+        self._drafts += 1
+        try:
+            async with self._drafting:
+                return await self._draft(organization, month)
+        finally:
+            self._drafts -= 1
+
+    async def _draft(self, organization: Organization, month: Month) -> Invoice:
+        organization_id = organization.id
         last = await self._store.find_last(organization_id)
         if month.start_ms > self._clock.now_ms() or (last is not None and month.start_ms < last.month_ms):
             raise NotFound(f"There is no invoice of {month.name}.", param="month")
@@ -83,13 +101,26 @@ class Invoices:
         raise Conflict(f"More than {MOST_MONTHS} months before {month.name} have no invoice.")
 
     async def issue_due(self, month: Month, page: int = 100) -> int:
-        """Issue what is missing of a month that is over, for every organization; returns how many it had to issue."""
+        """Issue what is missing of a month that is over, for every organization; returns how many it issued.
+
+        An organization whose invoice cannot be issued is logged and left to the next time; the others get theirs.
+        """
         count, after = 0, ""
         while due := await self._store.list_due((month.start_ms, month.end_ms), after, page):
             for organization_id in due:
-                await self.issue(organization_id, month)
-            count, after = count + len(due), due[-1]
+                count += await self._try_issue(organization_id, month)
+            after = due[-1]
         return count
+
+    async def _try_issue(self, organization_id: str, month: Month) -> bool:
+        try:
+            await self.issue(organization_id, month)
+        except GatewayError as error:
+            detail = f"{type(error).__name__}: {error.message}"
+            logger = get_logger()
+            logger.warning(Event.INVOICE_FAILED, organization_id=organization_id, month=month.name, detail=detail)
+            return False
+        return True
 
     async def list_issued(self, organization_id: str) -> list[tuple[Month, int]]:
         """Return month and total of every invoice of an organization; raises NotFound."""

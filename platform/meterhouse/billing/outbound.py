@@ -15,13 +15,12 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from meterhouse import __version__
-from meterhouse.providers.address import is_public
+from meterhouse.providers.address import may_be_public
 from meterhouse.providers.upstream import PublicResolver
 
 MAX_CONNECTIONS = 16
 MAX_HEADER_LINE_BYTES = 8_190
 HTTPS_PORT = 443
-_LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 
 
 class Undelivered(Exception):
@@ -72,11 +71,7 @@ class Outbound:
             return
         if parts.scheme != "https" or parts.port not in {None, HTTPS_PORT}:
             raise ValueError("an address begins with https:// and has no port of its own")
-        try:
-            is_allowed = is_public(host)
-        except ValueError:
-            is_allowed = "." in host and not host.endswith(_LOCAL_SUFFIXES)
-        if not is_allowed:
+        if not may_be_public(host):
             raise ValueError(f"{host} is no public address")
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_seconds: float) -> None:

@@ -17,6 +17,8 @@ IDLE_SECONDS = 1_800.0
 LONGEST_SECONDS = 43_200.0
 MOST_SESSIONS = 1_000
 MOST_FAILURES = 10
+MOST_FAILURES_IN_ALL = 15
+"""Of all addresses; then one that has failed waits. Below the gateway's default for the one address of the console."""
 FAILURE_SECONDS = 60.0
 MOST_ADDRESSES = 10_000
 
@@ -81,16 +83,20 @@ class Throttle:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
+        self._in_all: list[float] = []
 
     def wait_seconds(self, address: str) -> float:
         """Return how long an address must wait before it may try again; 0: not at all."""
         recent = self._recent(address)
-        return 0.0 if len(recent) < MOST_FAILURES else max(0.0, recent[0] + FAILURE_SECONDS - self._now())
+        is_storm = len(self._in_all) == MOST_FAILURES_IN_ALL and self._in_all[0] > self._now() - FAILURE_SECONDS
+        most = 1 if is_storm else MOST_FAILURES
+        return 0.0 if len(recent) < most else max(0.0, recent[0] + FAILURE_SECONDS - self._now())
 
     def note_failure(self, address: str) -> None:
         """Count a failed sign-in."""
         recent = self._recent(address)
         recent.append(self._now())
+        self._in_all = [*self._in_all, self._now()][-MOST_FAILURES_IN_ALL:]
         self._failures[address] = recent[-MOST_FAILURES:]
         self._failures.move_to_end(address)
         if len(self._failures) > MOST_ADDRESSES:

@@ -7,16 +7,32 @@ delivering (``db.outbox``, ``billing.delivery``).
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum, auto
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meterhouse.db.balances import total
 from meterhouse.db.engine import Source, insert_into, reading, writing
-from meterhouse.db.outbox import Delivery, insert_deliveries
+from meterhouse.db.outbox import Delivery, count_deliveries, insert_deliveries
 from meterhouse.db.paging import Page, PageQuery, fetch_page
 from meterhouse.db.tables import adjustment, usage_hour
 from meterhouse.db.tables_billing import spend_alert, spend_alert_firing
+
+DAY_MS = 86_400_000
+MOST_DELIVERIES_A_DAY = 200
+"""Of one organization, in 24 hours. An alert that would exceed them fires when there is room again: whoever may set
+alerts cannot have the operator's mail server flood others."""
+
+
+class Firing(Enum):
+    """What became of an alert that was due."""
+
+    FIRED = auto()
+    FIRED_BEFORE = auto()
+    """Another process was first."""
+    FULL = auto()
+    """Its organization has had as many deliveries as it may; it fires later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +125,8 @@ class AlertStore:
             }
         return [Spent(alert, spent.get(alert.project_id or alert.organization_id, 0)) for alert in alerts]
 
-    async def fire(self, spent: Spent, span: Span, now_ms: int, deliveries: Sequence[Delivery]) -> bool:
-        """Note that an alert fired, and what is to be delivered; False when another process was first."""
+    async def fire(self, spent: Spent, span: Span, now_ms: int, deliveries: Sequence[Delivery]) -> Firing:
+        """Note that an alert fired, and what is to be delivered, unless another was first or there is no room."""
         alert = spent.alert
         firing = {
             "alert_id": alert.id,
@@ -120,12 +136,15 @@ class AlertStore:
             "fired_at_ms": now_ms,
         }
         async with writing(self._source) as connection:
+            had = await count_deliveries(connection, alert.organization_id, now_ms - DAY_MS) if deliveries else 0
+            if had + len(deliveries) > MOST_DELIVERIES_A_DAY:
+                return Firing.FULL
             insert = insert_into(connection, spend_alert_firing).values(firing)
             insert = insert.on_conflict_do_nothing(index_elements=["alert_id", "period_start_ms", "threshold_cents"])
             is_first = (await connection.execute(insert.returning(spend_alert_firing.c.alert_id))).first() is not None
             if is_first:
                 await insert_deliveries(connection, deliveries)
-        return is_first
+        return Firing.FIRED if is_first else Firing.FIRED_BEFORE
 
 
 async def _sum_by(connection: AsyncConnection, column: str, owner_ids: Collection[str], span: Span) -> dict[str, int]:

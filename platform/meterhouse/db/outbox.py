@@ -15,6 +15,8 @@ from meterhouse.db.tables_billing import outbox
 
 WAITING, DELIVERED, FAILED = "waiting", "delivered", "failed"
 MAX_ERROR_CHARACTERS = 300
+MOST_OF_ONE = 2
+"""Deliveries of one organization that are claimed at a time, so that its slow receivers hold up no other's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +44,18 @@ class OutboxStore:
         self._source = source
 
     async def claim(self, now_ms: int, lease_ms: int, limit: int) -> list[Delivery]:
-        """Take what is due; it is due again after the lease unless it is resolved."""
+        """Take what is due, little of each organization; it is due again after the lease unless it is resolved."""
+        is_due = (outbox.c.state == WAITING, outbox.c.next_at_ms <= now_ms)
+        turn = sa.func.row_number().over(partition_by=outbox.c.organization_id, order_by=outbox.c.next_at_ms)
+        in_turn = sa.select(outbox.c.id, turn.label("turn")).where(*is_due).subquery()
         due = (
             sa.select(outbox.c.id)
-            .where(outbox.c.state == WAITING, outbox.c.next_at_ms <= now_ms)
+            .where(*is_due, outbox.c.id.in_(sa.select(in_turn.c.id).where(in_turn.c.turn <= MOST_OF_ONE)))
             .order_by(outbox.c.next_at_ms)
             .limit(limit)
         )
         async with reading(self._source) as connection:  # mostly there is nothing, which needs no lock
-            if (await connection.execute(due.limit(1))).first() is None:
+            if (await connection.execute(sa.select(outbox.c.id).where(*is_due).limit(1))).first() is None:
                 return []
         async with writing(self._source) as connection:
             ids = list((await connection.execute(due.with_for_update(skip_locked=True))).scalars())
@@ -95,6 +100,14 @@ class OutboxStore:
     async def _put(self, delivery_id: str, **values: object) -> None:
         async with writing(self._source) as connection:
             await connection.execute(sa.update(outbox).where(outbox.c.id == delivery_id).values(values))
+
+
+async def count_deliveries(connection: AsyncConnection, organization_id: str, since_ms: int) -> int:
+    """Return how many deliveries of an organization were put here since a moment, whatever became of them."""
+    statement = sa.select(sa.func.count()).where(
+        outbox.c.organization_id == organization_id, outbox.c.created_at_ms > since_ms
+    )
+    return int(await connection.scalar(statement) or 0)
 
 
 async def insert_deliveries(connection: AsyncConnection, deliveries: Sequence[Delivery]) -> None:

@@ -21,7 +21,7 @@ from meterhouse.errors import InvalidKey
 from meterhouse.identity import KeyScope, Principal
 from meterhouse.ids import random_base62
 from meterhouse.keys.secret import Peppers
-from meterhouse.metering import CAP_MARK, Kind, Limit, Scope, Window
+from meterhouse.metering import Kind, Limit, Scope, Window
 
 ALGORITHM = "HS256"
 TYPE = "client+jwt"
@@ -107,6 +107,20 @@ class ClientTokens:
         Raises:
             InvalidKey: It is none of ours, was changed, or has expired; which of them is only in ``detail``.
         """
+        grant = self._read_signed(token)
+        if now_ms >= grant.exp * 1_000:
+            raise _invalid(f"{grant.jti} has expired")
+        return grant
+
+    def is_ours(self, token: str) -> bool:
+        """Whether a token was made here, good still or not: whoever sends it guesses nothing."""
+        try:
+            self._read_signed(token)
+        except InvalidKey:
+            return False
+        return True
+
+    def _read_signed(self, token: str) -> Grant:
         if len(token) > MAX_LENGTH or _SHAPE.fullmatch(token) is None:
             raise _invalid("it has not the form of one")
         try:
@@ -120,8 +134,6 @@ class ClientTokens:
             raise _invalid(type(error).__name__) from None
         if not grant.iat <= grant.exp <= grant.iat + LONGEST_SECONDS or not grant.jti.startswith(f"{grant.sub}."):
             raise _invalid("no token of ours says such a thing")
-        if now_ms >= grant.exp * 1_000:
-            raise _invalid(f"{grant.jti} has expired")
         return grant
 
     def principal_of(self, grant: Grant, principal: Principal) -> Principal:
@@ -145,7 +157,7 @@ def narrow(principal: Principal, grant: Grant) -> Principal:
     models = principal.models
     if grant.models is not None:
         models = frozenset(grant.models) if models is None else models & frozenset(grant.models)
-    scope_id = f"{principal.root_key_id}{CAP_MARK}{grant.jti}"
+    scope_id = Limit.cap_scope_id(principal.root_key_id, grant.jti, grant.exp)
     cap = Limit(Scope.KEY, scope_id, Kind.SPEND, Window.TOTAL, grant.cap)
     return replace(
         principal,

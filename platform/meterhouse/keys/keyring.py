@@ -118,11 +118,16 @@ class Keyring:
         try:
             return await self._verify(authorization, address, scope)
         except InvalidKey:
-            throttle.note(address)
+            token = find_token(authorization)
+            if token is None or not self.tokens.is_ours(token):
+                throttle.note(address)
             raise
 
     def _is_known(self, authorization: str | None) -> bool:
-        """Whether a key was found good here before; asks no store."""
+        """Whether a key was found good here before, or a client token was made here; asks no store."""
+        token = find_token(authorization)
+        if token is not None:
+            return self.tokens.is_ours(token)
         try:
             secret = _secret_of(authorization)
         except InvalidKey:

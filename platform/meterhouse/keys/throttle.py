@@ -1,8 +1,9 @@
 """Counts failed sign-ins per address, and slows down whoever guesses.
 
 Who has failed too often is refused before anything is looked up, unless the key is one that this process knows to be
-good: so a client that keeps a revoked key cannot lock out its neighbours behind one address. When too many fail from
-anywhere, an address has one guess. Each process counts for itself, in a bounded memory. Not here: administration,
+good, or a client token that was made here: so a client that keeps a revoked key cannot lock out its neighbours behind
+one address. An expired client token is no guess and is not counted. When too many fail from anywhere, an address has
+one guess. Each process counts for itself, in a bounded memory. Not here: administration,
 whose limiter counts every request (``admin.guard``).
 """
 
@@ -49,7 +50,7 @@ class SignInThrottle:
         if not self._failures:
             return False
         now_ms = self._clock.now_ms()
-        began_ms, count = self._failures.get(_network(address), (0, 0))
+        began_ms, count = self._failures.get(network_of(address), (0, 0))
         if not self._is_running(began_ms, now_ms):
             return False
         is_storm = self._is_running(self._began_ms, now_ms) and self._in_all >= self._most * ALL_FACTOR
@@ -58,7 +59,7 @@ class SignInThrottle:
     def note(self, address: str | None) -> None:
         """Count a failure."""
         now_ms = self._clock.now_ms()
-        network = _network(address)
+        network = network_of(address)
         began_ms, count = self._failures.get(network, (now_ms, 0))
         if not self._is_running(began_ms, now_ms):
             began_ms, count = now_ms, 0
@@ -73,7 +74,7 @@ class SignInThrottle:
     def refuse(self, address: str | None) -> RateLimited:
         """Return the refusal of an address that is closed. An SDK shall not repeat it: the key will not get better."""
         self.refused += 1
-        began_ms, _ = self._failures.get(_network(address), (0, 0))
+        began_ms, _ = self._failures.get(network_of(address), (0, 0))
         seconds = max(1, math.ceil((began_ms + self._window_ms - self._clock.now_ms()) / 1000))
         return RateLimited(_MESSAGE.format(seconds=seconds), retry_after_seconds=seconds, should_retry=False)
 
@@ -81,7 +82,7 @@ class SignInThrottle:
         return 0 <= now_ms - began_ms < self._window_ms
 
 
-def _network(address: str | None) -> str:
+def network_of(address: str | None) -> str:
     """Return what is counted together: an IPv4 address, an IPv6 network of 64 bits, or all that have none."""
     try:
         found = ip_address((address or "").partition("%")[0])

@@ -273,7 +273,9 @@ def meter_down(detail: str) -> MeterDown:
 def _is_over(counter: PeriodCounter | GaugeCounter, now_ms: int) -> bool:
     if isinstance(counter, GaugeCounter):
         return not counter.open_requests
-    is_past = counter.end_ms is not None and counter.end_ms <= now_ms
+    limit_ends_at_ms = counter.period.limit.ends_at_ms
+    end_ms = counter.end_ms if limit_ends_at_ms is None else limit_ends_at_ms
+    is_past = end_ms is not None and end_ms <= now_ms
     return is_past and counter.is_known and not counter.reserved
 
 

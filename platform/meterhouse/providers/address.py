@@ -4,10 +4,13 @@ Invariant: whoever may administrate Meterhouse may not thereby reach what only i
 to is checked where it is connected to (``upstream``), so that it cannot change in between.
 """
 
+import re
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
 _NAT64 = IPv6Network("64:ff9b::/96")
+_LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII | re.IGNORECASE)
 
 
 def is_public(host: str) -> bool:
@@ -22,6 +25,20 @@ def is_public(host: str) -> bool:
     return address.is_global and not address.is_multicast
 
 
+def may_be_public(host: str) -> bool:
+    """Whether a host is a public address, or a name that may lead to one; what it does lead to is checked later.
+
+    A host whose last part is a number is an address to every client (the URL standard says so), in forms that the
+    system reads and that meet no resolver: ``127.1``, ``0177.0.0.1``, ``127.0.0.1.``. Only the plain form may be used.
+    """
+    try:
+        return is_public(host)
+    except ValueError:
+        bare = host.removesuffix(".")
+    is_address = _NUMBER.fullmatch(bare.rpartition(".")[2]) is not None
+    return host.isascii() and not is_address and "." in bare and not bare.lower().endswith(_LOCAL_SUFFIXES)
+
+
 def check_public(base_url: str) -> None:
     """Refuse a base URL that can be seen not to be public and secure.
 
@@ -32,11 +49,9 @@ def check_public(base_url: str) -> None:
     host = parts.hostname or ""
     if parts.scheme != "https":
         raise ValueError("a provider that is set through the API is reached by https://, or its credential would leak")
-    try:
-        is_allowed = is_public(host)
-    except ValueError:
-        is_allowed = "." in host and not host.endswith((".localhost", ".local", ".internal"))
-    if not is_allowed:
+    if not host.isascii():
+        raise ValueError("the host of a provider that is set through the API is written in ASCII (xn--...)")
+    if not may_be_public(host):
         raise ValueError(
             f"{host} is a private address; METERHOUSE_PRIVATE_PROVIDERS=true allows such, or set it in the environment"
         )

@@ -143,6 +143,18 @@ def test_failed_sign_ins_are_limited_and_inference_is_not(strict: Gateway) -> No
     assert strict.request("GET", "/v1/models")[0] == 200
 
 
+def test_whoever_was_signed_in_before_is_not_locked_out_by_guesses_at_the_same_address(strict: Gateway) -> None:
+    service = strict.parts.stores.service
+    used, unused = (strict.run(lambda: service.issue_admin("somebody")) for _ in range(2))
+    assert strict.request("GET", "/admin/keys", key=used.value)[0] == 200
+    guesses = [strict.request("GET", "/admin/keys", key=make("admin").value)[0] for _ in range(4)]
+    assert guesses == [401, 401, 401, 429]
+    assert strict.request("GET", "/admin/keys", key=used.value)[0] == 200
+    assert strict.request("GET", "/admin/keys", key=unused.value)[0] == 429, "a right guess does not show"
+    strict.run(lambda: service.revoke_admin(used.key.id))
+    assert [strict.request("GET", "/admin/keys", key=used.value)[0] for _ in range(2)] == [401, 429]
+
+
 def test_requests_are_limited_too(strict: Gateway) -> None:
     statuses = {strict.request("GET", "/admin/prices?provider=none", key=strict.admin_key)[0] for _ in range(20)}
     assert statuses == {200}

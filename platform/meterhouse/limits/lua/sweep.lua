@@ -1,6 +1,7 @@
 -- uses: alive arithmetic calendar hold rate resolve settled stone reap slot
 -- Reaps expired leases, and on one page of the counters drops what cannot matter again: idle rates, gauges that nobody
--- is in, periods that are over. A page at a time, because a large organization's counters would hold up all others.
+-- is in, periods that are over, caps whose client token has expired. A page at a time, because a large organization's
+-- counters would hold up all others.
 -- ARGV: {most leases, cursor, silence ms}. Replies: {0, how many were reaped, next cursor ('0': the last page), known period slots
 -- of the page...}, {3 unknown}.
 local LATE_MS = 172800000
@@ -21,6 +22,12 @@ end
 
 local page = call('HSCAN', m, a[2], 'COUNT', PAGE_FIELDS)
 local reply, gone = {0, reaped, page[1]}, {}
+
+-- When a client token's cap ends: its owner's name says so. -1: it is no cap.
+local function cap_end(owner)
+  local seconds = string.match(owner, '^key:[^/]*/[^/]*/(%d+)$')
+  return seconds and seconds * 1000 or -1
+end
 
 -- Drops the fields of a slot that nothing in scope need move any more.
 local function detach(slot, names)
@@ -44,8 +51,9 @@ for i = 1, #page[2], 2 do
   elseif suffix == 'n' and tonumber(value) == 0 and tonumber(known[3]) < FEW_HOLDS then
     detach(slot, {'|n'})
   elseif suffix == 'p' then
-    local _, _, calendar = parse_slot(slot)
+    local owner, _, calendar = parse_slot(slot)
     local _, finish = bounds_of(calendar, tonumber(value))
+    if finish < 0 then finish = cap_end(owner) end
     local period = '|' .. value
     local values = call('HMGET', m, slot .. '|k', slot .. period .. '|r')
     if finish >= 0 and finish + LATE_MS <= now and tonumber(values[2]) == 0 then
