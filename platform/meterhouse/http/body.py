@@ -177,6 +177,8 @@ def _check_options(request: ChatRequest) -> None:
         raise Malformed("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
     if isinstance(request.tool_choice, str) and request.tool_choice not in {"none", "auto", "required"}:
         raise Malformed("'tool_choice' must be 'none', 'auto', 'required' or an object.", param="tool_choice")
+    if request.audio is not None and isinstance(request.audio.get("voice"), dict):
+        raise stored("audio.voice")
     for index, tool in enumerate(request.tools or ()):
         if tool.type in _STORED_TOOLS:
             raise stored(f"tools[{index}]")
