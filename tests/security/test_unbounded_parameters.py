@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from api.asking import error_of
+from api.asking import Capture, error_of
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 
@@ -57,3 +57,23 @@ def test_the_bounds_themselves_are_good(gateway: Gateway) -> None:
     }
     status, _, body = gateway.chat("fake/normal?tokens=1", **fields)
     assert status == 200, body
+
+
+OTHER_NAMES = {"n_predict": 90_000, "max_new_tokens": 90_000, "num_predict": -1, "Max_Tokens": 90_000}
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+def test_no_other_name_of_the_bound_reaches_a_server(gateway: Gateway, up: FakeUpstream, path: str) -> None:
+    capture = Capture(up)
+    marker = f"bounds-{path.replace('/', '-')}"
+    text = f"Hello marker={marker}"
+    inputs = {
+        "chat/completions": {"messages": [{"role": "user", "content": text}], "max_tokens": 7},
+        "completions": {"prompt": text, "max_tokens": 7},
+        "responses": {"input": text, "max_output_tokens": 17},
+    }
+    body = {"model": "fake/capture", **inputs[path], **OTHER_NAMES}
+    status, _, answer = gateway.request("POST", f"/v1/{path}", body)
+    assert status == 200, answer
+    sent = {name for name in capture.body(marker) if "max" in name.lower() or "predict" in name}
+    assert len(sent & {"max_tokens", "max_output_tokens"}) == len(sent) == 1

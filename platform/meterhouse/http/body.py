@@ -39,6 +39,11 @@ _STORED_FIELDS = ("previous_response_id", "conversation", "thread_id", "file_ids
 MAX_FIELD_BYTES = 65_536
 """Of a schema, a grammar, or whatever else is not what the model reads: servers compile such before they answer."""
 _LONG_FIELDS = frozenset({"messages", "tools", "functions", "prediction"})
+_OUR_BOUNDS = frozenset({"max_completion_tokens", "max_tokens"})
+_BOUNDS = _OUR_BOUNDS | {
+    *("max_length", "max_new_tokens", "max_output_tokens", "max_tokens_to_sample", "n_predict", "num_predict")
+}
+"""What servers call the bound of an answer; where one reads two names, ours need not win."""
 _STORED_TOOLS = frozenset({"file_search", "code_interpreter", "mcp"})
 _NO_STREAM = (b"false", b"null")
 BODY_SECONDS = 120
@@ -238,6 +243,7 @@ class BodyEditor:
         if provider.renders_tools:
             fields["messages"] = render_tools(parsed, provider).messages
         fields["model"] = deployment.upstream_model
+        self._drop_bounds(fields, "", deployment)
         self._bound(fields, request, provider, recipient.allowance_tokens)
         self._separate_tenants(fields, request, recipient.organization_id)
         if request.store is not None and "store" in fields:
@@ -264,6 +270,7 @@ class BodyEditor:
         adapt_parameters(fields, asked.model, recipient.deployment, self._on_dropped)
         fields["model"] = recipient.deployment.upstream_model
         if bound_field is not None:
+            self._drop_bounds(fields, bound_field, recipient.deployment)
             bound, allowance = asked.output_tokens, recipient.allowance_tokens
             if allowance is not None:
                 bound = min(bound or allowance, allowance)
@@ -299,6 +306,13 @@ class BodyEditor:
                 if name not in fields:
                     fields[name] = Raw(self._encoder.encode(value))
 
+    def _drop_bounds(self, fields: dict[str, object], kept: str, deployment: Deployment) -> None:
+        """Leave out every other name of the answer's bound, in any case: servers written in Go read all the same."""
+        for name in [name for name in fields if name != kept and name.lower() in _BOUNDS]:
+            del fields[name]
+            if name not in _OUR_BOUNDS:
+                self._on_dropped(deployment, name.lower())
+
     def _bound(
         self, fields: dict[str, object], request: ChatRequest, provider: Provider, allowance_tokens: int | None
     ) -> None:
@@ -306,8 +320,6 @@ class BodyEditor:
         bound = request.asked_output_tokens or provider.default_max_tokens
         if allowance_tokens is not None:
             bound = min(bound or allowance_tokens, allowance_tokens)
-        for name in ("max_completion_tokens", "max_tokens"):
-            fields.pop(name, None)
         if bound is not None:
             fields[provider.max_tokens_field] = bound
 
