@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -21,7 +21,7 @@ from meterhouse.http.adapt import OnDropped, adapt, adapt_parameters, text_of_ra
 from meterhouse.http.guard import ClientGone
 from meterhouse.providers.catalog import is_hidden_thinker
 from meterhouse.providers.provider import Deployment, Provider
-from meterhouse.request import KNOWN_FIELDS, ChatRequest
+from meterhouse.request import ChatRequest
 from meterhouse.translate.tool_text import GRAMMARS
 from meterhouse.translate.tool_text.prompt import Prompt, render_prompt
 
@@ -70,11 +70,14 @@ async def read_body(receive: Receive) -> bytes:
         raise BodyTooSlow(f"The request body did not arrive within {BODY_SECONDS} seconds. Send it again.") from None
 
 
-def read_object(body: bytes, decoder: msgspec.json.Decoder[Checked]) -> tuple[dict[str, Raw], Checked]:
-    """Decode a JSON body: one level deep, and checked.
+def read_object(
+    body: bytes, decoder: msgspec.json.Decoder[Checked], long_fields: frozenset[str]
+) -> tuple[dict[str, Raw], Checked]:
+    """Decode a JSON body: one level deep, and checked; ``long_fields`` are what the model reads, however long.
 
     Raises:
-        Malformed: With ``param`` and a code as OpenAI names them; also where it names an object stored upstream.
+        Malformed: With ``param`` and a code as OpenAI names them; also where it names an object stored upstream, or
+            another field is longer than ``MAX_FIELD_BYTES``.
     """
     try:
         fields = _fields_decoder.decode(body)
@@ -88,6 +91,7 @@ def read_object(body: bytes, decoder: msgspec.json.Decoder[Checked]) -> tuple[di
     for name in _STORED_FIELDS:
         if name in fields and bytes(fields[name]) != b"null":
             raise stored(name)
+    _check_lengths(fields, long_fields, request.__struct_fields__)
     return fields, request
 
 
@@ -99,17 +103,16 @@ def refuse_stream(fields: Mapping[str, Raw]) -> None:
 
 def parse_chat(body: bytes) -> ParsedBody:
     """Check a chat completion request (wire.md 1.2); raises Malformed as ``read_object``."""
-    fields, request = read_object(body, _request_decoder)
-    _check_lengths(fields)
+    fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
     _check_messages(request)
     _check_options(request)
     return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {})
 
 
-def _check_lengths(fields: dict[str, Raw]) -> None:
+def _check_lengths(fields: dict[str, Raw], long_fields: frozenset[str], known: Collection[str]) -> None:
     for name, raw in fields.items():
-        if len(raw) > MAX_FIELD_BYTES and name not in _LONG_FIELDS:
-            raise _too_long(name if name in KNOWN_FIELDS else None)
+        if len(raw) > MAX_FIELD_BYTES and name not in long_fields:
+            raise _too_long(name if name in known else None)
     for name in ("tools", "functions"):
         if name in fields and len(fields[name]) > MAX_FIELD_BYTES:
             for index, tool in enumerate(_raws_decoder.decode(fields[name]) or ()):

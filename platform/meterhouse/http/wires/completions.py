@@ -61,6 +61,7 @@ class CompletionRequest(msgspec.Struct, kw_only=True):
 
 _request_decoder = msgspec.json.Decoder(CompletionRequest)
 _KNOWN = frozenset(CompletionRequest.__struct_fields__)
+_LONG_FIELDS = frozenset({"prompt", "suffix"})
 
 
 class CompletionsWire:
@@ -76,7 +77,7 @@ class CompletionsWire:
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
         """Check a request, and put it as a chat too where a chat can say it."""
-        fields, request = read_object(body, _request_decoder)
+        fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
         _check_names(fields)
         prompts = read_prompts(fields["prompt"], "prompt", MAX_PROMPTS)
         _check(request)

@@ -82,6 +82,7 @@ _FORM_TEXTS = frozenset(
 _moderation_decoder = msgspec.json.Decoder(ModerationRequest)
 _image_decoder = msgspec.json.Decoder(ImageRequest)
 _speech_decoder = msgspec.json.Decoder(SpeechRequest)
+_LONG_FIELDS = frozenset({"input", "prompt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ class PlainBody:
 
 def read_moderation(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as the readers of forms
     """Read a text, texts, or parts."""
-    fields, request = read_object(body, _moderation_decoder)
+    fields, request = read_object(body, _moderation_decoder, _LONG_FIELDS)
     refuse_stream(fields)
     given = msgspec.json.decode(request.input)
     entries = given if isinstance(given, list) else [given]
@@ -186,7 +187,7 @@ def read_moderation(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - 
 
 def read_image(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as the readers of forms
     """Read what is to be drawn."""
-    fields, request = read_object(body, _image_decoder)
+    fields, request = read_object(body, _image_decoder, _LONG_FIELDS)
     refuse_stream(fields)
     asked = _ask(request.model, fields, InputSize(utf8_length(request.prompt), 1, 0, 1), [request.prompt])
     asked.input_name = "prompt"
@@ -195,7 +196,7 @@ def read_image(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as th
 
 def read_speech(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as the readers of forms
     """Read what is to be said."""
-    fields, request = read_object(body, _speech_decoder)
+    fields, request = read_object(body, _speech_decoder, _LONG_FIELDS)
     refuse_stream(fields)
     if isinstance(request.voice, dict):
         raise stored("voice")
