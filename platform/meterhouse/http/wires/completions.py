@@ -112,8 +112,8 @@ class CompletionsWire:
 
 def _check_names(fields: Mapping[str, Raw]) -> None:
     """Refuse parameters of chat completions: a chat would obey them, although what is held knows nothing of them."""
-    for name in fields.keys() & {*_CHAT_FIELDS, *_CHAT_ONLY}:
-        if bytes(fields[name]) == _NULL:
+    for name, raw in fields.items():
+        if (name not in _CHAT_FIELDS and name not in _CHAT_ONLY) or bytes(raw) == _NULL:
             continue
         own = _CHAT_FIELDS.get(name)
         hint = f"Here it is '{own}'." if own else "Use /v1/chat/completions for it."
