@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from api.asking import error_of
+from api.asking import Capture, error_of
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 
@@ -57,3 +57,57 @@ def test_the_bounds_themselves_are_good(gateway: Gateway) -> None:
     }
     status, _, body = gateway.chat("fake/normal?tokens=1", **fields)
     assert status == 200, body
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        ("completions", {"prompt": "a"}),
+        ("responses", {"input": "a"}),
+        ("embeddings", {"input": "a"}),
+        ("moderations", {"input": "a"}),
+        ("images/generations", {"prompt": "a"}),
+        ("audio/speech", {"input": "a", "voice": "alloy"}),
+    ],
+)
+def test_the_bound_of_a_parameter_is_that_of_every_wire(
+    gateway: Gateway, up: FakeUpstream, path: str, given: dict[str, Any]
+) -> None:
+    before = len(up.attempts)
+    body = {"model": "fake/normal?tokens=1", **given, "guided_regex": LONG}
+    status, _, answer = gateway.request("POST", f"/v1/{path}", body)
+    assert status == 400
+    assert "aaaa" not in error_of(answer)["message"]
+    assert len(up.attempts) == before
+
+
+def test_what_the_model_reads_has_no_such_bound(gateway: Gateway) -> None:
+    tools = [{"type": "function", "name": "f", "parameters": {"x": LONG[:65_000]}}] * 2
+    for path, given in (
+        ("completions", {"prompt": LONG * 2}),
+        ("responses", {"input": LONG, "instructions": LONG, "tools": tools}),
+        ("embeddings", {"input": [LONG]}),
+        ("moderations", {"input": LONG}),
+    ):
+        status, _, body = gateway.request("POST", f"/v1/{path}", {"model": "fake/normal?tokens=1", **given})
+        assert status == 200, (path, body)
+
+
+OTHER_NAMES = {"n_predict": 90_000, "max_new_tokens": 90_000, "num_predict": -1, "Max_Tokens": 90_000}
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+def test_no_other_name_of_the_bound_reaches_a_server(gateway: Gateway, up: FakeUpstream, path: str) -> None:
+    capture = Capture(up)
+    marker = f"bounds-{path.replace('/', '-')}"
+    text = f"Hello marker={marker}"
+    inputs = {
+        "chat/completions": {"messages": [{"role": "user", "content": text}], "max_tokens": 7},
+        "completions": {"prompt": text, "max_tokens": 7},
+        "responses": {"input": text, "max_output_tokens": 17},
+    }
+    body = {"model": "fake/capture", **inputs[path], **OTHER_NAMES}
+    status, _, answer = gateway.request("POST", f"/v1/{path}", body)
+    assert status == 200, answer
+    sent = {name for name in capture.body(marker) if "max" in name.lower() or "predict" in name}
+    assert len(sent & {"max_tokens", "max_output_tokens"}) == len(sent) == 1

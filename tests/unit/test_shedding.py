@@ -67,6 +67,15 @@ def test_a_request_of_nobody_known_counts_and_goes_without_a_trace() -> None:
     assert not party.slots._by_organization
 
 
+def test_a_request_whose_organization_is_told_twice_is_one_request() -> None:
+    party = Party(5)
+    with party.slots.take() as slot:
+        slot.assign("org_1")
+        slot.assign("org_1")
+        assert party.slots._by_organization == {"org_1": 1}
+    assert not party.slots._by_organization
+
+
 class Loop:
     """A loop with a probe, that a test keeps from running."""
 

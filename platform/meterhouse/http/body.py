@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -21,7 +21,7 @@ from meterhouse.http.adapt import OnDropped, adapt, adapt_parameters, text_of_ra
 from meterhouse.http.guard import ClientGone
 from meterhouse.providers.catalog import is_hidden_thinker
 from meterhouse.providers.provider import Deployment, Provider
-from meterhouse.request import KNOWN_FIELDS, ChatRequest
+from meterhouse.request import ChatRequest
 from meterhouse.translate.tool_text import GRAMMARS
 from meterhouse.translate.tool_text.prompt import Prompt, render_prompt
 
@@ -39,6 +39,11 @@ _STORED_FIELDS = ("previous_response_id", "conversation", "thread_id", "file_ids
 MAX_FIELD_BYTES = 65_536
 """Of a schema, a grammar, or whatever else is not what the model reads: servers compile such before they answer."""
 _LONG_FIELDS = frozenset({"messages", "tools", "functions", "prediction"})
+_OUR_BOUNDS = frozenset({"max_completion_tokens", "max_tokens"})
+_BOUNDS = _OUR_BOUNDS | {
+    *("max_length", "max_new_tokens", "max_output_tokens", "max_tokens_to_sample", "n_predict", "num_predict")
+}
+"""What servers call the bound of an answer; where one reads two names, ours need not win."""
 _STORED_TOOLS = frozenset({"file_search", "code_interpreter", "mcp"})
 _NO_STREAM = (b"false", b"null")
 BODY_SECONDS = 120
@@ -65,11 +70,14 @@ async def read_body(receive: Receive) -> bytes:
         raise BodyTooSlow(f"The request body did not arrive within {BODY_SECONDS} seconds. Send it again.") from None
 
 
-def read_object(body: bytes, decoder: msgspec.json.Decoder[Checked]) -> tuple[dict[str, Raw], Checked]:
-    """Decode a JSON body: one level deep, and checked.
+def read_object(
+    body: bytes, decoder: msgspec.json.Decoder[Checked], long_fields: frozenset[str]
+) -> tuple[dict[str, Raw], Checked]:
+    """Decode a JSON body: one level deep, and checked; ``long_fields`` are what the model reads, however long.
 
     Raises:
-        Malformed: With ``param`` and a code as OpenAI names them; also where it names an object stored upstream.
+        Malformed: With ``param`` and a code as OpenAI names them; also where it names an object stored upstream, or
+            another field is longer than ``MAX_FIELD_BYTES``.
     """
     try:
         fields = _fields_decoder.decode(body)
@@ -83,6 +91,7 @@ def read_object(body: bytes, decoder: msgspec.json.Decoder[Checked]) -> tuple[di
     for name in _STORED_FIELDS:
         if name in fields and bytes(fields[name]) != b"null":
             raise stored(name)
+    _check_lengths(fields, long_fields, request.__struct_fields__)
     return fields, request
 
 
@@ -94,17 +103,16 @@ def refuse_stream(fields: Mapping[str, Raw]) -> None:
 
 def parse_chat(body: bytes) -> ParsedBody:
     """Check a chat completion request (wire.md 1.2); raises Malformed as ``read_object``."""
-    fields, request = read_object(body, _request_decoder)
-    _check_lengths(fields)
+    fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
     _check_messages(request)
     _check_options(request)
     return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {})
 
 
-def _check_lengths(fields: dict[str, Raw]) -> None:
+def _check_lengths(fields: dict[str, Raw], long_fields: frozenset[str], known: Collection[str]) -> None:
     for name, raw in fields.items():
-        if len(raw) > MAX_FIELD_BYTES and name not in _LONG_FIELDS:
-            raise _too_long(name if name in KNOWN_FIELDS else None)
+        if len(raw) > MAX_FIELD_BYTES and name not in long_fields:
+            raise _too_long(name if name in known else None)
     for name in ("tools", "functions"):
         if name in fields and len(fields[name]) > MAX_FIELD_BYTES:
             for index, tool in enumerate(_raws_decoder.decode(fields[name]) or ()):
@@ -177,6 +185,8 @@ def _check_options(request: ChatRequest) -> None:
         raise Malformed("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
     if isinstance(request.tool_choice, str) and request.tool_choice not in {"none", "auto", "required"}:
         raise Malformed("'tool_choice' must be 'none', 'auto', 'required' or an object.", param="tool_choice")
+    if request.audio is not None and isinstance(request.audio.get("voice"), dict):
+        raise stored("audio.voice")
     for index, tool in enumerate(request.tools or ()):
         if tool.type in _STORED_TOOLS:
             raise stored(f"tools[{index}]")
@@ -236,6 +246,7 @@ class BodyEditor:
         if provider.renders_tools:
             fields["messages"] = render_tools(parsed, provider).messages
         fields["model"] = deployment.upstream_model
+        self._drop_bounds(fields, "", deployment)
         self._bound(fields, request, provider, recipient.allowance_tokens)
         self._separate_tenants(fields, request, recipient.organization_id)
         if request.store is not None and "store" in fields:
@@ -262,6 +273,7 @@ class BodyEditor:
         adapt_parameters(fields, asked.model, recipient.deployment, self._on_dropped)
         fields["model"] = recipient.deployment.upstream_model
         if bound_field is not None:
+            self._drop_bounds(fields, bound_field, recipient.deployment)
             bound, allowance = asked.output_tokens, recipient.allowance_tokens
             if allowance is not None:
                 bound = min(bound or allowance, allowance)
@@ -297,6 +309,13 @@ class BodyEditor:
                 if name not in fields:
                     fields[name] = Raw(self._encoder.encode(value))
 
+    def _drop_bounds(self, fields: dict[str, object], kept: str, deployment: Deployment) -> None:
+        """Leave out every other name of the answer's bound, in any case: servers written in Go read all the same."""
+        for name in [name for name in fields if name != kept and name.lower() in _BOUNDS]:
+            del fields[name]
+            if name not in _OUR_BOUNDS:
+                self._on_dropped(deployment, name.lower())
+
     def _bound(
         self, fields: dict[str, object], request: ChatRequest, provider: Provider, allowance_tokens: int | None
     ) -> None:
@@ -304,8 +323,6 @@ class BodyEditor:
         bound = request.asked_output_tokens or provider.default_max_tokens
         if allowance_tokens is not None:
             bound = min(bound or allowance_tokens, allowance_tokens)
-        for name in ("max_completion_tokens", "max_tokens"):
-            fields.pop(name, None)
         if bound is not None:
             fields[provider.max_tokens_field] = bound
 

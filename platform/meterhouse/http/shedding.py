@@ -82,7 +82,9 @@ class Slot:
         self._slots.give_back(self._organization_id)
 
     def assign(self, organization_id: str) -> None:
-        """Say whose request it is; raises Overloaded when others are to have what is left."""
+        """Say whose request it is, once or again; raises Overloaded when others are to have what is left."""
+        if organization_id == self._organization_id:
+            return
         self._slots.check_share(organization_id)
         self._organization_id = organization_id
 

@@ -12,7 +12,8 @@ from msgspec import Raw
 
 from meterhouse.errors import Malformed, UpstreamDown
 
-_PASSED = ("dimensions", "truncate", "keep_alive", "options")
+_PASSED = ("dimensions", "truncate")
+"""Not ``keep_alive`` and ``options``: they size the server that all tenants share."""
 
 
 class _Answer(msgspec.Struct):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from api.asking import error_of
+from api.asking import Tenant, error_of
 from failure.raw_client import Client
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
@@ -54,6 +54,35 @@ def test_what_a_chat_cannot_say_is_refused_only_where_it_is_a_chat(
     assert ask(both, **fields)[0] == 200
     status, _, body = ask(both, model="deepseek/normal", **fields)
     assert (status, error_of(body)["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("messages", [{"role": "user", "content": "Hello"}]),
+        ("max_completion_tokens", 90_000),
+        ("tools", [{"type": "web_search"}]),
+        ("web_search_options", {}),
+        ("audio", {"voice": {"id": "voice_1"}}),
+    ],
+)
+def test_what_only_a_chat_has_is_refused_whoever_answers(both: Gateway, provider: str, name: str, value: Any) -> None:
+    status, _, body = ask(both, model=f"{provider}/normal", **{name: value})
+    error = error_of(body)
+    assert (status, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+    assert ask(both, model=f"{provider}/normal", **{name: None})[0] == 200
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_tier_without_a_price_is_refused_for_a_budget(both: Gateway, provider: str) -> None:
+    both.set_price(provider, "normal?tokens=9", "1", "4")
+    body = {"model": f"{provider}/normal?tokens=9", "prompt": "Hello", "service_tier": "performance"}
+    tenant = Tenant(both, limits="spend 1 USD total")
+    status, _, answer = both.request("POST", "/v1/completions", body, key=tenant.key)
+    assert (status, error_of(answer)["param"]) == (402, "service_tier")
+    body["service_tier"] = "default"
+    assert both.request("POST", "/v1/completions", body, key=tenant.key)[0] == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -34,6 +34,7 @@ def refused(gateway: Gateway, key: str | None = None, **fields: Any) -> tuple[in
         ({"encoding_format": "int8"}, "encoding_format", "invalid_value"),
         ({"stream": True}, "stream", "unsupported_parameter"),
         ({"model": ""}, "model", "invalid_value"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "messages", "unsupported_parameter"),
     ],
 )
 def test_what_no_provider_would_understand_is_refused(
@@ -79,6 +80,14 @@ def test_a_rate_of_tokens_counts_the_input(gateway: Gateway) -> None:
     )
     status, error = refused(gateway, tenant.key, input=[1, 2])
     assert (status, error["code"], error["type"]) == (429, "rate_limit_exceeded", "tokens")
+
+
+def test_what_nobody_here_knows_counts_as_if_it_were_read(gateway: Gateway) -> None:
+    tenant = Tenant(gateway, limits="tokens 1000/minute")
+    status, error = refused(gateway, tenant.key, instruction="long " * 1_000)
+    assert (status, error["type"]) == (429, "tokens")
+    body = {"model": "fake/normal", "input": "Hello", "instruction": "short"}
+    assert gateway.request("POST", "/v1/embeddings", body, key=tenant.key)[0] == 200
 
 
 @pytest.mark.parametrize(

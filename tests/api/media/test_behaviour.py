@@ -95,6 +95,39 @@ def test_a_sound_is_sent_on_in_a_form_of_our_own(
     assert attempt.request["fields"] == ["file", "model", "timestamp_granularities[]"]
 
 
+def test_a_form_is_under_the_rules_of_a_body(gateway: Gateway, up: FakeUpstream) -> None:
+    language = ('name="language"', "säo".encode())
+    assert post_form(gateway, FILE, model_part(), ('name="user"', b"u1"), language)[0] == 200
+    sent = up.attempts[-1].request
+    assert sent["user"].startswith("mh-")
+    assert sent["fields"] == ["file", "language", "model", "user"]
+
+
+def test_what_a_row_drops_is_dropped_from_a_form_and_what_it_denies_is_refused(up: FakeUpstream, tmp_path: Any) -> None:
+    with Gateway(tmp_path / "data", provider_environment("transformers", up.base_url)) as own:
+        parts = (FILE, model_part("transformers/normal"))
+        assert post_form(own, *parts, ('name="user"', b"u1"))[0] == 200
+        assert up.attempts[-1].request["fields"] == ["file", "model"]
+        status, _, body = post_form(own, *parts, ('name="response_format"', b"text"))
+        assert (status, error_of(body)["param"]) == (400, "response_format")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/audio/speech", {"input": "Hello", "voice": {"id": "voice_1"}}, "voice"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "a"}], "audio": {"format": "mp3", "voice": {"id": "voice_1"}}},
+            "audio.voice",
+        ),
+    ],
+)
+def test_a_voice_that_is_stored_is_refused(gateway: Gateway, path: str, body: dict[str, Any], param: str) -> None:
+    status, _, answer = gateway.request("POST", path, {"model": "fake/normal", **body})
+    assert (status, error_of(answer)["param"], error_of(answer)["code"]) == (400, param, "unsupported_parameter")
+
+
 def test_a_text_is_passed_on_as_text(gateway: Gateway) -> None:
     status, headers, answer = post_form(gateway, FILE, model_part(), ('name="response_format"', b"text"))
     assert (status, headers["content-type"], answer) == (200, "text/plain", b"11 bytes of sound\n")
@@ -173,6 +206,9 @@ def test_what_no_provider_would_take_is_refused(
         ([FILE, model_part(), ('name="stream"', b"true")], "stream"),
         ([FILE, model_part("x" * 257)], "model"),
         ([FILE, model_part(), ("nom=1", b"")], None),
+        ([FILE, model_part(), ('name="file_ids[]"', b"file-1")], "file_ids[]"),
+        ([FILE, model_part(), ('name="vector_store_ids"', b"vs_1")], "vector_store_ids"),
+        ([FILE, model_part(), ('name="user"; filename="u"', b"u1")], "user"),
     ],
 )
 def test_a_form_that_could_be_read_in_two_ways_is_refused(gateway: Gateway, parts: Any, param: str | None) -> None:

@@ -1,6 +1,6 @@
 """``POST /v1/completions``, the legacy wire (wire.md 1.9): passed through, or over chat completions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import msgspec
@@ -21,6 +21,18 @@ from meterhouse.request import InputSize, Penalty, StreamOptions, utf8_length
 from meterhouse.translate.completions import DEFAULT_MAX_TOKENS, CompletionDialect, to_chat
 
 MAX_PROMPTS = 128
+_CHAT_FIELDS = {
+    "messages": "prompt",
+    "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "top_logprobs": "logprobs",
+}
+"""What a chat calls otherwise than this wire does."""
+_CHAT_ONLY = (
+    *("audio", "continue_final_message", "function_call", "functions", "modalities", "moderation"),
+    *("parallel_tool_calls", "prediction", "tool_choice", "tools", "web_search_options"),
+)
+_NULL = b"null"
 
 
 class CompletionRequest(msgspec.Struct, kw_only=True):
@@ -37,6 +49,7 @@ class CompletionRequest(msgspec.Struct, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     presence_penalty: Penalty | None = None
     seed: int | None = None
+    service_tier: Annotated[str, Meta(max_length=32)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -48,6 +61,7 @@ class CompletionRequest(msgspec.Struct, kw_only=True):
 
 _request_decoder = msgspec.json.Decoder(CompletionRequest)
 _KNOWN = frozenset(CompletionRequest.__struct_fields__)
+_LONG_FIELDS = frozenset({"prompt", "suffix"})
 
 
 class CompletionsWire:
@@ -63,7 +77,8 @@ class CompletionsWire:
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
         """Check a request, and put it as a chat too where a chat can say it."""
-        fields, request = read_object(body, _request_decoder)
+        fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
+        _check_names(fields)
         prompts = read_prompts(fields["prompt"], "prompt", MAX_PROMPTS)
         _check(request)
         written = max(request.n or 1, request.best_of or 1)
@@ -73,6 +88,7 @@ class CompletionsWire:
             is_streamed=bool(request.stream),
             choices=written * prompts.count,
             output_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+            service_tier=request.service_tier,
             input_name="prompt",
             fields=fields,
             texts=prompts.texts,
@@ -92,6 +108,17 @@ class CompletionsWire:
         """Return what writes completions."""
         echo = asked.texts[0] if bytes(asked.fields.get("echo", Raw(b"false"))) == b"true" else ""
         return CompletionDialect(echo, self.envelope.event)
+
+
+def _check_names(fields: Mapping[str, Raw]) -> None:
+    """Refuse parameters of chat completions: a chat would obey them, although what is held knows nothing of them."""
+    for name, raw in fields.items():
+        if (name not in _CHAT_FIELDS and name not in _CHAT_ONLY) or bytes(raw) == _NULL:
+            continue
+        own = _CHAT_FIELDS.get(name)
+        hint = f"Here it is '{own}'." if own else "Use /v1/chat/completions for it."
+        text = f"Unsupported parameter: '{name}' is one of chat completions. {hint}"
+        raise Malformed(text, param=name, code="unsupported_parameter")
 
 
 def _check(request: CompletionRequest) -> None:

@@ -43,6 +43,8 @@ class EmbeddingsRequest(msgspec.Struct, kw_only=True):
 
 Token = Annotated[int, Meta(ge=0, lt=2**31)]
 
+_KNOWN = frozenset(EmbeddingsRequest.__struct_fields__)
+_LONG_FIELDS = frozenset({"input"})
 _request_decoder = msgspec.json.Decoder(EmbeddingsRequest)
 _text_decoder = msgspec.json.Decoder(str)
 _texts_decoder = msgspec.json.Decoder(list[str])
@@ -72,10 +74,15 @@ class EmbeddingsWire:
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
         """Check a request; it writes nothing, and holds what it reads."""
-        fields, request = read_object(body, _request_decoder)
+        fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
         refuse_stream(fields)
+        if bytes(fields.get("messages", Raw(b"null"))) != b"null":
+            text = "Unsupported parameter: 'messages'. What is to be embedded is 'input'."
+            raise Malformed(text, param="messages", code="unsupported_parameter")
         prompts = read_prompts(fields["input"], "input", MAX_INPUTS)
-        text_bytes = sum(map(utf8_length, prompts.texts))
+        # What nobody here knows goes along, and may be put into the prompt there.
+        text_bytes = sum(len(raw) for name, raw in fields.items() if name not in _KNOWN)
+        text_bytes += sum(map(utf8_length, prompts.texts))
         return Asked(
             model=request.model,
             size=InputSize(text_bytes, prompts.count, 0, 0, prompts.tokens),

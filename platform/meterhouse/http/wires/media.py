@@ -5,15 +5,16 @@ cost that its text does not bound, so that under a budget only a price per reque
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Raw
 
-from meterhouse.asked import Asked
+from meterhouse.asked import Asked, FormPart
 from meterhouse.errors import Malformed
-from meterhouse.http.body import BodyEditor, Recipient, read_object, refuse_stream
+from meterhouse.http.adapt import text_of_raw
+from meterhouse.http.body import BodyEditor, Recipient, read_object, refuse_stream, stored
 from meterhouse.http.call import Call
 from meterhouse.http.intake import MAX_VALUES
 from meterhouse.http.outlet import Dialect
@@ -60,7 +61,7 @@ class SpeechRequest(msgspec.Struct, kw_only=True):
 
     model: Name
     input: Annotated[str, Meta(min_length=1, max_length=4_096)]
-    voice: Raw
+    voice: str | dict[str, Any]
     instructions: str | None = None
     response_format: str | None = None
     speed: Annotated[float, Meta(ge=0.25, le=4)] | None = None
@@ -69,10 +70,19 @@ class SpeechRequest(msgspec.Struct, kw_only=True):
 
 FORM = 0
 """How many JSON values a form has."""
+_FORM_TEXTS = frozenset(
+    {
+        *("chunking_strategy", "include", "include[]", "known_speaker_names[]", "known_speaker_references[]"),
+        *("language", "model", "prompt", "response_format", "stream", "temperature"),
+        *("timestamp_granularities", "timestamp_granularities[]", "user"),
+    }
+)
+"""Fields of a form beside its file: OpenAI's own. Others may name what is stored at a provider, as they do in JSON."""
 
 _moderation_decoder = msgspec.json.Decoder(ModerationRequest)
 _image_decoder = msgspec.json.Decoder(ImageRequest)
 _speech_decoder = msgspec.json.Decoder(SpeechRequest)
+_LONG_FIELDS = frozenset({"input", "prompt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +121,10 @@ class PassedMedia(PassThrough):
         if not asked.form:
             return super().encode(asked, recipient, editor)
         assert asked.headers is not None
-        model = recipient.deployment.upstream_model.encode()
-        parts = [replace(part, content=model) if part.name == "model" else part for part in asked.form]
+        # The texts of a form are under the rules of a body's: the model's name, tenants apart, the row's parameters.
+        fields = editor.edit_passed(asked, recipient, self.bound_field)
+        parts = [FormPart(name, _text_of(value).encode()) for name, value in fields.items()]
+        parts += [part for part in asked.form if part.name not in asked.fields]
         return write_form(parts, asked.headers["content-type"].rpartition("boundary=")[2])
 
     def adapt(self, fields: dict[str, object], recipient: Recipient, editor: BodyEditor) -> None:
@@ -159,7 +171,7 @@ class PlainBody:
 
 def read_moderation(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as the readers of forms
     """Read a text, texts, or parts."""
-    fields, request = read_object(body, _moderation_decoder)
+    fields, request = read_object(body, _moderation_decoder, _LONG_FIELDS)
     refuse_stream(fields)
     given = msgspec.json.decode(request.input)
     entries = given if isinstance(given, list) else [given]
@@ -175,7 +187,7 @@ def read_moderation(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - 
 
 def read_image(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as the readers of forms
     """Read what is to be drawn."""
-    fields, request = read_object(body, _image_decoder)
+    fields, request = read_object(body, _image_decoder, _LONG_FIELDS)
     refuse_stream(fields)
     asked = _ask(request.model, fields, InputSize(utf8_length(request.prompt), 1, 0, 1), [request.prompt])
     asked.input_name = "prompt"
@@ -184,8 +196,10 @@ def read_image(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as th
 
 def read_speech(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as the readers of forms
     """Read what is to be said."""
-    fields, request = read_object(body, _speech_decoder)
+    fields, request = read_object(body, _speech_decoder, _LONG_FIELDS)
     refuse_stream(fields)
+    if isinstance(request.voice, dict):
+        raise stored("voice")
     if request.stream_format not in {None, "audio"}:
         raise Malformed("'stream_format' can only be 'audio' here.", param="stream_format", code="unsupported_value")
     texts = [request.input, *([request.instructions] if request.instructions else [])]
@@ -200,16 +214,29 @@ def read_sound(body: bytes, content_type: str) -> Asked:
         if name not in named or not named[name].content:
             text = f"Missing required parameter: '{name}'."
             raise Malformed(text, param=name, code="missing_required_parameter")
-    if named["model"].filename is not None or len(named["model"].content) > MAX_NAME_LENGTH:
+    for part in parts:
+        if part.name != "file" and (part.name not in _FORM_TEXTS or part.filename is not None):
+            text = f"Unsupported parameter: '{part.name}' is no text field of this form. Leave it out."
+            raise Malformed(text, param=part.name, code="unsupported_parameter")
+    if len(named["model"].content) > MAX_NAME_LENGTH:
         raise Malformed("Invalid value for 'model': expected the name of a model.", param="model")
     if "stream" in named and named["stream"].text.lower() not in {"", "false", "0"}:
         raise Malformed("'stream' is not supported here.", param="stream", code="unsupported_parameter")
-    texts = [part.text for part in parts if part.filename is None and part.name == "prompt"]
-    asked = _ask(named["model"].text, {}, InputSize(sum(map(utf8_length, texts)), 1, 0, 1), texts)
+    texts = [part.text for part in parts if part.name == "prompt"]
+    fields = {
+        part.name: Raw(msgspec.json.encode(part.text))
+        for part in parts
+        if part.name != "file" and not part.name.endswith("[]")
+    }
+    asked = _ask(named["model"].text, fields, InputSize(sum(map(utf8_length, texts)), 1, 0, 1), texts)
     asked.form = tuple(parts)
     asked.input_name = "file"
     asked.headers = {"content-type": f"multipart/form-data; boundary=meterhouse-{random_base62(32)}"}
     return asked
+
+
+def _text_of(value: object) -> str:
+    return text_of_raw(value) or "" if isinstance(value, Raw) else str(value)
 
 
 def _ask(model: str, fields: dict[str, Raw], size: InputSize, texts: list[str]) -> Asked:

@@ -99,6 +99,8 @@ class CompletionsListener:
         if chunk.id and not self._head:
             self._head = {"id": chunk.id, "created": chunk.created or int(time.time())}
             attempt.served_model = (chunk.model or "")[:MAX_NAME_LENGTH]
+        if chunk.service_tier:
+            attempt.service_tier = chunk.service_tier[:MAX_NAME_LENGTH]
         heard = Heard(usage=read_usage(chunk))
         for choice in chunk.choices or ():
             self._seen.add(choice.index)

@@ -27,6 +27,7 @@ from meterhouse.translate.responses.size import larger, measure, texts_of
 from meterhouse.translate.responses.stream import ResponseStream, error_event, to_response
 
 _request_decoder = msgspec.json.Decoder(ResponsesRequest)
+_LONG_FIELDS = frozenset({"input", "instructions", "tools"})
 _NULL = b"null"
 _DATA = b"data: "
 _NOTHING_SAID = Raw(b'""')
@@ -55,7 +56,7 @@ class ResponsesWire:
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
         """Check a request, and make a chat completion of it where that can be."""
-        fields, request = read_object(body, _request_decoder)
+        fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
         check(request, {name for name, raw in fields.items() if bytes(raw) != _NULL})
         size = measure(request, fields)
         chat: ParsedBody | None = None
