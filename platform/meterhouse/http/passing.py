@@ -7,6 +7,7 @@ extensions, the checkpoints, the end that waits for the record.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -123,7 +124,9 @@ class PassingRelay(StreamRelay):
             progress.end.append(heard.frame)
             progress.has_ended = True
             self._finish(is_last=heard.is_last)
-            self._take_tail(payloads[index + 1 :])
+            # The answer itself is whole, as in ``_read_tail``: what fails after its end takes nothing back.
+            with suppress(UpstreamError):
+                self._take_tail(payloads[index + 1 :])
             break
         return frames
 
