@@ -28,9 +28,12 @@ class ParsedBody:
     """Fields that the caller left out and an endpoint filled in: no provider is to refuse the request for them."""
 
     def let_go(self, kept_bytes: int) -> None:
-        """Drop the raw body, which nobody needs once an answer has begun, and a prompt that is longer than stated."""
+        """Drop what nobody needs once an answer has begun: all that may be long, and a prompt longer than stated."""
+        request = self.request
         if "messages" in self.fields and len(self.fields["messages"]) > kept_bytes:
-            self.request.messages = []
+            request.messages = []
+        # Decoded they take many times their bytes. Who searches an answer for calls has taken what it needs of them.
+        request.tools = request.functions = request.prediction = None
         self.fields = {}
 
 

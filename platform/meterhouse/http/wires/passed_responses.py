@@ -94,7 +94,8 @@ class TellingBack:
     """Puts what the client sent in the place of what was sent upstream for it: the model's name, tenants' own ids."""
 
     def __init__(self, asked: Asked) -> None:
-        self._told = {name: asked.fields[name] for name in _TENANT_FIELDS if name in asked.fields}
+        # Copies: a raw field keeps the whole body that it is a part of.
+        self._told = {name: Raw(bytes(asked.fields[name])) for name in _TENANT_FIELDS if name in asked.fields}
         self._told["model"] = Raw(msgspec.json.encode(asked.model))
 
     def put_right(self, response: bytes) -> bytes:
