@@ -110,11 +110,13 @@ class InferenceEndpoint:
         )
         self._note_headers(asked, scope)
         exchange.model = asked.model
-        route = parts.routes.resolve(asked.model, parts.clock.now_ms())
+        # One snapshot for the whole request: it is charged by a price that it was held by.
+        snapshot = parts.routes.snapshot
+        route = snapshot.resolve(asked.model, parts.clock.now_ms())
         permit(principal, asked.model, route)
         route = self._serving(asked, route)
         size = with_rendered_tools(asked, route)
-        prices = parts.routes.snapshot.prices_around(route, parts.clock.now_ms())
+        prices = snapshot.prices_around(route, parts.clock.now_ms())
         demand = _demand(exchange, principal, (asked, size), route, prices)
         limits = self._limit_names.translate(principal.limits)
         if limits is not principal.limits:
@@ -125,7 +127,7 @@ class InferenceEndpoint:
             parts.metrics.observe_refusal(reservation)
             raise refused(reservation, asked.model, parts.clock.now_ms())
         # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
-        route = parts.routes.snapshot.reprice(route, reservation.admitted_at_ms)
+        route = snapshot.reprice(route, reservation.admitted_at_ms)
         tally = _tally(exchange, self._wire.operation, (demand, size, reservation), asked_ns)
         exchange.tally = tally
         headers = _headers(asked, demand, reservation, parts.clock.now_ms())
