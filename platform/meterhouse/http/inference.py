@@ -117,19 +117,10 @@ class InferenceEndpoint:
         route = self._serving(asked, route)
         size = with_rendered_tools(asked, route)
         prices = snapshot.prices_around(route, parts.clock.now_ms())
-        demand = _demand(exchange, principal, (asked, size), route, prices)
-        limits = self._limit_names.translate(principal.limits)
-        if limits is not principal.limits:
-            demand = replace(demand, limits=limits)
-        asked_ns = time.monotonic_ns()
-        reservation = await parts.meter.reserve(demand)
-        if isinstance(reservation, Refusal):
-            parts.metrics.observe_refusal(reservation)
-            raise refused(reservation, asked.model, parts.clock.now_ms())
+        demand, tally = await self._admit(exchange, (asked, size), route, prices)
+        reservation = tally.reservation
         # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
         route = snapshot.reprice(route, reservation.admitted_at_ms)
-        tally = _tally(exchange, self._wire.operation, (demand, size, reservation), asked_ns)
-        exchange.tally = tally
         headers = _headers(asked, demand, reservation, parts.clock.now_ms())
         if degraded := parts.degraded(reservation):
             headers.append((b"x-meterhouse-degraded", degraded))
@@ -147,6 +138,29 @@ class InferenceEndpoint:
         finally:
             call.occupy(None)
             parts.pacer.forget(call)
+
+    async def _admit(
+        self, exchange: Exchange, measured: tuple[Asked, InputSize], route: Route, prices: tuple[Price | None, ...]
+    ) -> tuple[Demand, Tally]:
+        """Hold what a request may use; its tally owes a settlement.
+
+        Raises:
+            GatewayError: A limit refuses it, or a budget cannot bound it.
+        """
+        parts, principal = self._parts, exchange.principal
+        assert principal is not None
+        asked, size = measured
+        demand = _demand(exchange, principal, measured, route, prices)
+        limits = self._limit_names.translate(principal.limits)
+        if limits is not principal.limits:
+            demand = replace(demand, limits=limits)
+        asked_ns = time.monotonic_ns()
+        reservation = await parts.meter.reserve(demand)
+        if isinstance(reservation, Refusal):
+            parts.metrics.observe_refusal(reservation)
+            raise refused(reservation, asked.model, parts.clock.now_ms())
+        tally = exchange.tally = _tally(exchange, self._wire.operation, (demand, size, reservation), asked_ns)
+        return demand, tally
 
     def _note_headers(self, asked: Asked, scope: Scope) -> None:
         """Take from the request's headers what its wire has there; most have nothing.

@@ -1,4 +1,4 @@
-"""The end of a completion that is passed through: it waits for the record, and what fails after it takes nothing back."""
+"""The end of a passed-through completion: it waits for the record, and what fails after it takes nothing back."""
 
 import json
 
