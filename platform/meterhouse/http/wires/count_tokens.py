@@ -1,8 +1,8 @@
 """Anthropic's ``POST /v1/messages/count_tokens``: asked of Anthropic, counted here for every other model.
 
 Asked of a provider it takes the inference path, so keys, limits and records hold for it; it costs nothing and is
-recorded so. Counted here it reaches nobody, and is one request under the key's limits and in the ledger all the same: the
-count is that of OpenAI's vocabulary, or an estimate by length for a long prompt and while another count is under way.
+recorded so. Counted here it reaches nobody, and is one request under the key's limits and in the ledger all the same.
+That count is of OpenAI's vocabulary, or an estimate by length for a long prompt and while another count is under way.
 """
 
 import asyncio

@@ -59,7 +59,7 @@ class PassedResponses(PassThrough):
             fields["input"] = without_lost_thoughts(given)
 
     def check_first(self, payload: bytes, deployment: Deployment) -> None:
-        """Raise the error that the first payload is; one that reports a usage is left to the listener, to be charged."""
+        """Raise the error that the first payload is; one with a usage is left to the listener, to be charged."""
         super().check_first(payload, deployment)
         event = _decode(payload)
         if event.type not in _FAILURES:
