@@ -86,6 +86,12 @@ class Asked(msgspec.Struct, kw_only=True):
     texts: list[str] = []
     """The prompt, to be counted where nobody reports a usage and there is no ``chat``."""
 
+    @property
+    def length_bytes(self) -> int:
+        """How long what is written anew for a provider can be: the body as it came, or as a chat completion."""
+        fields = self.chat.fields if self.chat is not None else self.fields
+        return sum(map(len, fields.values())) + sum(len(part.content) for part in self.form)
+
     def let_go(self, kept_bytes: int) -> None:
         """Drop what nobody needs once an answer has begun; a prompt longer than stated is not counted any more."""
         if self.chat is not None:

@@ -26,7 +26,7 @@ from meterhouse.http.call import Call, Pacer
 from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
-from meterhouse.http.intake import take_body
+from meterhouse.http.intake import take_body, work_on
 from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
@@ -225,8 +225,9 @@ class InferenceEndpoint:
         attempts = self._parts.attempts
         if not call.tally.is_streamed:
             body = await attempts.fetch_whole(call)
-            assert call.passage is not None
-            return call.passage.read_whole(call, body, self._relay_parts)
+            passage = call.passage
+            assert passage is not None
+            return await work_on(len(body.body), lambda: passage.read_whole(call, body, self._relay_parts))
         opened = await attempts.open_stream(call)
         assert call.passage is not None
         relay = call.passage.open_relay(call, opened, self._relay_parts)
