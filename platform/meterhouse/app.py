@@ -58,6 +58,7 @@ PAGE_BODY_BYTES = 1_048_576
 
 EXPOSED_HEADERS = (
     "x-request-id",
+    "request-id",
     "retry-after",
     "retry-after-ms",
     "x-should-retry",
@@ -97,10 +98,11 @@ def build_app(gateway: Gateway) -> ASGIApp:
         (counting := CountTokensWire(), CountTokensEndpoint(gateway.inference, counting)),
     ]
     endpoints = {wire.path: endpoint for wire, endpoint in made}
+    paths = (*endpoints, MODELS)
     settings = gateway.settings
     most_bytes = settings.max_body_bytes
     long = Middleware(BodyLimit, limit_bytes=most_bytes, memory=BodyMemory(settings.body_memory_bytes))
-    inference = {wire.path: _wrap(endpoint, [*_outer(gateway, wire.envelope), long]) for wire, endpoint in made}
+    inference = {wire.path: _wrap(endpoint, [*_outer(gateway, wire.envelope, paths), long]) for wire, endpoint in made}
     # FastAPI reads and decodes a body before it asks who sent it, so that these are short, and have their own memory.
     short = Middleware(
         BodyLimit,
@@ -109,12 +111,13 @@ def build_app(gateway: Gateway) -> ASGIApp:
         seconds=BODY_SECONDS,
         long_paths={VERIFY: most_bytes},
     )
-    return Application(inference, _build_rest(gateway, [*_outer(gateway, OPENAI_ENVELOPE), short], endpoints))
+    outer = _outer(gateway, OPENAI_ENVELOPE, paths)
+    return Application(inference, _build_rest(gateway, [*outer, short], endpoints))
 
 
-def _outer(gateway: Gateway, envelope: Envelope) -> list[Middleware]:
+def _outer(gateway: Gateway, envelope: Envelope, client_token_paths: Sequence[str]) -> list[Middleware]:
     return [
-        Middleware(ClientTokenCors, paths=[*(wire.path for wire in _wires()), MODELS], exposed=EXPOSED_HEADERS),
+        Middleware(ClientTokenCors, paths=client_token_paths, exposed=EXPOSED_HEADERS),
         *_cors(gateway.settings.cors_origins),
         Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing, envelope=envelope),
     ]

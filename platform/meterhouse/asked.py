@@ -28,9 +28,12 @@ class ParsedBody:
     """Fields that the caller left out and an endpoint filled in: no provider is to refuse the request for them."""
 
     def let_go(self, kept_bytes: int) -> None:
-        """Drop the raw body, which nobody needs once an answer has begun, and a prompt that is longer than stated."""
+        """Drop what nobody needs once an answer has begun: all that may be long, and a prompt longer than stated."""
+        request = self.request
         if "messages" in self.fields and len(self.fields["messages"]) > kept_bytes:
-            self.request.messages = []
+            request.messages = []
+        # Decoded they take many times their bytes. Who searches an answer for calls has taken what it needs of them.
+        request.tools = request.functions = request.prediction = None
         self.fields = {}
 
 
@@ -82,6 +85,12 @@ class Asked(msgspec.Struct, kw_only=True):
     """What goes upstream with the body, beside what goes with every body."""
     texts: list[str] = []
     """The prompt, to be counted where nobody reports a usage and there is no ``chat``."""
+
+    @property
+    def length_bytes(self) -> int:
+        """How long what is written anew for a provider can be: the body as it came, or as a chat completion."""
+        fields = self.chat.fields if self.chat is not None else self.fields
+        return sum(map(len, fields.values())) + sum(len(part.content) for part in self.form)
 
     def let_go(self, kept_bytes: int) -> None:
         """Drop what nobody needs once an answer has begun; a prompt longer than stated is not counted any more."""

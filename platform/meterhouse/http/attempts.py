@@ -15,6 +15,7 @@ import msgspec
 from meterhouse.errors import Malformed, UpstreamAccount, UpstreamDown, UpstreamError, UpstreamRefused
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
+from meterhouse.http.intake import work_on
 from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
 from meterhouse.http.sse import DONE
 from meterhouse.ledger.record import Intent, encode
@@ -88,7 +89,7 @@ class Attempts:
         refusal: Malformed | UpstreamAccount | None = None
         for deployment in self._breakers.order(call.route.deployments):
             try:
-                passage, body = self._encode(call, deployment)
+                passage, body = await self._encode(call, deployment)
             except Malformed as error:
                 refusal = error  # another provider may take the parameter that this one does not
                 continue
@@ -175,12 +176,13 @@ class Attempts:
         call.event_at_ns = attempt.started_ns
         return attempt
 
-    def _encode(self, call: Call, deployment: Deployment) -> tuple[Passage, bytes]:
+    async def _encode(self, call: Call, deployment: Deployment) -> tuple[Passage, bytes]:
         tally = call.tally
         passage = call.wire.find_passage(call.asked, deployment.provider)
         assert passage is not None, "a route holds only what can be asked"
         recipient = Recipient(deployment, tally.principal.organization_id, tally.reservation.allowance_tokens)
-        return passage, passage.encode(call.asked, recipient, self._editor)
+        asked = call.asked
+        return passage, await work_on(asked.length_bytes, lambda: passage.encode(asked, recipient, self._editor))
 
     async def _connect(self, call: Call, deployment: Deployment, body: bytes, fetch: Fetch[Result]) -> Result:
         assert call.passage is not None
@@ -219,10 +221,11 @@ class Attempts:
         return OpenAnswer(answer, reader, payloads, deployment)
 
     async def _whole(self, call: Call, deployment: Deployment, answer: Answer) -> WholeBody:
-        assert call.passage is not None
+        passage = call.passage
+        assert passage is not None
         data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
         whole = WholeBody(data, answer.content_type)
-        whole.body = call.passage.decode_whole(whole, deployment)
+        whole.body = await work_on(len(data), lambda: passage.decode_whole(whole, deployment))
         call.tally.attempt.first_event_ns = time.monotonic_ns()
         answer.release()
         return whole

@@ -10,8 +10,9 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from meterhouse.errors import NotPermitted
+from meterhouse.errors import Malformed, NotPermitted
 from meterhouse.http.exchange import Exchange, exchange_of
+from meterhouse.http.middleware import credential_of
 from meterhouse.identity import Principal
 from meterhouse.keys.client_tokens import find_token
 
@@ -53,7 +54,7 @@ class ClientTokenCors:
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             await _answer_preflight(send, origin, headers.get("access-control-request-headers", ""))
             return
-        is_token = find_token(headers.get("authorization")) is not None
+        is_token = _has_token(scope)
 
         async def reply(message: Message) -> None:
             if message["type"] == "http.response.start" and is_token:
@@ -71,6 +72,14 @@ class ClientTokenCors:
             headers["access-control-allow-origin"] = origin
             headers["access-control-expose-headers"] = self._exposed
             headers.add_vary_header("Origin")
+
+
+def _has_token(scope: Scope) -> bool:
+    """Whether a request's credential is a token, in whichever header; two that differ are nobody's."""
+    try:
+        return find_token(credential_of(scope)) is not None
+    except Malformed:
+        return False
 
 
 async def _answer_preflight(send: Send, origin: str, asked: str) -> None:

@@ -26,7 +26,7 @@ from meterhouse.http.call import Call, Pacer
 from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
-from meterhouse.http.intake import take_body
+from meterhouse.http.intake import take_body, work_on
 from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
@@ -110,24 +110,17 @@ class InferenceEndpoint:
         )
         self._note_headers(asked, scope)
         exchange.model = asked.model
-        route = parts.routes.resolve(asked.model, parts.clock.now_ms())
+        # One snapshot for the whole request: it is charged by a price that it was held by.
+        snapshot = parts.routes.snapshot
+        route = snapshot.resolve(asked.model, parts.clock.now_ms())
         permit(principal, asked.model, route)
         route = self._serving(asked, route)
         size = with_rendered_tools(asked, route)
-        prices = parts.routes.snapshot.prices_around(route, parts.clock.now_ms())
-        demand = _demand(exchange, principal, (asked, size), route, prices)
-        limits = self._limit_names.translate(principal.limits)
-        if limits is not principal.limits:
-            demand = replace(demand, limits=limits)
-        asked_ns = time.monotonic_ns()
-        reservation = await parts.meter.reserve(demand)
-        if isinstance(reservation, Refusal):
-            parts.metrics.observe_refusal(reservation)
-            raise refused(reservation, asked.model, parts.clock.now_ms())
+        prices = snapshot.prices_around(route, parts.clock.now_ms())
+        demand, tally = await self._admit(exchange, (asked, size), route, prices)
+        reservation = tally.reservation
         # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
-        route = parts.routes.snapshot.reprice(route, reservation.admitted_at_ms)
-        tally = _tally(exchange, self._wire.operation, (demand, size, reservation), asked_ns)
-        exchange.tally = tally
+        route = snapshot.reprice(route, reservation.admitted_at_ms)
         headers = _headers(asked, demand, reservation, parts.clock.now_ms())
         if degraded := parts.degraded(reservation):
             headers.append((b"x-meterhouse-degraded", degraded))
@@ -145,6 +138,29 @@ class InferenceEndpoint:
         finally:
             call.occupy(None)
             parts.pacer.forget(call)
+
+    async def _admit(
+        self, exchange: Exchange, measured: tuple[Asked, InputSize], route: Route, prices: tuple[Price | None, ...]
+    ) -> tuple[Demand, Tally]:
+        """Hold what a request may use; its tally owes a settlement.
+
+        Raises:
+            GatewayError: A limit refuses it, or a budget cannot bound it.
+        """
+        parts, principal = self._parts, exchange.principal
+        assert principal is not None
+        asked, size = measured
+        demand = _demand(exchange, principal, measured, route, prices)
+        limits = self._limit_names.translate(principal.limits)
+        if limits is not principal.limits:
+            demand = replace(demand, limits=limits)
+        asked_ns = time.monotonic_ns()
+        reservation = await parts.meter.reserve(demand)
+        if isinstance(reservation, Refusal):
+            parts.metrics.observe_refusal(reservation)
+            raise refused(reservation, asked.model, parts.clock.now_ms())
+        tally = exchange.tally = _tally(exchange, self._wire.operation, (demand, size, reservation), asked_ns)
+        return demand, tally
 
     def _note_headers(self, asked: Asked, scope: Scope) -> None:
         """Take from the request's headers what its wire has there; most have nothing.
@@ -209,8 +225,9 @@ class InferenceEndpoint:
         attempts = self._parts.attempts
         if not call.tally.is_streamed:
             body = await attempts.fetch_whole(call)
-            assert call.passage is not None
-            return call.passage.read_whole(call, body, self._relay_parts)
+            passage = call.passage
+            assert passage is not None
+            return await work_on(len(body.body), lambda: passage.read_whole(call, body, self._relay_parts))
         opened = await attempts.open_stream(call)
         assert call.passage is not None
         relay = call.passage.open_relay(call, opened, self._relay_parts)

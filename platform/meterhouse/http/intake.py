@@ -25,7 +25,8 @@ MAX_VALUES = 100_000
 MAX_TOKEN_VALUES = 400_000
 """Where texts may come as the numbers of their tokens."""
 INLINE_BYTES = 262_144
-"""A longer body is parsed on a thread: at half a microsecond per value it could keep the event loop for 50 ms."""
+"""A longer body is parsed, written anew and translated on a thread: at half a microsecond per value it could keep the
+event loop for 50 ms."""
 MAX_KEY_SHOWN = 64
 FEW_QUOTES = 20_000
 
@@ -52,9 +53,12 @@ async def take_body(receive: Receive, parse: Callable[[bytes], Parsed], most_val
         Malformed: It is no JSON, has an object with a key in it twice, or is too deep or too wide.
     """
     body = await read_body(receive)
-    if len(body) <= INLINE_BYTES:
-        return _parse(body, parse, most_values)
-    return await asyncio.to_thread(_parse, body, parse, most_values)
+    return await work_on(len(body), lambda: _parse(body, parse, most_values))
+
+
+async def work_on(length_bytes: int, work: Callable[[], Parsed]) -> Parsed:
+    """Do what takes time by a length: on a thread where that is long, so that nobody else waits for it."""
+    return work() if length_bytes <= INLINE_BYTES else await asyncio.to_thread(work)
 
 
 def _parse(body: bytes, parse: Callable[[bytes], Parsed], most_values: int) -> Parsed:

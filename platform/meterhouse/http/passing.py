@@ -7,6 +7,7 @@ extensions, the checkpoints, the end that waits for the record.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,13 +118,21 @@ class PassingRelay(StreamRelay):
             except UpstreamError as error:
                 progress.failure = error
                 break
-            if not heard.is_end:
-                frames.append(heard.frame)
+            if not heard.is_end and not self._listener.is_finished:
+                # More began after all that was seen had finished: what was kept was not the end.
+                frames += [*progress.end, heard.frame]
+                progress.end, progress.tail_bytes = [], 0
                 continue
-            progress.end.append(heard.frame)
+            if (failure := self._keep(heard.frame)) is not None:
+                progress.failure = failure
+                break
+            if not heard.is_end:
+                continue
             progress.has_ended = True
             self._finish(is_last=heard.is_last)
-            self._take_tail(payloads[index + 1 :])
+            # The answer itself is whole, as in ``_read_tail``: what fails after its end takes nothing back.
+            with suppress(UpstreamError):
+                self._take_tail(payloads[index + 1 :])
             break
         return frames
 
@@ -134,11 +143,18 @@ class PassingRelay(StreamRelay):
                 progress.is_done = True
                 return
             heard = self._hear(payload)
-            progress.end.append(heard.frame)
             progress.is_done = heard.is_last
-            progress.tail_bytes += len(heard.frame)
-            if progress.tail_bytes > MAX_TAIL_BYTES:
-                raise UpstreamDown("The provider went on after its answer was finished.", detail="tail too long")
+            if (failure := self._keep(heard.frame)) is not None:
+                raise failure
+
+    def _keep(self, frame: bytes) -> UpstreamError | None:
+        """Keep a frame for the end; returns why no more can be kept."""
+        progress = self._progress
+        progress.end.append(frame)
+        progress.tail_bytes += len(frame)
+        if progress.tail_bytes <= MAX_TAIL_BYTES:
+            return None
+        return UpstreamDown("The provider went on after its answer was finished.", detail="tail too long")
 
     def note_text(self, text: str) -> None:
         """Count what the model wrote against what is held, and keep it as long as nobody reports a usage."""

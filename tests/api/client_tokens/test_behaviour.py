@@ -130,6 +130,26 @@ def test_a_stolen_token_is_refused_on_another_page(gateway: Gateway, tenant: Ten
     assert "x-request-id" in headers["access-control-expose-headers"]
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_a_page_may_use_it_as_anthropics_sdk_sends_it(gateway: Gateway, tenant: Tenant, path: str) -> None:
+    status, headers, _ = gateway.request("OPTIONS", path, key="", headers=ASKED)
+    assert (status, headers["access-control-allow-origin"]) == (200, PAGE)
+    token = trade(gateway, tenant.key, max_spend_usd="1", origins=[PAGE])["value"]
+    body = {"model": MODEL, "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
+    if path != "/v1/messages":
+        del body["max_tokens"]
+    sent = {"x-api-key": token, "Origin": PAGE}
+    status, headers, answer = gateway.request("POST", path, body, key="", headers=sent)
+    assert (status, headers["access-control-allow-origin"]) == (200, PAGE), answer
+    assert "request-id" in headers["access-control-expose-headers"].split(", ")
+    status, headers, _ = gateway.request("POST", path, body, key="", headers={**sent, "Origin": "https://evil.example"})
+    assert status == 403
+    assert "access-control-allow-origin" not in headers
+    both = {**sent, "Authorization": f"Bearer {tenant.key}"}
+    status, headers, _ = gateway.request("POST", path, body, key="", headers=both)
+    assert (status, headers.get("access-control-allow-origin")) == (400, None)
+
+
 def test_a_token_without_origins_is_for_no_page(gateway: Gateway, tenant: Tenant) -> None:
     token = trade(gateway, tenant.key)["value"]
     assert ask(gateway, token, PAGE)[0] == 403

@@ -158,6 +158,9 @@ def test_a_budget_takes_a_price_per_request_and_no_other(gateway: Gateway) -> No
     assert (record.charge_nanos, record.charges) == (40_000_000, (("request", 40_000_000),))
     (limit,) = gateway.limits(tenant.key)
     assert (limit["spent"], limit["reserved"]) == (40_000_000, 0)
+    status, _, answer = gateway.request("POST", "/v1/images/generations", {**body, "n": 2}, key=tenant.key)
+    assert (status, error_of(answer)["code"], error_of(answer)["param"]) == (402, "not_priced", "n")
+    assert gateway.request("POST", "/v1/images/generations", {**body, "n": 1}, key=tenant.key)[0] == 200
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -9,6 +9,7 @@ import pytest
 from api.messages.asking import Wires, events_of, marked
 from fakes.exchange import Exchange
 from fakes.gateway import Gateway
+from meterhouse.usage import Outcome
 
 STREAM = """event: message_start
 data: {"type":"message_start", "message":{"id":"msg_1","type":"message","role":"assistant","content":[],\
@@ -175,3 +176,17 @@ def test_tokens_are_counted_here_for_others(client: anthropic.Anthropic, gateway
     assert headers["request-id"].startswith("req_")
     with pytest.raises(anthropic.BadRequestError):
         client.messages.count_tokens(**asked, tools=[{"type": "bash_20250124", "name": "bash"}])
+
+
+def test_a_count_made_here_is_one_request_under_the_limits_and_in_the_ledger(gateway: Gateway, wires: Wires) -> None:
+    key = gateway.new_key("requests 2/hour; tokens 50/hour; spend 0.01 USD total")
+    body = {"model": "fake/normal", "messages": [{"role": "user", "content": "Hello there " * 50}]}
+    for _ in range(2):
+        status, headers, answer = gateway.request("POST", "/v1/messages/count_tokens", body, key=key)
+        assert status == 200, answer
+        record = wires.record(headers["request-id"])
+        assert (record.operation, record.outcome, record.requests) == ("count_tokens", Outcome.COMPLETED, 1)
+        assert (record.provider, record.charge_nanos, record.usage.total_tokens) == ("", 0, 0)
+    status, _, answer = gateway.request("POST", "/v1/messages/count_tokens", body, key=key)
+    assert (status, json.loads(answer)["error"]["details"]["error_code"]) == (429, "rate_limit_exceeded")
+    assert [(limit["spent"], limit["reserved"]) for limit in gateway.limits(key)] == [(2, 0), (0, 0), (0, 0)]

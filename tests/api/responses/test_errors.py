@@ -1,5 +1,6 @@
 """What is refused before any call, and how an answer fails before and after it began."""
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from fakes import scripts
 from fakes.exchange import Exchange
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
+from fakes.words import answer_text
 from meterhouse.usage import Exactness, Outcome
 
 USER = {"role": "user", "content": "Hello"}
@@ -153,3 +155,31 @@ def test_limits_refuse_as_everywhere(post: Post, provider: str) -> None:
 
 def test_a_key_is_needed(post: Post) -> None:
     assert post.refused("fake/normal", key="sk-wrong")[0] == 401
+
+
+@pytest.mark.parametrize("kind", ["response.failed", "error"])
+def test_a_stream_that_begins_with_a_failure_is_answered_by_another_deployment(
+    post: Post, up: FakeUpstream, kind: str
+) -> None:
+    async def run(exchange: Exchange) -> None:
+        error = {"code": "server_error", "message": "no"}
+        response = {"id": "resp_1", "model": "failing", "status": "failed", "error": error, "usage": None}
+        event = {"type": kind, "sequence_number": 0, **({"response": response} if kind != "error" else error)}
+        await exchange.head(200, {"content-type": "text/event-stream"})
+        await exchange.emit(f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode())
+        await exchange.end()
+
+    up.script("failing", run)
+    deployments = [
+        {"provider": "native", "upstream_model": "failing", "order": 0},
+        {"provider": "native", "upstream_model": "normal", "order": 1},
+    ]
+    gateway, name = post.gateway, f"begins-with-{kind}"
+    put = gateway.request("PUT", f"/admin/routes/{name}", {"deployments": deployments}, key=gateway.admin_key)
+    assert put[0] == 200, put
+    marker, said = marked()
+    headers, events = post.stream(name, input=said)
+    assert events[-1].response.output_text == answer_text(marker, 20)
+    records = gateway.records(headers["x-request-id"])
+    assert [record.outcome for record in records] == [Outcome.UPSTREAM_FAILED, Outcome.COMPLETED]
+    assert records[0].usage.total_tokens == 0

@@ -1,11 +1,12 @@
 """Anthropic's ``POST /v1/messages/count_tokens``: asked of Anthropic, counted here for every other model.
 
 Asked of a provider it takes the inference path, so keys, limits and records hold for it; it costs nothing and is
-recorded so. Counted here it reaches nobody: the count is that of OpenAI's vocabulary, or an estimate by length for a
-long prompt and while another count is under way.
+recorded so. Counted here it reaches nobody, and is one request under the key's limits and in the ledger all the same.
+That count is of OpenAI's vocabulary, or an estimate by length for a long prompt and while another count is under way.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -15,26 +16,30 @@ from meterhouse.asked import Asked
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
 from meterhouse.http.client_origin import check_origin
-from meterhouse.http.exchange import exchange_of
+from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.inference import InferenceParts, permit
 from meterhouse.http.intake import MAX_VALUES, take_body
 from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage
 from meterhouse.http.respond import Envelope, send_whole
+from meterhouse.http.tokens import COUNT_SECONDS
 from meterhouse.http.wires.messages import MESSAGES, MESSAGES_ENVELOPE, MessagesEndpoint, ask_messages
 from meterhouse.http.wires.passed_messages import PassedMessages
 from meterhouse.limits.demand import estimate_input_tokens
-from meterhouse.providers.provider import Provider
-from meterhouse.request import Attempt
+from meterhouse.providers.provider import Provider, Route
+from meterhouse.request import Attempt, InputSize
 from meterhouse.translate.anthropic.reading import read_request
-from meterhouse.usage import Usage
+from meterhouse.usage import Outcome, Usage
 
 _SUFFIX = "/count_tokens"
 COUNT_TOKENS = MESSAGES + _SUFFIX
 COUNTED_BYTES = 32_768
 """A longer prompt is estimated: an answer that must be billed waits for the same thread."""
 _FIELDS = ("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control")
+
+_NOTHING = InputSize(0, 0, 0, 0)
+"""What is held of tokens and money for a count that no provider makes."""
 
 
 class PassedCount(PassedMessages):
@@ -112,22 +117,43 @@ class CountTokensEndpoint(MessagesEndpoint):
                 await self._serve(exchange, slot, (scope, _again(body, receive), send))
             else:
                 self._note_headers(asked, scope)
-                tokens = await self._count(asked)
+                tokens = await self._count_here(exchange, asked, route)
                 await send_whole(send, [], msgspec.json.encode({"input_tokens": tokens}))
 
-    async def _count(self, asked: Asked) -> int:
-        """Count what was asked.
+    async def _count_here(self, exchange: Exchange, asked: Asked, route: Route) -> int:
+        """Count what was asked, as a request that uses nothing; returns when its record is durable.
 
         Raises:
             Malformed: It can be told to Anthropic alone, whom nobody asks here.
+            GatewayError: A limit refuses it, or it cannot be recorded.
         """
         if asked.chat is None:
             assert asked.chat_refusal is not None
             raise asked.chat_refusal
+        asked.service_tier = None
+        _, tally = await self._admit(exchange, (asked, _NOTHING), route, ())
+        attempt = Attempt(1, provider="", deployment="", upstream_model="", price=None, started_ns=tally.admitted_ns)
+        attempt.reported = Usage()
+        tally.attempts.append(attempt)
+        try:
+            tokens = await self._count(asked)
+            attempt.outcome = Outcome.COMPLETED
+        finally:
+            attempt.ended_ns = time.monotonic_ns()
+            position = self._parts.settler.settle(tally)
+        await self._parts.journal.barrier(position)
+        return tokens
+
+    async def _count(self, asked: Asked) -> int:
+        assert asked.chat is not None
         if asked.size.text_bytes > COUNTED_BYTES or self._counting.locked():
             return estimate_input_tokens(asked.size)
         async with self._counting:
-            return await self._parts.counter.count_input(asked.chat)
+            try:
+                async with asyncio.timeout(COUNT_SECONDS):
+                    return await self._parts.counter.count_input(asked.chat)
+            except TimeoutError:
+                return estimate_input_tokens(asked.size)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

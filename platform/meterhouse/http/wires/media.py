@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw
 
-from meterhouse.asked import Asked, FormPart
+from meterhouse.asked import Asked, FormPart, Unpriced
 from meterhouse.errors import Malformed
 from meterhouse.http.adapt import text_of_raw
 from meterhouse.http.body import BodyEditor, Recipient, read_object, refuse_stream, stored
@@ -191,6 +191,9 @@ def read_image(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as th
     refuse_stream(fields)
     asked = _ask(request.model, fields, InputSize(utf8_length(request.prompt), 1, 0, 1), [request.prompt])
     asked.input_name = "prompt"
+    if (request.n or 1) > 1:
+        # A price per request is charged once, whatever it brings.
+        asked.unpriced = Unpriced("n", "More than one image in a request has no price here. Ask for one at a time.")
     return asked
 
 

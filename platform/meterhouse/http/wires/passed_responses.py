@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Raw
 
 from meterhouse.asked import Asked
-from meterhouse.errors import GatewayError
+from meterhouse.errors import GatewayError, UpstreamError
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import MAX_NAME_LENGTH, is_set
@@ -25,6 +25,7 @@ from meterhouse.translate.responses.stream import error_event
 from meterhouse.usage import Usage
 
 _ENDS = frozenset({"response.completed", "response.incomplete"})
+_FAILURES = frozenset({"error", "response.failed"})
 _OPENINGS = frozenset({"response.created", "response.in_progress", "response.queued"})
 _TENANT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
 
@@ -37,7 +38,6 @@ class _Response(msgspec.Struct):
     model: str | None = None
     service_tier: str | None = None
     usage: Raw = Raw(b"")
-    error: Raw = Raw(b"")
     incomplete_details: _Incomplete | None = None
 
 
@@ -57,6 +57,16 @@ class PassedResponses(PassThrough):
         fields["store"] = False
         if isinstance(given := fields.get("input"), Raw):
             fields["input"] = without_lost_thoughts(given)
+
+    def check_first(self, payload: bytes, deployment: Deployment) -> None:
+        """Raise the error that the first payload is; one with a usage is left to the listener, to be charged."""
+        super().check_first(payload, deployment)
+        event = _decode(payload)
+        if event.type not in _FAILURES:
+            return
+        response = decode_or_none(event.response)
+        if not isinstance(response, dict) or not response.get("usage"):
+            raise _error_of(event, payload, deployment)
 
     def open_listener(self, asked: Asked, deployment: Deployment) -> Listener:
         """Return a listener."""
@@ -84,7 +94,8 @@ class TellingBack:
     """Puts what the client sent in the place of what was sent upstream for it: the model's name, tenants' own ids."""
 
     def __init__(self, asked: Asked) -> None:
-        self._told = {name: asked.fields[name] for name in _TENANT_FIELDS if name in asked.fields}
+        # Copies: a raw field keeps the whole body that it is a part of.
+        self._told = {name: Raw(bytes(asked.fields[name])) for name in _TENANT_FIELDS if name in asked.fields}
         self._told["model"] = Raw(msgspec.json.encode(asked.model))
 
     def put_right(self, response: bytes) -> bytes:
@@ -130,11 +141,8 @@ class ResponsesListener:
 
     def hear(self, payload: bytes, attempt: Attempt) -> Heard:
         """Read an event."""
-        try:
-            event = _event_decoder.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise no_answer("an event that is none of responses") from None
-        if event.type in {"error", "response.failed"}:
+        event = _decode(payload)
+        if event.type in _FAILURES:
             raise self._failure(event, payload, attempt)
         is_end = event.type in _ENDS
         heard = Heard(is_end=is_end, is_last=is_end)
@@ -214,12 +222,25 @@ class ResponsesListener:
 
     def _failure(self, event: ItemEvent, payload: bytes, attempt: Attempt) -> GatewayError:
         """Return the error that an event tells of; a usage that comes with it is charged all the same."""
-        if not is_set(event.response):
-            return error_in_stream(payload, self._deployment)
-        raw, usage = self._note_response(event, attempt)
-        if usage is not None:
-            note_usage(attempt, usage)
-        return error_in_stream(bytes(_response_decoder.decode(raw).error) or payload, self._deployment)
+        if is_set(event.response):
+            _, usage = self._note_response(event, attempt)
+            if usage is not None:
+                note_usage(attempt, usage)
+        return _error_of(event, payload, self._deployment)
+
+
+def _decode(payload: bytes) -> ItemEvent:
+    try:
+        return _event_decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise no_answer("an event that is none of responses") from None
+
+
+def _error_of(event: ItemEvent, payload: bytes, deployment: Deployment) -> UpstreamError:
+    """Return the error that a failure tells of, in its response or in the event itself."""
+    response = decode_or_none(event.response) if is_set(event.response) else None
+    error = response.get("error") if isinstance(response, dict) else None
+    return error_in_stream(msgspec.json.encode(error) if error else payload, deployment)
 
 
 def usage_on_responses(usage: Usage) -> dict[str, object]:
