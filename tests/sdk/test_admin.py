@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
+from fakes.fleet import PEPPER
 from fakes.gateway import MESSAGES, Gateway, provider_environment
 from fakes.sdk import StrictSdk
 from fakes.upstream import FakeUpstream
@@ -27,7 +28,7 @@ def site(
         server = request.getfixturevalue("postgres_server")
         template = request.getfixturevalue("_migrated_template")
         settings["METERHOUSE_DATABASE_URL"] = server.create_database(template)
-        settings["METERHOUSE_KEY_PEPPER"] = f"1:{'p' * 43}"
+        settings["METERHOUSE_KEY_PEPPER"] = PEPPER
     environment = provider_environment("fake", up.base_url, **settings)
     with Gateway(tmp_path_factory.mktemp(request.param) / "data", environment) as gateway:
         yield gateway
