@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from fakes.console_process import ConsoleProcess, Visitor
 from fakes.fleet import ServeProcess
@@ -29,7 +30,9 @@ def test_stored_text_that_is_html_stays_text(visitor: Visitor, fleet: ServeProce
         page.wait_for_timeout(200)
         assert "broken in" not in page.title()
         assert not page.locator("main img").count()
-    assert visitor.go("keys").get_by_role("link", name=SCRIPT).count() == 1
+    page = visitor.go("keys")
+    page.get_by_label("Project", exact=True).select_option(label=SCRIPT)
+    expect(page.get_by_role("link", name=SCRIPT)).to_have_count(1)
 
 
 def test_the_secret_stays_on_the_server(visitor: Visitor, fleet: ServeProcess, console: ConsoleProcess):

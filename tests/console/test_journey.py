@@ -29,11 +29,12 @@ def is_refused(client: openai.OpenAI) -> bool:
     return False
 
 
-def issue_key(page: Page) -> str:
-    """Issue a key with a small budget through the form; returns its value."""
+def issue_key(page: Page) -> tuple[str, str]:
+    """Issue a key with a small budget through the form; returns its value, and the id of its project."""
     page.get_by_role("button", name="Issue a key").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Name", exact=True).fill("A key of the journey")
+    project = dialog.get_by_label("Project", exact=True).input_value()
     dialog.get_by_label("What is limited").select_option("spend")
     dialog.get_by_label("Amount").fill("0.0002")
     dialog.get_by_label("Window").select_option("month")
@@ -46,7 +47,7 @@ def issue_key(page: Page) -> str:
     expect(page.get_by_text("Copied.")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == value
     shown.get_by_role("button", name="Close").click()
-    return value
+    return value, project
 
 
 def watch_a_request(page: Page, client: openai.OpenAI) -> None:
@@ -70,7 +71,7 @@ def watch_a_request(page: Page, client: openai.OpenAI) -> None:
 def test_a_key_is_issued_used_watched_spent_and_revoked(visitor: Visitor, fleet: ServeProcess):
     for model in (SLOW, QUICK):
         fleet.set_price("fake", model, "1", "4")
-    value = issue_key(visitor.sign_in(fleet.admin_key).go("keys"))
+    value, project = issue_key(visitor.sign_in(fleet.admin_key).go("keys"))
     client = fleet.client(value)
     watch_a_request(visitor.go("live"), client)
     with pytest.raises(openai.RateLimitError) as refused:
@@ -78,6 +79,7 @@ def test_a_key_is_issued_used_watched_spent_and_revoked(visitor: Visitor, fleet:
     assert refused.value.code == "insufficient_quota"
 
     page = visitor.go("keys")
+    page.get_by_label("Project", exact=True).select_option(value=project)
     page.get_by_role("link", name="A key of the journey").click()
     expect(page.locator("svg.meter")).to_have_attribute("aria-label", re.compile(r"^(4[4-9]|[5-9]\d|100) % spent"))
     expect(page.locator("main")).to_contain_text("resets in")

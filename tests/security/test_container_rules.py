@@ -28,7 +28,7 @@ def test_every_image_has_a_version() -> None:
     images = [rest.split()[0] for rest in arguments("FROM")]
     images += [service["image"] for service in COMPOSE["services"].values() if "build" not in service]
     for image in images:
-        assert re.search(r":\d[\w.-]*$", image), image
+        assert re.search(r":v?\d[\w.-]*$", image), image
         assert not image.endswith("latest")
 
 
@@ -80,8 +80,9 @@ def test_a_service_can_do_no_more_than_it_must(name: str) -> None:
 
 
 def test_only_the_edge_is_reached_from_outside() -> None:
-    published = {name for name, service in COMPOSE["services"].items() if service.get("ports")}
-    assert published == {"nginx"}
+    published = {name: service["ports"] for name, service in COMPOSE["services"].items() if service.get("ports")}
+    assert set(published) == {"nginx", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for port in published["grafana"])
     assert COMPOSE["networks"]["inside"]["internal"] is True
     for name in ("postgres", "redis"):
         assert COMPOSE["services"][name]["networks"] == ["inside"]

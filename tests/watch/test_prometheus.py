@@ -79,7 +79,8 @@ def test_alerts_say_what_was_caused_and_nothing_else(fleet: ServeProcess, promet
         fleet.chat("fake/error-500")
     prometheus.wait_for('meterhouse:failed_attempts_by_provider:ratio5m{provider="fake"}', "> 0.1")
     prometheus.wait_for("meterhouse:deployments_out", "> 0")
-    prometheus.wait_for('ALERTS{alertname="DeploymentsOut"}', "> 0")
+    for name in ("DeploymentsOut", "ProviderFails"):
+        prometheus.wait_for(f'ALERTS{{alertname="{name}"}}', "> 0")
     calm = {"BudgetOverrun", "BarrierFails", "JournalIsAway", "MeterIsAway", "LedgerIsAway", "RequestsAreShed"}
     calm |= {"MeterhouseIsDown", "StrayRecords", "RevocationIsSlow", "AccountRefused", "LogLinesAreLost"}
     found = set(prometheus.alerts())

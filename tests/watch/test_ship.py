@@ -42,5 +42,5 @@ def test_an_end_waits_until_everything_is_shipped(
     finally:
         postgres_server.resume()
     assert ship(fleet.bind, 20)
-    assert fleet.metric("meterhouse_unshipped_records") == 0
+    fleet.wait_for(lambda: fleet.metric("meterhouse_unshipped_records") == 0)
     assert not ship(tmp_path / "nobody.sock", 1)
