@@ -8,4 +8,5 @@ pytest_plugins = [
     "plugins.servers",
     "plugins.soak",
     "plugins.timing",
+    "plugins.tls",
 ]

@@ -9,7 +9,7 @@ reported and left where it is. Not here: the journal of this process (``shipper`
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -159,6 +159,9 @@ class Adopter:
                         continue  # it is being made into something else
                     is_dead = False
                     file = host.open_unlocked(name)
+                if file is None and name.state == "seg":
+                    # Its owner has marked it since the folder was read.
+                    file = host.open_unlocked(replace(name, state="shipped"))
                 if file is not None:
                     held.append(file)
             return await self._ship(held, is_dead=is_dead)
