@@ -34,7 +34,7 @@ def issue_key(page: Page) -> tuple[str, str]:
     page.get_by_role("button", name="Issue a key").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Name", exact=True).fill("A key of the journey")
-    project = dialog.get_by_label("Project", exact=True).input_value()
+    project = dialog.get_by_label(re.compile("^Project")).input_value()
     dialog.get_by_label("What is limited").select_option("spend")
     dialog.get_by_label("Amount").fill("0.0002")
     dialog.get_by_label("Window").select_option("month")

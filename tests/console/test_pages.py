@@ -55,6 +55,7 @@ def test_the_keyboard_is_enough(browser: Browser, console: ConsoleProcess, used:
     with Visitor(browser, console) as visitor:
         page = visitor.page
         page.goto(console.url)
+        expect(page.get_by_label("Admin key")).to_be_focused()
         page.keyboard.type(used.admin_key)
         page.keyboard.press("Enter")
         page.get_by_role("navigation").wait_for()
