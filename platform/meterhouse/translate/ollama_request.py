@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from meterhouse.errors import Malformed
+from meterhouse.translate.call_arguments import read_arguments
 
 _THINK = {
     "none": False,
@@ -227,13 +228,6 @@ def _image(url: str, position: int) -> str:
 
 
 def _call(call: _Call, index: int, position: int) -> dict[str, Any]:
-    param = f"messages[{position}].tool_calls[{index}]"
-    if call.function is None:
-        raise Malformed("This model knows only tool calls of type function.", param=param)
-    try:
-        arguments = msgspec.json.decode(call.function.arguments or "{}")
-    except msgspec.DecodeError as error:
-        raise Malformed("The arguments of a tool call are not JSON.", param=param) from error
-    if not isinstance(arguments, dict):
-        raise Malformed("The arguments of a tool call must be a JSON object.", param=param)
+    arguments = read_arguments(call.function.arguments if call.function else None, position, index)
+    assert call.function is not None
     return {"id": call.id, "function": {"index": index, "name": call.function.name, "arguments": arguments}}

@@ -68,8 +68,6 @@ class SpeechRequest(msgspec.Struct, kw_only=True):
     stream_format: str | None = None
 
 
-FORM = 0
-"""How many JSON values a form has."""
 _FORM_TEXTS = frozenset(
     {
         *("chunking_strategy", "include", "include[]", "known_speaker_names[]", "known_speaker_references[]"),

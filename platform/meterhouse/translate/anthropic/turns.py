@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from meterhouse.errors import Malformed
+from meterhouse.translate.call_arguments import read_arguments
 
 Turn = dict[str, Any]
 Blocks = list[dict[str, Any]]
@@ -178,15 +179,8 @@ def _thoughts(message: ChatMessage) -> Blocks:
 def _calls(message: ChatMessage, position: int) -> Blocks:
     found: Blocks = []
     for index, call in enumerate(message.tool_calls or ()):
-        param = f"messages[{position}].tool_calls[{index}]"
-        if call.function is None:
-            raise Malformed("This model knows only tool calls of type function.", param=param)
-        try:
-            arguments = msgspec.json.decode(call.function.arguments or "{}")
-        except msgspec.DecodeError as error:
-            raise Malformed("The arguments of a tool call are not JSON.", param=param) from error
-        if not isinstance(arguments, dict):
-            raise Malformed("The arguments of a tool call must be a JSON object.", param=param)
+        arguments = read_arguments(call.function.arguments if call.function else None, position, index)
+        assert call.function is not None
         block = {"type": "tool_use", "id": call.id, "name": call.function.name, "input": arguments}
         if call.cache_control is not None:
             block["cache_control"] = call.cache_control
