@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import bodies, comparison, hold, judge, keys, queries, soak
+from benchmark import bodies, comparison, hold, judge, keys, queries, shipping, soak
 from benchmark.plot import draw
 from benchmark.report import Cell, Outcome
 from benchmark.servers import BenchError
@@ -26,6 +26,7 @@ MEASUREMENTS = {
     "hold": hold.hold,
     "keys": keys.compare_keys,
     "ledger": queries.query_ledger,
+    "ship": shipping.ship,
     "soak": soak.soak,
     "body": bodies.compare_bodies,
 }
@@ -59,6 +60,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1000.0, help="streams that --hold opens per second (1000)")
     other.add_argument("--keys", type=int, metavar="N", help="N keys in PostgreSQL, 1,000 of them in use, or each once")
     other.add_argument("--ledger", type=int, metavar="N", help="usage queries over N requests of a month")
+    other.add_argument(
+        "--ship", type=int, metavar="N", help="N records from a journal into PostgreSQL, and their seals"
+    )
     other.add_argument("--soak", type=float, metavar="MINUTES", help="does memory grow under load")
     other.add_argument("--body", type=int, nargs="+", metavar="KB", help="prompts so long; 1024 is a megabyte")
     arguments = parser.parse_args()

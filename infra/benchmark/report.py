@@ -60,6 +60,9 @@ class Books:
         line = f"ledger: {self.rows:,} rows for {self.served:,} answers served by the upstream"
         if self.rows == self.served and self.backlog > 0:
             line += f"; the last {self.backlog:,} came within {self.drain_seconds:.1f} s of the end of the load"
+            line += f" ({self.backlog / self.drain_seconds:,.0f} rows/s)" if self.drain_seconds else ""
+        elif self.rows == self.served:
+            line += "; none was left to ship when the load ended"
         return line
 
 
@@ -188,7 +191,7 @@ def find_notes(cells: list[Cell]) -> list[str]:
             parts = ", ".join(f"{name} {used:,.0f}" for name, used in sorted(cell.helper_us.items()))
             notes.append(
                 f"{_where(cell)}: the other core was full, the worker's was not; the figure is a lower bound "
-                f"(CPU us per answer: {parts})"
+                f"(CPU us per answer: {parts}); --spool measures it without shipping"
             )
     return notes
 

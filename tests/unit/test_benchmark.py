@@ -119,7 +119,9 @@ def test_books_that_balance_say_how_late_the_ledger_was() -> None:
     books.add({"all_answers": 7, "failures": 0, "first_failure": ""}, served=7)
     books.rows, books.backlog, books.drain_seconds = 7, 3, 0.2
     assert books.find_void_reasons() == []
-    assert "the last 3 came within 0.2 s" in books.describe()
+    assert "the last 3 came within 0.2 s of the end of the load (15 rows/s)" in books.describe()
+    books.backlog = 0
+    assert "none was left to ship" in books.describe()
 
 
 @pytest.mark.parametrize(
