@@ -37,7 +37,8 @@ BATCH = 250_000
 REPEATS, QUICK_REPEATS = 200, 30
 PERCENT = 100
 DAY_SECONDS = 86_400
-REBUILD_POLICY = EnginePolicy(connections=1, statement_timeout_seconds=3600)
+REBUILD_POLICY = EnginePolicy(connections=1, statement_timeout_seconds=60)
+TOLD_HOURS = 100_000
 
 VALUES = {
     # A UUIDv7: 48 bits of milliseconds, then the version, the variant and chance.
@@ -150,11 +151,14 @@ def _default(column: sa.Column[Any]) -> str:
 
 
 async def project(place: Place) -> None:
-    """Make the projection as ``meterhouse ledger rebuild`` does."""
+    """Make the projection as ``meterhouse ledger rebuild`` does; says how far it is."""
     engine = open_engine(place.database_url, REBUILD_POLICY)
+    made = 0
     try:
         async for _ in Projection(engine).rebuild():
-            pass
+            made += 1
+            if made % TOLD_HOURS == 0:
+                print(f"{made:,} rows of the projection made", file=sys.stderr)
     finally:
         await close(engine)
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from fakes.ledger import HOUR, record, rows_of
 from meterhouse.db.engine import writing
 from meterhouse.db.ledger import LedgerStore
+from meterhouse.db.rebuild import Projection
 from meterhouse.db.tables import DURATION_BOUNDS_MS, FIRST_TOKEN_BOUNDS_MS, HOUR_MS, usage_hour
 from meterhouse.ids import new_request_id
 from meterhouse.money import Meterable
@@ -110,3 +111,21 @@ async def test_a_wrong_projection_is_found(engine, ledger):
     async with writing(engine) as connection:
         await connection.execute(sa.delete(usage_hour))
     assert {found.group["model"] for found in await ledger.rebuild_check()} == {"gpt", "other"}
+
+
+@pytest.mark.parametrize("span_records", [1, 3, 1_000])
+async def test_a_rebuild_goes_through_a_large_organization_a_span_at_a_time(engine, ledger, span_records):
+    """An hour with more records than a span, hours with less, a gap, and an hour that only the projection has."""
+    hours = [HOUR] * 5 + [HOUR + HOUR_MS] + [HOUR + 9 * HOUR_MS] * 2
+    await ledger.insert([record(admitted_at_ms=hour + 7) for hour in hours])
+    await ledger.insert([record(organization_id="org_2")])
+    async with writing(engine) as connection:
+        await connection.execute(sa.update(usage_hour).values(charge_nanos=1, duration_03=2))
+        phantom = sa.update(usage_hour).where(usage_hour.c.hour_ms == HOUR + HOUR_MS)
+        await connection.execute(phantom.values(hour_ms=HOUR + 100 * HOUR_MS))
+    projection = Projection(engine, span_records)
+    found = [(one.group["organization_id"], one.group["hour_ms"]) async for one in projection.compare()]
+    expected = [("org_1", HOUR + hours * HOUR_MS) for hours in (0, 1, 9, 100)] + [("org_2", HOUR)]
+    assert found == expected
+    assert [(one.group["organization_id"], one.group["hour_ms"]) async for one in projection.rebuild()] == expected
+    assert await ledger.rebuild_check() == []
