@@ -42,7 +42,7 @@ async def test_a_step_goes_on_while_there_is_more():
 async def test_a_step_ends_when_somebody_else_is_sealing():
     store = Steps(MORE, BUSY, MORE)
     assert await Sealer(store, EventLog()).step(is_forced=True) == 7
-    assert store.asked == [(200, 0)] * 2
+    assert store.asked == [(500, 0)] * 2
 
 
 async def test_sealing_everything_waits_for_whoever_is_sealing():

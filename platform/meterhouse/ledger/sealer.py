@@ -37,7 +37,7 @@ class SealsRows(Protocol):
 class Sealer:
     """The loop of one process. Of all processes one seals at a time; who finds it taken tries again later."""
 
-    def __init__(self, store: SealsRows, log: Log, *, interval_seconds: float = 3.0, batch_rows: int = 200) -> None:
+    def __init__(self, store: SealsRows, log: Log, *, interval_seconds: float = 3.0, batch_rows: int = 500) -> None:
         self._store = store
         self._log = log
         self._interval_seconds = interval_seconds
