@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -58,8 +59,19 @@ _SCHEMA_AT_FAULT = {
 Source = AsyncEngine | AsyncConnection
 """Where a store works: an engine, in a transaction for each of its methods; or a connection, in its transaction."""
 
+_NOW_MS = "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)"
 _POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]
 _Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """What ``insert_rows`` did."""
+
+    count: int
+    """How many rows were inserted, or changed where the statement says so."""
+    returned: list[sa.Row[*tuple[Any, ...]]]
+    """What the statement was told to return."""
 
 
 def open_engine(url: str, policy: EnginePolicy = DEFAULT_POLICY) -> AsyncEngine:
@@ -247,8 +259,9 @@ async def insert_rows(
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
     then: str,
-) -> list[sa.Row[*tuple[Any, ...]]]:
-    """Insert many rows in as few statements as may be; returns what ``then`` says to return.
+    stamp: str = "",
+) -> Inserted:
+    """Insert many rows in as few statements as may be; returns what came of it.
 
     For the ledger alone, whose rows are wide and many: it costs the event loop a third of what SQLAlchemy's own
     way does (12 instead of 40 us per row of 47 columns). Values only ever travel as parameters; PostgreSQL gets a
@@ -260,22 +273,27 @@ async def insert_rows(
         columns: the names of the values, in their order.
         rows: the values, as the driver takes them.
         then: the SQL after the values: what to do with a conflict, what to return. Never made from data.
+        stamp: the name of a further column that gets PostgreSQL's time, in Unix milliseconds.
     """
     is_postgres = postgres.is_postgres(connection)
     page = MAX_ROWS if is_postgres else MAX_VARIABLES // len(columns)
-    into = f"INSERT INTO {table.name} ({', '.join(columns)})"
-    returned: list[sa.Row[*tuple[Any, ...]]] = []
+    into = f"INSERT INTO {table.name} ({', '.join([*columns, stamp] if stamp else columns)})"
+    chosen = f"SELECT *, {_NOW_MS}" if stamp else "SELECT *"
+    count, returned = 0, list[sa.Row[*tuple[Any, ...]]]()
     for start in range(0, len(rows), page):
         part = rows[start : start + page]
         if is_postgres:
-            statement = f"{into} SELECT * FROM unnest({_arrays(table, columns)}) {then}"  # noqa: S608 - names and types
+            statement = f"{into} {chosen} FROM unnest({_arrays(table, columns)}) {then}"
             values: tuple[object, ...] = tuple(map(list, zip(*part, strict=True)))
         else:
             statement = f"{into} VALUES {_marks(len(part), len(columns))} {then}"
             values = tuple(itertools.chain.from_iterable(part))
         result = await connection.exec_driver_sql(statement, values)
-        returned.extend(result.all() if result.returns_rows else ())
-    return returned
+        if result.returns_rows:
+            returned.extend(result.all())
+        else:
+            count += result.rowcount
+    return Inserted(count or len(returned), returned)
 
 
 def _arrays(table: sa.Table, columns: Sequence[str]) -> str:

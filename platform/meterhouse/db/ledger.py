@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from meterhouse.db.balances import Source, sum_period, total
-from meterhouse.db.engine import insert_into, insert_rows, reading, wall_ms, write_again, writing
+from meterhouse.db.engine import Inserted, insert_into, insert_rows, reading, wall_ms, write_again, writing
 from meterhouse.db.postgres import is_postgres
 from meterhouse.db.projection import fold
 from meterhouse.db.rebuild import Difference, list_differences
@@ -42,8 +42,9 @@ _plain_values = operator.attrgetter(*_PLAIN_FIELDS)
 _FOREIGN_TEXTS = ("model", "served_model", "upstream_model", "service_tier", "error_code", "trace_id")
 """The texts that callers and providers have a say in."""
 _foreign_texts = operator.attrgetter(*_FOREIGN_TEXTS)
-_COLUMNS = (*_PLAIN_FIELDS, "outcome", "exactness", *TOKEN_COLUMNS, *COMPONENT_COLUMNS.values(), "recorded_at_ms")
-_IF_NEW = "ON CONFLICT (request_id, attempt) DO NOTHING RETURNING request_id, attempt"
+_COLUMNS = (*_PLAIN_FIELDS, "outcome", "exactness", *TOKEN_COLUMNS, *COMPONENT_COLUMNS.values())
+_RECORDED_AT = "recorded_at_ms"
+_IF_NEW = "ON CONFLICT (request_id, attempt) DO NOTHING"
 _HOUR_COLUMNS = (*HOUR_KEY_COLUMNS, *MEASURE_COLUMNS)
 _ADD_TO_HOUR = f"ON CONFLICT ({', '.join(HOUR_KEY_COLUMNS)}) DO UPDATE SET " + ", ".join(
     f"{name} = usage_hour.{name} + excluded.{name}" for name in MEASURE_COLUMNS
@@ -101,6 +102,10 @@ class UsageRow:
     charge_nanos: int
 
 
+class _SomeAreThere(Exception):
+    """Takes a transaction back: not all of its records were new."""
+
+
 class LedgerStore:
     """Reads and writes the ledger. Every method is one transaction and raises StoreDown when there is none."""
 
@@ -120,17 +125,35 @@ class LedgerStore:
         if not unique:
             return 0
         in_order = [unique[identity] for identity in sorted(unique)]
+        rows = [_row_of(record) for record in in_order]
+        hours = fold(in_order)
 
-        async def write(connection: AsyncConnection) -> int:
-            recorded_at_ms = await _clock_ms(connection) if is_postgres(connection) else self._now_ms()
-            rows = [_row_of(record, recorded_at_ms) for record in in_order]
-            new = await insert_rows(connection, usage_record, _COLUMNS, rows, _IF_NEW)
-            inserted = [unique[_bare(str(request_id)), attempt] for request_id, attempt in new]
-            if inserted:
-                await insert_rows(connection, usage_hour, _HOUR_COLUMNS, fold(inserted), _ADD_TO_HOUR)
-            return len(inserted)
+        async def write_all(connection: AsyncConnection) -> int:
+            """Write them as nearly always: not one is there yet, so that nobody has to say which are new."""
+            inserted = await self._insert(connection, rows, _IF_NEW)
+            if inserted.count != len(rows):
+                raise _SomeAreThere
+            await insert_rows(connection, usage_hour, _HOUR_COLUMNS, hours, _ADD_TO_HOUR)
+            return len(rows)
 
-        return await write_again(self._engine, write)
+        async def write_new(connection: AsyncConnection) -> int:
+            inserted = await self._insert(connection, rows, f"{_IF_NEW} RETURNING request_id, attempt")
+            new = [unique[_bare(str(request_id)), attempt] for request_id, attempt in inserted.returned]
+            if new:
+                await insert_rows(connection, usage_hour, _HOUR_COLUMNS, fold(new), _ADD_TO_HOUR)
+            return len(new)
+
+        try:
+            return await write_again(self._engine, write_all)
+        except _SomeAreThere:
+            return await write_again(self._engine, write_new)
+
+    async def _insert(self, connection: AsyncConnection, rows: Sequence[tuple[object, ...]], then: str) -> Inserted:
+        if is_postgres(connection):
+            return await insert_rows(connection, usage_record, _COLUMNS, rows, then, stamp=_RECORDED_AT)
+        now_ms = self._now_ms()
+        stamped = [(*row, now_ms) for row in rows]
+        return await insert_rows(connection, usage_record, (*_COLUMNS, _RECORDED_AT), stamped, then)
 
     async def insert_adjustment(self, entry: Adjustment, also: Also | None = None) -> bool:
         """Write a credit or correction; False when its id is there already. ``also`` joins its transaction."""
@@ -225,11 +248,6 @@ def _group_expression(source: Source, word: GroupBy) -> sa.ColumnElement[Any]:
     return KeyOf(column) if word == "key" else column
 
 
-async def _clock_ms(connection: AsyncConnection) -> int:
-    now = await connection.scalar(sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"))
-    return int(now or 0)
-
-
 def _storable(record: UsageRecord) -> UsageRecord:
     """Replace what no text of PostgreSQL can hold: a provider's NUL must not stop the ledger."""
     if "\0" not in "".join(_foreign_texts(record)):
@@ -243,7 +261,7 @@ def _bare(request_id: str) -> str:
     return request_id.replace("-", "")
 
 
-def _row_of(record: UsageRecord, recorded_at_ms: int) -> tuple[object, ...]:
+def _row_of(record: UsageRecord) -> tuple[object, ...]:
     components = dict.fromkeys(COMPONENT_COLUMNS, 0)
     for component, nanos in record.charges:
         components[component] += nanos
@@ -253,7 +271,6 @@ def _row_of(record: UsageRecord, recorded_at_ms: int) -> tuple[object, ...]:
         record.exactness.value,
         *msgspec.structs.astuple(record.usage),
         *components.values(),
-        recorded_at_ms,
     )
 
 
