@@ -68,6 +68,40 @@ async def test_a_record_comes_back_as_it_was_written(ledger):
     assert await ledger.find_records(new_request_id()) == []
 
 
+ODD_TEXTS = (
+    "",
+    " ",
+    "NULL",
+    "null",
+    '"',
+    '","',
+    "\\",
+    '\\"',
+    "{}",
+    "{a,b}",
+    ",",
+    "a\nb\t",
+    "'",
+    "$1",
+    "é\U0001f30a",
+    "\x1f",
+    "a ",
+)
+
+
+async def test_any_text_comes_back_as_it_was_written(ledger):
+    """Alone and in one batch with all others: a column of a batch travels as one text."""
+    records = [record(model=text, error_code=text[::-1], price_id=text) for text in ODD_TEXTS]
+    bare = record(model="plain", price_id=None, time_to_first_token_ms=None)
+    assert await ledger.insert([*records, bare]) == len(records) + 1
+    alone = [record(model=text, price_id=None if text else text) for text in ODD_TEXTS]
+    for one in alone:
+        assert await ledger.insert([one]) == 1
+    for one in (*records, bare, *alone):
+        assert await ledger.find_records(one.request_id) == [one]
+    assert await ledger.rebuild_check() == []
+
+
 async def test_a_record_is_stamped_with_the_time_of_writing(engine, ledger, is_postgres):
     """PostgreSQL's clock, which all workers share, or this process's, which is here one that stands still."""
     before_ms = time.time_ns() // 1_000_000

@@ -263,9 +263,9 @@ async def insert_rows(
 ) -> Inserted:
     """Insert many rows in as few statements as may be; returns what came of it.
 
-    For the ledger alone, whose rows are wide and many: it costs the event loop a third of what SQLAlchemy's own
-    way does (12 instead of 40 us per row of 47 columns). Values only ever travel as parameters; PostgreSQL gets a
-    column at a time, so that the statement is the same for any number of rows and stays prepared.
+    For the ledger alone, whose rows are wide and many. Values only ever travel as parameters; PostgreSQL gets a column
+    at a time, so that the statement is the same for any number of rows and stays prepared. A column is one text, an
+    array's literal: asyncpg asks of each element of a list what it is, which costs most of what a row does.
 
     Args:
         connection: from ``writing``.
@@ -284,7 +284,7 @@ async def insert_rows(
         part = rows[start : start + page]
         if is_postgres:
             statement = f"{into} {chosen} FROM unnest({_arrays(table, columns)}) {then}"
-            values: tuple[object, ...] = tuple(map(list, zip(*part, strict=True)))
+            values: tuple[object, ...] = tuple(map(array_literal, zip(*part, strict=True)))
         else:
             statement = f"{into} VALUES {_marks(len(part), len(columns))} {then}"
             values = tuple(itertools.chain.from_iterable(part))
@@ -298,7 +298,30 @@ async def insert_rows(
 
 def _arrays(table: sa.Table, columns: Sequence[str]) -> str:
     types = (table.c[name].type.compile(_POSTGRES) for name in columns)
-    return ", ".join(f"${i}::{kind}[]" for i, kind in enumerate(types, 1))
+    return ", ".join(f"${i}::text::{kind}[]" for i, kind in enumerate(types, 1))
+
+
+def array_literal(values: Sequence[object]) -> str:
+    """Write values of one column (texts, whole numbers, truth values, None) as PostgreSQL reads an array."""
+    if type(values[0]) is int and None not in values:
+        return f"{{{','.join(map(str, values))}}}"
+    try:
+        # Nearly every text is plain: then nothing has to be looked at one by one.
+        plain = '","'.join(values)  # type: ignore[arg-type]  # what is no text raises
+    except TypeError:
+        return f"{{{','.join(map(_element, values))}}}"
+    if plain.count('"') == 2 * (len(values) - 1) and "\\" not in plain:
+        return f'{{"{plain}"}}'
+    return f"{{{','.join(map(_element, values))}}}"
+
+
+def _element(value: object) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return str(value)
 
 
 def _marks(rows: int, columns: int) -> str:
