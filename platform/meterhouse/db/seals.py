@@ -40,7 +40,7 @@ HashRow = Callable[[str, str, int, str, int, Row], str]
 _MARKS = "seal_marks"
 _USING_INDEXES = "set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)"
 _NOW_MS = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"
-_LOCK_IN_POSTGRES = f"SELECT pg_try_advisory_xact_lock($1), {_NOW_MS}, {_USING_INDEXES}"
+_LOCK_IN_POSTGRES = f"SELECT pg_try_advisory_xact_lock($1) AS is_first, {_NOW_MS} AS now_ms, {_USING_INDEXES}"
 _SEAL_COLUMNS = tuple(seal.c.keys())
 
 
@@ -219,8 +219,8 @@ async def _try_lock(connection: AsyncConnection) -> tuple[bool, int]:
     if connection.dialect.name != "postgresql":
         return True, wall_ms()
     found = await connection.exec_driver_sql(_LOCK_IN_POSTGRES, (LOCK,))
-    is_first, now_ms, *_ = found.one()
-    return bool(is_first), int(now_ms)
+    row = found.mappings().one()
+    return bool(row["is_first"]), int(row["now_ms"])
 
 
 async def _use_indexes(connection: AsyncConnection) -> None:
