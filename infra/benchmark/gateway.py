@@ -123,7 +123,8 @@ def run_stores(folder: Path) -> Iterator[Place]:
     place = Place(folder / "stack")
     started = [part for part in parts() if part.name in STORES]
     try:
-        prepare(place, {})
+        # Ports of its own: two of these may run at the same time, or beside a stack.
+        prepare(place, {name: find_free_port() for name in STORES})
         for part in started:
             start_part(place, part)
             if part.name == "postgres":

@@ -152,12 +152,13 @@ async def list_differences(connection: AsyncConnection, span: Span | None = None
         .group_by(*keys)
         .having(sa.or_(*(total != 0 for total in sums.values())))
     )
+    width = len(HOUR_KEY_COLUMNS)
     found = [
         Difference(
-            group={name: row[name] for name in HOUR_KEY_COLUMNS},
-            measures={name: int(row[name]) for name in MEASURE_COLUMNS if row[name]},
+            group=dict(zip(HOUR_KEY_COLUMNS, row[:width], strict=True)),
+            measures={name: int(sum_) for name, sum_ in zip(MEASURE_COLUMNS, row[width:], strict=True) if sum_},
         )
-        for row in (await connection.execute(statement)).mappings()
+        for row in await connection.execute(statement)
     ]
     # The order in which shippers write, by bytes and not by the database's collation, so that nobody deadlocks.
     return sorted(found, key=lambda difference: tuple(difference.group[name] for name in HOUR_KEY_COLUMNS))
