@@ -95,6 +95,7 @@ class Notices:
                 self.losses += 1
             finally:
                 self._is_connected.clear()
+            _end_if_cancelled()
             await self._turn_to_next()
             await asyncio.sleep(random.uniform(LEAST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS))  # noqa: S311 - spreads load
 
@@ -110,6 +111,7 @@ class Notices:
             is_asked = False
             while True:
                 message = await channel.get_message(timeout=PING_SECONDS)
+                _end_if_cancelled()
                 if message is None:
                     if is_asked:
                         raise TimeoutError("the connection is silent")
@@ -160,6 +162,17 @@ class Notices:
             self._urls.append(self._urls.pop(0))
             old, self._client = self._client, self._make_client()
             await old.aclose()
+
+
+def _end_if_cancelled() -> None:
+    """End a task that was cancelled and does not know it.
+
+    redis-py sends with ``wait_for``, which in Python 3.11 drops a cancellation that comes as the sending ends. Then a
+    process that stops would wait for this task for ever: seen on 2026-11-29, in a worker that got little of its core.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _can_be_asked(address: str, flags: str) -> bool:

@@ -2,8 +2,11 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from unittest import mock
 
+import pytest
 import redis.asyncio
+from redis.asyncio.client import PubSub
 
 from fakes.link_bench import until
 from fakes.servers import RedisServer
@@ -134,3 +137,26 @@ async def test_another_node_of_a_cluster_takes_over(redis_cluster):
         finally:
             node.resume()
             await asyncio.to_thread(redis_cluster.wait_until_whole)
+
+
+@pytest.mark.parametrize("is_answered", [True, False], ids=["an answer", "a failure"])
+async def test_a_cancellation_that_the_client_library_drops_ends_the_listening_nevertheless(redis_url, is_answered):
+    """``wait_for`` drops one in Python 3.11 when it comes as what is waited for ends: this way or that."""
+    get_message = PubSub.get_message
+
+    async def drop(channel, **arguments):
+        try:
+            return await get_message(channel, **arguments)
+        except asyncio.CancelledError:
+            if is_answered:
+                return None
+            raise redis.ConnectionError("gone") from None
+
+    notices = Notices(redis_url)
+    with mock.patch.object(PubSub, "get_message", drop):
+        listening = asyncio.ensure_future(notices.run())
+        await soon(notices.wait_connected())
+        listening.cancel()
+        assert await soon(asyncio.wait({listening})) == ({listening}, set())
+    assert listening.cancelled()
+    await notices.close()
