@@ -5,6 +5,7 @@ and serves nothing. Not here: what a worker does (``worker``), and when workers 
 """
 
 import asyncio
+import gc
 import math
 import os
 import resource
@@ -29,6 +30,7 @@ from meterhouse.arbiter import FleetArbiter, Member
 from meterhouse.bootstrap import database_url, read_schema
 from meterhouse.errors import StoreDown
 from meterhouse.guessable import is_guessable_password
+from meterhouse.http.tokens import load_vocabulary
 from meterhouse.process import forbid_dumps
 from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.stores import find_pepper_version, make_folder, parse_peppers
@@ -214,6 +216,7 @@ def run_serve(address: Address, workers: int | None, read: ReadSettings) -> None
     _check_schema(settings)
     make_folder(settings.data)
     raise_file_limit()
+    load_for_all()
     owner = os.getpid()
     parent = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
     folder = Path(tempfile.mkdtemp(prefix=f"meterhouse-{owner}-", dir=parent))
@@ -270,6 +273,16 @@ def _check_password(name: str, address: SecretStr | None) -> None:
 def graceful_seconds(settings: Settings) -> int:
     """Return after how long a worker that was told to stop is killed."""
     return math.ceil(settings.graceful_seconds or 2 * settings.shutdown_seconds + CANCEL_SECONDS + CLOSE_SECONDS)
+
+
+def load_for_all() -> None:
+    """Load what every worker needs and none changes, so that one that is forked has it at once and shares its memory.
+
+    What stands here by now lives as long as the processes: no worker's first collection need look at it.
+    """
+    load_vocabulary()
+    gc.collect()
+    gc.freeze()
 
 
 def raise_file_limit() -> None:

