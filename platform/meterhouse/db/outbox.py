@@ -46,6 +46,9 @@ class OutboxStore:
     async def claim(self, now_ms: int, lease_ms: int, limit: int) -> list[Delivery]:
         """Take what is due, little of each organization; it is due again after the lease unless it is resolved."""
         is_due = (outbox.c.state == WAITING, outbox.c.next_at_ms <= now_ms)
+        async with reading(self._source) as connection:  # mostly there is nothing, which needs no lock
+            if (await connection.execute(sa.select(outbox.c.id).where(*is_due).limit(1))).first() is None:
+                return []
         turn = sa.func.row_number().over(partition_by=outbox.c.organization_id, order_by=outbox.c.next_at_ms)
         in_turn = sa.select(outbox.c.id, turn.label("turn")).where(*is_due).subquery()
         due = (
@@ -54,9 +57,6 @@ class OutboxStore:
             .order_by(outbox.c.next_at_ms)
             .limit(limit)
         )
-        async with reading(self._source) as connection:  # mostly there is nothing, which needs no lock
-            if (await connection.execute(sa.select(outbox.c.id).where(*is_due).limit(1))).first() is None:
-                return []
         async with writing(self._source) as connection:
             ids = list((await connection.execute(due.with_for_update(skip_locked=True))).scalars())
             if not ids:
