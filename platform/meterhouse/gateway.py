@@ -162,6 +162,7 @@ async def open_gateway(
         stack.callback(inference.counter.close)
         _watch(metrics, inference, request_log)
         live = _build_live(settings, stores, inference)
+        metrics.watch(Watched.INVOICE_FAILURES, lambda: office.billing.invoices.failures)
         metrics.watch(Watched.DROPPED_LIVE_EVENTS, lambda: live.dropped_events)
         metrics.watch(Watched.LIVE_LISTENERS, lambda: len(live.listeners))
         _start_loops(inference, settings, stores)

@@ -107,6 +107,7 @@ class Follower:
                         at_ms=entry.period_start_ms,
                         nanos=entry.nanos,
                         tokens=entry.tokens,
+                        id=entry.id,
                     )
                 )
             self._last = page[-1]
