@@ -1,6 +1,6 @@
 """A client token's cap after Redis lost everything: requests that still run under it are held against it again.
 
-Two workers, real Redis and a real ledger. One token costs one nano here, and a demand is 10 input and 100 output tokens.
+Two workers, real Redis and a real ledger. One token costs one nano, and a demand is 10 input and 100 output tokens.
 """
 
 import msgspec

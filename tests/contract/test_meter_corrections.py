@@ -8,9 +8,7 @@ from meterhouse.ids import new_id
 from meterhouse.metering import Correction, RefusalKind
 
 
-async def correct(
-    bench: Bench, nanos: int, tokens: int = 0, *, root_key_id: str | None = KEY, times: int = 1
-) -> None:
+async def correct(bench: Bench, nanos: int, tokens: int = 0, *, root_key_id: str | None = KEY, times: int = 1) -> None:
     """Write an adjustment into the ledger and tell the meter, as the command line does; once, or again and again."""
     now_ms = bench.clock.now_ms()
     # An adjustment counts whenever it was made; the oracle knows only records, so this one is made a moment earlier.

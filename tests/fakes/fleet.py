@@ -48,6 +48,7 @@ QUICK = {
     "METERHOUSE_PROBE_SECONDS": "600",
     "METERHOUSE_SHUTDOWN_SECONDS": "2",
     "METERHOUSE_ADMIN_RATE": "100000/minute",
+    "METERHOUSE_ADMIN_FAILURE_RATE": "100000/minute",
 }
 """Short leases and short loops, so that what takes a minute in production takes seconds here."""
 
