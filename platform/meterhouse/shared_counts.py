@@ -27,8 +27,9 @@ def build_admin_limiter(settings: Settings, metrics: Metrics) -> AdminLimiter:
         return AdminLimiter(settings.admin_rate, settings.admin_failure_rate)
     url = settings.redis_url.get_secret_value()
     shared = Shared(lambda: open_shared_limiter(url, settings.redis_timeout_seconds), FAILURES)
-    metrics.watch(Watched.DEGRADED, lambda: int(shared.is_away), label="admin")
-    return AdminLimiter(settings.admin_rate, settings.admin_failure_rate, shared)
+    limiter = AdminLimiter(settings.admin_rate, settings.admin_failure_rate, shared)
+    metrics.watch(Watched.DEGRADED, lambda: int(limiter.is_alone), label="admin")
+    return limiter
 
 
 def open_shared_limiter(url: str, timeout_seconds: float) -> RateLimiter:

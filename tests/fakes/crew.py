@@ -148,7 +148,7 @@ class Crew:
             fleet = Fleet(WorkerStore(self.engine), notices, link, member, self.rhythm)
             learner = Learner(link, load_scripts(), fleet, LedgerBalances(self.engine))
             stack.push_async_callback(learner.close)
-            meter = RedisMeter(link, learner, outage, clock, wait_seconds=30, may_reap=lambda: fleet.may_reap)
+            meter = RedisMeter(link, learner, outage, clock, wait_seconds=30, may_reap=fleet.may_reap)
             stack.push_async_callback(meter.close)
             await fleet.open()
             stack.push_async_callback(fleet.close)

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from threading import Lock
 from typing import TypeVar
 
@@ -103,7 +104,7 @@ class AdminLimiter:
             self._good.pop(digest, None)
         self._ask(lambda limiter: limiter.hit(self._failure_rate, "failures", network))
         if self._shared is not None:
-            self._shared.ask(lambda limiter: limiter.storage.clear(_good_key(digest)) or True)
+            self._shared.ask(partial(_forget, _good_key(digest)))
 
     def knows(self, authorization: str | None) -> bool:
         """Say whether ``note_good`` need not be told of a credential; does not block."""
@@ -124,9 +125,7 @@ class AdminLimiter:
             if len(self._good) > MOST_GOOD:
                 self._good.popitem(last=False)
         if self._shared is not None:
-            # The key ends so long after it was made, however often it is told of: it is made anew.
-            self._shared.ask(lambda limiter: limiter.storage.clear(_good_key(digest)) or True)
-            self._shared.ask(lambda limiter: limiter.storage.incr(_good_key(digest), GOOD_SECONDS))
+            self._shared.ask(partial(_remember, _good_key(digest)))
 
     def _was_good(self, digest: bytes) -> bool:
         with self._lock:
@@ -160,6 +159,16 @@ class AdminLimiter:
 
 def _digest(authorization: str | None) -> bytes:
     return hashlib.sha256((authorization or "").encode()).digest()
+
+
+def _forget(key: str, limiter: RateLimiter) -> bool:
+    limiter.storage.clear(key)
+    return True
+
+
+def _remember(key: str, limiter: RateLimiter) -> int:
+    limiter.storage.clear(key)  # it ends so long after it was made
+    return limiter.storage.incr(key, GOOD_SECONDS)
 
 
 def _good_key(digest: bytes) -> str:
