@@ -6,8 +6,8 @@ Not here: what is counted, and what happens while Redis is away (``admin.limiter
 from typing import Any
 
 from limits.strategies import RateLimiter
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.backoff import NoBackoff
-from redis.connection import SSLConnection, parse_url
 from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 from slowapi import Limiter

@@ -70,7 +70,7 @@ async def test_what_is_registered_when_the_cap_is_known_is_held_against_it(crew,
         await two.meter.renew({running.request_id: Use(is_sent=True, total_tokens=10, charge_nanos=10)})
         assert await stands(one) == (0, 110)
         redis_server.cli("ZADD", leases, 0, running.request_id)
-        assert await one.meter.sweep() == 1
+        await one.reap(1)
         assert await stands(one) == (10, 0)
         settle(two, running, 40)
         await two.arrive()
@@ -84,7 +84,7 @@ async def test_a_cap_that_is_met_later_counts_what_was_registered_and_reaped(cre
         redis_server.cli("FLUSHALL")
         await one.counts("spend 1 USD total")
         redis_server.cli("ZADD", keys_of(ORGANIZATION)[2], 0, running.request_id)
-        assert await one.meter.sweep() == 1
+        await two.reap(1)
         assert await stands(one) == (25, 0)
         assert await stands(one, OTHER_CAP) == (0, 0)
         settle(two, running, 60)
