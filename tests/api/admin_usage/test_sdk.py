@@ -80,7 +80,7 @@ def test_the_sdk_reads_what_was_drawn_said_heard_and_moderated(
         client.audio.transcriptions.create(model=model, file=("a.mp3", b"sound"))
         with pytest.warns(
             DeprecationWarning, match="deprecated"
-        ):  # the SDK would rather not have translations any more
+        ):  # of the SDK, not of ours
             client.audio.translations.create(model=model, file=("a.mp3", b"sound"))
         with pytest.raises(openai.InternalServerError):
             client.images.generate(model="fake/error-500?tokens=77", prompt="A cat")
@@ -98,8 +98,8 @@ def test_the_sdk_reads_what_was_drawn_said_heard_and_moderated(
     assert [bucket.results for bucket in edited.data] == [[]]
     with pytest.raises(openai.BadRequestError, match="sizes of images"):
         usage.images(start_time=since, sizes=["256x256"])
-    moderated = only(usage.moderations, group_by=["model"], models=["fake/normal"])
-    assert (moderated.num_model_requests, moderated.input_tokens, moderated.model) == (1, 3, "fake/normal")
+    moderated = only(usage.moderations, group_by=["model"], models=["normal"])
+    assert (moderated.num_model_requests, moderated.input_tokens, moderated.model) == (1, 3, "normal")
     said = only(usage.audio_speeches, group_by=["api_key_id"], api_key_ids=[tenant.key_id])
     assert (said.num_model_requests, said.characters, said.api_key_id) == (1, None, tenant.key_id)
     heard = only(usage.audio_transcriptions)
