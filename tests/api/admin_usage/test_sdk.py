@@ -78,9 +78,7 @@ def test_the_sdk_reads_what_was_drawn_said_heard_and_moderated(
         client.moderations.create(model="fake/normal", input="one two three")
         client.audio.speech.create(model="fake/normal", input="Hello", voice="alloy")
         client.audio.transcriptions.create(model=model, file=("a.mp3", b"sound"))
-        with pytest.warns(
-            DeprecationWarning, match="deprecated"
-        ):  # of the SDK, not of ours
+        with pytest.warns(DeprecationWarning, match="deprecated"):  # of the SDK, not of ours
             client.audio.translations.create(model=model, file=("a.mp3", b"sound"))
         with pytest.raises(openai.InternalServerError):
             client.images.generate(model="fake/error-500?tokens=77", prompt="A cat")
