@@ -147,7 +147,11 @@ class ServeProcess:
         return self.process.wait(wait_seconds)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.kill_all()  # or it would go on trying for as long as the tests run
+            raise
 
     def __exit__(self, *_: object) -> None:
         try:
