@@ -113,6 +113,42 @@ async def test_who_asks_after_a_query_began_gets_the_answer_of_a_later_one(house
     await reader.close()
 
 
+class SlowMirror(KnownKeys):
+    """Knows nothing, and says so only once something else has happened."""
+
+    def __init__(self, happens):
+        super().__init__({})
+        self.happens = happens
+
+    async def find(self, key_ids):
+        await self.happens()
+        return {}
+
+
+@pytest.mark.parametrize("is_of_an_earlier_query", [False, True])
+async def test_a_query_that_ends_while_the_mirror_is_asked_is_no_database_that_is_away(
+    house, hanging, monkeypatch, is_of_an_earlier_query
+):
+    monkeypatch.setattr(reading, "PATIENCE_SECONDS", 0.01)
+    first, second = await house.issue(), await house.issue()
+    asked = []
+
+    async def answer():
+        asked.append(reader._query)
+        if len(asked) == 1 + is_of_an_earlier_query:
+            hanging.free.set()
+            await asyncio.wait({asked[0]})
+
+    reader = KeyReader(hanging, house.clock, SlowMirror(answer))
+    reads = [asyncio.create_task(reader.read(first.key.id))]
+    await hanging.began.wait()
+    if is_of_an_earlier_query:
+        reads.append(asyncio.create_task(reader.read(second.key.id)))
+    found = await asyncio.wait_for(asyncio.gather(*reads), 20)
+    assert [read.key.id for read in found] == [first.key.id, second.key.id][: len(reads)]
+    await reader.close()
+
+
 async def test_an_error_that_is_not_the_databases_reaches_whoever_waits(house):
     issued = await house.issue()
     async with house.engine.begin() as connection:
