@@ -2,6 +2,7 @@
 
 pytest_plugins = [
     "plugins.clients",
+    "plugins.garbage",
     "plugins.matrix",
     "plugins.meters",
     "plugins.real_model",
