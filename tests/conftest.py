@@ -5,6 +5,7 @@ pytest_plugins = [
     "plugins.garbage",
     "plugins.matrix",
     "plugins.meters",
+    "plugins.order",
     "plugins.real_model",
     "plugins.servers",
     "plugins.soak",
