@@ -59,11 +59,10 @@ def test_a_conflict_is_not_retried(gateway: Gateway) -> None:
     base_url = f"{gateway.url}/admin"
     with openai.OpenAI(base_url=base_url, api_key=gateway.admin_key, max_retries=2) as client:
         client.delete(f"/keys/{key_id}", cast_to=object)
-        began = time.monotonic()
         with pytest.raises(openai.ConflictError) as caught:
             client.post(f"/keys/{key_id}/rotate", body={}, cast_to=object)
     assert (caught.value.status_code, caught.value.code) == (409, "conflict")
-    assert time.monotonic() - began < 0.4
+    assert caught.value.request.headers["x-stainless-retry-count"] == "0"
 
 
 def test_what_the_provider_cannot_process(client: openai.OpenAI) -> None:
@@ -192,9 +191,8 @@ def test_a_budget_that_is_spent_is_not_tried_again(gateway: Gateway) -> None:
     key = gateway.new_key("spend 0.003 USD/month")
     with gateway.client(key, max_retries=2) as client:
         create(client, "fake/normal?tokens=3&first_ms=9", max_tokens=3)
-        began = time.monotonic()
         with pytest.raises(openai.RateLimitError) as caught:
             create(client, "fake/normal?tokens=3&first_ms=9", max_tokens=3)
     assert (caught.value.code, caught.value.type) == ("insufficient_quota", "insufficient_quota")
     assert caught.value.response.headers["x-should-retry"] == "false"
-    assert time.monotonic() - began < 0.4, "the SDK waits at least 0.4 s before it tries again"
+    assert caught.value.request.headers["x-stainless-retry-count"] == "0"

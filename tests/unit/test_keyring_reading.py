@@ -159,16 +159,17 @@ async def test_an_error_that_is_not_the_databases_reaches_whoever_waits(house):
         await house.keyring.find_dead([issued.key.id])
 
 
-async def test_while_a_query_hangs_the_mirror_answers_and_then_without_waiting(house, hanging):
+async def test_while_a_query_hangs_the_mirror_answers_and_then_without_waiting(house, hanging, monkeypatch):
     first, second = await house.issue(), await house.issue()
     mirror = KnownKeys({issued.key.id: Mirrored(issued.key, is_current=True) for issued in (first, second)})
     keyring = keyring_on(house, hanging, mirror)
     began = time.monotonic()
     assert (await keyring.verify(bearer(first), None)).key_id == first.key.id
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < reading.GIVE_UP_SECONDS
+    monkeypatch.setattr(reading, "PATIENCE_SECONDS", 20)
     began = time.monotonic()
     assert (await keyring.verify(bearer(second), None)).key_id == second.key.id
-    assert time.monotonic() - began < 0.29
+    assert time.monotonic() - began < 10
     hanging.free.set()
     await keyring.close()
 
@@ -193,10 +194,11 @@ async def test_nobody_waits_for_ever_for_a_query_that_hangs(house, hanging, monk
     keyring = keyring_on(house, hanging)
     with pytest.raises(StoreDown):
         await keyring.verify(bearer(issued), None)
+    monkeypatch.setattr(reading, "PATIENCE_SECONDS", 20)
     began = time.monotonic()
     with pytest.raises(StoreDown):
         await keyring.verify(bearer(issued), None)
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 10
     await keyring.close()
     house.clock.move(1_000)
     hanging.free.set()
@@ -214,7 +216,7 @@ async def test_a_stale_key_serves_while_a_query_hangs_and_what_it_finds_late_sti
     house.clock.move(10_000)
     began = time.monotonic()
     assert (await keyring.verify(bearer(issued), None)).key_id == issued.key.id
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < reading.GIVE_UP_SECONDS
     hanging.free.set()
     await keyring.close()
     with pytest.raises(InvalidKey):
