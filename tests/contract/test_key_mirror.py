@@ -399,7 +399,7 @@ async def test_without_redis_keys_are_read_from_sql_as_fast_as_ever_and_a_tombst
     pair.server.kill()
     began = time.monotonic()
     assert (await pair.there.verify(other)).key_id == other.key.id
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 0.5
     await pair.here.service.revoke(issued.key.id)
     assert "revoked" in await pair.there.why_not(issued)
     assert pair.here.mirror.waiting_marks == 1
@@ -428,16 +428,16 @@ async def test_a_redis_that_hangs_costs_a_tenth_of_a_second_and_then_nothing(pai
     pair.server.pause()
     try:
         took = []
-        for _ in range(10):
+        for _ in range(4):
             began = time.monotonic()
             with pytest.raises(MirrorDown):
                 await there.mirror.find([first.key.id])
             took.append(time.monotonic() - began)
-        assert took[0] < 5
-        assert min(took[1:]) < TIMEOUT_SECONDS / 2
+        assert took[0] < 0.5
+        assert min(took[1:]) < 0.05
         began = time.monotonic()
         assert (await there.verify(first)).key_id == first.key.id
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 0.5
         began = time.monotonic()
         await there.service.revoke(second.key.id)
         assert time.monotonic() - began < 3

@@ -65,10 +65,6 @@ class Leaver:
         """Wait until the gateway knows that its client is gone."""
         wait_for(lambda: (call := self.call) is not None and call.outlet.is_gone)
 
-    def wait_until_finish_is_read(self) -> None:
-        """Wait until the gateway has read the finish, which is later than that the provider has said it."""
-        wait_for(lambda: (call := self.call) is not None and call.has_finish)
-
     def wait_until_hung_up(self) -> None:
         """The provider's connection closes within a second."""
         self.bench.up.wait_for(lambda truth: truth.by_marker(self.marker)[0].ended_by == "client_gone", 1)
@@ -160,7 +156,7 @@ def test_in_mid_stream_the_running_usage_is_charged_when_there_is_one(house: Ben
 def test_between_the_finish_and_the_usage_a_leaving_cancels_nothing(row: str, house: Bench) -> None:
     leaver = Leaver(house, f"{row}/{AT_FINISH}")
     leaver.wait_until_held()
-    leaver.wait_until_finish_is_read()
+    wait_for(lambda: (call := leaver.call) is not None and call.has_finish)
     leaver.go()
     leaver.wait_until_missed()
     assert leaver.attempt.is_open
