@@ -39,7 +39,7 @@ from meterhouse.stores import make_folder
 from meterhouse.usage import UsageRecord
 
 Result = TypeVar("Result")
-START_SECONDS = 20
+START_SECONDS = 60
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 QUICK = {
