@@ -36,7 +36,7 @@ class Dev:
                 stderr=err,
                 stdin=subprocess.DEVNULL,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._is_ready():
             assert self.process.poll() is None, self.err
             assert time.monotonic() < deadline, self.err
@@ -53,7 +53,7 @@ class Dev:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def _is_ready(self) -> bool:
         with suppress(OSError):

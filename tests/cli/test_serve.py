@@ -333,7 +333,7 @@ def test_a_stream_that_is_too_long_is_cut_with_an_event_and_a_record(own_fleet: 
     reader = Reader(own_fleet, "fake/normal?tokens=20&gate=5")
     began = time.monotonic()
     assert own_fleet.stop() == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     failure = reader.end()
     up.release()
     assert isinstance(failure, openai.APIError)
