@@ -23,8 +23,8 @@ async def test_requests_notice_no_migration(house: House) -> None:
     async with house.crowd(keys, MIX, clients=8) as talks:
         assert "nothing was to be done" in await asyncio.to_thread(migrate, house.fleet.environment, house.database_url)
         for _ in range(TIMES):
-            await asyncio.to_thread(take_back, house.database_url, "0001")
             issued = await asyncio.to_thread(house.new_key)
+            await asyncio.to_thread(take_back, house.database_url, "0001")
             began = time.time()
             assert (await asyncio.to_thread(house.ask, issued)).is_whole
             assert "was brought to" in await asyncio.to_thread(migrate, house.fleet.environment, house.database_url)
