@@ -285,6 +285,7 @@ def test_no_request_fails_during_reloads(fleet: ServeProcess) -> None:
             replace_all(fleet)
 
 
+@pytest.mark.timeout(300)  # eight workers start one after the other
 def test_a_worker_that_has_served_enough_is_replaced_unnoticed(fleet: ServeProcess) -> None:
     fleet.env_file.write_text("METERHOUSE_WORKER_REQUESTS=100\n")
     worn = replace_all(fleet)
