@@ -1,8 +1,7 @@
 """The entry point of the command ``meterhouse``: keeps the garbage collector out of the way of its imports.
 
 What is imported lives as long as the process. With Python's own settings the collector looks through it again and
-again while it grows, which is an eighth of what the imports of a server cost (2.5 instead of 2.2 s of processor time on
-a busy core, 2026-11-29). Not here: the commands (``cli``), and how often a running server collects.
+again while it grows. Not here: the commands (``cli``), and how often a running server collects.
 """
 
 import gc
