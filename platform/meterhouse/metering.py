@@ -223,6 +223,8 @@ class Correction:
     at_ms: int
     nanos: int
     tokens: int
+    id: str
+    """Of the adjustment, or of the first of those that it sums up: a correction that is told again changes nothing."""
 
 
 class Meter(Protocol):
