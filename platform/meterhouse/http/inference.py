@@ -7,8 +7,9 @@ when its record is durable. What differs from wire to wire is behind ``ClientWir
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from meterhouse.asked import Asked
@@ -153,7 +154,7 @@ class InferenceEndpoint:
         demand = _demand(exchange, principal, measured, route, prices)
         limits = self._limit_names.translate(principal.limits)
         if limits is not principal.limits:
-            demand = replace(demand, limits=limits)
+            demand = structs.replace(demand, limits=limits)
         asked_ns = time.monotonic_ns()
         reservation = await parts.meter.reserve(demand)
         if isinstance(reservation, Refusal):

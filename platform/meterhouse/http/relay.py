@@ -9,7 +9,6 @@ ends the answer with ``length`` where the meter says no (design.md 6).
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -50,15 +49,14 @@ MAX_TAIL_BYTES = 1_048_576
 KEPT_PIECES = 64
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(msgspec.Struct):
     """How far a stream is."""
 
     completion_id: str = ""
     created: int = 0
-    seen: set[int] = field(default_factory=set)
-    finished: set[int] = field(default_factory=set)
-    end: list[bytes] = field(default_factory=list)
+    seen: set[int] = set()
+    finished: set[int] = set()
+    end: list[bytes] = []
     """Frames since every choice that was seen had finished; released after the barrier."""
     usage_frame: bytes = b""
     tail_bytes: int = 0
