@@ -105,6 +105,7 @@ class InferenceEndpoint:
         slot.assign(principal.organization_id)
         content_type = header(scope, b"content-type") or ""
         asked = await take_body(
+            scope,
             receive,
             lambda body: self._wire.read(body, content_type, lambda: _default_model(parts, principal)),
             self._wire.most_values,
