@@ -87,7 +87,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Let whoever reads the body know that it is here whole."""
         super().on_message_complete()
-        self.scope[IS_WHOLE] = True  # type: ignore[typeddict-unknown-key]  # a key of ours in ASGI's own scope
+        self.scope[IS_WHOLE] = True  # type: ignore[literal-required]  # a key of ours in ASGI's own scope
 
     def on_response_complete(self) -> None:
         """Be idle again."""
