@@ -20,7 +20,6 @@ from meterhouse.http.chunk import Choice, Chunk
 _object_decoder = msgspec.json.Decoder(dict[str, Raw])
 _objects_decoder = msgspec.json.Decoder(list[dict[str, Raw]])
 _EMPTY_ID = b'""'
-_encode_text = msgspec.json.Encoder().encode
 
 
 def tidy(payload: bytes, chunk: Chunk, asked: str, finish_reasons: Mapping[str, str]) -> bytes:
@@ -43,7 +42,7 @@ def rename_model(payload: bytes, served: str | None, asked: str) -> bytes:
     """Replace the value of the top-level ``model`` where it differs from the asked name."""
     if served is None or served == asked:
         return payload
-    old, new = _encode_text(served), _encode_text(asked)
+    old, new = msgspec.json.encode(served), msgspec.json.encode(asked)
     for separator in (b'"model":', b'"model": '):
         pattern = separator + old
         if payload.count(pattern) == 1:
