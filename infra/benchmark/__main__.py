@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import bodies, comparison, hold, judge, keys, queries, shipping, soak
+from benchmark import bodies, comparison, hold, judge, keys, queries, shipping, soak, stages
 from benchmark.plot import draw
 from benchmark.report import Cell, Outcome
 from benchmark.servers import BenchError
@@ -29,6 +29,7 @@ MEASUREMENTS = {
     "ship": shipping.ship,
     "soak": soak.soak,
     "body": bodies.compare_bodies,
+    "stages": stages.measure_stages,
 }
 
 
@@ -65,6 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     other.add_argument("--soak", type=float, metavar="MINUTES", help="does memory grow under load")
     other.add_argument("--body", type=int, nargs="+", metavar="KB", help="prompts so long; 1024 is a megabyte")
+    other.add_argument(
+        "--stages", action="store_true", default=None, help="where the CPU time of a request goes; needs py-spy"
+    )
     arguments = parser.parse_args()
     arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 4.0)
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
