@@ -83,6 +83,7 @@ def test_a_gateway_that_is_gone_is_said_in_words(browser: Browser, tmp_path: Pat
         expect(visitor.page.get_by_role("alert")).to_contain_text("cannot be reached")
 
 
+@pytest.mark.slow_fault
 def test_a_hundred_thousand_keys_stay_quick(visitor: Visitor, fleet: ServeProcess):
     organization = fleet.admin("POST", "/admin/organizations", {"name": "Crowded"})
     project = fleet.admin("POST", "/admin/projects", {"organization_id": organization["id"], "name": "Crowded"})
