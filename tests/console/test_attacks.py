@@ -41,6 +41,7 @@ def test_stored_text_that_is_html_stays_text(visitor: Visitor, fleet: ServeProce
         assert "broken in" not in page.title()
         assert not page.locator("main img").count()
     page = visitor.go("supply")
+    page.get_by_label("Filter routes").fill("<img")
     expect(page.get_by_role("row").filter(has_text=MODEL)).to_have_count(2)
     page = visitor.go("keys")
     page.get_by_label("Project", exact=True).select_option(label=SCRIPT)

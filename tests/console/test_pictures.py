@@ -1,8 +1,6 @@
 """The pictures of the README, from a gateway of its own with ordinary names and a day of traffic in it."""
 
 import random
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,14 +90,11 @@ def one(chance: random.Random, organization: str, project: str, key: str, now_ms
 
 
 def take(visitor: Visitor, name: str, file: str) -> None:
-    """Make a picture of what a browser's window shows, in 64 colours."""
+    """Make a picture of what the browser's window shows."""
     page = visitor.go(name)
     expect(page.locator(".busy")).to_have_count(0)
     path = PLACE / file
     page.screenshot(path=path)
-    convert = shutil.which("convert")
-    if convert:
-        subprocess.run([convert, str(path), "-dither", "None", "-colors", "64", f"PNG8:{path}"], check=True)
     assert path.stat().st_size < MOST_BYTES
 
 

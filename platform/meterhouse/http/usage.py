@@ -48,9 +48,9 @@ def build_usage_router(parts: UsageParts) -> APIRouter:
         start -= start % HOUR_SECONDS
         if not now - MOST_SECONDS - HOUR_SECONDS <= start <= now:
             raise Malformed("'start_time' lies in the last 31 days, in Unix seconds.", param="start_time")
-        projects, keys = [principal.project_id], [principal.key_id]
-        added_up = BreakdownParams(start_time=start, by="model", project_ids=projects, key_ids=keys)
-        plotted = SeriesParams(start_time=start, bucket_width=params.bucket_width, project_ids=projects, key_ids=keys)
+        own = {"start_time": start, "project_ids": [principal.project_id], "key_ids": [principal.key_id]}
+        added_up = BreakdownParams.model_validate({**own, "by": "model"})
+        plotted = SeriesParams.model_validate({**own, "bucket_width": params.bucket_width})
         return KeyUsage(
             breakdown=await read_breakdown(parts, added_up, principal.organization_id),
             series=await read_series(parts, plotted, principal.organization_id),

@@ -101,7 +101,7 @@ function sidebar(pages, title) {
     h("div", { class: "brand" }, h("img", { src: "/static/icon.svg", alt: "" }), h("span", {}, "Meterhouse")),
     pages.map(([name, text]) => h("a", { href: `#/${name}`, "aria-current": text === title ? "page" : null }, text)),
     h("div", { class: "foot" }, h("span", { class: "where" }, session.gateway_url), theme,
-      h("span", { class: "hint" }, ROLES[session.role]), h("button", { type: "button", onclick: signOut }, "Sign out")));
+      h("span", { class: "who hint" }, ROLES[session.role]), h("button", { type: "button", onclick: signOut }, "Sign out")));
 }
 
 async function signOut() {

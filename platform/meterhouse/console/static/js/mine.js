@@ -30,7 +30,7 @@ export async function minePage({ session, signal }) {
       h("div", { class: "card" }, h("h2", {}, "Client token"),
         h("p", {}, "For a page in a browser: short-lived, bounded, and revoked with this key."), tokenForm()),
       h("div", { class: "card" }, h("h2", {}, "Models"),
-        h("ul", {}, models.data.map((model) => h("li", {}, h("code", {}, model.id)))))),
+        h("ul", { class: "long", tabindex: 0, "aria-label": "Models" }, models.data.map((model) => h("li", {}, h("code", {}, model.id)))))),
   ];
 }
 

@@ -100,7 +100,7 @@ function charts({ by, width, lines, owners, names, isEmpty }) {
     chart("Spend", { lines: named(["charge_nanos"]), format: roughUsd }),
     chart("Requests", { lines: named(["requests"]), format: compact }),
     chart("Tokens", { lines: named(["input_tokens", "output_tokens"]), format: compact }),
-    wrong.length ? chart("Errors by owner", { times: owners.times, lines: wrong, format: compact }, "Errors by owner")
+    wrong.length ? chart("Errors by owner", { times: owners.times, lines: wrong, format: compact, isNamed: true }, "Errors by owner")
       : h("div", { class: "card" }, h("h2", {}, "Errors by owner"), h("p", { class: "empty" },
         width === "1m" ? "No attempt failed. Refused requests are counted by the hour: see the table." : "None in this span.")));
 }
@@ -108,7 +108,7 @@ function charts({ by, width, lines, owners, names, isEmpty }) {
 function breakdownCard({ by, breakdown, names }) {
   const { lines, total, more_lines: more } = breakdown;
   const kind = by[0].toUpperCase() + by.slice(1);
-  const errors = OWNERS.map((owner) => ({ title: `Errors: ${owner}`, number: true, cell: (line) => number(line.errors[owner]) }));
+  const errors = OWNERS.map((owner, n) => ({ title: n ? owner : `Errors: ${owner}`, number: true, cell: (line) => number(line.errors[owner]) }));
   const rows = lines.length > 1 ? [...lines, { ...total, isTotal: true }] : lines;
   return h("div", { class: "card" }, h("h2", {}, `By ${by}`),
     table([
@@ -122,5 +122,5 @@ function breakdownCard({ by, breakdown, names }) {
       ...errors,
     ], rows, { empty: "Nothing in this span has one." }),
     more ? h("p", { class: "hint" }, `And ${number(more)} more.`) : null,
-    h("p", { class: "hint" }, "Errors are attempts that failed, and requests that were turned away: by a limit, or because of the caller, a provider or us."));
+    h("p", { class: "hint" }, "Errors are attempts that failed, and requests that were turned away, by whose they are: the caller's, a limit's, the provider's, ours."));
 }

@@ -1,10 +1,11 @@
 // Providers, routes and prices.
 
 import { get, send } from "./api.js";
-import { button, compact, confirm, dialog, duration, field, h, moment, notify, show, table, tag } from "./dom.js";
+import { button, compact, confirm, dialog, duration, field, h, moment, notify, number, show, table, tag } from "./dom.js";
 
 const DAY_SECONDS = 86400;
 const FEW = 10;
+const MOST = 30;
 const again = () => window.dispatchEvent(new Event("hashchange"));
 
 export async function supplyPage() {
@@ -48,8 +49,13 @@ function health(provider) {
 // A changed route is shown as the worker has it that changed it; the others follow within two seconds.
 function routesPart(routes) {
   const result = h("div", {});
+  // What somebody may have to look at comes first.
+  routes = routes.toSorted((a, b) => isTroubled(b) - isTroubled(a) || b.deployments.length - a.deployments.length);
   const filter = search("Filter routes", () => draw());
-  const draw = () => show(result, routeTable(routes.filter((route) => matches(filter, route.model)), replace));
+  const draw = () => {
+    const found = routes.filter((route) => matches(filter, route.model));
+    show(result, routeTable(found.slice(0, MOST), replace), rest(found));
+  };
   const replace = (changed) => {
     routes = routes.map((route) => (route.model === changed.model ? changed : route));
     draw();
@@ -58,6 +64,8 @@ function routesPart(routes) {
   return [routes.length > FEW ? h("div", { class: "row" }, filter) : null, result];
 }
 
+const isTroubled = (route) => route.deployments.some((d) => d.state !== "closed");
+const rest = (found) => (found.length > MOST ? h("p", { class: "hint" }, `And ${number(found.length - MOST)} more: name a part of one above.`) : null);
 const search = (label, oninput) => h("input", { type: "search", placeholder: "part of a model's name", "aria-label": label, oninput });
 const matches = (filter, text) => text.toLowerCase().includes(filter.value.trim().toLowerCase());
 
@@ -129,7 +137,10 @@ function pricesPart(rows) {
   ];
   const filter = search("Filter prices", () => draw());
   const empty = "No price matches. Set one: what has no price is refused to keys with a budget.";
-  const draw = () => show(result, table(columns, rows.filter((row) => matches(filter, row.name)), { empty }));
+  const draw = () => {
+    const found = rows.filter((row) => matches(filter, row.name));
+    show(result, table(columns, found.slice(0, MOST), { empty }), rest(found));
+  };
   draw();
   return [rows.length > FEW ? h("div", { class: "row" }, filter) : null, result];
 }
