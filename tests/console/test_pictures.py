@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow_fault
 PLACE = Path(__file__).parents[2] / "infra" / "console"
 MOST_BYTES = 150_000
 WIDE = {"width": 1200, "height": 1000}
+LOW = {"width": 1100, "height": 700}
 REQUESTS = 4_000
 HOURS = 24
 MODELS = {"gpt-5.5": 6_000, "claude-sonnet-4.6": 9_000, "qwen3-32b": 700, "glm-4.6": 1_500}
@@ -102,7 +103,7 @@ def test_the_pictures_of_the_readme(browser: Browser, house: ServeProcess, tmp_p
     with ConsoleProcess(house.url, tmp_path / "console.log") as console:
         for options, name, file in (
             ({"viewport": WIDE, "color_scheme": "dark"}, "overview", "overview-dark.png"),
-            ({"viewport": WIDE, "color_scheme": "light"}, "ledger", "ledger-light.png"),
+            ({"viewport": LOW, "color_scheme": "light"}, "ledger", "ledger-light.png"),
             ({"viewport": PHONE, "has_touch": True}, "keys", "keys-phone.png"),
         ):
             with Visitor(browser, console, **options) as visitor:

@@ -56,7 +56,7 @@ def test_a_token_shows_what_its_role_may(visitor: Visitor, issuer: Issuer, organ
     page = visitor.go("overview")
     budget = page.locator(".limit").filter(has_text=organization["project"]["name"])
     expect(budget).to_contain_text(
-        re.compile(r"this month.*\$0\.0000\d+ spent, \$0\.00 reserved, \$1\.\d+ free of \$2\.00")
+        re.compile(r"this month.*\$0\.000\d+ spent, \$0\.00 reserved, \$1\.\d+ free of \$2\.00")
     )
     page = visitor.go("ledger")
     expect(page.get_by_role("heading", name="Records")).to_have_count(1 if role == "owner" else 0)

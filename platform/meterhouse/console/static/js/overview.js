@@ -74,7 +74,7 @@ function cards({ today, month, breakdown: { total }, seconds, errors }) {
     card("Spent this month", roughUsd(sum(month, "charge_nanos")), "UTC"),
     card("Requests", compact(total.requests), `${compact(total.requests / seconds)}/s`),
     card("Tokens", compact(tokens), `${compact(tokens / seconds)}/s`),
-    card("First token", duration(total.first_token.p50_ms), `p50; ${duration(total.first_token.p95_ms)} p95 of ${compact(total.first_token.count)}`),
+    card("First token", duration(total.first_token.p50_ms), `p50; ${duration(total.first_token.p95_ms)} p95`),
     card("Errors", compact(errors), asked ? `${((100 * errors) / asked).toFixed(1)} % of ${compact(asked)}` : ""));
 }
 
