@@ -3,7 +3,7 @@
 import { events, get } from "./api.js";
 import { duration, field, h, notify, number, pairs, show, usd } from "./dom.js";
 
-const RECEIPT_TRIES = 20;
+const RECEIPT_TRIES = 100;
 const RECEIPT_WAIT_MS = 300;
 const LONGEST_ANSWER_MS = 600000;
 const LISTEN_MS = 1000;
@@ -117,13 +117,13 @@ function watch(signal, take) {
   return { begun };
 }
 
-// The receipt is written a moment after the end.
+// The receipt is written a moment after the end; a worker that did not serve the request may know nothing of it till then.
 async function charge(id) {
   for (let tries = 0; ; tries += 1) {
     try {
       return (await get(`/v1/receipts/${encodeURIComponent(id)}`)).charge_nanos;
     } catch (error) {
-      if (error.code !== "receipt_pending" || tries > RECEIPT_TRIES) throw error;
+      if (error.status !== 404 || tries > RECEIPT_TRIES) throw error;
       await new Promise((resolve) => setTimeout(resolve, RECEIPT_WAIT_MS));
     }
   }
