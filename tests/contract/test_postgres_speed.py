@@ -52,7 +52,7 @@ MOST_SECONDS = 10
 async def test_percentiles_of_a_month_cost_the_same_for_any_number_of_requests(migrated_database_url, figures):
     """72 million requests of a hundred keys, as the projection has them."""
     engine = open_engine(migrated_database_url, EnginePolicy(connections=1))
-    texts = ("'org_1'", f"{DAY} + hour * {HOUR_MS}", "'proj_1'", *["'key_' || key"] * 2, *["'gpt'"] * 6)
+    texts = ("'org_1'", f"{DAY} + CAST(hour AS BIGINT) * {HOUR_MS}", "'proj_1'", *["'key_' || key"] * 2, *["'gpt'"] * 6)
     values = (*texts, *[str(REQUESTS_PER_ROW)] * len(MEASURE_COLUMNS))
     columns = ", ".join((*HOUR_KEY_COLUMNS, *MEASURE_COLUMNS))
     series = f"generate_series(0, {HOURS - 1}) AS hour, generate_series(1, {KEYS}) AS key"
