@@ -15,20 +15,20 @@ from fakes.upstream import FakeUpstream
 TRACES = "https://traces.example/{trace_id}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def issuer() -> Iterator[Issuer]:
     """Whose tokens the fleet takes."""
     with Issuer() as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(
     tmp_path_factory: pytest.TempPathFactory,
     redis_server: RedisServer,
@@ -52,7 +52,7 @@ def fleet(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def console(fleet: ServeProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleProcess]:
     log_path = tmp_path_factory.mktemp("console") / "console.log"
     with ConsoleProcess(fleet.url, log_path, "--trace-url", TRACES) as running:

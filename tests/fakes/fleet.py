@@ -28,7 +28,7 @@ from meterhouse.settings import Environment
 from meterhouse.stores import open_stores
 
 Result = TypeVar("Result")
-START_SECONDS = 40
+START_SECONDS = 90
 PEPPER = "1:fleet-pepper-of-the-tests-0123456789abcdef"
 
 QUICK = {
@@ -48,6 +48,7 @@ QUICK = {
     "METERHOUSE_PROBE_SECONDS": "600",
     "METERHOUSE_SHUTDOWN_SECONDS": "2",
     "METERHOUSE_ADMIN_RATE": "100000/minute",
+    "METERHOUSE_ADMIN_FAILURE_RATE": "100000/minute",
 }
 """Short leases and short loops, so that what takes a minute in production takes seconds here."""
 
@@ -146,7 +147,11 @@ class ServeProcess:
         return self.process.wait(wait_seconds)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.kill_all()  # or it would go on trying for as long as the tests run
+            raise
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -301,7 +306,7 @@ class ServeProcess:
         return run_apart(self._read_ledger())
 
     def wait_ledger(
-        self, is_enough: Callable[[list[dict[str, Any]]], object], *, wait_seconds: float = 15
+        self, is_enough: Callable[[list[dict[str, Any]]], object], *, wait_seconds: float = 40
     ) -> list[dict[str, Any]]:
         """Wait until the ledger is as it should be; returns its rows."""
         deadline = time.monotonic() + wait_seconds
@@ -333,12 +338,12 @@ class ServeProcess:
             if line.startswith(b"{") and (not marks or any(mark in line for mark in marks))
         ]
 
-    def wait_event(self, name: str, *, wait_seconds: float = 15) -> dict[str, Any]:
+    def wait_event(self, name: str, *, wait_seconds: float = 40) -> dict[str, Any]:
         """Wait until an event was logged; returns the first such line."""
         return self.wait_for(lambda: self.events(name), wait_seconds)[0]
 
     @staticmethod
-    def wait_for(ask: Callable[[], Result], wait_seconds: float = 15) -> Result:
+    def wait_for(ask: Callable[[], Result], wait_seconds: float = 40) -> Result:
         """Ask until the answer is true; returns it."""
         deadline = time.monotonic() + wait_seconds
         while not (answer := ask()):
