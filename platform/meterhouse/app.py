@@ -35,6 +35,7 @@ from meterhouse.http.passage import ClientWire
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
 from meterhouse.http.standing import build_standing_router
 from meterhouse.http.unstored import build_unstored_router
+from meterhouse.http.usage import build_usage_router
 from meterhouse.http.wires.chat import ChatWire, SimpleWire
 from meterhouse.http.wires.completions import CompletionsWire
 from meterhouse.http.wires.count_tokens import CountTokensEndpoint, CountTokensWire
@@ -144,10 +145,11 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     app.include_router(build_health_router(gateway.health))
     app.include_router(build_unstored_router())
     app.include_router(build_account_router(gateway.account))
+    app.include_router(build_usage_router(gateway.admin.usage))
     app.include_router(build_client_token_router(gateway.keyring.tokens, gateway.stores.clock))
     app.include_router(build_live_router(gateway.live))
     app.include_router(build_organization_router(gateway.admin))
-    app.include_router(build_standing_router(gateway.account, gateway.admin.service))
+    app.include_router(build_standing_router(gateway.account, gateway.admin.service, gateway.stores.catalog.budgets))
     app.include_router(build_admin_router(gateway.admin))
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -17,6 +17,9 @@ def console(
     ca_file: Annotated[
         str | None, typer.Option(help="Certificates to trust at the gateway [default: the system's]")
     ] = None,
+    trace_url: Annotated[
+        str | None, typer.Option(help="Address of a page that shows a trace, with {trace_id} in it")
+    ] = None,
     behind_tls: Annotated[
         bool, typer.Option(help="A proxy with TLS stands before it: the cookie goes only over https")
     ] = False,
@@ -34,6 +37,7 @@ def console(
         bind=bind,
         names=tuple(name or ()),
         ca_file=ca_file,
+        trace_url=trace_url,
         is_secure=behind_tls,
         ends_with_parent=with_parent,
     )

@@ -8,6 +8,7 @@ machine could read.
 import re
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -25,7 +26,10 @@ providers_app = typer.Typer(help="Switch providers on and off, and list them.", 
 routes_app = typer.Typer(help="Write down who answers a model, and list it.", no_args_is_help=True)
 
 MAX_CREDENTIAL_BYTES = 8_192
-_TARGET = re.compile(r"(?P<provider>[^/\s]+)/(?P<upstream_model>\S+)(?P<more>(?:\s+(?:order|weight)=\d{1,6})*)")
+_TARGET = re.compile(
+    r"(?P<provider>[^/\s]+)/(?P<upstream_model>\S+)"
+    r"(?P<more>(?:\s+(?:(?:order|weight)=\d{1,6}|is_on=(?:true|false)))*)"
+)
 
 Body = TypeVar("Body")
 Work = Callable[[Stores, "Supply", "SupplyChanges"], Awaitable[None]]
@@ -104,7 +108,8 @@ def list_providers(as_json: AsJson = False, data: Data = None, env_file: EnvFile
 def set_route(
     model: Annotated[str, typer.Argument(help="The name that clients ask for")],
     to: Annotated[
-        list[str], typer.Option(help="provider/upstream-model, with 'order=1' and 'weight=3' behind it; repeat it")
+        list[str],
+        typer.Option(help="provider/upstream-model, with 'order=1', 'weight=3', 'is_on=false' behind it; repeat it"),
     ],
     data: Data = None,
     env_file: EnvFile = DEFAULT_ENV_FILE,
@@ -146,8 +151,9 @@ def list_routes(
     from meterhouse.tables_rows import Rows  # noqa: PLC0415 - as in dev
 
     async def show(stores: Stores, supply: "Supply", _: "SupplyChanges") -> None:
-        rows = Rows("model", "provider", "upstream_model", "order", "weight", "price", as_json=as_json)
-        for name, route in supply.routes.snapshot.list_routes(stores.clock.now_ms()):
+        rows = Rows("model", "provider", "upstream_model", "order", "weight", "is_on", "price", as_json=as_json)
+        snapshot = supply.routes.snapshot
+        for name, route in snapshot.list_routes(stores.clock.now_ms()):
             for one in route.deployments if model in {None, name} else ():
                 rows.add(
                     {
@@ -156,9 +162,13 @@ def list_routes(
                         "upstream_model": one.upstream_model,
                         "order": one.order,
                         "weight": one.weight,
+                        "is_on": True,
                         "price": None if one.price is None else one.price.id,
                     }
                 )
+        for name, targets in snapshot.switched_off.items():
+            for target in targets if model in {None, name} else ():
+                rows.add({"model": name, "price": None, **asdict(target)})
         rows.print()
 
     _with_supply(data, env_file, show)
@@ -199,8 +209,8 @@ def _read_target(text: str) -> dict[str, Any]:
     found = _TARGET.fullmatch(text.strip())
     if found is None:
         raise SettingsError(f"--to: '{text}' is none. Write provider/model, or 'provider/model order=1 weight=3'.")
-    numbers = dict(part.split("=") for part in found["more"].split())
-    return {"provider": found["provider"], "upstream_model": found["upstream_model"], **numbers}
+    words = dict(part.split("=") for part in found["more"].split())
+    return {"provider": found["provider"], "upstream_model": found["upstream_model"], **words}
 
 
 def _checked(kind: type[Body], values: dict[str, Any]) -> Body:

@@ -21,6 +21,7 @@ from meterhouse.admin.usage import UsageParts
 from meterhouse.back_office import open_back_office
 from meterhouse.db.books import Books
 from meterhouse.db.records import RecordStore
+from meterhouse.db.refusals import RefusalStore
 from meterhouse.db.reports import ReportStore
 from meterhouse.dispatch import build_attempts
 from meterhouse.errors import StreamCut
@@ -37,7 +38,7 @@ from meterhouse.http.tokens import TokenCounter
 from meterhouse.issuer import open_token_verifier
 from meterhouse.keys.changes import NOTICE
 from meterhouse.keys.keyring import Keyring
-from meterhouse.ledger.checkpointer import Checkpointer
+from meterhouse.ledger.checkpointer import Checkpointer, charge_so_far
 from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.settler import Settler
@@ -60,7 +61,7 @@ from meterhouse.telemetry.live import Live
 from meterhouse.telemetry.logs import Format, RequestLog, configure
 from meterhouse.telemetry.metrics import Metrics, Watched
 from meterhouse.telemetry.traces import Tracing
-from meterhouse.upkeep import repeat, start_upkeep
+from meterhouse.upkeep import repeat, start_refusals, start_upkeep
 
 LAST_USED_SECONDS = 60.0
 REHASH_SECONDS = 10.0
@@ -178,7 +179,7 @@ async def open_gateway(
             supply=supply,
             records=records,
             inference=inference,
-            observer=Observer(request_log, metrics, tracing, live),
+            observer=Observer(request_log, metrics, tracing, live, start_refusals(tasks, stores, supply.routes)),
             tracing=tracing,
             admin_limiter=build_admin_limiter(settings, metrics),
             health=HealthParts(supply.routes, lambda: supply.statuses, records.list_troubles, metrics),
@@ -191,7 +192,7 @@ async def open_gateway(
                 supply=_supply_parts(stores, supply, vault, inference),
                 books=_ledger_parts(settings, stores),
                 balances=stores.ledger,
-                usage=UsageParts(ReportStore(stores.engine), stores.clock),
+                usage=UsageParts(ReportStore(stores.engine), RefusalStore(stores.engine), stores.clock),
                 token_issuer=settings.oidc_issuer,
                 billing=office.billing,
             ),
@@ -286,7 +287,10 @@ def _build_live(settings: Settings, stores: Stores, inference: InferenceParts) -
     if notices is not None and settings.redis_url is not None:
         channel = LiveChannel(notices, settings.redis_url.get_secret_value(), tasks)
     live = Live(
-        channel, checkpointer.live.values, lambda is_on: checkpointer.tell(live.note_started if is_on else None)
+        channel,
+        checkpointer.live.values,
+        lambda is_on: checkpointer.tell(live.note_started if is_on else None),
+        charge_so_far,
     )
     if notices is not None:
         notices.on(WANTED_NOTICE, live.want)

@@ -97,7 +97,7 @@ class SupplyChanges:
             raise Malformed("This cannot be the name of a model.", param="model")
         on = {view.name for view in self._supply.list_providers() if view.is_on}
         for index, target in enumerate(order.deployments):
-            if target.provider not in on:
+            if target.is_on and target.provider not in on:
                 text = f"The provider '{target.provider[:64]}' is not on. GET /admin/providers lists those that are."
                 raise Malformed(text, param=f"deployments[{index}].provider")
             if not is_model_name(target.upstream_model):

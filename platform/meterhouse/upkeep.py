@@ -9,13 +9,16 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from meterhouse.db.clock import DatabaseClock
+from meterhouse.db.refusals import RefusalStore
 from meterhouse.db.schema import count_default_rows, ensure_partitions
 from meterhouse.db.seals import SealStore
 from meterhouse.errors import StoreDown
+from meterhouse.http.refusals import FLUSH_SECONDS, Refusals
 from meterhouse.http.tasks import Tasks
 from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.sealer import Sealer
 from meterhouse.meters import MeterParts
+from meterhouse.providers.routes import Routes
 from meterhouse.stores import Stores
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.metrics import Metrics, Watched
@@ -58,6 +61,13 @@ def start_upkeep(tasks: Tasks, stores: Stores, metrics: Metrics, parts: MeterPar
     if mirror is not None:
         tasks.keep(partial(repeat, TOMBSTONE_SECONDS, stores.service.renew_tombstones, FIRST_SECONDS))
         metrics.watch(Watched.MIRROR_FAILURES, lambda: mirror.failures)
+
+
+def start_refusals(tasks: Tasks, stores: Stores, routes: Routes) -> Refusals:
+    """Start writing down what is refused; returns what counts it."""
+    refusals = Refusals(RefusalStore(stores.engine), routes, stores.clock)
+    tasks.keep(partial(repeat, FLUSH_SECONDS, refusals.flush))
+    return refusals
 
 
 async def repeat(

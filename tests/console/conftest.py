@@ -8,8 +8,11 @@ from playwright.sync_api import Browser, sync_playwright
 from fakes.console_process import ConsoleProcess, Visitor, launch_browser
 from fakes.fleet import ServeProcess
 from fakes.gateway import provider_environment
+from fakes.issuer import AUDIENCE, ISSUER, Issuer
 from fakes.servers import PostgresServer, RedisServer
 from fakes.upstream import FakeUpstream
+
+TRACES = "https://traces.example/{trace_id}"
 
 
 @pytest.fixture(scope="package")
@@ -19,18 +22,31 @@ def up() -> Iterator[FakeUpstream]:
 
 
 @pytest.fixture(scope="package")
+def issuer() -> Iterator[Issuer]:
+    """Whose tokens the fleet takes."""
+    with Issuer() as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
 def fleet(
     tmp_path_factory: pytest.TempPathFactory,
     redis_server: RedisServer,
     postgres_server: PostgresServer,
     up: FakeUpstream,
+    issuer: Issuer,
 ) -> Iterator[ServeProcess]:
     """Two workers that all tests of the console share."""
+    identity = {
+        "METERHOUSE_OIDC_ISSUER": ISSUER,
+        "METERHOUSE_OIDC_AUDIENCE": AUDIENCE,
+        "METERHOUSE_OIDC_JWKS": issuer.address,
+    }
     fleet = ServeProcess(
         tmp_path_factory.mktemp("console") / "data",
         redis_url=redis_server.url,
         database_url=postgres_server.create_database(),
-        environment=provider_environment("fake", up.base_url),
+        environment=provider_environment("fake", up.base_url, **identity),
     )
     with fleet as running:
         yield running
@@ -38,7 +54,8 @@ def fleet(
 
 @pytest.fixture(scope="package")
 def console(fleet: ServeProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleProcess]:
-    with ConsoleProcess(fleet.url, tmp_path_factory.mktemp("console") / "console.log") as running:
+    log_path = tmp_path_factory.mktemp("console") / "console.log"
+    with ConsoleProcess(fleet.url, log_path, "--trace-url", TRACES) as running:
         yield running
 
 

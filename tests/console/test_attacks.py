@@ -3,6 +3,8 @@
 import json
 import time
 from pathlib import Path
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import pytest
 from playwright.sync_api import expect
@@ -20,16 +22,27 @@ def sign_in(console: ConsoleProcess, secret: str) -> tuple[str, str]:
     return headers["set-cookie"].partition(";")[0], json.loads(body)["form_token"]
 
 
+MODEL = "<img/src=x/onerror=document.title='broken&#32;in'>"
+"""A name without blanks, which a model's has to be."""
+
+
 def test_stored_text_that_is_html_stays_text(visitor: Visitor, fleet: ServeProcess):
+    fleet.set_price("fake", MODEL, "1", "4")
+    body = {"deployments": [{"provider": "fake", "upstream_model": MODEL}]}
+    fleet.admin("PUT", f"/admin/routes/{quote(MODEL)}", body)
+    fleet.chat(f"fake/{MODEL}")
     organization = fleet.admin("GET", "/admin/organizations")["data"][0]
     project = fleet.admin("POST", "/admin/projects", {"organization_id": organization["id"], "name": SCRIPT})
     key = fleet.admin("POST", "/admin/keys", {"name": SCRIPT, "project_id": project["id"], "models": [SCRIPT]})
     visitor.sign_in(fleet.admin_key)
-    for name in ("keys", f"keys/{key['id']}", "ledger", "overview"):
+    for name in ("keys", f"keys/{key['id']}", "ledger", "overview", "supply", "live"):
         page = visitor.go(name)
         page.wait_for_timeout(200)
         assert "broken in" not in page.title()
         assert not page.locator("main img").count()
+    page = visitor.go("supply")
+    page.get_by_label("Filter routes").fill("<img")
+    expect(page.get_by_role("row").filter(has_text=MODEL)).to_have_count(2)
     page = visitor.go("keys")
     page.get_by_label("Project", exact=True).select_option(label=SCRIPT)
     expect(page.get_by_role("link", name=SCRIPT)).to_have_count(1)
@@ -65,6 +78,17 @@ def test_what_changes_something_needs_the_form_token(console: ConsoleProcess, fl
     assert console.request("GET", "/session", None, {"cookie": cookie})[0] == 401
 
 
+def test_a_stream_ends_with_the_session_that_began_it(console: ConsoleProcess, fleet: ServeProcess):
+    cookie, token = sign_in(console, fleet.admin_key)
+    request = Request(f"{console.url}/api/admin/live", headers={"cookie": cookie})
+    with urlopen(request, timeout=30) as live:
+        assert live.readline().startswith(b": listening")
+        assert console.request("DELETE", "/session", None, {"cookie": cookie, "x-form-token": token})[0] == 204
+        while live.readline():
+            pass  # it ends, where it would say for ever that it lives
+    assert console.request("GET", "/api/admin/live", None, {"cookie": cookie})[0] == 401
+
+
 def test_a_foreign_host_name_is_refused(console: ConsoleProcess):
     """DNS rebinding: a site whose name leads to this machine gets nothing, not even the page."""
     for host in ("evil.example", "evil.example:8600", "127.0.0.1.evil.example", ""):
@@ -80,6 +104,10 @@ def test_a_foreign_host_name_is_refused(console: ConsoleProcess):
         "/api/admin/../metrics",
         "/api/admin/%2e%2e/metrics",
         "/api/admin/keys%2f..%2fx",
+        "/api/admin/keys%252e%252e",
+        "/api/admin/%5c..%5cmetrics",
+        "/api/admin/keys/x%0d%0ahost:%20evil",
+        "/api/admin/keys/%00",
         "/api/v1/chat/completions",
         "/api/http://evil.example/",
         "/api/@evil.example/admin/keys",

@@ -65,6 +65,7 @@ def watch_a_request(page: Page, client: openai.OpenAI) -> None:
     receipt = page.get_by_role("dialog", name="Receipt")
     expect(receipt).to_contain_text("reported")
     expect(receipt).to_contain_text("$0.00008")
+    expect(receipt.get_by_role("link")).to_have_attribute("href", re.compile(r"^https://traces\.example/[0-9a-f]{32}$"))
     receipt.get_by_role("button", name="Close").click()
 
 
@@ -89,6 +90,9 @@ def test_a_key_is_issued_used_watched_spent_and_revoked(visitor: Visitor, fleet:
     fleet.wait_for(lambda: is_refused(client), 2)
 
     page = visitor.go("overview")
+    budget = page.locator(".limit").filter(has_text="A key of the journey")
+    expect(budget).to_have_count(0)  # it was of the key that is revoked by now
+    expect(page.locator("tr", has=page.locator("strong", has_text="All"))).to_have_count(1)
     plot = page.get_by_role("img", name="Requests by model")
     plot.focus()
     for _ in range(30):
@@ -97,22 +101,26 @@ def test_a_key_is_issued_used_watched_spent_and_revoked(visitor: Visitor, fleet:
 
 
 def test_a_tenant_sees_its_limits_and_tries_a_model(visitor: Visitor, fleet: ServeProcess):
-    fleet.set_price("fake", QUICK, "1", "4")
-    _, value = fleet.new_key("spend 5 USD/month; requests 600/minute", models=[f"fake/{QUICK}"])
+    fleet.set_price("fake", SLOW, "1", "4")
+    _, value = fleet.new_key("spend 5 USD/month; requests 600/minute", models=[f"fake/{SLOW}"])
     page = visitor.sign_in(value).go("mine")
     expect(page.locator("main")).to_contain_text("spend 5 USD/month")
     expect(page.locator("svg.meter")).to_have_count(2)
+    expect(page.locator("main")).to_contain_text("Nothing was asked with this key yet.")
     assert not page.get_by_role("link", name="Keys and limits").count()
     page = visitor.go("playground")
-    page.get_by_label("Model").fill(f"fake/{QUICK}")
+    page.get_by_label("Model").fill(f"fake/{SLOW}")
     page.get_by_role("button", name="Send").click()
-    expect(page.locator("#cost")).to_contain_text("$0.0000")
+    expect(page.locator("#cost")).to_contain_text(re.compile(r"^about \$0\.0000\d+, until it is settled$"))
+    expect(page.locator("#cost")).to_contain_text(re.compile(r"^\$0\.0000\d+$"))
     expect(page.locator(".answer")).not_to_be_empty()
+    charged = page.locator("#cost").inner_text()
     page = visitor.go("mine")
-    expect(page.locator("main")).to_contain_text("$0.0000")
+    expect(page.locator("main")).to_contain_text(f"{charged} spent")
+    expect(page.get_by_role("row").filter(has_text=SLOW)).to_contain_text(charged)
 
 
-def test_a_reader_may_look_and_is_told_in_words_what_it_may_not(visitor: Visitor, fleet: ServeProcess):
+def test_what_is_not_there_is_said_in_words(visitor: Visitor, fleet: ServeProcess):
     page = visitor.sign_in(fleet.admin_key).go("keys/key_nobody")
     expect(page.get_by_role("alert")).to_contain_text("There is no key 'key_nobody'")
     page.get_by_role("button", name="Sign out").click()

@@ -29,7 +29,7 @@ def urls(request):
 async def process(url: str) -> AsyncIterator[Live]:
     """What a worker has of it."""
     notices, tasks = Notices(url), Tasks()
-    live = Live(LiveChannel(notices, url, tasks), lambda: (), lambda is_on: None)
+    live = Live(LiveChannel(notices, url, tasks), lambda: (), lambda is_on: None, lambda tally: None)
     notices.on(WANTED_NOTICE, live.want)
     tasks.keep(notices.run)
     tasks.keep(live.run)
@@ -84,7 +84,7 @@ async def test_without_redis_a_listener_hears_nothing_and_holds_up_nothing(monke
     url = "redis://127.0.0.1:1"
     monkeypatch.setattr("meterhouse.live_channel.CONNECT_SECONDS", 0.1)
     notices, tasks = Notices(url), Tasks()
-    live = Live(LiveChannel(notices, url, tasks), lambda: (), lambda is_on: None)
+    live = Live(LiveChannel(notices, url, tasks), lambda: (), lambda is_on: None, lambda tally: None)
     async with asyncio.timeout(5):
         async with live.listen("org_1", None) as listener:
             assert await listener.take(0.05) == []

@@ -21,7 +21,7 @@ FINISHED = {
 
 
 def make_live() -> Live:
-    return Live(None, lambda: (), lambda is_on: None)
+    return Live(None, lambda: (), lambda is_on: None, lambda tally: None)
 
 
 async def step(live: Live) -> None:
@@ -68,7 +68,7 @@ async def test_it_is_switched_on_by_a_listener_and_off_a_while_after_the_last(mo
         if not is_on:
             is_off.set()
 
-    live = Live(None, lambda: (), switch)
+    live = Live(None, lambda: (), switch, lambda tally: None)
     monkeypatch.setattr(bounds, "WANTED_SECONDS", 0.05)
     monkeypatch.setattr(bounds, "FLUSH_SECONDS", 0.01)
     running = asyncio.create_task(live.run())

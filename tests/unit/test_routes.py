@@ -8,8 +8,8 @@ from meterhouse.errors import UnknownModel
 from meterhouse.money import Component, Meterable
 from meterhouse.providers import routes
 from meterhouse.providers.prices import PriceBook, make_price, simulator_prices
-from meterhouse.providers.provider import ProviderSetting
-from meterhouse.providers.routes import Routes, Snapshot, build_snapshot
+from meterhouse.providers.provider import ProviderSetting, RouteSetting, RouteTarget
+from meterhouse.providers.routes import Routes, Snapshot, Wishes, build_snapshot
 
 SECRET = "sk-upstream-secret-1234567890"
 OPENAI = ProviderSetting(name="openai", credential=SECRET)
@@ -265,3 +265,24 @@ def test_a_server_that_answers_any_name_is_asked_only_for_what_it_is_known_to_se
     assert build(server).resolve("llamacpp/qwen3", 0).deployments[0].id == "llamacpp/qwen3", "nothing is known yet"
     named_as_another = build(server, OPENAI, llamacpp=["gpt-4o"])
     assert named_as_another.resolve("llamacpp/gpt-4o", 0).deployments[0].id == "llamacpp/gpt-4o"
+
+
+def test_what_is_switched_off_does_not_come_back_as_what_a_provider_serves_by_itself():
+    """The route's other deployment is of a provider that is off by now."""
+    targets = (
+        RouteTarget(provider="gone", upstream_model="gpt-4o"),
+        RouteTarget(provider="openai", upstream_model="gpt-4o", is_on=False),
+    )
+    snapshot = build_snapshot(
+        [OPENAI],
+        is_simulator_on=False,
+        prices=PriceBook(()),
+        built_at_ms=1_795_132_800_000,
+        wishes=Wishes(routes=(RouteSetting(model="gpt-4o", targets=targets),)),
+    )
+    with pytest.raises(UnknownModel):
+        snapshot.resolve("gpt-4o", 0)
+    assert snapshot.find_model("gpt-4o") is None
+    assert snapshot.switched_off == {"gpt-4o": targets[1:]}
+    assert snapshot.resolve("gpt-4o-mini", 0).deployments
+    assert [d.id for d in snapshot.resolve("openai/gpt-4o", 0).deployments] == ["openai/gpt-4o"], "asked for by name"

@@ -34,6 +34,7 @@ MATRIX: Mapping[str, frozenset[Role]] = MappingProxyType(
         # An organization's own limits are the operators' alone, which the route checks itself.
         "PUT /admin/limits": CHANGERS,
         "GET /admin/limits": LOOKERS,
+        "GET /admin/budgets": LOOKERS,
         # --- billing
         "GET /admin/organizations/{organization_id}/invoices": LOOKERS,
         "GET /admin/organizations/{organization_id}/invoices/{month}": LOOKERS,
@@ -63,6 +64,7 @@ MATRIX: Mapping[str, frozenset[Role]] = MappingProxyType(
         "GET /v1/organization/usage/audio_transcriptions": LOOKERS,
         "GET /v1/organization/costs": LOOKERS,
         "GET /admin/series": LOOKERS,
+        "GET /admin/breakdown": LOOKERS,
         "GET /admin/ledger/records": CHANGERS,
         "GET /admin/ledger/receipts/{request_id}": CHANGERS,
         "GET /admin/ledger/public-key": CHANGERS,

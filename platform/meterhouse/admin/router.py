@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends
 
 from meterhouse.admin.audit import add_audit_events
 from meterhouse.admin.billing import BillingParts, add_billing
+from meterhouse.admin.breakdown import add_breakdown
 from meterhouse.admin.guard import sign_in
 from meterhouse.admin.keys import add_keys, add_limits
 from meterhouse.admin.ledger import LedgerParts, add_ledger
@@ -49,5 +50,6 @@ def build_admin_router(parts: AdminParts) -> APIRouter:
     add_audit_events(router, parts.catalog.audit)
     add_ledger(router, parts.books)
     add_series(router, parts.usage)
+    add_breakdown(router, parts.usage)
     add_tokens(router, parts.catalog, parts.token_issuer, parts.usage.clock)
     return router

@@ -5,6 +5,7 @@ and what is left over is added up in one more. Not here: exact reports (``admin.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -63,7 +64,9 @@ class SeriesLine(BaseModel):
     cached_input_tokens: list[int]
     output_tokens: list[int]
     charge_nanos: list[int]
-    errors: list[int] = Field(description="Attempts that failed, and requests that reached no provider")
+    errors: list[int] = Field(
+        description="Attempts that failed, and requests that were turned away: the latter but by minutes"
+    )
 
 
 class Series(BaseModel):
@@ -86,10 +89,15 @@ def add_series(router: APIRouter, parts: UsageParts) -> None:
         asked = params.organization_id
         if asked is not None and not author.actor.may_see(asked):
             raise NotFound("There is no such organization, or this credential is not bound to it.")
-        return await _read(parts, params, author.actor.organization_id or asked)
+        return await read_series(parts, params, author.actor.organization_id or asked)
 
 
-async def _read(parts: UsageParts, params: SeriesParams, organization_id: str | None) -> Series:
+async def read_series(parts: UsageParts, params: SeriesParams, organization_id: str | None) -> Series:
+    """Read the lines of an organization, or of all.
+
+    Raises:
+        Malformed: They cannot be read, or are more than an answer holds.
+    """
     width = params.bucket_width
     request = SpanRequest(
         start_time=params.start_time, end_time=params.end_time, width=width, limit=MOST_POINTS[width], page=None
@@ -115,6 +123,9 @@ async def _read(parts: UsageParts, params: SeriesParams, organization_id: str | 
     rows = (await parts.reports.read(query)).rows
     if rows is None:
         raise Malformed("This is more lines and points than an answer holds. Plot longer buckets.", param="by")
+    refused = [] if width == "1m" else await parts.refusals.read(query)
+    if refused is None:
+        raise Malformed("This is more lines and points than an answer holds. Plot longer buckets.", param="by")
     times = [start for start, _ in span.buckets()]
     places = {start // SECONDS[width] * SECONDS[width] * MS: i for i, start in enumerate(times)}
     return Series(
@@ -123,7 +134,7 @@ async def _read(parts: UsageParts, params: SeriesParams, organization_id: str | 
         bucket_width=width,
         by=params.by,
         times=times,
-        lines=_pick(_lines(rows, places, has_names=params.by is not None), params.top),
+        lines=_pick(_lines([*rows, *map(_as_errors, refused)], places, has_names=params.by is not None), params.top),
     )
 
 
@@ -136,6 +147,11 @@ def _lines(rows: Iterable[BucketSums], places: Mapping[int, int], *, has_names: 
         for points, value in zip(line, (*sums, records if owner else 0), strict=True):
             points[places[row.bucket_ms]] += value
     return lines
+
+
+def _as_errors(refused: BucketSums) -> BucketSums:
+    """Return refused requests as sums of records: nothing was used, and somebody owns the error."""
+    return replace(refused, sums=(*[0] * len(MEASURES), *refused.sums))
 
 
 def _pick(lines: Mapping[str | None, Line], top: int) -> list[SeriesLine]:

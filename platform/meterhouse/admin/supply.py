@@ -18,7 +18,7 @@ from meterhouse.identity import Author
 from meterhouse.metering import Clock
 from meterhouse.money import Price
 from meterhouse.providers.breaker import Breakers
-from meterhouse.providers.provider import Deployment
+from meterhouse.providers.provider import Deployment, RouteTarget
 from meterhouse.providers.routes import Routes
 
 Shown = TypeVar("Shown", bound=BaseModel)
@@ -53,6 +53,7 @@ class TargetRequest(Strict):
     upstream_model: ShortText
     order: int = Field(0, ge=0, le=100, description="Those of a lower order are asked first")
     weight: int = Field(1, ge=1, le=1_000, description="Its part of the requests among those of its order")
+    is_on: bool = Field(default=True, description="Off, it stays written down and gets no request of this name")
 
 
 class RouteRequest(Strict):
@@ -90,17 +91,20 @@ class DeploymentObject(BaseModel):
     upstream_model: str
     order: int
     weight: int
-    price_id: str | None
-    state: str = Field(description="`closed`: it is asked; `busy`: last; `open`: not, it failed; `account`: not, ours")
-    reason: str
-    retry_in_seconds: float
-    in_flight: int
-    attempts: int = Field(description="Of the last 30 seconds")
-    failures: int
+    is_on: bool = True
+    price_id: str | None = None
+    state: str = Field(
+        description="`closed`: it is asked; `busy`: last; `open`: not, it failed; `account`: not, ours; `off`: not, you"
+    )
+    reason: str = ""
+    retry_in_seconds: float = 0.0
+    in_flight: int = 0
+    attempts: int = Field(default=0, description="Of the last 30 seconds")
+    failures: int = 0
 
 
 class RouteObject(BaseModel):
-    """Who answers a model's name, in the order of preference."""
+    """Who answers a model's name, in the order of preference; what is switched off comes last."""
 
     id: str
     object: str = "route"
@@ -192,10 +196,16 @@ def _add_providers(router: APIRouter, changes: SupplyAdministration) -> None:
 
 def _add_routes(router: APIRouter, parts: SupplyParts) -> None:
     def show(names: set[str] | None) -> Iterator[RouteObject]:
-        for name, route in parts.routes.snapshot.list_routes(parts.clock.now_ms()):
+        snapshot = parts.routes.snapshot
+        off = {name: [_switched_off(target) for target in targets] for name, targets in snapshot.switched_off.items()}
+        for name, route in snapshot.list_routes(parts.clock.now_ms()):
+            left_out = off.pop(name, [])
             if names is None or name in names:
                 found = [_deployment(deployment, parts.dispatch.breakers) for deployment in route.deployments]
-                yield RouteObject(id=name, model=name, limited_as=route.model, deployments=found)
+                yield RouteObject(id=name, model=name, limited_as=route.model, deployments=[*found, *left_out])
+        for name, left_out in off.items():
+            if names is None or name in names:
+                yield RouteObject(id=name, model=name, limited_as=name, deployments=left_out)
 
     @router.get("/routes", summary="Who answers each model, and how they fare in this process")
     async def list_routes(model: str | None = None) -> Listing[RouteObject]:
@@ -227,6 +237,19 @@ def _deployment(deployment: Deployment, breakers: Breakers) -> DeploymentObject:
         in_flight=condition.in_flight,
         attempts=condition.attempts,
         failures=condition.failures,
+    )
+
+
+def _switched_off(target: RouteTarget) -> DeploymentObject:
+    return DeploymentObject(
+        id=f"{target.provider}/{target.upstream_model}",
+        provider=target.provider,
+        upstream_model=target.upstream_model,
+        order=target.order,
+        weight=target.weight,
+        is_on=False,
+        state="off",
+        reason="It was switched off.",
     )
 
 

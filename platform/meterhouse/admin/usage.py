@@ -14,6 +14,7 @@ from meterhouse.admin.guard import Mandate, Mandated
 from meterhouse.admin.pages import MOST_WORDS, Text
 from meterhouse.admin.report import IMAGE_SOURCE, Wanted, report_completions, report_costs, report_plain
 from meterhouse.admin.span import Span, SpanRequest, Width, read_span
+from meterhouse.db.refusals import RefusalStore
 from meterhouse.db.reports import ReportStore
 from meterhouse.errors import Malformed
 from meterhouse.metering import Clock
@@ -216,6 +217,7 @@ class UsageParts:
     """Where these pages are read from."""
 
     reports: ReportStore
+    refusals: RefusalStore
     clock: Clock
 
 

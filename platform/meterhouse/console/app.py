@@ -7,7 +7,7 @@ needs the session's form token in a header, which no form of another site can se
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,10 @@ from meterhouse.console.sessions import LONGEST_SECONDS, Session, Sessions, Thro
 STATIC = Path(__file__).parent / "static"
 COOKIE = "mh_console"
 FORM_TOKEN = "x-form-token"  # noqa: S105 - the name of a header
+BACKGROUND = "x-background"
+"""A header of what a page asks for by itself while nobody touches it."""
+CHECK_SECONDS = 1.0
+"""How often it is looked at whether the session of a running answer is still open."""
 MOST_SECRET_CHARACTERS = 8_192
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -61,6 +65,8 @@ class ConsoleOptions:
     hosts: frozenset[str]
     """The names under which it may be asked for, ports left out: another name is somebody's trick with DNS."""
     ca_file: str | None = None
+    trace_url: str | None = None
+    """Where a trace can be looked at, with ``{trace_id}`` in it; None: receipts show its id alone."""
     is_secure: bool = False
     """Whether browsers reach it by https, through a proxy: the cookie then goes nowhere else."""
 
@@ -82,11 +88,11 @@ class Console:
         secret = await _read_secret(request)
         if secret is None:
             return _refuse(400, "Give a key or a token.")
-        kind = await self.gateway.find_kind(secret)
-        if kind is None:
+        role = await self.gateway.find_role(secret)
+        if role is None:
             self.throttle.note_failure(address)
             return _refuse(401, "The gateway does not know this key, or it may not look at anything.")
-        value, session = self.sessions.open(secret, "admin" if kind == "admin" else "tenant")
+        value, session = self.sessions.open(secret, role)
         answer = JSONResponse(self._shown(session))
         answer.set_cookie(
             COOKIE,
@@ -118,13 +124,14 @@ class Console:
 
     async def pass_on(self, request: Request) -> Response:
         """Ask the gateway for what a page asks for."""
-        session = self.sessions.find(request.cookies.get(COOKIE, ""))
+        cookie = request.cookies.get(COOKIE, "")
+        session = self.sessions.find(cookie, is_use=BACKGROUND not in request.headers)
         if session is None:
             return _refuse(401, "Your session has ended. Sign in again.")
         if request.method != "GET" and not session.has_token(request.headers.get(FORM_TOKEN, "")):
             return _refuse(403, "This form is out of date. Load the page again.")
         path = bytes(request.scope["raw_path"]).decode("ascii", "replace").partition("?")[0].removeprefix("/api")
-        if not may_ask(session.kind, request.method, path):
+        if not may_ask(session.role, request.method, path):
             return _refuse(404, "The console has no such page.")
         body = await _read_body(request)
         if body is None:
@@ -132,24 +139,30 @@ class Console:
         kind = request.headers.get("content-type", "").partition(";")[0]
         kind = kind if kind in CONTENT_TYPES else "application/json"
         asked = Asked(request.method, path, request.url.query, body, kind)
-        return Passing(self.gateway, asked, session.secret)
+        return Passing(self.gateway, asked, session.secret, lambda: self.sessions.find(cookie, is_use=False) is session)
 
-    def _shown(self, session: Session) -> dict[str, str]:
-        return {"kind": session.kind, "form_token": session.form_token, "gateway_url": self.gateway.base_url}
+    def _shown(self, session: Session) -> dict[str, str | None]:
+        return {
+            "role": session.role,
+            "form_token": session.form_token,
+            "gateway_url": self.gateway.base_url,
+            "trace_url": None if session.role == "tenant" else self.options.trace_url,
+        }
 
 
 class Passing(Response):
-    """The gateway's answer as it comes; a browser that leaves ends the request."""
+    """The gateway's answer as it comes; a browser that leaves ends the request, and so does the end of the session."""
 
-    def __init__(self, gateway: GatewayClient, asked: Asked, secret: str) -> None:
+    def __init__(self, gateway: GatewayClient, asked: Asked, secret: str, is_open: Callable[[], bool]) -> None:
         super().__init__()
         self._gateway = gateway
         self._asked = asked
         self._secret = secret
+        self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        is_started = False
+        is_started = is_cut = False
 
         async def send_noted(message: MutableMapping[str, Any]) -> None:
             nonlocal is_started
@@ -159,7 +172,11 @@ class Passing(Response):
         passing = asyncio.ensure_future(self._pass(send_noted))
         leaving = asyncio.ensure_future(_wait_for_leaving(receive))
         try:
-            await asyncio.wait((passing, leaving), return_when=asyncio.FIRST_COMPLETED)
+            both = (passing, leaving)
+            while not await _is_any_done(both):
+                if not self._is_open():
+                    is_cut = True
+                    break
             if passing.done():
                 passing.result()
         except GatewayAway as error:
@@ -171,6 +188,8 @@ class Passing(Response):
             leaving.cancel()
             passing.cancel()
             await asyncio.gather(passing, leaving, return_exceptions=True)
+        if is_cut and is_started:
+            await send({"type": "http.response.body", "body": b""})
 
     async def _pass(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
         async with self._gateway.ask(self._asked, self._secret) as answer:
@@ -283,6 +302,12 @@ async def _read_secret(request: Request) -> str | None:
     secret = secret.strip()
     is_usable = 0 < len(secret) <= MOST_SECRET_CHARACTERS and secret.isascii() and secret.isprintable()
     return secret if is_usable and " " not in secret else None
+
+
+async def _is_any_done(tasks: Collection[asyncio.Future[None]]) -> bool:
+    """Wait for one of these, for a while."""
+    done, _ = await asyncio.wait(tasks, timeout=CHECK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    return bool(done)
 
 
 async def _wait_for_leaving(receive: Receive) -> None:

@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from meterhouse import __version__
+from meterhouse.console.sessions import Role
 
 CONNECT_SECONDS = 5.0
 MOST_BODY_BYTES = 16 << 20
@@ -48,7 +49,8 @@ CONTENT_TYPES = frozenset(
 )
 PASSED_HEADERS = ("retry-after", "x-request-id", "content-disposition")
 
-_PATH = re.compile(r"(/[A-Za-z0-9._~:@+,=-]+)+|/")
+_PATH = re.compile(r"(/([A-Za-z0-9._~:@+,=-]|%(?!2[5EF]|5C|[01]|7F)[0-9A-F]{2})+)+|/", re.IGNORECASE)
+"""Of what is escaped nothing that could change the path: no dot, slash, backslash, percent sign, control character."""
 
 
 class GatewayAway(Exception):
@@ -66,11 +68,11 @@ class Asked:
     content_type: str = "application/json"
 
 
-def may_ask(kind: str, method: str, path: str) -> bool:
-    """Whether a session of this kind may ask for this at all; the gateway decides on everything else."""
+def may_ask(role: Role, method: str, path: str) -> bool:
+    """Whether a session of this role may ask for this at all; the gateway decides on everything else."""
     if method not in METHODS or _PATH.fullmatch(path) is None or "/../" in f"{path}/" or "/./" in f"{path}/":
         return False
-    begins = (*EVERYBODY, *(ADMINISTRATION if kind == "admin" else TENANT))
+    begins = (*EVERYBODY, *(TENANT if role == "tenant" else ADMINISTRATION))
     return any(path == begin or path.startswith(begin if begin.endswith("/") else f"{begin}/") for begin in begins)
 
 
@@ -127,17 +129,23 @@ class GatewayClient:
                 f"The gateway at {self._base_url} cannot be reached ({type(error).__name__}). Does it run?"
             ) from error
 
-    async def find_kind(self, secret: str) -> str | None:
-        """Return what a secret opens: "admin", "tenant", or None when the gateway does not know it.
+    async def find_role(self, secret: str) -> Role | None:
+        """Return what a secret may do; None when the gateway does not know it.
 
         Raises:
             GatewayAway: It cannot be asked, or cannot tell now.
         """
-        is_admin = secret.startswith(("sk-mh-admin-", "eyJ"))
-        for path in ("/v1/organization/audit_logs",) if is_admin else ("/v1/limits", "/v1/models"):
-            async with self.ask(Asked("GET", path, "limit=1" if is_admin else ""), secret) as answer:
-                if answer.status == HTTPStatus.OK:
-                    return "admin" if is_admin else "tenant"
-                if answer.status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-                    raise GatewayAway(f"The gateway at {self._base_url} answered with {answer.status}. Try again soon.")
-        return None
+        if not secret.startswith(("sk-mh-admin-", "eyJ")):
+            may_look = await self._may_see(secret, "/v1/limits") or await self._may_see(secret, "/v1/models")
+            return "tenant" if may_look else None
+        if not await self._may_see(secret, "/v1/organization/audit_logs", "limit=1"):
+            return None
+        if await self._may_see(secret, "/admin/providers"):
+            return "operator"
+        return "owner" if await self._may_see(secret, "/admin/ledger/public-key") else "reader"
+
+    async def _may_see(self, secret: str, path: str, query: str = "") -> bool:
+        async with self.ask(Asked("GET", path, query), secret) as answer:
+            if answer.status not in {HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                raise GatewayAway(f"The gateway at {self._base_url} answered with {answer.status}. Try again soon.")
+            return answer.status == HTTPStatus.OK

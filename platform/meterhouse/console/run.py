@@ -39,6 +39,7 @@ class ConsoleOrder:
     bind: str
     names: tuple[str, ...] = ()
     ca_file: str | None = None
+    trace_url: str | None = None
     is_secure: bool = False
     ends_with_parent: bool = False
     """It stops when its standard input is closed, which happens when whoever started it is gone."""
@@ -53,13 +54,20 @@ def run_console(order: ConsoleOrder) -> None:
     parts = urlsplit(order.url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ConsoleRefused(f"--url {order.url}: expected the gateway's address, for example http://127.0.0.1:8000.")
+    trace = urlsplit(order.trace_url or "https://unset/{trace_id}")
+    if trace.scheme not in {"http", "https"} or not trace.hostname or "{trace_id}" not in trace.geturl():
+        raise ConsoleRefused(f"--trace-url {order.trace_url}: expected an address with {{trace_id}} in it.")
     host, port = read_bind(order.bind)
     if not _is_loopback(host) and not order.names:
         raise ConsoleRefused(
             f"--bind {order.bind} is reached by other hosts: name it with --name HOST, and put TLS before it."
         )
     options = ConsoleOptions(
-        gateway_url=order.url, hosts=LOOPBACK | {host, *order.names}, ca_file=order.ca_file, is_secure=order.is_secure
+        gateway_url=order.url,
+        hosts=LOOPBACK | {host, *order.names},
+        ca_file=order.ca_file,
+        trace_url=order.trace_url,
+        is_secure=order.is_secure,
     )
     config = uvicorn.Config(
         build_console(options),

@@ -22,7 +22,8 @@ MOST_FAILURES_IN_ALL = 15
 FAILURE_SECONDS = 60.0
 MOST_ADDRESSES = 10_000
 
-Kind = Literal["admin", "tenant"]
+Role = Literal["operator", "owner", "reader", "tenant"]
+"""What somebody may do: the first three administrate, a tenant's key has pages of its own."""
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class Session:
     """One sign-in."""
 
     secret: str = field(repr=False)
-    kind: Kind
+    role: Role
     form_token: str = field(repr=False)
     """What a page must send with everything that changes something."""
     began_at: float
@@ -48,18 +49,23 @@ class Sessions:
         self._now = now
         self._sessions: OrderedDict[bytes, Session] = OrderedDict()
 
-    def open(self, secret: str, kind: Kind) -> tuple[str, Session]:
+    def open(self, secret: str, role: Role) -> tuple[str, Session]:
         """Begin a session; returns the value of its cookie. The one that was idle the longest makes room."""
         if len(self._sessions) >= MOST_SESSIONS:
             self._sessions.popitem(last=False)
         value = secrets.token_urlsafe(32)
         now = self._now()
-        session = Session(secret, kind, secrets.token_urlsafe(32), now, now)
+        session = Session(secret, role, secrets.token_urlsafe(32), now, now)
         self._sessions[_digest(value)] = session
         return value, session
 
-    def find(self, value: str) -> Session | None:
-        """Return the session of a cookie, unless it has ended by itself."""
+    def find(self, value: str, *, is_use: bool = True) -> Session | None:
+        """Return the session of a cookie, unless it has ended by itself.
+
+        Args:
+            value: of the cookie.
+            is_use: whether somebody is there; what a page does by itself keeps no session open.
+        """
         digest = _digest(value)
         session = self._sessions.get(digest)
         if session is None:
@@ -68,8 +74,9 @@ class Sessions:
         if now - session.used_at > IDLE_SECONDS or now - session.began_at > LONGEST_SECONDS:
             del self._sessions[digest]
             return None
-        session.used_at = now
-        self._sessions.move_to_end(digest)
+        if is_use:
+            session.used_at = now
+            self._sessions.move_to_end(digest)
         return session
 
     def close(self, value: str) -> None:

@@ -15,6 +15,7 @@ from meterhouse.db import postgres
 from meterhouse.db.accounts import ServiceAccountStore
 from meterhouse.db.alerts import AlertStore
 from meterhouse.db.audit import AuditStore
+from meterhouse.db.budgets import BudgetStore
 from meterhouse.db.credits import CreditStore
 from meterhouse.db.engine import Source, writing
 from meterhouse.db.invoices import InvoiceStore
@@ -37,6 +38,7 @@ class Catalog:
         self.accounts = ServiceAccountStore(source)
         self.keys = KeyStore(source)
         self.limits = LimitStore(source)
+        self.budgets = BudgetStore(source)
         self.prices = PriceStore(source)
         self.supply = SupplyStore(source)
         self.meta = MetaStore(source)

@@ -74,12 +74,13 @@ async def load_limits(connection: AsyncConnection, owners: Collection[Owner]) ->
         return found
     order = (limit_rule.c.kind, limit_rule.c.window, limit_rule.c.multiple, limit_rule.c.model)
     for row in (await connection.execute(sa.select(limit_rule).where(sa.or_(*mine)).order_by(*order))).mappings():
-        limit = _limit_of(row)
+        limit = limit_of(row)
         found.setdefault((limit.scope, limit.scope_id), []).append(limit)
     return found
 
 
-def _limit_of(row: sa.RowMapping) -> Limit:
+def limit_of(row: sa.RowMapping) -> Limit:
+    """Return the limit of a row of ``limit_rule``."""
     return Limit(
         scope=Scope(row["scope"]),
         scope_id=row["scope_id"],

@@ -24,6 +24,7 @@ RIGHTS: dict[str, tuple[str, ...]] = {
     "turn": _READ_AND_PUT,
     "export_cursor": _READ_AND_PUT,
     "usage_hour": _READ_AND_PUT,
+    "refusal_hour": _READ_AND_PUT,
     "audit_event": _READ_AND_ADD,
     "organization": _READ_AND_PUT,
     "project": _READ_AND_PUT,

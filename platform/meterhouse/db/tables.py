@@ -58,6 +58,8 @@ MEASURE_COLUMNS = (
     *DURATION_COLUMNS,
 )
 """What an hourly row sums."""
+REFUSAL_KEY_COLUMNS = ("organization_id", "hour_ms", "project_id", "key_id", "model", "error_owner", "error_code")
+"""What a row of refused requests is about, in the order of its primary key."""
 
 
 def is_ours(name: str | None, kind: str, parents: object) -> bool:
@@ -236,6 +238,16 @@ usage_hour = sa.Table(
     sa.Index("usage_hour_by_root_key", "root_key_id", "hour_ms"),
     sa.Index("usage_hour_by_hour", "hour_ms"),
     postgresql_with={"fillfactor": 70},
+)
+
+# Requests that were refused and have no record: counted, approximately, and never billed from.
+refusal_hour = sa.Table(
+    "refusal_hour",
+    metadata,
+    *(_integer(name) if name == "hour_ms" else _text(name) for name in REFUSAL_KEY_COLUMNS),
+    _integer("requests"),
+    sa.PrimaryKeyConstraint(*REFUSAL_KEY_COLUMNS),
+    sa.Index("refusal_hour_by_hour", "hour_ms"),
 )
 
 adjustment = sa.Table(

@@ -10,6 +10,7 @@ import msgspec
 from starlette.types import Scope
 
 from meterhouse.errors import GatewayError
+from meterhouse.http.refusals import Refusals
 from meterhouse.identity import Principal
 from meterhouse.ids import public_request_id
 from meterhouse.request import Attempt, Tally
@@ -56,11 +57,14 @@ def exchange_of(scope: Scope) -> Exchange:
 class Observer:
     """Says once, at the end, how a request went; a watcher hears of those that named a model."""
 
-    def __init__(self, request_log: RequestLog, metrics: Metrics, tracing: Tracing, live: Live) -> None:
+    def __init__(
+        self, request_log: RequestLog, metrics: Metrics, tracing: Tracing, live: Live, refusals: Refusals
+    ) -> None:
         self._request_log = request_log
         self._metrics = metrics
         self._tracing = tracing
         self._live = live
+        self._refusals = refusals
 
     def finish(self, exchange: Exchange) -> None:
         """Write the log line, count the metrics, make the spans if the request is sampled, failed or slow."""
@@ -78,6 +82,8 @@ class Observer:
         tally = exchange.tally
         if tally is not None:
             self._metrics.timings.observe(tally, duration_ns)
+        elif error is not None and exchange.method == "POST" and exchange.principal is not None:
+            self._refusals.note(exchange.principal, exchange.model, error)
         fields = _log_fields(exchange, duration_ms)
         self._request_log.write(fields)
         if self._live.is_on and exchange.model and exchange.principal is not None:

@@ -85,6 +85,11 @@ class Checkpointer:
             tally.checkpointed_tokens = _output_tokens(tally.attempt)
 
 
+def charge_so_far(tally: Tally) -> int | None:
+    """Return what a running request would be charged if it ended now, in nanos; None where that has no price."""
+    return None if not tally.attempts or tally.attempt.price is None else _use(tally).charge_nanos
+
+
 def _output_tokens(attempt: Attempt) -> int:
     return attempt.reported.output_tokens if attempt.reported is not None else attempt.output_tokens_estimate
 

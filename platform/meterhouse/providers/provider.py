@@ -287,6 +287,8 @@ class RouteTarget:
     upstream_model: str
     order: int = 0
     weight: int = 1
+    is_on: bool = True
+    """False: it stays written down, and gets no request of this name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,7 +116,12 @@ class Snapshot:
         served_by = {name.partition("/")[0] for name in self._known}
         self._closed = {a.name for a in self.providers if a.provider.answers_any_name and a.name in served_by}
         """Providers of which nothing can be asked for but what they are known to serve."""
-        served.update(self._written(wishes.routes))
+        off = {route.model: tuple(t for t in route.targets if not t.is_on) for route in wishes.routes}
+        self.switched_off = {name: targets for name, targets in off.items() if targets}
+        """What operators switched off, by the name of its route; nothing else may be left of that name."""
+        written = self._written(wishes.routes)
+        served.update(written)
+        self._take_out(served, self.switched_off.keys() - written.keys())
         self._listed = {name: _list(deployments[0].model, built_at_ms // 1_000) for name, deployments in served.items()}
         self._entries = {name: self._entry(name, deployments) for name, deployments in served.items()}
         self._unlisted: dict[str, _Entry] = {}
@@ -214,11 +219,19 @@ class Snapshot:
                     weight=target.weight,
                 )
                 for target in sorted(route.targets, key=lambda target: target.order)
-                if (active := self._active.get(target.provider)) is not None
+                if target.is_on and (active := self._active.get(target.provider)) is not None
             ]
             if found:
                 written[route.model] = found
         return written
+
+    def _take_out(self, served: dict[str, list[Deployment]], names: Iterable[str]) -> None:
+        """Leave what is switched off out of what the providers serve of these names by themselves."""
+        for name in names:
+            off = {f"{target.provider}/{target.upstream_model}" for target in self.switched_off[name]}
+            left = [deployment for deployment in served.pop(name, ()) if deployment.id not in off]
+            if left:
+                served[name] = left
 
     def _add_default_tags(self, served: Mapping[str, Sequence[Deployment]]) -> None:
         for name, deployments in served.items():

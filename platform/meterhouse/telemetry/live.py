@@ -146,7 +146,11 @@ class Live:
     """One process's end: what it tells while somebody wants it, and who listens here."""
 
     def __init__(
-        self, carrier: Carrier | None, running: Callable[[], Iterable[Tally]], on_switch: Callable[[bool], None]
+        self,
+        carrier: Carrier | None,
+        running: Callable[[], Iterable[Tally]],
+        on_switch: Callable[[bool], None],
+        charge_of: Callable[[Tally], int | None],
     ) -> None:
         """Prepare; keep ``run`` running.
 
@@ -154,6 +158,7 @@ class Live:
             carrier: connects the processes; None: this one is alone.
             running: the requests that run now.
             on_switch: is told when ``note_started`` is to be called from now on, and when no more.
+            charge_of: says what a running request would be charged if it ended now, in nanos; None: not priced.
         """
         self.carrier = carrier or _Alone(self)
         self.is_on = False
@@ -162,6 +167,7 @@ class Live:
         self.listeners: set[Listener] = set()
         self._running = running
         self._on_switch = on_switch
+        self._charge_of = charge_of
         self._wanted: dict[str, float] = {}
         self._outbox: dict[str, list[Told]] = {}
         self._waiting = 0
@@ -289,7 +295,26 @@ class Live:
         for tally, _ in zip(tuple(tallies), range(MOST_PROGRESS), strict=False):
             principal = tally.principal
             if principal.organization_id in self._wanted or EVERYBODY in self._wanted:
-                self._tell(principal.organization_id, principal.root_key_id, _progress(tally, now_ns))
+                self._tell(principal.organization_id, principal.root_key_id, self._progress(tally, now_ns))
+
+    def _progress(self, tally: Tally, now_ns: int) -> LiveEvent:
+        event = _head(LiveKind.REQUEST_PROGRESS, tally)
+        event["elapsed_ms"] = (now_ns - tally.started_ns) // _NANOS_PER_MS
+        if not tally.attempts:
+            return event
+        attempt = tally.attempt
+        event["provider"], event["attempt"] = attempt.provider, attempt.number
+        if attempt.first_event_ns is None:
+            return event
+        tokens = attempt.reported.output_tokens if attempt.reported is not None else attempt.output_tokens_estimate
+        event["output_tokens"] = tokens
+        event["time_to_first_token_ms"] = (attempt.first_event_ns - attempt.started_ns) // _NANOS_PER_MS
+        seconds = (now_ns - attempt.first_event_ns) / _NANOS_PER_SECOND
+        charge_nanos = self._charge_of(tally)
+        if charge_nanos is not None:
+            event["charge_nanos"] = charge_nanos
+        event["tokens_per_second"] = round(tokens / seconds, 1) if seconds > 0 else 0.0
+        return event
 
     async def _flush(self) -> None:
         outbox, self._outbox = self._outbox, {}
@@ -337,23 +362,6 @@ def _head(kind: LiveKind, tally: Tally) -> LiveEvent:
         "key_id": principal.key_id,
         "model": tally.model,
     }
-
-
-def _progress(tally: Tally, now_ns: int) -> LiveEvent:
-    event = _head(LiveKind.REQUEST_PROGRESS, tally)
-    event["elapsed_ms"] = (now_ns - tally.started_ns) // _NANOS_PER_MS
-    if not tally.attempts:
-        return event
-    attempt = tally.attempt
-    event["provider"], event["attempt"] = attempt.provider, attempt.number
-    if attempt.first_event_ns is None:
-        return event
-    tokens = attempt.reported.output_tokens if attempt.reported is not None else attempt.output_tokens_estimate
-    event["output_tokens"] = tokens
-    event["time_to_first_token_ms"] = (attempt.first_event_ns - attempt.started_ns) // _NANOS_PER_MS
-    seconds = (now_ns - attempt.first_event_ns) / _NANOS_PER_SECOND
-    event["tokens_per_second"] = round(tokens / seconds, 1) if seconds > 0 else 0.0
-    return event
 
 
 def _now_ms() -> int:

@@ -54,6 +54,35 @@ def test_a_written_route_is_served_listed_and_removed(gateway: Gateway, ask: Ask
     assert ask("DELETE", "/admin/routes/team/fast")[0] == 404
 
 
+def test_a_deployment_is_switched_off_and_on_again(gateway: Gateway, ask: Ask) -> None:
+    def providers(model: str, times: int = 6) -> set[str]:
+        answers = [gateway.chat(model) for _ in range(times)]
+        assert {status for status, _, _ in answers} == {200}
+        return {gateway.records(headers["x-request-id"])[0].provider for _, headers, _ in answers}
+
+    both = [target("one"), target("two", order=1)]
+    ask("PUT", "/admin/routes/switched", {"deployments": [{**both[0], "is_on": False}, both[1]]})
+    (route,) = ask("GET", "/admin/routes?model=switched")[1]["data"]
+    shown = [(one["id"], one["is_on"], one["state"]) for one in route["deployments"]]
+    assert shown == [("two/normal", True, "closed"), ("one/normal", False, "off")]
+    assert providers("switched") == {"two"}
+    fields = ("provider", "upstream_model", "order", "weight")
+    again = [{name: one[name] for name in fields} for one in route["deployments"]]
+    ask("PUT", "/admin/routes/switched", {"deployments": again})
+    assert providers("switched") == {"one"}
+
+
+def test_what_is_left_of_a_route_that_is_off_is_nothing_and_it_can_be_switched_on(gateway: Gateway, ask: Ask) -> None:
+    off = [{**target("one"), "is_on": False}]
+    status, route = ask("PUT", "/admin/routes/alone", {"deployments": off})
+    assert (status, [one["state"] for one in route["deployments"]]) == (200, ["off"])
+    assert gateway.chat("alone")[0] == 404
+    assert "alone" not in [model["id"] for model in Tenant.decode(gateway.request("GET", "/v1/models")[2])["data"]]
+    assert conditions(ask, "alone")["one/normal"]["is_on"] is False
+    ask("PUT", "/admin/routes/alone", {"deployments": [target("one")]})
+    assert gateway.chat("alone")[0] == 200
+
+
 def test_requests_are_spread_by_weight(gateway: Gateway, ask: Ask) -> None:
     ask("PUT", "/admin/routes/spread", {"deployments": [target("one", weight=3), target("two", weight=1)]})
     for _ in range(40):

@@ -16,6 +16,7 @@ PACED = "fake/normal?tokens=30&duration_ms=1500"
 
 
 def test_a_key_sees_its_own_requests_run(gateway: Gateway, tenant: Tenant) -> None:
+    gateway.set_price("fake", PACED.removeprefix("fake/"), "1", "4")
     with Watcher(gateway.url, "/v1/live", tenant.key) as watcher:
         other = gateway.chat("fake/normal", key=Tenant(gateway).key)[1]["x-request-id"]
         request_id = gateway.chat(PACED, key=tenant.key, stream=True)[1]["x-request-id"]
@@ -28,8 +29,10 @@ def test_a_key_sees_its_own_requests_run(gateway: Gateway, tenant: Tenant) -> No
     last = progress[-1]
     assert last["type"] == "request.progress"
     assert set(last) == HEAD | {
-        *("provider", "attempt", "elapsed_ms", "output_tokens", "time_to_first_token_ms", "tokens_per_second")
+        *("provider", "attempt", "elapsed_ms", "output_tokens", "time_to_first_token_ms", "tokens_per_second"),
+        "charge_nanos",
     }
+    assert 0 < last["charge_nanos"] - last["output_tokens"] * 4_000 < 1_000 * 1_000, "and the input, by its length"
     assert 0 < last["output_tokens"] < 60, "an estimate: a token per event, or four bytes"
     assert 5 < last["tokens_per_second"] < 100
     (record,) = gateway.records(request_id)

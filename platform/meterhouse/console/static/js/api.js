@@ -40,8 +40,16 @@ async function watched(work) {
   }
 }
 
+// What a page asks for by itself keeps nobody signed in: only somebody who is there does.
+const PRESENT_MS = 60000;
+let touchedAt = Date.now();
+for (const kind of ["pointerdown", "pointermove", "keydown", "wheel", "touchstart"]) {
+  document.addEventListener(kind, () => (touchedAt = Date.now()), { passive: true, capture: true });
+}
+
 async function ask(url, method, body, signal) {
   const headers = { "x-form-token": formToken };
+  if (method === "GET" && Date.now() - touchedAt > PRESENT_MS) headers["x-background"] = "1";
   const isText = typeof body === "string";
   if (body !== undefined) headers["content-type"] = isText ? "application/x-ndjson" : "application/json";
   let answer;

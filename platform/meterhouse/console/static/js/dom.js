@@ -34,11 +34,12 @@ export function notify(text, isBad = false) {
 }
 
 // A table: columns are {title, cell(item), number?}.
-export function table(columns, items, { empty = "There is nothing here yet.", open = null } = {}) {
+export function table(columns, items, { empty = "There is nothing here yet.", open = null, id = null } = {}) {
   if (!items.length) return h("p", { class: "empty" }, empty);
   const head = h("tr", {}, columns.map((c) => h("th", { scope: "col", class: c.number ? "number" : null }, c.title)));
   const rows = items.map((item) => {
     const row = h("tr", {}, columns.map((c) => h("td", { class: c.number ? "number" : null }, c.cell(item))));
+    if (id) row.dataset.id = id(item);
     if (open) {
       row.classList.add("open");
       row.tabIndex = 0;
@@ -90,7 +91,7 @@ export function dialog(title, ...children) {
 }
 
 // Asks before what cannot be undone; resolves to whether it was wanted.
-export function confirm(title, text, action) {
+export function confirm(title, text, action, otherwise = "Keep it") {
   return new Promise((resolve) => {
     let isWanted = false;
     const box = h("dialog", { "aria-label": title }, h("h2", {}, title), h("p", {}, text));
@@ -101,7 +102,7 @@ export function confirm(title, text, action) {
     box.append(
       h("div", { class: "row" },
         h("button", { type: "button", class: "bad", onclick: want }, action),
-        h("button", { type: "button", autofocus: true, onclick: () => box.close() }, "Keep it")),
+        h("button", { type: "button", autofocus: true, onclick: () => box.close() }, otherwise)),
     );
     box.addEventListener("close", () => {
       box.remove();

@@ -3,12 +3,14 @@
 import { get, send } from "./api.js";
 import { button, confirm, dialog, field, h, moment, notify, pairs, select, show, table, tag } from "./dom.js";
 import { limitBars, limitsForm } from "./limits.js";
+import { listProjects } from "./names.js";
 
 const PAGE = 50;
 
 export async function keysPage({ session, rest }) {
   if (rest[0]) return keyPage(session, rest[0]);
-  const projects = (await get("/admin/projects", { limit: 100 })).data;
+  const mayChange = session.role !== "reader";
+  const [projects, organizations] = await Promise.all([listProjects(), get("/admin/organizations", { limit: 100 })]);
   const choices = [["", "All projects"], ...projects.map((p) => [p.id, p.name])];
   const names = Object.fromEntries(choices);
   let project = "";
@@ -40,15 +42,22 @@ export async function keysPage({ session, rest }) {
   return [
     h("h1", {}, "Keys and limits"),
     h("p", { class: "lead" }, "A key belongs to a project; the limits of its project and organization bind it as well."),
-    h("div", { class: "row" }, button("Issue a key", () => issueDialog(projects), "main"), button("New project", () => projectDialog()), choice, find),
+    h("div", { class: "row" }, mayChange && button("Issue a key", () => issueDialog(session, projects, organizations.data), "main"),
+      mayChange && button("New project", () => projectDialog(organizations.data)), choice, find),
     h("div", { class: "card" }, list, more),
     h("div", { class: "card" }, h("h2", {}, "Limits of projects"),
       table([
         { title: "Project", cell: (p) => p.name },
         { title: "Id", cell: (p) => h("code", {}, p.id) },
         { title: "State", cell: (p) => (p.archived_at ? tag("archived", "bad") : tag("active", "good")) },
-        { title: "", cell: (p) => h("span", {}, button("Limits", () => limitsDialog("project", p.id, p.name))) },
+        { title: "", cell: (p) => mayChange && button("Limits", () => limitsDialog("project", p.id, p.name)) },
       ], projects, { empty: "There is no project yet." })),
+    session.role === "operator" && h("div", { class: "card" }, h("h2", {}, "Limits of organizations"),
+      table([
+        { title: "Organization", cell: (o) => o.name },
+        { title: "Id", cell: (o) => h("code", {}, o.id) },
+        { title: "", cell: (o) => button("Limits", () => limitsDialog("organization", o.id, o.name)) },
+      ], organizations.data), organizations.has_more ? h("p", { class: "hint" }, "These are the first hundred.") : null),
   ];
 }
 
@@ -83,17 +92,18 @@ async function keyPage(session, id) {
       button("Issue the successor", async () => {
         const issued = await send("POST", `/admin/keys/${encodeURIComponent(id)}/rotate`, { overlap_seconds: Math.round(Number(hours.value) * 3600) });
         box.close();
-        shownOnce(session, issued);
+        await shownOnce(session, issued);
       }, "main"));
   };
+  const mayChange = session.role !== "reader" && !key.revoked_at;
   const standing = h("div", {}, h("p", { class: "busy" }, "Asking the meter"));
   limitBars(standing, `/admin/keys/${encodeURIComponent(id)}/limits`);
   return [
     h("p", {}, h("a", { href: "#/keys" }, "← All keys")),
     h("h1", {}, key.name), state(key),
     h("div", { class: "row" },
-      !key.revoked_at && button("Rotate", rotate), !key.revoked_at && button("Limits", () => limitsDialog("key", key.id, key.name)),
-      !key.revoked_at && button("Revoke", revoke, "bad")),
+      mayChange && button("Rotate", rotate), mayChange && button("Limits", () => limitsDialog("key", key.id, key.name)),
+      mayChange && button("Revoke", revoke, "bad")),
     h("div", { class: "columns" },
       h("div", { class: "card" }, h("h2", {}, "Key"), pairs([
         ["Id", h("code", {}, key.id)], ["Value", h("code", {}, key.redacted_value)], ["Project", h("code", {}, key.project_id)],
@@ -105,8 +115,8 @@ async function keyPage(session, id) {
   ];
 }
 
-function issueDialog(projects) {
-  if (!projects.length) return projectDialog();
+function issueDialog(session, projects, organizations) {
+  if (!projects.length) return projectDialog(organizations);
   const name = h("input", { required: true, maxlength: 200 });
   const project = select(projects.filter((p) => !p.archived_at).map((p) => [p.id, p.name]), projects[0].id);
   const models = h("input", { placeholder: "every model" });
@@ -126,17 +136,26 @@ function issueDialog(projects) {
         expires_in_seconds: days.value ? Number(days.value) * 86400 : null,
       });
       box.close();
-      shownOnce(null, issued);
+      await shownOnce(session, issued);
     }, "main"));
   name.focus();
 }
 
-function shownOnce(session, issued) {
-  const base = document.querySelector(".where")?.textContent ?? "";
+// A name for the snippet: one that this key may use, else one that is served or was asked for.
+async function findModel(session, issued) {
+  if (issued.models?.length) return issued.models[0];
+  const found = session.role === "operator" ? (await get("/admin/routes")).data.map((route) => route.model)
+    : (await get("/admin/breakdown", { start_time: Math.floor(Date.now() / 3600000) * 3600 - 604800, by: "model", top: 1 })).lines.map((line) => line.name);
+  return found[0] || "simulator";
+}
+
+async function shownOnce(session, issued) {
+  const base = session.gateway_url;
+  const model = await findModel(session, issued).catch(() => "simulator");
   const snippet = `from openai import OpenAI
 
 client = OpenAI(base_url="${base}/v1", api_key="${issued.value}")
-answer = client.chat.completions.create(model="simulator", messages=[{"role": "user", "content": "Hello!"}])
+answer = client.chat.completions.create(model=${JSON.stringify(model)}, messages=[{"role": "user", "content": "Hello!"}])
 print(answer.choices[0].message.content)`;
   const copy = (text) => button("Copy", async () => {
     await navigator.clipboard.writeText(text);
@@ -149,11 +168,12 @@ print(answer.choices[0].message.content)`;
   box.addEventListener("close", () => window.dispatchEvent(new Event("hashchange")));
 }
 
-function projectDialog() {
+function projectDialog(organizations) {
   const name = h("input", { required: true, maxlength: 200 });
-  const box = dialog("New project", field("Name", name), button("Create", async () => {
+  const organization = select(organizations.map((o) => [o.id, o.name]), organizations[0]?.id);
+  const box = dialog("New project", field("Name", name), organizations.length > 1 && field("Organization", organization), button("Create", async () => {
     if (!name.value.trim()) return name.focus();
-    await send("POST", "/v1/organization/projects", { name: name.value.trim() });
+    await send("POST", "/admin/projects", { organization_id: organization.value, name: name.value.trim() });
     box.close();
     window.dispatchEvent(new Event("hashchange"));
   }, "main"));

@@ -9,7 +9,7 @@ export async function ledgerPage({ session }) {
   return [
     h("h1", {}, "Ledger"),
     h("p", { class: "lead" }, "Every answer's usage, as it is billed. Nothing here is ever changed; corrections are lines of their own."),
-    recordsCard(session), organizations.length ? invoiceCard(organizations) : null, auditCard(),
+    session.role === "reader" ? null : recordsCard(session), organizations.length ? invoiceCard(session, organizations) : null, auditCard(),
   ];
 }
 
@@ -56,7 +56,7 @@ function recordsCard(session) {
   return h("div", { class: "card" }, h("h2", {}, "Records"), form, result);
 }
 
-function invoiceCard(organizations) {
+function invoiceCard(session, organizations) {
   const organization = select(organizations.map((o) => [o.id, o.name]), organizations[0].id);
   const month = h("input", { type: "month", value: new Date().toISOString().slice(0, 7) });
   const result = h("div", {});
@@ -77,7 +77,8 @@ function invoiceCard(organizations) {
   });
   return h("div", { class: "card" }, h("h2", {}, "Invoices and proof"),
     h("p", { class: "hint" }, "An export holds every record with its seal, signed by this host; Verify makes one and checks each link of the chain, and compares it with the database."),
-    h("div", { class: "row" }, field("Organization", organization), field("Month", month), look, download, verify), result);
+    h("div", { class: "row" }, field("Organization", organization), field("Month", month), look,
+      session.role !== "reader" && [download, verify]), result);
 }
 
 function invoiceParts(invoice, path) {
@@ -99,14 +100,24 @@ function verification(found) {
 
 function auditCard() {
   const result = h("div", {}, h("p", { class: "busy" }, "Loading"));
-  get("/admin/audit", { limit: 50 }).then((page) => show(result, table([
-    { title: "When", cell: (e) => moment(e.created_at) },
-    { title: "Who", cell: (e) => [h("code", {}, e.actor_id), " ", h("span", { class: "hint" }, e.actor_role)] },
-    { title: "Did", cell: (e) => e.action },
-    { title: "To", cell: (e) => h("code", {}, e.target_id) },
-    { title: "From", cell: (e) => e.address ?? "this machine" },
-  ], page.data, { empty: "Nobody changed anything yet.", open: showChange }))).catch((error) => show(result, h("p", { class: "error" }, error.message)));
-  return h("div", { class: "card" }, h("h2", {}, "Audit log"), result);
+  const more = h("div", { class: "row" });
+  let after = null;
+  const load = async (isFirst) => {
+    const page = await get("/admin/audit", { limit: 50, after });
+    after = page.last_id;
+    const shown = table([
+      { title: "When", cell: (e) => moment(e.created_at) },
+      { title: "Who", cell: (e) => [h("code", {}, e.actor_id), " ", h("span", { class: "hint" }, e.actor_role)] },
+      { title: "Did", cell: (e) => e.action },
+      { title: "To", cell: (e) => h("code", {}, e.target_id) },
+      { title: "From", cell: (e) => e.address ?? "this machine" },
+    ], page.data, { empty: "Nobody changed anything yet.", open: showChange });
+    if (isFirst) show(result, shown);
+    else result.append(shown);
+    show(more, page.has_more ? button("Earlier changes", () => load(false)) : null);
+  };
+  load(true).catch((error) => show(result, h("p", { class: "error" }, error.message)));
+  return h("div", { class: "card" }, h("h2", {}, "Audit log"), result, more);
 }
 
 function showChange(event) {

@@ -84,10 +84,16 @@ export async function limitBars(element, path) {
 }
 
 function bar(limit) {
-  const say = limit.kind === "spend" ? usd : number;
   return h("div", { class: "limit" },
-    h("div", {}, h("strong", {}, limit.limit), " ", h("span", { class: "hint" }, `of the ${limit.scope}`)),
+    h("div", {}, h("strong", {}, limit.limit), " ", h("span", { class: "hint" }, `of the ${limit.scope}`)), standing(limit));
+}
+
+// What is spent, reserved and free of a limit, as a bar and in words.
+export function standing(limit) {
+  const say = limit.kind === "spend" ? usd : number;
+  return [
     meterBar(limit.amount, limit.spent, limit.reserved),
-    h("p", { class: "hint" }, `${say(limit.spent)} spent, ${say(limit.reserved)} reserved, ${say(limit.free)} free`,
-      limit.resets_at ? `; resets ${until(limit.resets_at)}` : ""));
+    h("p", { class: "hint" }, `${say(limit.spent)} spent, ${say(limit.reserved)} reserved, ${say(limit.free)} free of ${say(limit.amount)}`,
+      limit.resets_at ? `; resets ${until(limit.resets_at)}` : ""),
+  ];
 }

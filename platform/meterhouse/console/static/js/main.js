@@ -10,11 +10,17 @@ import { playgroundPage } from "./playground.js";
 import { supplyPage } from "./supply.js";
 import { minePage } from "./mine.js";
 
+const LIVE = ["live", "Live", livePage];
+const LOOKING = [["overview", "Overview", overviewPage], ["keys", "Keys and limits", keysPage], LIVE];
+const LEDGER = ["ledger", "Ledger", ledgerPage];
 const PAGES = {
-  admin: [["overview", "Overview", overviewPage], ["keys", "Keys and limits", keysPage], ["live", "Live", livePage],
-    ["supply", "Providers", supplyPage], ["ledger", "Ledger", ledgerPage]],
-  tenant: [["mine", "My limits", minePage], ["playground", "Playground", playgroundPage], ["live", "Live", livePage]],
+  operator: [...LOOKING, ["supply", "Providers", supplyPage], LEDGER],
+  owner: [...LOOKING, LEDGER],
+  reader: [...LOOKING, LEDGER],
+  tenant: [["mine", "My limits", minePage], ["playground", "Playground", playgroundPage], LIVE],
 };
+
+const ROLES = { operator: "Signed in as operator", owner: "Signed in as owner", reader: "Signed in as reader: you may look", tenant: "Signed in with a key" };
 
 const app = document.getElementById("app");
 let session = null;
@@ -52,7 +58,7 @@ function signInPage(message = "") {
 function begin(opened) {
   session = opened;
   setSession(session);
-  if (!PAGES[session.kind].some(([name]) => name === here().name)) location.hash = `#/${PAGES[session.kind][0][0]}`;
+  if (!PAGES[session.role].some(([name]) => name === here().name)) location.hash = `#/${PAGES[session.role][0][0]}`;
   render();
 }
 
@@ -64,7 +70,8 @@ function here() {
 async function render() {
   if (!session) return;
   stop();
-  const pages = PAGES[session.kind];
+  const isLater = app.querySelector("nav") !== null;
+  const pages = PAGES[session.role];
   const { name, rest } = here();
   const [, title, page] = pages.find(([known]) => known === name) ?? pages[0];
   document.title = `${title} – Meterhouse`;
@@ -75,6 +82,8 @@ async function render() {
   try {
     const parts = await page({ session, rest, signal: abort.signal });
     if (!abort.signal.aborted) show(content, parts);
+    // Whoever came by keyboard goes on in the page, and need not walk through the menu again.
+    if (isLater && !abort.signal.aborted) content.focus({ preventScroll: true });
   } catch (error) {
     if (abort.signal.aborted) return;
     show(content, h("h1", {}, title), h("p", { class: "error", role: "alert" }, error.message),
@@ -92,7 +101,7 @@ function sidebar(pages, title) {
     h("div", { class: "brand" }, h("img", { src: "/static/icon.svg", alt: "" }), h("span", {}, "Meterhouse")),
     pages.map(([name, text]) => h("a", { href: `#/${name}`, "aria-current": text === title ? "page" : null }, text)),
     h("div", { class: "foot" }, h("span", { class: "where" }, session.gateway_url), theme,
-      h("button", { type: "button", onclick: signOut }, "Sign out")));
+      h("span", { class: "who hint" }, ROLES[session.role]), h("button", { type: "button", onclick: signOut }, "Sign out")));
 }
 
 async function signOut() {
@@ -105,6 +114,10 @@ async function signOut() {
 }
 
 window.addEventListener("hashchange", render);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  document.getElementById("content")?.focus();
+});
 document.addEventListener("session-ended", () => session && signInPage("Your session has ended. Sign in again."));
 
 call("/session").then(begin, () => signInPage());

@@ -9,7 +9,7 @@ const BOTTOM = 22;
 const TOP = 8;
 
 // times: Unix seconds; lines: [{name, values}]; format(value) in words.
-export function plot({ times, lines, format, label }) {
+export function plot({ times, lines, format, label, isNamed = lines.length > 1 }) {
   const box = h("div", { class: "plot", tabindex: 0, role: "img", "aria-label": label });
   const tip = h("div", { class: "tip left", hidden: true });
   const totals = times.map((_, i) => lines.reduce((sum, line) => sum + (line.values[i] ?? 0), 0));
@@ -47,7 +47,7 @@ export function plot({ times, lines, format, label }) {
     event.preventDefault();
     point(place + step);
   });
-  const legend = lines.length > 1 && h("div", { class: "legend" },
+  const legend = isNamed && h("div", { class: "legend" },
     lines.map((line, n) => h("span", { class: color(n) }, h("i", {}), h("span", {}, line.name))));
   return h("div", {}, box, legend);
 }

@@ -5,15 +5,15 @@ import { dialog, duration, h, moment, notify, number, pairs, table, usd } from "
 
 export async function openReceipt(session, requestId) {
   try {
-    const path = session.kind === "admin" ? "/admin/ledger/receipts/" : "/v1/receipts/";
+    const path = session.role === "tenant" ? "/v1/receipts/" : "/admin/ledger/receipts/";
     const receipt = await get(`${path}${encodeURIComponent(requestId)}`);
-    dialog("Receipt", ...receiptParts(receipt));
+    dialog("Receipt", ...receiptParts(receipt, session.trace_url));
   } catch (error) {
     notify(error.code === "receipt_pending" ? "The receipt is written when the request is over. Ask again in a second." : error.message, true);
   }
 }
 
-export function receiptParts(receipt) {
+function receiptParts(receipt, traceUrl) {
   const last = receipt.attempts.at(-1) ?? {};
   const used = (attempt) => attempt.usage ?? attempt;
   return [
@@ -24,7 +24,7 @@ export function receiptParts(receipt) {
       ["Key", h("code", {}, receipt.key_id ?? last.key_id)],
       ["Begun", moment((receipt.admitted_at ?? last.admitted_at_ms) / 1000)],
       ["Charged", usd(receipt.charge_nanos)],
-      ["Trace", last.trace_id && h("code", {}, last.trace_id)],
+      ["Trace", last.trace_id && trace(last.trace_id, traceUrl)],
     ]),
     table([
       { title: "#", cell: (a) => a.attempt },
@@ -40,6 +40,12 @@ export function receiptParts(receipt) {
       { title: "Charge", number: true, cell: (a) => usd(a.charge_nanos) },
     ], receipt.attempts),
   ];
+}
+
+// A link where the console was told of a page for traces; the id is hexadecimal.
+function trace(id, url) {
+  const text = h("code", {}, id);
+  return url ? h("a", { href: url.replaceAll("{trace_id}", encodeURIComponent(id)), target: "_blank", rel: "noopener noreferrer" }, text) : text;
 }
 
 function seal(found) {

@@ -1,0 +1,61 @@
+"""Counts requests that a limit, a mistake or an overload turned away before they had a record in the ledger.
+
+Invariant: a refusal costs the request one addition; what waits to be written is bounded, and what has no room is
+dropped. Not here: the limits' own metrics (``telemetry.metrics``).
+"""
+
+from meterhouse.db.refusals import RefusalStore, Refused
+from meterhouse.errors import GatewayError, StoreDown
+from meterhouse.identity import Principal
+from meterhouse.metering import Clock
+from meterhouse.providers.routes import Routes
+
+FLUSH_SECONDS = 1.0
+MOST_WAITING = 10_000
+"""Different ones that wait to be written; a new one beyond these is dropped."""
+HOUR_MS = 3_600_000
+
+
+class Refusals:
+    """What this process refused since it wrote it down last."""
+
+    def __init__(self, store: RefusalStore, routes: Routes, clock: Clock) -> None:
+        self._store = store
+        self._routes = routes
+        self._clock = clock
+        self._counts: dict[Refused, int] = {}
+
+    def note(self, principal: Principal, model: str, error: GatewayError) -> None:
+        """Count a request."""
+        now_ms = self._clock.now_ms()
+        place = Refused(
+            principal.organization_id,
+            now_ms - now_ms % HOUR_MS,
+            principal.project_id,
+            principal.key_id,
+            model if self._routes.find_model(model) is not None else "",
+            error.owner,
+            error.code or "",
+        )
+        self._add(place, 1)
+
+    async def flush(self) -> None:
+        """Write what was counted.
+
+        Raises:
+            StoreDown: There is no database; what was counted is tried again the next time.
+        """
+        counts, self._counts = self._counts, {}
+        if not counts:
+            return
+        try:
+            await self._store.add(counts)
+        except StoreDown:
+            for place, requests in counts.items():
+                self._add(place, requests)
+            raise
+
+    def _add(self, place: Refused, requests: int) -> None:
+        known = self._counts.get(place)
+        if known is not None or len(self._counts) < MOST_WAITING:
+            self._counts[place] = (known or 0) + requests
