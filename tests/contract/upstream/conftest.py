@@ -1,4 +1,7 @@
-"""What the contract of the upstream client runs over: both clients, on production's event loop and on asyncio's."""
+"""What the contract of the upstream client runs over: both clients, on production's event loop and on asyncio's.
+
+Where an answer ends is found out without a loop, so that production's is enough for that.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,7 +16,10 @@ from meterhouse.providers.upstream import ClientName, Upstream
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
+    if item.path.name != "test_framing.py":
+        loops["asyncio"] = asyncio.new_event_loop
+    return loops
 
 
 @pytest.fixture(params=["httptools", "aiohttp"])
