@@ -18,7 +18,7 @@ from api.asking import error_of
 from fakes.exchange import Exchange
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
-from meterhouse.errors import UpstreamDown
+from meterhouse.errors import UpstreamError
 from meterhouse.providers.activation import activate
 from meterhouse.providers.aiohttp_client import AiohttpClient
 from meterhouse.providers.provider import ProviderSetting
@@ -143,7 +143,7 @@ async def test_a_name_that_leads_elsewhere_a_moment_later_is_not_followed(
     trap: Trap, monkeypatch: pytest.MonkeyPatch, client: ClientName
 ) -> None:
     """DNS rebinding: public when it was set and looked up first, this machine at the next look."""
-    answers = iter(["203.0.113.7", "127.0.0.1", "127.0.0.1"])
+    found = ["127.0.0.1", "203.0.113.7"]
     setting = ProviderSetting(
         name="evil", credential="sk-secret", base_url=f"https://rebind.example:{trap.port}/v1", is_public_only=True
     )
@@ -151,19 +151,24 @@ async def test_a_name_that_leads_elsewhere_a_moment_later_is_not_followed(
     assert active is not None
 
     async def look_up(_host: str, port: int, **_options: object) -> list[tuple[Any, ...]]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (next(answers), port))]
+        address = found.pop() if len(found) > 1 else found[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
     monkeypatch.setattr("meterhouse.providers.http1.site.ADDRESS_SECONDS", 0.0)
     async with Upstream(client=client) as upstream:
-        for _ in range(2):
-            with pytest.raises(UpstreamDown):
+        told = ""
+        for _ in range(20):  # a busy machine may take longer for the first look than a request has
+            with pytest.raises(UpstreamError) as caught:
                 await upstream.open(active, "/chat/completions", b"{}", is_streamed=False, timeout_seconds=0.2)
+            told = caught.value.message
+            if "could not be found" in told:
+                break
             if isinstance(upstream._client, AiohttpClient):
                 for session in upstream._client._sessions.values():
                     session.connector.clear_dns_cache()
+    assert "could not be found" in told
     assert trap.visitors == 0
-    assert next(answers) == "127.0.0.1", "it was looked up twice"
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -46,15 +46,12 @@ class Http1Answer:
         "_source",
         "_waiter",
         "_waiting_bytes",
-        "is_stale",
         "status",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, source: Source, provider: str) -> None:
         self.status = 0
         """0 until the head is there."""
-        self.is_stale = False
-        """The connection had served before and was closed without a byte for this one: the server was about to."""
         self._loop = loop
         self._source: Source | None = source
         self._provider = provider

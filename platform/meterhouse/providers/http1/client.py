@@ -11,6 +11,7 @@ from yarl import URL
 
 from meterhouse.errors import UpstreamDown
 from meterhouse.providers.http1.answer import Http1Answer
+from meterhouse.providers.http1.connection import StaleConnection
 from meterhouse.providers.http1.pool import Pool
 from meterhouse.providers.http1.site import Site
 from meterhouse.providers.http_client import MAX_CONNECTIONS, STOPPING, Targets, check_usable, forwarded
@@ -87,11 +88,12 @@ class Http1Client:
         deadline = self._opened().loop.time() + seconds
         target = self._targets.of(endpoint, path, is_streamed=False)
         head = target.head("GET", target.headers) + b"\r\n"
-        return await self._send(target, head, b"", deadline, may_repeat=True)
+        try:
+            return await self._send(target, head, b"", deadline)
+        except StaleConnection:
+            return await self._send(target, head, b"", deadline)
 
-    async def _send(
-        self, target: _Target, head: bytes, body: bytes, deadline_seconds: float, *, may_repeat: bool = False
-    ) -> Http1Answer:
+    async def _send(self, target: _Target, head: bytes, body: bytes, deadline_seconds: float) -> Http1Answer:
         pool, site = self._opened(), target.site
         connection = site.try_lease()
         if connection is None:
@@ -102,13 +104,10 @@ class Http1Client:
         try:
             await answer.wait_for_head()
             check_usable(answer.status, answer.header(b"content-encoding"), target.provider)
-        except BaseException as error:
+        except BaseException:
             answer.abort()
-            if not (may_repeat and answer.is_stale and isinstance(error, UpstreamDown)):
-                raise
-        else:
-            return answer
-        return await self._send(target, head, body, deadline_seconds)
+            raise
+        return answer
 
     def _opened(self) -> Pool:
         pool = self._pool

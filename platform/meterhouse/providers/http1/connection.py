@@ -42,6 +42,10 @@ class Owner(Protocol):
         ...
 
 
+class StaleConnection(UpstreamDown):
+    """The connection had served before, and was closed without a byte for this request: the server was about to."""
+
+
 class _Refused(Exception):
     """What came is no HTTP that we take; the parser ends at it. Its text shows nothing of what came."""
 
@@ -142,7 +146,6 @@ class Connection(asyncio.Protocol):
         answer = self._answer
         self.close()
         if answer is not None:
-            answer.is_stale = self._was_used and not self._has_begun
             answer.fail(kind, text, detail)
 
     # --- called by the transport
@@ -196,10 +199,10 @@ class Connection(asyncio.Protocol):
             answer.finish()
         elif self._has_head:
             self.lose(UpstreamDown, "ended its answer early", _said(exc))
-        elif exc is None:
-            self.lose(UpstreamDown, "closed the connection without an answer")
         else:
-            self.lose(UpstreamDown, "broke the connection", _said(exc))
+            kind = StaleConnection if self._was_used and not self._has_begun else UpstreamDown
+            text = "closed the connection without an answer" if exc is None else "broke the connection"
+            self.lose(kind, text, _said(exc))
 
     # --- called by the parser
 
@@ -230,6 +233,7 @@ class Connection(asyncio.Protocol):
             if status < 100 or status == _SWITCHING:  # noqa: PLR2004 - HTTP's classes
                 raise _Refused("no answer, but another protocol")
             headers.clear()
+            self._header_count = 0
             return
         version = parser.get_http_version()
         if version not in {"1.1", "1.0"}:

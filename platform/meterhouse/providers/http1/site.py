@@ -109,8 +109,8 @@ class Site:
     async def _connect(self) -> Connection:
         """Connect to the first address that answers; one that cannot be trusted is left out and the others tried."""
         self._pool.make_room()
-        tls = await self._pool.tls() if self._is_secure else None
         addresses = list(await self._find_addresses())
+        tls = await self._pool.tls() if self._is_secure else None
         while True:
             sock = await aiohappyeyeballs.start_connection(
                 addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_SECONDS, interleave=1
