@@ -115,9 +115,12 @@ class Site:
             sock = await aiohappyeyeballs.start_connection(
                 addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_SECONDS, interleave=1
             )
-            peer = None
             try:
                 peer = sock.getpeername()[0]
+            except OSError:
+                sock.close()
+                raise
+            try:
                 return await self._set_up(sock, tls)
             except OSError:
                 others = [row for row in addresses if row[4][0] != peer]
