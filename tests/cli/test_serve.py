@@ -285,6 +285,7 @@ def test_no_request_fails_during_reloads(fleet: ServeProcess) -> None:
             replace_all(fleet)
 
 
+@pytest.mark.timeout(300)  # eight workers start one after the other
 def test_a_worker_that_has_served_enough_is_replaced_unnoticed(fleet: ServeProcess) -> None:
     fleet.env_file.write_text("METERHOUSE_WORKER_REQUESTS=100\n")
     worn = replace_all(fleet)
@@ -333,7 +334,7 @@ def test_a_stream_that_is_too_long_is_cut_with_an_event_and_a_record(own_fleet: 
     reader = Reader(own_fleet, "fake/normal?tokens=20&gate=5")
     began = time.monotonic()
     assert own_fleet.stop() == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     failure = reader.end()
     up.release()
     assert isinstance(failure, openai.APIError)

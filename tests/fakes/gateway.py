@@ -25,6 +25,7 @@ import msgspec
 import openai
 import uvloop
 
+from fakes.store import begin_store
 from meterhouse.dev import DevServer, bind, ensure_dev_keys, server_config
 from meterhouse.gateway import Gateway as Parts
 from meterhouse.gateway import Options, open_gateway
@@ -34,10 +35,11 @@ from meterhouse.ledger.files import FileLayer
 from meterhouse.limits.limit import parse_limits
 from meterhouse.metering import Scope
 from meterhouse.settings import Environment
+from meterhouse.stores import make_folder
 from meterhouse.usage import UsageRecord
 
 Result = TypeVar("Result")
-START_SECONDS = 20
+START_SECONDS = 60
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 QUICK = {
@@ -106,6 +108,9 @@ class Gateway:
 
     def start(self) -> Self:
         """Start and wait until it serves."""
+        if "METERHOUSE_DATABASE_URL" not in self.environment:
+            make_folder(self.data)
+            begin_store(self.data / "ledger.db")
         self._thread = threading.Thread(target=self._main, name="gateway", daemon=True)
         self._thread.start()
         assert self._started.wait(START_SECONDS), "the gateway did not start"
@@ -197,7 +202,7 @@ class Gateway:
         body = {"model": model, "messages": MESSAGES, **fields}
         return self.request("POST", "/v1/chat/completions", body, key=key)
 
-    def records(self, request_id: str, *, wait_seconds: float = 5) -> list[UsageRecord]:
+    def records(self, request_id: str, *, wait_seconds: float = 30) -> list[UsageRecord]:
         """Return a request's ledger rows from SQL, waiting until they are shipped; by ``x-request-id``."""
         bare = parse_request_id(request_id)
         assert bare is not None, request_id
@@ -212,7 +217,7 @@ class Gateway:
         self.settle()
         return read_ledger(self.data)
 
-    def settle(self, *, wait_seconds: float = 10) -> None:
+    def settle(self, *, wait_seconds: float = 30) -> None:
         """Wait until no request is open and every record is in SQL."""
         deadline = time.monotonic() + wait_seconds
         while self.call(lambda: len(self.parts.inference.checkpointer.live)):

@@ -37,6 +37,7 @@ from meterhouse.limits.layout import (
 from meterhouse.limits.learning import Learner
 from meterhouse.limits.link import CommandRefused, LinkDown, RedisLink
 from meterhouse.limits.outage import OutageMeter
+from meterhouse.limits.patience import patience
 from meterhouse.limits.scripts import Script, load_scripts
 from meterhouse.limits.settlements import Settlements, batches
 from meterhouse.limits.sweeps import MOST_REAPED, Activity, Pages
@@ -321,7 +322,7 @@ class RedisMeter:
         if reply[0] != Status.LEARN and reply[0] != Status.UNKNOWN:
             return reply
         try:
-            async with asyncio.timeout(self._wait_seconds):
+            async with patience(self._wait_seconds):
                 while True:
                     if reply[0] == Status.LEARN:
                         await self._learner.learn(organization_id, decode_slots(reply))
