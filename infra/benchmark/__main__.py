@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import bodies, comparison, hold, judge, keys, queries, shipping, soak, stages
+from benchmark import bodies, clients, comparison, hold, judge, keys, queries, shipping, soak, stages
 from benchmark.plot import draw
 from benchmark.report import Cell, Outcome
 from benchmark.servers import BenchError
@@ -30,6 +30,7 @@ MEASUREMENTS = {
     "soak": soak.soak,
     "body": bodies.compare_bodies,
     "stages": stages.measure_stages,
+    "client": clients.compare_clients,
 }
 
 
@@ -68,6 +69,12 @@ def parse_arguments() -> argparse.Namespace:
     other.add_argument("--body", type=int, nargs="+", metavar="KB", help="prompts so long; 1024 is a megabyte")
     other.add_argument(
         "--stages", action="store_true", default=None, help="where the CPU time of a request goes; needs py-spy"
+    )
+    other.add_argument(
+        "--client",
+        action="store_const",
+        const=True,
+        help="each HTTP client to providers by itself: CPU time per answer",
     )
     arguments = parser.parse_args()
     arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 4.0)

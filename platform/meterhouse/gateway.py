@@ -155,7 +155,8 @@ async def open_gateway(
         vault = Vault(stores.peppers, stores.pepper_version)
         supply = Supply(environment, settings, stores.catalog, stores.clock, vault)
         await supply.open(has_simulator=options.has_simulator)
-        upstream = await stack.enter_async_context(Upstream(simulator=Simulator() if options.has_simulator else None))
+        simulator = Simulator() if options.has_simulator else None
+        upstream = await stack.enter_async_context(Upstream(simulator=simulator, client=settings.upstream_client))
         records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
         parts = await stack.enter_async_context(open_meter(settings, stores, records, metrics))
         office = await stack.enter_async_context(open_back_office(settings, stores))

@@ -184,6 +184,9 @@ class Settings(BaseSettings):
     worker_requests: Count | None = Field(
         None, description="A worker is replaced after so many requests, up to a tenth more; unset: never"
     )
+    upstream_client: Literal["httptools", "aiohttp"] = Field(
+        "httptools", description="Who speaks HTTP to providers: our lean client, or the library"
+    )
     connect_timeout_seconds: Seconds | None = Field(None, description="Overrides every provider's connect timeout")
     first_token_timeout_seconds: Seconds | None = Field(None, description="Overrides the first-token timeout")
     idle_timeout_seconds: Seconds | None = Field(None, description="Overrides the timeout between two data events")

@@ -14,6 +14,7 @@ TASKS_ALLOWED = {
     "http/tasks.py": "the helper: keeps the reference, logs a failure, is awaited at shutdown",
     "limits/learning.py": "one operation for all who wait; kept in its flight until it ends",
     "limits/counters.py": "one reading of the ledger for all who wait; kept in _flights until it ends",
+    "providers/http1/site.py": "one look-up of a name for all who ask; kept in _lookup until it ends, ended by close()",
     "keys/keyring.py": "one look-up of a key for all who wait; kept in _running until it ends",
     "keys/reader.py": "one query for all keys that wait; each task is kept until it ends, and awaited by close",
     "keys/mirror.py": "one writer for all that waits; kept in _writer until it ends, and ended by close",

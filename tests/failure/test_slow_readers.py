@@ -74,14 +74,17 @@ def connection_of(bench: Bench, client: Client) -> Any:
     return next((found for found in list(server.server_state.connections) if found.client[1] == port), None)
 
 
+def in_use(bench: Bench) -> list[Any]:
+    """Return the connections to providers over which an answer comes."""
+    return list(bench.gateway.parts.inference.attempts._upstream._client._pool._leased)
+
+
 def buffered_bytes(bench: Bench, client: Client) -> int:
     """What this process holds of the one answer that runs: from the provider, and for the client."""
-    upstream = bench.gateway.parts.inference.attempts._upstream
 
     def look() -> int:
         waiting = connection_of(bench, client).transport.get_write_buffer_size()
-        received = sum(protocol._payload._size for protocol in upstream._sessions[False].connector._acquired)
-        return int(waiting + received)
+        return int(waiting) + sum(connection._answer._waiting_bytes for connection in in_use(bench))
 
     return bench.gateway.call(look)
 
@@ -93,13 +96,9 @@ def wait_until_stalled(bench: Bench, client: Client) -> None:
 
 def wait_until_paused(bench: Bench, client: Client) -> None:
     """Wait until the gateway neither writes to a client nor reads from the one provider connection in use."""
-    upstream = bench.gateway.parts.inference.attempts._upstream
 
     def is_paused() -> bool:
-        reading = [
-            protocol for protocol in upstream._sessions[False].connector._acquired if not protocol._reading_paused
-        ]
-        return connection_of(bench, client).flow.write_paused and not reading
+        return connection_of(bench, client).flow.write_paused and all(found._is_paused for found in in_use(bench))
 
     wait_for(lambda: bench.gateway.call(is_paused))
 

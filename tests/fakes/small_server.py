@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
@@ -33,6 +34,8 @@ class Server:
     heads: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     connections: int = 0
+    ended: int = 0
+    """Connections that are over."""
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     endpoint: ActiveProvider = field(init=False)
 
@@ -51,6 +54,7 @@ class Server:
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
+            self.ended += 1
             writer.close()
 
 
@@ -98,7 +102,7 @@ async def one_event_then_wait(server: Server, writer: asyncio.StreamWriter) -> N
 
 
 @contextlib.asynccontextmanager
-async def serving(script: Script, **timeouts: float) -> AsyncIterator[Server]:
+async def serving(script: Script, *, tls: ssl.SSLContext | None = None, **timeouts: float) -> AsyncIterator[Server]:
     server = Server(script)
     async with contextlib.AsyncExitStack() as stack:
         tasks: set[asyncio.Task[None]] = set()
@@ -107,12 +111,15 @@ async def serving(script: Script, **timeouts: float) -> AsyncIterator[Server]:
             task = asyncio.ensure_future(server.serve(reader, writer))
             tasks.add(task)
 
-        listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+        listener = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
         stack.callback(listener.close)
         row = replace(PROVIDERS["openai"], timeouts=Timeouts(**timeouts))
         port = listener.sockets[0].getsockname()[1]
-        server.endpoint = ActiveProvider(provider=row, base_url=f"http://127.0.0.1:{port}/v1", credential=SECRET)
+        address = f"http{'s' if tls else ''}://127.0.0.1:{port}/v1"
+        server.endpoint = ActiveProvider(provider=row, base_url=address, credential=SECRET)
         yield server
+        listener.close()
+        await asyncio.sleep(0)  # who was let in just now has a task by then
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,23 +5,24 @@ is connected to, so that no name can lead elsewhere a moment later; no redirect 
 no host but its own.
 """
 
+import asyncio
 import json
 import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-import aiohttp
 import pytest
 
 from api.asking import error_of
 from fakes.exchange import Exchange
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
-from meterhouse.errors import UpstreamDown
+from meterhouse.errors import UpstreamError
 from meterhouse.providers.activation import activate
+from meterhouse.providers.aiohttp_client import AiohttpClient
 from meterhouse.providers.provider import ProviderSetting
-from meterhouse.providers.upstream import Upstream
+from meterhouse.providers.upstream import ClientName, Upstream
 
 HOSTS = [
     *("127.0.0.1", "127.1", "0177.0.0.1", "0x7f.0.0.1", "0x7f000001", "2130706433", "127.0.0.1.", "0", "0.0.0.0"),
@@ -137,28 +138,36 @@ def test_an_address_of_another_form_is_refused(gateway: Gateway, url: str) -> No
     assert (status, error_of(answer)["type"]) == (400, "invalid_request_error"), url
 
 
+@pytest.mark.parametrize("client", ["httptools", "aiohttp"])
 async def test_a_name_that_leads_elsewhere_a_moment_later_is_not_followed(
-    trap: Trap, monkeypatch: pytest.MonkeyPatch
+    trap: Trap, monkeypatch: pytest.MonkeyPatch, client: ClientName
 ) -> None:
     """DNS rebinding: public when it was set and looked up first, this machine at the next look."""
-    answers = iter(["203.0.113.7", "127.0.0.1", "127.0.0.1"])
+    found = ["127.0.0.1", "203.0.113.7"]
     setting = ProviderSetting(
         name="evil", credential="sk-secret", base_url=f"https://rebind.example:{trap.port}/v1", is_public_only=True
     )
     active = activate(setting)
     assert active is not None
 
-    async def resolve(_self: object, host: str, port: int = 0, family: int = 0) -> list[dict[str, Any]]:
-        address = next(answers)
-        return [{"hostname": host, "host": address, "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}]
+    async def look_up(_host: str, port: int, **_options: object) -> list[tuple[Any, ...]]:
+        address = found.pop() if len(found) > 1 else found[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))]
 
-    monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", resolve)
-    async with Upstream() as upstream:
-        for _ in range(2):
-            with pytest.raises(UpstreamDown):
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+    monkeypatch.setattr("meterhouse.providers.http1.site.ADDRESS_SECONDS", 0.0)
+    async with Upstream(client=client) as upstream:
+        told = ""
+        for _ in range(20):  # a busy machine may take longer for the first look than a request has
+            with pytest.raises(UpstreamError) as caught:
                 await upstream.open(active, "/chat/completions", b"{}", is_streamed=False, timeout_seconds=0.2)
-            for session in upstream._sessions.values():
-                session.connector.clear_dns_cache()
+            told = caught.value.message
+            if "could not be found" in told:
+                break
+            if isinstance(upstream._client, AiohttpClient):
+                for session in upstream._client._sessions.values():
+                    session.connector.clear_dns_cache()
+    assert "could not be found" in told
     assert trap.visitors == 0
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmark import __main__ as command
-from benchmark import hold, judge, stages
+from benchmark import clients, hold, judge, stages
 from benchmark.load import Connection, Load
 from benchmark.plot import draw
 from benchmark.proc import read_cpu_seconds
@@ -350,3 +351,10 @@ def test_more_streams_than_files_allow_are_refused_with_what_is_allowed(capsys: 
     ):
         assert command.main() == 1
     assert f"{most:,} streams" in capsys.readouterr().err
+
+
+def test_the_clients_are_measured_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(command.__file__).parents[1]))  # as infra/bench has it
+    outcome = clients.compare_clients(Namespace(rounds=1, connections=[2], seconds=0.05), tmp_path)
+    taken = [outcome.figures[f"{kind}_2_{name}_cpu_us"] for kind in ("json", "stream") for name in clients.CLIENTS]
+    assert all(microseconds > 0 for (microseconds,) in taken)

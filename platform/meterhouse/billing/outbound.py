@@ -16,7 +16,7 @@ import aiohttp
 
 from meterhouse import __version__
 from meterhouse.providers.address import may_be_public
-from meterhouse.providers.upstream import PublicResolver
+from meterhouse.providers.aiohttp_client import PublicResolver
 
 MAX_CONNECTIONS = 16
 MAX_HEADER_LINE_BYTES = 8_190

@@ -1,7 +1,7 @@
 """Whether an address may be a provider's that was set through the API: a public one, unless the host allows others.
 
 Invariant: whoever may administrate Meterhouse may not thereby reach what only its host can reach. What a name resolves
-to is checked where it is connected to (``upstream``), so that it cannot change in between.
+to is checked where it is connected to (``http1.site``), so that it cannot change in between.
 """
 
 import re

@@ -1,0 +1,125 @@
+"""The client that is fast: requests are one write, answers what the transport's callbacks make of what arrives.
+
+A request on a connection that stands starts no task, sets no timer of its own and makes two objects: the answer, and
+the future that waits for its head. Not here: connections (``connection``, ``pool``, ``site``).
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from yarl import URL
+
+from meterhouse.errors import UpstreamDown
+from meterhouse.providers.http1.answer import Http1Answer
+from meterhouse.providers.http1.connection import StaleConnection
+from meterhouse.providers.http1.pool import Pool
+from meterhouse.providers.http1.site import Site
+from meterhouse.providers.http_client import MAX_CONNECTIONS, STOPPING, Targets, check_usable, forwarded
+from meterhouse.providers.provider import Endpoint
+
+_SITES_LIMIT = 1_024
+
+
+class _Target:
+    """What is the same for every request to an address: where it goes, and its head up to the length of the body."""
+
+    __slots__ = ("connect_seconds", "headers", "line", "post_head", "provider", "site")
+
+    def __init__(self, endpoint: Endpoint, url: URL, headers: dict[str, str], site: Site) -> None:
+        self.site = site
+        self.provider = endpoint.provider.name
+        self.connect_seconds = endpoint.provider.timeouts.connect_seconds
+        self.headers = headers
+        self.line = f"{url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n"
+        self.post_head = self.head("POST", headers) + b"Content-Length: "
+
+    def head(self, method: str, headers: Mapping[str, str]) -> bytes:
+        """Return a head with these headers, without the empty line that ends it."""
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        return f"{method} {self.line}{lines}".encode()
+
+
+class Http1Client:
+    """An HTTP/1.1 client; see ``providers.http_client.HttpClient``."""
+
+    def __init__(self, most_connections: int = MAX_CONNECTIONS) -> None:
+        self._most_connections = most_connections
+        self._pool: Pool | None = None
+        self._sites: dict[tuple[str, str, int, bool], Site] = {}
+        self._targets = Targets(self._make_target)
+
+    @property
+    def open_connections(self) -> int:
+        """Connections in use now, or being made; those that idle do not count."""
+        return 0 if self._pool is None else self._pool.in_use
+
+    async def open(self) -> None:
+        """Be ready to send."""
+        self._pool = Pool(asyncio.get_running_loop(), self._most_connections)
+
+    async def close(self) -> None:
+        """Close every connection; answers that are still read fail with UpstreamDown."""
+        if self._pool is not None:
+            await self._pool.close()
+
+    async def post(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: bytes,
+        *,
+        is_streamed: bool,
+        headers: Mapping[str, str] | None,
+        seconds: float,
+    ) -> Http1Answer:
+        """Send a body and return when the answer's head is there; raises as ``HttpClient.post``."""
+        pool = self._opened()
+        target = self._targets.of(endpoint, path, is_streamed=is_streamed)
+        head = target.post_head
+        if headers:
+            head = target.head("POST", {**target.headers, **forwarded(target.headers, headers)}) + b"Content-Length: "
+        return await self._send(target, b"%b%d\r\n\r\n" % (head, len(body)), body, pool.loop.time() + seconds)
+
+    async def get(self, endpoint: Endpoint, path: str, *, seconds: float) -> Http1Answer:
+        """Ask for a document; raises as ``HttpClient.post``.
+
+        It is asked for once more when a connection that had served before turns out to be closed.
+        """
+        deadline = self._opened().loop.time() + seconds
+        target = self._targets.of(endpoint, path, is_streamed=False)
+        head = target.head("GET", target.headers) + b"\r\n"
+        try:
+            return await self._send(target, head, b"", deadline)
+        except StaleConnection:
+            return await self._send(target, head, b"", deadline)
+
+    async def _send(self, target: _Target, head: bytes, body: bytes, deadline_seconds: float) -> Http1Answer:
+        pool, site = self._opened(), target.site
+        connection = site.try_lease()
+        if connection is None:
+            left = max(0.001, deadline_seconds - pool.loop.time())
+            connection = await site.lease(target.provider, min(target.connect_seconds, left))
+        answer = Http1Answer(pool.loop, connection, target.provider)
+        connection.send(answer, head, body, deadline_seconds)
+        try:
+            await answer.wait_for_head()
+            check_usable(answer.status, answer.header(b"content-encoding"), target.provider)
+        except BaseException:
+            answer.abort()
+            raise
+        return answer
+
+    def _opened(self) -> Pool:
+        pool = self._pool
+        if pool is None or pool.is_closed:
+            raise UpstreamDown(STOPPING, detail="the upstream client is not open")
+        return pool
+
+    def _make_target(self, endpoint: Endpoint, url: URL, headers: dict[str, str]) -> _Target:
+        place = (url.scheme, url.raw_host or "", url.port or 0, endpoint.is_public_only)
+        site = self._sites.get(place)
+        if site is None:
+            if len(self._sites) >= _SITES_LIMIT:
+                self._sites.clear()  # their connections idle out
+            site = self._sites[place] = Site(self._opened(), url, is_public_only=endpoint.is_public_only)
+        return _Target(endpoint, url, headers, site)

@@ -1,0 +1,316 @@
+"""One HTTP/1.1 connection as a transport's protocol: a request goes out, its answer comes in, and then the next.
+
+httptools finds the parts of an answer; its parser (llhttp) refuses bare line feeds, folded headers, two lengths and
+broken chunk sizes by itself, and what it lets through for old servers is refused here. Invariant: a connection that
+was late, broke, spoke nonsense or said more than its answer is closed and never used again, and no two requests are
+on it at a time. Not here: where connections come from and wait (``pool``).
+"""
+
+import asyncio
+from typing import Protocol
+
+import httptools
+
+from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
+from meterhouse.providers.http1.answer import Http1Answer
+from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS
+
+MAX_SILENT_BYTES = 65_536
+"""Most bytes without one of a body among them: heads, interim answers, chunk extensions, trailers."""
+PIECE_BYTES = 262_144
+"""A longer body is written piece by piece, the next one when the connection has taken the last."""
+
+_FIRST_LETTER = ord("H")
+"""The parser takes RTSP and ICE, and empty lines, for the beginning of an answer too."""
+_SWITCHING, _OK = 101, 200
+_WITHOUT_BODY = frozenset({204, 304})
+_CHUNKED = b"chunked"
+_JOINED = frozenset({b"content-encoding", b"transfer-encoding"})
+"""Headers of which each one counts; of the others the first does."""
+_KEPT = _JOINED | {b"content-type", b"content-length", b"retry-after", b"retry-after-ms"}
+
+
+class Owner(Protocol):
+    """Where a connection comes from."""
+
+    def keep(self, connection: "Connection") -> None:
+        """Take a connection back that can be used again."""
+        ...
+
+    def forget(self, connection: "Connection") -> None:
+        """Hear that a connection is closed."""
+        ...
+
+
+class StaleConnection(UpstreamDown):
+    """The connection had served before, and was closed without a byte for this request: the server was about to."""
+
+
+class _Refused(Exception):
+    """What came is no HTTP that we take; the parser ends at it. Its text shows nothing of what came."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection to a provider, for one request at a time."""
+
+    __slots__ = (
+        "_answer",
+        "_deadline_seconds",
+        "_ends_with_connection",
+        "_has_begun",
+        "_has_head",
+        "_header_count",
+        "_headers",
+        "_is_closed",
+        "_is_paused",
+        "_is_reusable",
+        "_is_whole",
+        "_is_write_paused",
+        "_loop",
+        "_owner",
+        "_parser",
+        "_silent_bytes",
+        "_timer",
+        "_transport",
+        "_unsent",
+        "_was_used",
+        "idle_since_seconds",
+        "is_idle",
+        "is_leased",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
+        self.is_leased = False
+        self.is_idle = False
+        self.idle_since_seconds = 0.0
+        self._loop = loop
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline_seconds = 0.0
+        self._unsent: memoryview | None = None
+        self._is_write_paused = self._is_paused = self._is_closed = self._was_used = False
+        self._answer: Http1Answer | None = None
+        self._headers: dict[bytes, bytes] = {}
+        self._header_count = self._silent_bytes = 0
+        self._has_begun = self._has_head = self._is_whole = self._is_reusable = self._ends_with_connection = False
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a request can be sent, as far as is known here."""
+        return self._transport is not None and not self._is_closed and not self._transport.is_closing()
+
+    def send(self, answer: Http1Answer, head: bytes, body: bytes, deadline_seconds: float) -> None:
+        """Send a request; its answer is fed, and fails if the head is not there by the deadline of the loop's clock."""
+        transport = self._transport
+        if transport is None or not self.is_usable:
+            answer.fail(UpstreamDown, "closed the connection without an answer")
+            self.close()
+            return
+        self._begin_exchange(answer)
+        self._deadline_seconds = deadline_seconds
+        timer = self._timer
+        if timer is None or timer.when() > deadline_seconds:
+            self._set_timer(deadline_seconds)
+        if len(body) <= PIECE_BYTES:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            self._unsent = memoryview(body)
+            self._send_more()
+
+    def resume(self) -> None:
+        """Read on, if reading was paused."""
+        if self._is_paused:
+            self._is_paused = False
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close at once; an answer that was on its way hears nothing of that."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._answer = self._unsent = None
+        self._parser = None  # it holds this connection's methods
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._owner.forget(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def lose(self, kind: type[UpstreamError], text: str, detail: str = "") -> None:
+        """Close, and fail the answer that was on its way."""
+        answer = self._answer
+        self.close()
+        if answer is not None:
+            answer.fail(kind, text, detail)
+
+    # --- called by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport, unless it is too late."""
+        self._transport = transport  # type: ignore[assignment]  # uvloop's transports are not asyncio.Transport
+        if self._is_closed:
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the answer that was asked for; a connection that speaks unasked is closed."""
+        answer, parser = self._answer, self._parser
+        if answer is None or parser is None:
+            self.close()
+            return
+        self._silent_bytes += len(data)
+        try:
+            if not self._has_begun:
+                self._has_begun = True
+                if data[0] != _FIRST_LETTER:
+                    raise _Refused("no HTTP")
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, _Refused) as error:
+            self._is_reusable = False
+            if not self._is_whole:
+                self._break(error.__context__ if isinstance(error.__context__, _Refused) else error)
+                return
+        if self._is_whole:
+            self._finish(answer)
+        elif self._silent_bytes > MAX_SILENT_BYTES:
+            self._break(_Refused("too many bytes without a body"))
+        elif answer.is_full and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """Write no further piece of a body."""
+        self._is_write_paused = True
+
+    def resume_writing(self) -> None:
+        """Write the next pieces of a body."""
+        self._is_write_paused = False
+        self._send_more()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the answer: whole, when the end of the connection is what ends it."""
+        answer = self._answer
+        if answer is not None and exc is None and self._has_head and self._ends_with_connection:
+            self.close()
+            answer.finish()
+        elif self._has_head:
+            self.lose(UpstreamDown, "ended its answer early", _said(exc))
+        else:
+            kind = StaleConnection if self._was_used and not self._has_begun else UpstreamDown
+            text = "closed the connection without an answer" if exc is None else "broke the connection"
+            self.lose(kind, text, _said(exc))
+
+    # --- called by the parser
+
+    def on_message_begin(self) -> None:
+        """Refuse whatever follows the answer."""
+        if self._is_whole:
+            raise _Refused("more than one answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count each header, and keep those that matter; this is also where trailers come."""
+        self._header_count += 1
+        if self._header_count > MAX_HEADERS or len(name) + len(value) > MAX_HEADER_LINE_BYTES:
+            raise _Refused("too many headers, or one too long")
+        name = name.lower()
+        if name in _KEPT and not self._has_head:
+            if name not in self._headers:
+                self._headers[name] = value
+            elif name in _JOINED:
+                self._headers[name] += b", " + value
+
+    def on_headers_complete(self) -> None:
+        """Give the head to the answer; an interim one is passed over."""
+        answer, parser, headers = self._answer, self._parser, self._headers
+        if answer is None or parser is None:
+            return
+        status = parser.get_status_code()
+        if status < _OK:
+            if status < 100 or status == _SWITCHING:  # noqa: PLR2004 - HTTP's classes
+                raise _Refused("no answer, but another protocol")
+            headers.clear()
+            self._header_count = 0
+            return
+        version = parser.get_http_version()
+        if version not in {"1.1", "1.0"}:
+            raise _Refused("another version of HTTP")
+        encoding = headers.get(b"transfer-encoding")
+        if encoding is not None and (encoding.lower() != _CHUNKED or version == "1.0"):
+            raise _Refused("a transfer encoding that is not chunked")
+        self._has_head = True
+        self._ends_with_connection = (
+            encoding is None and b"content-length" not in headers and status not in _WITHOUT_BODY
+        )
+        self._deadline_seconds = 0.0
+        answer.begin(status, headers)
+
+    def on_body(self, data: bytes) -> None:
+        """Give bytes of the body to the answer."""
+        if not self._has_head or self._answer is None:
+            raise _Refused("an interim answer with a body")
+        self._silent_bytes = 0
+        self._answer.feed(data)
+
+    def on_message_complete(self) -> None:
+        """Note that the answer is whole, and whether its connection may be used again."""
+        if self._has_head and self._parser is not None:
+            self._is_whole = True
+            self._is_reusable = self._parser.should_keep_alive()
+
+    # --- inside
+
+    def _begin_exchange(self, answer: Http1Answer) -> None:
+        self._answer = answer
+        self._headers = {}
+        self._header_count = self._silent_bytes = 0
+        self._has_begun = self._has_head = self._is_whole = self._is_reusable = self._ends_with_connection = False
+
+    def _finish(self, answer: Http1Answer) -> None:
+        """Part with a whole answer, and go back if another request may follow: all sent, nothing more said."""
+        transport = self._transport
+        self._answer = None
+        answer.finish()
+        is_through = self._unsent is None and transport is not None and not transport.get_write_buffer_size()
+        if self._is_reusable and is_through and self.is_usable:
+            self._was_used = True
+            self.resume()
+            self._owner.keep(self)
+        else:
+            self.close()
+
+    def _break(self, error: BaseException) -> None:
+        """Give up what came: the parser's words and ours are fixed texts, with nothing in them of what came."""
+        text = "ended its answer early" if self._has_head else "did not speak HTTP"
+        self.lose(UpstreamDown, text, f"{type(error).__name__}: {error}")
+
+    def _send_more(self) -> None:
+        transport = self._transport
+        while self._unsent is not None and not self._is_write_paused and transport is not None:
+            if transport.is_closing():
+                return  # uvloop raises where asyncio says nothing; that it is lost is heard in a moment
+            piece, rest = self._unsent[:PIECE_BYTES], self._unsent[PIECE_BYTES:]
+            self._unsent = rest if len(rest) else None
+            transport.write(piece)
+
+    def _set_timer(self, at_seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at_seconds, self._look_at_clock)
+
+    def _look_at_clock(self) -> None:
+        """Fail a head that is late. The timer stays while requests come and go, and is set anew only as it rings."""
+        self._timer = None
+        if not self._deadline_seconds:
+            return
+        if self._deadline_seconds > self._loop.time():
+            self._set_timer(self._deadline_seconds)
+        else:
+            self.lose(UpstreamTimeout, "did not answer in time")
+
+
+def _said(error: Exception | None) -> str:
+    return "" if error is None else f"{type(error).__name__}: {error}"

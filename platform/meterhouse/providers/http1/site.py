@@ -1,0 +1,193 @@
+"""Where a provider is: one scheme, host and port, its addresses, and the connections that stand to it.
+
+Invariant: what is checked is what is connected to: where only public addresses may be, the very addresses that are
+handed to the socket have been looked at. Not here: how many connections there may be (``pool``).
+"""
+
+import asyncio
+import socket
+import ssl
+from ipaddress import ip_address
+
+import aiohappyeyeballs
+from aiohappyeyeballs import AddrInfoType
+from yarl import URL
+
+from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
+from meterhouse.providers.address import is_public
+from meterhouse.providers.http1.connection import Connection
+from meterhouse.providers.http1.pool import Pool
+from meterhouse.providers.http_client import HAPPY_EYEBALLS_SECONDS, IDLE_CONNECTION_SECONDS
+
+ADDRESS_SECONDS = 10.0
+"""How long the addresses of a name are believed."""
+
+_FAILURES: tuple[tuple[type[BaseException], type[UpstreamError], str], ...] = (
+    (TimeoutError, UpstreamTimeout, "could not be connected to in time"),
+    (socket.gaierror, UpstreamDown, "could not be found by its name"),
+    (ssl.SSLError, UpstreamDown, "could not be connected to securely"),
+    (OSError, UpstreamDown, "could not be connected to"),
+    (RuntimeError, UpstreamDown, "could not be connected to"),
+    (ValueError, UpstreamDown, "has an address that cannot be used"),
+)
+"""The first row whose type fits decides. uvloop raises RuntimeError for some sockets that are gone.
+
+The look-up of a name that cannot be encoded raises UnicodeError, a ValueError.
+"""
+_FAILURE_TYPES = tuple(row[0] for row in _FAILURES)
+
+
+class Site:
+    """A scheme, host and port, and the connections to it that idle."""
+
+    def __init__(self, pool: Pool, url: URL, *, is_public_only: bool) -> None:
+        host = url.raw_host or ""
+        self._pool = pool
+        self._is_secure = url.scheme == "https"
+        self._host = host.rstrip(".") + "." if host.endswith("..") else host
+        self._port = url.port or 0
+        self._is_public_only = is_public_only
+        self._idle: dict[Connection, None] = {}
+        self._addresses: list[AddrInfoType] = []
+        self._believed_until_seconds = 0.0
+        self._lookup: asyncio.Task[None] | None = None
+
+    # --- connections that stand
+
+    def try_lease(self) -> Connection | None:
+        """Return a connection that idles; None when there is none, or others wait for a slot."""
+        if not self._idle or not self._pool.try_take_slot():
+            return None
+        connection = self._pop_idle()
+        if connection is None:
+            self._pool.free_slot()
+        return connection
+
+    def _pop_idle(self) -> Connection | None:
+        """Lease the connection that idles shortest, in a slot that was taken for it; old ones are closed on the way."""
+        limit = self._pool.loop.time() - IDLE_CONNECTION_SECONDS
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if connection.is_usable and connection.idle_since_seconds > limit:
+                return self._pool.lease(connection)
+            connection.close()
+        return None
+
+    def keep(self, connection: Connection) -> None:
+        """Take a connection back."""
+        if self._pool.is_closed:
+            connection.close()
+            return
+        self._idle[connection] = None
+        self._pool.put_aside(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """Strike a closed connection off."""
+        self._idle.pop(connection, None)
+        self._pool.forget(connection)
+
+    # --- new connections
+
+    async def lease(self, provider: str, timeout_seconds: float) -> Connection:
+        """Return a connection for one request: wait for a slot, look the name up, connect, and trust.
+
+        Raises:
+            UpstreamDown: There is none to be had, or the pool is closed.
+            UpstreamTimeout: There was none in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._pool.take_slot()
+                try:
+                    return self._pop_idle() or self._pool.lease(await self._connect())
+                except BaseException:
+                    self._pool.free_slot()
+                    raise
+        except _FAILURE_TYPES as failure:
+            raise _translate(failure, provider) from failure
+
+    async def _connect(self) -> Connection:
+        """Connect to the first address that answers; one that cannot be trusted is left out and the others tried."""
+        self._pool.make_room()
+        addresses = list(await self._find_addresses())
+        tls = await self._pool.tls() if self._is_secure else None
+        while True:
+            sock = await aiohappyeyeballs.start_connection(
+                addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_SECONDS, interleave=1
+            )
+            try:
+                peer = sock.getpeername()[0]
+            except OSError:
+                sock.close()
+                raise
+            try:
+                return await self._set_up(sock, tls)
+            except OSError:
+                others = [row for row in addresses if row[4][0] != peer]
+                if not others or len(others) == len(addresses):
+                    raise
+                addresses = others
+
+    async def _set_up(self, sock: socket.socket, tls: ssl.SSLContext | None) -> Connection:
+        connection = Connection(self._pool.loop, self)
+        try:
+            await self._pool.loop.create_connection(
+                lambda: connection, sock=sock, ssl=tls, server_hostname=self._host.rstrip(".") if tls else None
+            )
+            self._pool.check_open()
+            if not connection.is_usable:
+                raise ConnectionResetError("closed as soon as it was made")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    # --- addresses
+
+    async def _find_addresses(self) -> list[AddrInfoType]:
+        """Return where the host is; whoever asks during a look-up waits for the same one."""
+        if not self._addresses or self._pool.loop.time() >= self._believed_until_seconds:
+            if self._lookup is None:
+                self._lookup = self._pool.loop.create_task(self._look_up())
+                self._pool.lookups.add(self._lookup)
+                self._lookup.add_done_callback(self._end_lookup)
+            lookup = self._lookup
+            try:
+                await asyncio.shield(lookup)
+            except asyncio.CancelledError:
+                if lookup.cancelled():
+                    self._pool.check_open()
+                raise
+        return self._addresses
+
+    async def _look_up(self) -> None:
+        loop = self._pool.loop
+        try:
+            found: list[AddrInfoType] = [_literal(self._host, self._port)]
+        except ValueError:
+            rows = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+            found = list(rows)
+        if self._is_public_only and not (found and all(is_public(str(row[4][0])) for row in found)):
+            raise socket.gaierror(f"{self._host} leads to an address that is not public")
+        self._addresses = found
+        self._believed_until_seconds = loop.time() + ADDRESS_SECONDS
+
+    def _end_lookup(self, lookup: "asyncio.Task[None]") -> None:
+        self._lookup = None
+        self._pool.lookups.discard(lookup)
+        if not lookup.cancelled():
+            lookup.exception()  # whoever asked may be gone; that is no reason for a line in the log
+
+
+def _literal(host: str, port: int) -> AddrInfoType:
+    """Return the row of an address that is written out; raises ValueError for a name."""
+    address = ip_address(host)
+    if address.version == 6:  # noqa: PLR2004
+        return (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port, 0, 0))
+    return (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))
+
+
+def _translate(failure: BaseException, provider: str) -> UpstreamError:
+    """Turn a failure to connect into ours; the public text names the provider, never an address."""
+    kind, text = next((kind, text) for row, kind, text in _FAILURES if isinstance(failure, row))
+    return kind(f"The provider {provider} {text}.", detail=f"{type(failure).__name__}: {failure}")
