@@ -1,8 +1,11 @@
 """An hour of ordinary use (``infra/test --soak [MINUTES]``): 60 % load, a fault each minute, two at once every ten.
 
-Real workers, Redis and PostgreSQL. After each minute every request is held against the provider's log and the ledger:
-nothing lost, nothing doubled, nobody's text in another's answer, no budget overspent. At the end nothing is held, each
-limit says what the ledger says, and memory, files, tasks and pools are what they were at the beginning.
+Real workers, Redis and PostgreSQL. 60 % is of what the clients of this process get when nobody waits, and no more than
+``MOST_PER_SECOND``. After each minute every request is held against the provider's log and the ledger: nothing lost,
+nothing doubled, nobody's text in another's answer, no budget overspent, no worker gone that was not killed. At the end
+nothing is held, each limit says what the ledger says, and memory, files, tasks and pools are what they were once
+everything that a worker ever loads was loaded. In the second half the workers are not reloaded and only the youngest is
+killed, so that the oldest one has run for at least half the time when its memory is looked at.
 """
 
 import asyncio
@@ -10,7 +13,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,9 +21,9 @@ import pytest
 from failure.killing import Conversation
 from failure.matrix.house import AMPLE, PACED, QUICK_ANSWER, UNCOUNTED, House
 from failure.matrix.launch_meterhouse import DRAIN
-from failure.matrix.leaving import at_rest
+from failure.matrix.leaving import at_rest, figures_of
 from plugins.soak import minutes
-from soak.faults import FAULTS
+from soak.faults import Deck, Fault
 
 TESTS = Path(__file__).resolve().parents[1]
 ROUND_SECONDS = 60.0
@@ -52,6 +55,13 @@ class SoakHouse(House):
         found = self.postgres.query(query.format(int(self.since * 1000)), self.database_url)
         return [json.loads(row) for (row,) in found]
 
+    def used(self, key_text: str) -> dict[str, int]:
+        """Return what a key used since the ledger began; the database adds up, since an hour has many rows."""
+        sums = "sum(charge_nanos), sum(input_tokens + output_tokens), sum(requests)"
+        query = f"SELECT {sums} FROM usage_record WHERE key_id = '{self.key_id_of(key_text)}'"
+        ((spend, tokens, requests),) = self.postgres.query(query, self.database_url)
+        return {"spend": int(spend or 0), "tokens": int(tokens or 0), "requests": int(requests or 0)}
+
     def forget(self) -> None:
         """Drop what was judged: the provider's log, and lines of requests in the gateway's."""
         self.up.truth.forget()
@@ -65,16 +75,19 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoakHouse]:
     (folder / "orders").mkdir()
     launcher = [sys.executable, "-m", "failure.matrix.launch_meterhouse", "--orders", str(folder / "orders")]
     environment = {"PYTHONPATH": str(TESTS), "METERHOUSE_MAX_LAG_SECONDS": "30", "METERHOUSE_DRAIN_SECONDS": "3"}
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("fakes.fleet.START_SECONDS", 180)  # whoever soaks an hour may have a busy machine
-    with SoakHouse(
-        folder, models=BROKEN, environment=environment, providers=("fake", DRAIN), launcher=launcher
-    ) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fakes.fleet.START_SECONDS", 180)  # whoever soaks an hour may have a busy machine
+        with SoakHouse(
+            folder, models=BROKEN, environment=environment, providers=("fake", DRAIN), launcher=launcher
+        ) as made:
+            yield made
 
 
 class Load:
-    """Asks so many times a second, whatever becomes of the answers; ``talks`` is what was asked."""
+    """Asks so many times a second, whatever becomes of the answers.
+
+    ``talks`` is what was asked, ``stayed`` those whose client waited for the end.
+    """
 
     def __init__(self, house: House, keys: list[str], per_second: float, chance: random.Random) -> None:
         self._house = house
@@ -83,22 +96,31 @@ class Load:
         self._chance = chance
         self._open: set[asyncio.Task[None]] = set()
         self.talks: list[Conversation] = []
+        self.stayed: list[Conversation] = []
         self.not_asked = 0
+        self._failures: list[BaseException] = []
 
     async def run(self, seconds: float) -> None:
-        """Ask for so long, and wait for the answers."""
+        """Ask for so long, and wait for the answers; raises what the first client that failed raised."""
         began = time.monotonic()
         number = 0
         while (now := time.monotonic()) - began < seconds:
             if len(self._open) < MOST_OPEN:
                 task = asyncio.create_task(self._ask())
                 self._open.add(task)
-                task.add_done_callback(self._open.discard)
+                task.add_done_callback(self._close)
             else:
                 self.not_asked += 1
             number += 1
             await asyncio.sleep(max(0.0, began + number * self._pause_seconds - now))
         await asyncio.wait_for(asyncio.gather(*self._open), 90)
+        for failure in self._failures:
+            raise failure
+
+    def _close(self, task: asyncio.Task[None]) -> None:
+        self._open.discard(task)
+        if not task.cancelled() and (failure := task.exception()):
+            self._failures.append(failure)
 
     async def _ask(self) -> None:
         chance = self._chance
@@ -108,12 +130,20 @@ class Load:
         self.talks.append(talk)
         asking = self._house.talk(talk, chance.choice(self._keys))
         if chance.random() >= LEAVING:
+            self.stayed.append(talk)
             await asking
             return
         try:
             await asyncio.wait_for(asking, chance.uniform(0.01, 0.8))
         except TimeoutError:
             talk.read()
+
+
+async def warm_up(house: House, keys: list[str]) -> None:
+    """Let every worker load what it ever loads, such as the tokenizer for answers without usage."""
+    async with house.crowd(keys, MODELS, clients=30) as talks:
+        await asyncio.sleep(WARM_SECONDS)
+    await asyncio.to_thread(house.judge, talks, allowed=EXPECTED)
 
 
 async def capacity_of(house: House, keys: list[str]) -> float:
@@ -125,39 +155,60 @@ async def capacity_of(house: House, keys: list[str]) -> float:
     return count / WARM_SECONDS
 
 
+async def cause(house: House, faults: Sequence[Fault], chance: random.Random) -> set[int]:
+    """Cause faults at once and wait until they are over; returns the workers that have no reason to end."""
+    before = set(house.fleet.serving())
+    await asyncio.gather(*(fault.cause(house, chance) for fault in faults))
+    after = set(house.fleet.serving())
+    assert before <= after or any(fault.ends_workers for fault in faults), f"{before - after} ended by themselves"
+    # Those that drain after a reload are still among them.
+    return after - before if any(fault.ends_every_worker for fault in faults) else after
+
+
 @pytest.mark.soak
 async def test_nothing_is_lost_and_nothing_grows(house: SoakHouse, figures: Callable[..., None]) -> None:
-    chance = random.Random(int(time.time()))
+    seed = int(time.time())
+    chance = random.Random(seed)
+    deck = Deck(chance)
     keys = [await asyncio.to_thread(house.new_key, AMPLE) for _ in range(4)]
+    spent_keys = []
+    await warm_up(house, keys)
     per_second = min(MOST_PER_SECOND, LOAD * await capacity_of(house, keys))
     before = await at_rest(house)
-    print(f"{per_second:.0f} requests a second; at rest {before}", flush=True)
+    print(f"seed {seed}; {per_second:.0f} requests a second; at rest {before}", flush=True)
     for number in range(1, minutes() + 1):
         count = 2 if number % PAIR_EVERY == 0 or (number == minutes() < PAIR_EVERY) else 1
-        causes = chance.sample(sorted(FAULTS), count)
-        began = time.time()
-        house.since = began - 1
+        faults = deck.draw(count, keeps_workers=number > minutes() / 2)
+        house.since = time.time() - 1
         tight = await asyncio.to_thread(house.new_key, TIGHT)
+        spent_keys.append(tight)
         load = Load(house, [*keys, tight], per_second, chance)
         running = asyncio.create_task(load.run(ROUND_SECONDS))
         await asyncio.sleep(BEGIN_SECONDS)
-        await asyncio.gather(*(FAULTS[cause](house, chance) for cause in causes))
+        there = await cause(house, faults, chance)
         await running
         verdict = await asyncio.to_thread(house.judge, load.talks, allowed=EXPECTED)
-        print(f"{number}: {' + '.join(causes)}: {dict(verdict.statuses)}, not asked {load.not_asked}", flush=True)
+        names = " + ".join(fault.name for fault in faults)
+        unanswered = sum(not talk.status for talk in load.stayed)
+        print(f"{number}: {names}: {dict(verdict.statuses)}, not asked {load.not_asked}, unanswered {unanswered}")
+        print(
+            f"   workers {figures_of(house)}, oldest first; their log {house.fleet.log_path.stat().st_size}", flush=True
+        )
         assert not verdict.faults, verdict.faults[:20]
         assert (verdict.lost, verdict.doubled) == (0, 0)
+        assert len(load.talks) > per_second * ROUND_SECONDS / 4, "hardly anybody asked"
         assert verdict.statuses[200] > len(load.talks) / 4, "hardly anybody was answered"
+        ended = there - set(house.fleet.serving())
+        assert not ended, f"{ended} ended by themselves"
         spent_nanos = await asyncio.to_thread(house.spent_nanos, tight)
         assert spent_nanos <= BUDGET_NANOS * (1 + OUTAGE_PART)
         figures(soak_requests=len(load.talks), soak_answered=verdict.statuses[200], soak_spent_nanos=spent_nanos)
         house.forget()
-    await check_rest(house, keys, before)
+    await check_rest(house, [*keys, *spent_keys], before)
 
 
 async def check_rest(house: SoakHouse, keys: list[str], before: dict[int, tuple[int, int, int]]) -> None:
     """Nothing is held, every limit says what the ledger says, and no worker has more than one had at the beginning."""
-    house.since = 0.0
     for key in keys:
         await asyncio.to_thread(house.wait_at_rest, key, seconds=90)
     after = await at_rest(house)
@@ -167,8 +218,8 @@ async def check_rest(house: SoakHouse, keys: list[str], before: dict[int, tuple[
         assert memory_now <= memory_bytes * 1.25, f"{pid}: {memory_now} bytes, {memory_bytes} at the beginning"
         assert files_now <= files + 4, f"{pid}: {files_now} files, {files} at the beginning"
         assert tasks_now <= tasks + 4, (house.folder / "orders" / f"tasks.{pid}").read_text()
-    assert await asyncio.to_thread(house.fleet.metric, "meterhouse_open_requests") == 0
-    assert await asyncio.to_thread(house.fleet.metric, "meterhouse_unshipped_records") == 0
+    for metric in ("meterhouse_open_requests", "meterhouse_unshipped_records"):
+        await asyncio.to_thread(house.wait_for, lambda metric=metric: house.fleet.metric(metric) == 0, 30)
     idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
     # A loop that runs now and then may be in the middle of one.
     await asyncio.to_thread(house.wait_for, lambda: house.postgres.query(idle) == [(0,)], 30)

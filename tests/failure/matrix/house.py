@@ -272,8 +272,17 @@ class House:
 
     def spent_nanos(self, key_text: str) -> int:
         """Return what the ledger says that a key spent."""
+        return self.used(key_text)["spend"]
+
+    def used(self, key_text: str) -> dict[str, int]:
+        """Return what the ledger says that a key used, by the kind of limit."""
         key_id = self.key_id_of(key_text)
-        return sum(row["charge_nanos"] for row in self.rows() if row["key_id"] == key_id)
+        rows = [row for row in self.rows() if row["key_id"] == key_id]
+        return {
+            "spend": sum(row["charge_nanos"] for row in rows),
+            "tokens": sum(row["input_tokens"] + row["output_tokens"] for row in rows),
+            "requests": sum(row["requests"] for row in rows),
+        }
 
     @staticmethod
     def key_id_of(key_text: str) -> str:
@@ -301,13 +310,7 @@ class House:
         raise AssertionError(f"not at rest after {seconds} s: {problem}")
 
     def _trouble(self, key: str, found: Sequence[dict[str, Any]]) -> str:
-        rows = [row for row in self.rows() if row["key_id"] == self.key_id_of(key)]
-        truth = {
-            "spend": sum(row["charge_nanos"] for row in rows),
-            "tokens": sum(row["input_tokens"] + row["output_tokens"] for row in rows),
-            "requests": sum(row["requests"] for row in rows),
-            "concurrent": 0,
-        }
+        truth = {**self.used(key), "concurrent": 0}
         for limit in found:
             if limit["reserved"]:
                 return f"{limit['limit']} holds {limit['reserved']}"
