@@ -79,8 +79,12 @@ def build_demand(
         holds_whole_allowance=bounds.thinks_hidden,
         input_nanos_per_million=max((dearest_input_nanos_per_million(p) for p in known), default=0),
         output_nanos_per_million=max((dearest_output_nanos_per_million(p) for p in known), default=0),
-        request_nanos=max((hold_nanos(1, dearest_nanos_per_million(p, Meterable.REQUEST)) for p in known), default=0),
+        request_nanos=max((_held_per_request(asked, price) for price in known), default=0),
     )
+
+
+def _held_per_request(asked: Asked, price: Price) -> int:
+    return hold_nanos(asked.request_units, dearest_nanos_per_million(price, Meterable.REQUEST))
 
 
 def estimate_input_tokens(size: InputSize) -> int:

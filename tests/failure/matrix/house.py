@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from failure.killing import Conversation
 from fakes.fleet import ServeProcess, run_apart
 from fakes.gateway import provider_environment
+from fakes.nginx_server import NAME, NginxServer
 from fakes.prices import set_prices
 from fakes.proxy import FaultProxy
 from fakes.servers import PostgresServer, RedisServer
@@ -66,7 +67,9 @@ class House:
         fsync: bool = False,
         providers: Sequence[str] = ("fake",),
         launcher: list[str] | None = None,
+        is_guarded: bool = False,
     ) -> None:
+        """Prepare; with ``is_guarded`` the shipped nginx.conf stands in front, and everybody comes through it."""
         self.folder = folder
         self.postgres = PostgresServer(folder / "postgres", fsync=fsync)
         self.redis = RedisServer(folder / "redis", appendonly=True)
@@ -77,6 +80,10 @@ class House:
         self._providers = providers
         self._launcher = launcher
         self._numbers = iter(range(1 << 30))
+        socket = folder / "gateway.sock"
+        self._bind = f"unix:{socket}" if is_guarded else ""
+        self.edge = NginxServer(folder / "nginx", socket=socket) if is_guarded else None
+        self._trust = self.edge.trust() if self.edge else None
         self.redis_proxy: FaultProxy
         self.postgres_proxy: FaultProxy
         self.fleet: ServeProcess
@@ -102,14 +109,18 @@ class House:
             database_url=self.postgres_proxy.through(self.database_url),
             workers=self._workers,
             environment={**named, **self._environment},
+            bind=self._bind,
             launcher=self._launcher,
         )
+        self.fleet.edge = self.edge
         self.fleet.set_up()
         set_prices(
             self.fleet.environment, [(provider, model) for provider in self._providers for model in self._models]
         )
         try:
             self.fleet.start()
+            if self.edge:
+                self.edge.start()
         except BaseException:
             self.fleet.kill_all()
             raise
@@ -120,6 +131,8 @@ class House:
             with suppress(AssertionError, OSError):
                 part.resume()
         self.fleet.__exit__()
+        if self.edge:
+            self.edge.kill()
         for part in (self.redis_proxy, self.postgres_proxy, self.up, self.redis):
             part.stop()
         self.postgres.discard()
@@ -137,14 +150,21 @@ class House:
 
     def conversation(self, model: str = QUICK_ANSWER, *, is_streamed: bool = True, **more: Any) -> Conversation:
         """Make a request with a marker of its own; ``more`` are fields of its body."""
-        return Conversation(f"h{next(self._numbers)}", model, is_streamed, more=more)
+        host = NAME if self.edge else "gateway"
+        return Conversation(f"h{next(self._numbers)}", model, is_streamed, more=more, host=host)
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a connection to whoever is in front; raises OSError."""
+        if self.edge:
+            return await asyncio.open_connection("127.0.0.1", self.edge.port, ssl=self._trust, server_hostname=NAME)
+        address = urlsplit(self.fleet.url)
+        return await asyncio.open_connection(address.hostname, address.port)
 
     async def talk(self, conversation: Conversation, key: str) -> Conversation:
         """Send a request and take everything that comes, until the server closes."""
-        address = urlsplit(self.fleet.url)
         conversation.asked_at = time.time()
         with suppress(OSError):
-            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            reader, writer = await self.connect()
             try:
                 conversation.local_port = writer.get_extra_info("sockname")[1]
                 writer.write(conversation.encode(key))
