@@ -20,7 +20,7 @@ from meterhouse.usage import UsageRecord
 
 INPUT_NANOS_PER_MILLION = 1_370_000_000
 OUTPUT_NANOS_PER_MILLION = 4_130_000_000
-REST_SECONDS = 5
+REST_SECONDS = 30
 MARKERS = itertools.count(1)
 
 
@@ -35,7 +35,7 @@ def charge_of(input_tokens: int, output_tokens: int) -> int:
     return (product + 500_000) // 1_000_000
 
 
-def wait_for(what: Callable[[], Any], timeout_seconds: float = 5) -> Any:
+def wait_for(what: Callable[[], Any], timeout_seconds: float = 30) -> Any:
     """Poll until something is true and return it."""
     deadline = time.monotonic() + timeout_seconds
     while not (value := what()):

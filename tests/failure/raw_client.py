@@ -72,7 +72,7 @@ class Client:
 
     # --- what a test calls
 
-    def read_until(self, is_enough: Callable[[Self], Any], timeout_seconds: float = 10) -> Self:
+    def read_until(self, is_enough: Callable[[Self], Any], timeout_seconds: float = 30) -> Self:
         """Read until the predicate holds; fails when it cannot hold any more, or not in time."""
         deadline = time.monotonic() + timeout_seconds
         while not is_enough(self):
@@ -81,7 +81,7 @@ class Client:
             assert is_alive, f"not within {timeout_seconds} s: {self.body[-300:]!r}"
         return self
 
-    def read_all(self, timeout_seconds: float = 10) -> Self:
+    def read_all(self, timeout_seconds: float = 30) -> Self:
         """Read to the end of the answer, or of the connection."""
         return self.read_until(lambda client: client.is_whole or client.is_closed, timeout_seconds)
 

@@ -156,6 +156,7 @@ def test_in_mid_stream_the_running_usage_is_charged_when_there_is_one(house: Ben
 def test_between_the_finish_and_the_usage_a_leaving_cancels_nothing(row: str, house: Bench) -> None:
     leaver = Leaver(house, f"{row}/{AT_FINISH}")
     leaver.wait_until_held()
+    wait_for(lambda: (call := leaver.call) is not None and call.has_finish)
     leaver.go()
     leaver.wait_until_missed()
     assert leaver.attempt.is_open

@@ -236,7 +236,7 @@ class Killing:
         return json.loads(answer)
 
     @staticmethod
-    async def _until(predicate: Callable[[], bool], seconds: float = 15) -> None:
+    async def _until(predicate: Callable[[], bool], seconds: float = 40) -> None:
         deadline = time.monotonic() + seconds
         while not predicate():
             assert time.monotonic() < deadline, "not seen in time"

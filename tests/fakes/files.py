@@ -45,7 +45,7 @@ class FaultyFiles(OsFiles):
             self._is_holding = False
             self._changed.notify_all()
 
-    def wait_until_held(self, timeout_seconds: float = 5) -> None:
+    def wait_until_held(self, timeout_seconds: float = 30) -> None:
         """Return when an fdatasync is being held."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._held > 0, timeout_seconds), "no fdatasync is held"

@@ -307,7 +307,7 @@ class ServeProcess:
         return run_apart(self._read_ledger())
 
     def wait_ledger(
-        self, is_enough: Callable[[list[dict[str, Any]]], object], *, wait_seconds: float = 15
+        self, is_enough: Callable[[list[dict[str, Any]]], object], *, wait_seconds: float = 40
     ) -> list[dict[str, Any]]:
         """Wait until the ledger is as it should be; returns its rows."""
         deadline = time.monotonic() + wait_seconds
@@ -339,12 +339,12 @@ class ServeProcess:
             if line.startswith(b"{") and (not marks or any(mark in line for mark in marks))
         ]
 
-    def wait_event(self, name: str, *, wait_seconds: float = 15) -> dict[str, Any]:
+    def wait_event(self, name: str, *, wait_seconds: float = 40) -> dict[str, Any]:
         """Wait until an event was logged; returns the first such line."""
         return self.wait_for(lambda: self.events(name), wait_seconds)[0]
 
     @staticmethod
-    def wait_for(ask: Callable[[], Result], wait_seconds: float = 15) -> Result:
+    def wait_for(ask: Callable[[], Result], wait_seconds: float = 40) -> Result:
         """Ask until the answer is true; returns it."""
         deadline = time.monotonic() + wait_seconds
         while not (answer := ask()):

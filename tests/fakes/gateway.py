@@ -197,7 +197,7 @@ class Gateway:
         body = {"model": model, "messages": MESSAGES, **fields}
         return self.request("POST", "/v1/chat/completions", body, key=key)
 
-    def records(self, request_id: str, *, wait_seconds: float = 5) -> list[UsageRecord]:
+    def records(self, request_id: str, *, wait_seconds: float = 30) -> list[UsageRecord]:
         """Return a request's ledger rows from SQL, waiting until they are shipped; by ``x-request-id``."""
         bare = parse_request_id(request_id)
         assert bare is not None, request_id
@@ -212,7 +212,7 @@ class Gateway:
         self.settle()
         return read_ledger(self.data)
 
-    def settle(self, *, wait_seconds: float = 10) -> None:
+    def settle(self, *, wait_seconds: float = 30) -> None:
         """Wait until no request is open and every record is in SQL."""
         deadline = time.monotonic() + wait_seconds
         while self.call(lambda: len(self.parts.inference.checkpointer.live)):

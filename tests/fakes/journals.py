@@ -193,7 +193,7 @@ def read_all(folder: Path, files=None):
         return list(JournalReader(files or OsFiles(), lambda: segments, damages.append)), damages
 
 
-async def until(condition, timeout_seconds: float = 5) -> None:
+async def until(condition, timeout_seconds: float = 30) -> None:
     """Return when a condition holds; what it waits for happens on other threads."""
     for _ in itertools.repeat(None):
         if condition():

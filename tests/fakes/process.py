@@ -73,7 +73,7 @@ class UpstreamProcess:
         """Let go answers that are held now; returns how many."""
         return int(self._ask("release", {"count": count, "name": name})["released"])
 
-    def wait_for(self, predicate: Callable[[dict[str, Any]], Any], timeout_seconds: float = 10) -> Any:
+    def wait_for(self, predicate: Callable[[dict[str, Any]], Any], timeout_seconds: float = 30) -> Any:
         """Block until the predicate of ``state()`` holds; raises AssertionError on timeout."""
         deadline = time.monotonic() + timeout_seconds
         while not (value := predicate(state := self.state())):

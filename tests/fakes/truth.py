@@ -161,7 +161,7 @@ class GroundTruth:
             Counter("held" if attempt.is_held else attempt.stage for attempt in self.attempts if attempt.is_open)
         )
 
-    def wait_for(self, predicate: Callable[["GroundTruth"], Any], timeout_seconds: float = 10) -> Any:
+    def wait_for(self, predicate: Callable[["GroundTruth"], Any], timeout_seconds: float = 30) -> Any:
         """Block until the predicate holds and return its value; raises AssertionError with the stages on timeout."""
         deadline = time.monotonic() + timeout_seconds
         while not (value := predicate(self)):

@@ -212,11 +212,11 @@ class FakeUpstream:
         """Reset every connection, idle ones too."""
         self._call(self._abort_all)
 
-    def wait_for(self, predicate: Callable[[GroundTruth], Any], timeout_seconds: float = 10) -> Any:
+    def wait_for(self, predicate: Callable[[GroundTruth], Any], timeout_seconds: float = 30) -> Any:
         """Block until the predicate of the ground truth holds."""
         return self.truth.wait_for(predicate, timeout_seconds)
 
-    async def until(self, predicate: Callable[[GroundTruth], Any], timeout_seconds: float = 10) -> Any:
+    async def until(self, predicate: Callable[[GroundTruth], Any], timeout_seconds: float = 30) -> Any:
         """Wait, without blocking the event loop, until the predicate of the ground truth holds."""
         return await asyncio.to_thread(self.truth.wait_for, predicate, timeout_seconds)
 

@@ -122,7 +122,7 @@ class Bench:
         return [row for row in self.gateway.all_records() if row["key_id"] == tenant.key_id]
 
     @staticmethod
-    def wait(predicate: Callable[[], Any], seconds: float = 10) -> None:
+    def wait(predicate: Callable[[], Any], seconds: float = 30) -> None:
         """Wait until something holds."""
         deadline = time.monotonic() + seconds
         while not predicate():

@@ -171,7 +171,7 @@ def rows_of(house: House, talks: Sequence[Conversation]) -> dict[str, list[dict[
     return wanted
 
 
-def wait_rows(house: House, talks: Sequence[Conversation], seconds: float = 15) -> float:
+def wait_rows(house: House, talks: Sequence[Conversation], seconds: float = 40) -> float:
     """Wait until each request has a row; returns how long it took."""
     began = time.monotonic()
     house.wait_for(lambda: all(rows_of(house, talks).values()), seconds)

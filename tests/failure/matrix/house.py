@@ -338,7 +338,7 @@ class House:
                 return f"{limit['limit']}: the meter says {limit['spent']}, the ledger {truth[limit['kind']]}"
         return ""
 
-    def wait_for(self, ask: Callable[[], Any], seconds: float = 15) -> Any:
+    def wait_for(self, ask: Callable[[], Any], seconds: float = 40) -> Any:
         """Ask until the answer is true; returns it."""
         return self.fleet.wait_for(ask, seconds)
 
