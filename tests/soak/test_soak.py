@@ -13,6 +13,7 @@ import json
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -86,17 +87,20 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoakHouse]:
 class Load:
     """Asks so many times a second, whatever becomes of the answers.
 
-    ``talks`` is what was asked, ``stayed`` those whose client waited for the end.
+    ``talks`` is what was asked, ``stayed`` those whose client waited for the end, ``plain`` those of them that nothing
+    but a fault can keep from being answered: a key with room, and a provider that is well.
     """
 
-    def __init__(self, house: House, keys: list[str], per_second: float, chance: random.Random) -> None:
+    def __init__(self, house: House, keys: list[str], tight: str, per_second: float, chance: random.Random) -> None:
         self._house = house
-        self._keys = keys
+        self._keys = [*keys, tight]
+        self._tight = tight
         self._pause_seconds = 1 / per_second
         self._chance = chance
         self._open: set[asyncio.Task[None]] = set()
         self.talks: list[Conversation] = []
         self.stayed: list[Conversation] = []
+        self.plain: list[Conversation] = []
         self.not_asked = 0
         self._failures: list[BaseException] = []
 
@@ -128,15 +132,32 @@ class Load:
         talk = self._house.conversation(chance.choice(MODELS), is_streamed=chance.random() < 0.8)
         talk.more["model"] = f"{provider}/{talk.model}"
         self.talks.append(talk)
-        asking = self._house.talk(talk, chance.choice(self._keys))
+        key = chance.choice(self._keys)
+        asking = self._house.talk(talk, key)
         if chance.random() >= LEAVING:
             self.stayed.append(talk)
+            if key != self._tight and talk.model not in BROKEN:
+                self.plain.append(talk)
             await asking
             return
         try:
             await asyncio.wait_for(asking, chance.uniform(0.01, 0.8))
         except TimeoutError:
             talk.read()
+
+
+def tell_apart(load: Load) -> str:
+    """Say who was refused, left without an answer or cut off, of those who stayed."""
+    refused = Counter(talk.status for talk in load.plain if talk.status != 200)
+    broken = sum(talk.status == 200 and not talk.is_whole for talk in load.plain)
+    silent = sum(
+        talk.status == 200 and not talk.is_whole and b'"error"' not in b"".join(data for _, data in talk.arrivals)
+        for talk in load.stayed
+    )
+    unanswered = sum(not talk.status for talk in load.stayed)
+    return (
+        f"of {len(load.plain)} plain ones {dict(refused)} and {broken} broken; {unanswered} unanswered, {silent} silent"
+    )
 
 
 async def warm_up(house: House, keys: list[str]) -> None:
@@ -182,18 +203,16 @@ async def test_nothing_is_lost_and_nothing_grows(house: SoakHouse, figures: Call
         house.since = time.time() - 1
         tight = await asyncio.to_thread(house.new_key, TIGHT)
         spent_keys.append(tight)
-        load = Load(house, [*keys, tight], per_second, chance)
+        load = Load(house, keys, tight, per_second, chance)
         running = asyncio.create_task(load.run(ROUND_SECONDS))
         await asyncio.sleep(BEGIN_SECONDS)
         there = await cause(house, faults, chance)
         await running
         verdict = await asyncio.to_thread(house.judge, load.talks, allowed=EXPECTED)
         names = " + ".join(fault.name for fault in faults)
-        unanswered = sum(not talk.status for talk in load.stayed)
-        print(f"{number}: {names}: {dict(verdict.statuses)}, not asked {load.not_asked}, unanswered {unanswered}")
-        print(
-            f"   workers {figures_of(house)}, oldest first; their log {house.fleet.log_path.stat().st_size}", flush=True
-        )
+        print(f"{number}: {names}: {dict(verdict.statuses)}, not asked {load.not_asked}; {tell_apart(load)}")
+        log_bytes = house.fleet.log_path.stat().st_size
+        print(f"   workers {figures_of(house)}, oldest first; their log has {log_bytes} bytes", flush=True)
         assert not verdict.faults, verdict.faults[:20]
         assert (verdict.lost, verdict.doubled) == (0, 0)
         assert len(load.talks) > per_second * ROUND_SECONDS / 4, "hardly anybody asked"
