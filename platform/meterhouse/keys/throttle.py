@@ -38,8 +38,8 @@ class _Counts:
         self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """By name: when its window began, and how often it happened since."""
 
-    def __bool__(self) -> bool:
-        return bool(self._counts)
+    def __len__(self) -> int:
+        return len(self._counts)
 
     def of(self, name: str) -> int:
         """Return how often it happened in the running window."""

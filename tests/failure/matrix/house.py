@@ -266,8 +266,9 @@ class House:
     def _judge_one(self, verdict: Verdict, talk: Conversation, sent: list[Attempt], rows: list[dict[str, Any]]) -> None:
         note = verdict.faults.append
         verdict.reached += len(sent)
-        # A process may die between INTENT and the connection: such a row charges nothing. A client may leave when its
-        # request was sent and the provider has not read it: such a row has no output.
+        # A process may die between INTENT and the connection, a connection may not come about in time, or be cut before
+        # the provider has read what was sent on it: such a row charges nothing. A client may leave when its request was
+        # sent and the provider has not read it: such a row has no output.
         real = [row for row in rows if len(rows) <= len(sent) or not _is_unread(row)]
         verdict.lost += max(0, len(sent) - len(real))
         verdict.doubled += max(0, len(real) - len(sent))
@@ -344,5 +345,5 @@ class House:
 
 
 def _is_unread(row: dict[str, Any]) -> bool:
-    is_lost = row["outcome"] == "worker_lost" and not row["charge_nanos"]
-    return is_lost or (row["outcome"] == "client_gone" and not row["output_tokens"])
+    is_free = row["outcome"] in {"worker_lost", "upstream_failed"} and not row["charge_nanos"]
+    return is_free or (row["outcome"] == "client_gone" and not row["output_tokens"])
