@@ -106,6 +106,11 @@ class Fault:
         return self.cause in {kill_worker, reload_workers}
 
     @property
+    def hits_answers(self) -> bool:
+        """Whether an answer that runs, or is asked for meanwhile, may be lost by it. What hits a store may not."""
+        return self.part == "workers" or self.cause is cut_the_provider
+
+    @property
     def ends_every_worker(self) -> bool:
         """Whether no worker is as old as the run after it."""
         return self.cause is reload_workers
