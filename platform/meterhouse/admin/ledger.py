@@ -34,6 +34,8 @@ from meterhouse.usage import UsageRecord
 DAY_MS = 86_400_000
 MS = 1_000
 JSON_LINES = "application/jsonl"
+_ID = r"^[A-Za-z0-9_-]+$"
+"""It becomes a part of a file name in a header."""
 
 Identifier = Annotated[Text | None, Field(default=None)]
 Moment = Annotated[int | None, Field(default=None, ge=0, le=10**11, description="Unix seconds")]
@@ -233,7 +235,7 @@ def _add_exports(router: APIRouter, exports: LedgerExports) -> None:
     @router.get("/ledger/export", summary="Records and adjustments with their seals, signed, as JSON lines")
     async def export_ledger(
         author: SignedIn,
-        organization_id: Annotated[str | None, Query(max_length=256)] = None,
+        organization_id: Annotated[str | None, Query(max_length=256, pattern=_ID)] = None,
         start_time: Annotated[int | None, Query(ge=0, le=10**11, description="Sealed from then on")] = None,
         end_time: Annotated[int | None, Query(ge=0, le=10**11, description="Sealed before")] = None,
     ) -> StreamingResponse:

@@ -164,6 +164,8 @@ def test_nobody_sees_what_is_anothers(gateway: Gateway, tenant: Tenant, requests
         ("records?limit=0", "limit"),
         ("records?project_id=" + "x" * 257, "project_id"),
         ("export?organization_id=" + "x" * 257, "organization_id"),
+        ("export?organization_id=%0E", "organization_id"),
+        ("export?organization_id=x%22;y%0D%0Aset-cookie:z", "organization_id"),
         ("records?models=x", "models"),
         ("export?start_time=-1", "start_time"),
     ],
