@@ -16,6 +16,8 @@ import pytest
 
 from edge.conftest import edge, fleet, socket_path, up  # noqa: F401 - fixtures of a served fleet behind nginx
 from edge.wire import connect as connect_tls
+from failure.test_slow_readers import SMALL_BUFFER_BYTES, flood
+from fakes.daemon import wait_until
 from fakes.fleet import ServeProcess
 from fakes.gateway import MESSAGES, GatewayProcess, http_request, provider_environment
 from fakes.nginx_server import NginxServer
@@ -27,7 +29,9 @@ IDLE = 5_000
 READERS = 500
 SLOW = 2_000
 ASKED = 150
-SLOW_MODEL = "fake/long?tokens=20000"
+FLOOD = "fake/flood?tokens=1300"
+"""15 MB in events of 12 KB: more than all buffers on the way take, and soon there."""
+STALLED_SECONDS = 120
 QUIET_MODEL = "fake/normal?tokens=5"
 EXTRA_SECONDS = 0.05
 
@@ -114,21 +118,31 @@ def test_slow_requests(door: Door, check: Check, part: str) -> None:
         check(f"slow_{part}")
 
 
-def test_slow_readers(door: Door, check: Check) -> None:
+def test_slow_readers(door: Door, check: Check, up: FakeUpstream) -> None:  # noqa: F811 - the fixture
     """Each asks for a long answer and takes nearly nothing of it."""
-    body = json.dumps({"model": SLOW_MODEL, "messages": MESSAGES, "stream": True}).encode()
+    up.script("flood", flood)
+    body = json.dumps({"model": FLOOD, "messages": MESSAGES, "stream": True}).encode()
     with ExitStack() as stack:
         readers = []
         for _ in range(READERS):
             reader = stack.enter_context(door.connect())
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
             reader.sendall(post(door.key, b"content-length: %d" % len(body)) + b"\r\n" + body)
             readers.append(reader)
-        time.sleep(2)  # they fill what there is to fill
+        wait_until(lambda: has_stalled(up), "the end of all that buffers take", STALLED_SECONDS)
         for reader in readers:
             reader.settimeout(0.001)
             with suppress(TimeoutError, OSError):
                 reader.recv(1_024)
         check("slow_readers")
+
+
+def has_stalled(up: FakeUpstream) -> bool:  # noqa: F811 - the fixture's type
+    """Whether the provider has been asked by all, and can write to nobody."""
+    floods = [attempt for attempt in up.attempts if attempt.model.startswith("flood")][-READERS:]
+    before = sum(attempt.tokens for attempt in floods)
+    time.sleep(0.5)
+    return len(floods) == READERS and sum(attempt.tokens for attempt in floods) == before
 
 
 def test_storms_of_refusals(door: Door, check: Check) -> None:
