@@ -31,7 +31,8 @@ SLOW = 2_000
 ASKED = 150
 FLOOD = "fake/flood?tokens=1300"
 """15 MB in events of 12 KB: more than all buffers on the way take, and soon there."""
-STALLED_SECONDS = 120
+STALLED_SECONDS, LOOK_SECONDS = 300, 3
+"""The buffers of the kernel take some 4 MB of each; for a moment a busy machine moves nothing of it."""
 QUIET_MODEL = "fake/normal?tokens=5"
 EXTRA_SECONDS = 0.05
 
@@ -141,7 +142,7 @@ def has_stalled(up: FakeUpstream) -> bool:  # noqa: F811 - the fixture's type
     """Whether the provider has been asked by all, and can write to nobody."""
     floods = [attempt for attempt in up.attempts if attempt.model.startswith("flood")][-READERS:]
     before = sum(attempt.tokens for attempt in floods)
-    time.sleep(0.5)
+    time.sleep(LOOK_SECONDS)
     return len(floods) == READERS and sum(attempt.tokens for attempt in floods) == before
 
 
