@@ -2,8 +2,10 @@
 
 pytest_plugins = [
     "plugins.clients",
+    "plugins.garbage",
     "plugins.matrix",
     "plugins.meters",
+    "plugins.order",
     "plugins.real_model",
     "plugins.servers",
     "plugins.soak",

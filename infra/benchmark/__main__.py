@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import bodies, comparison, hold, judge, keys, queries, soak
+from benchmark import bodies, comparison, hold, judge, keys, queries, soak, stages
 from benchmark.plot import draw
 from benchmark.report import Cell, Outcome
 from benchmark.servers import BenchError
@@ -28,6 +28,7 @@ MEASUREMENTS = {
     "ledger": queries.query_ledger,
     "soak": soak.soak,
     "body": bodies.compare_bodies,
+    "stages": stages.measure_stages,
 }
 
 
@@ -61,6 +62,9 @@ def parse_arguments() -> argparse.Namespace:
     other.add_argument("--ledger", type=int, metavar="N", help="usage queries over N requests of a month")
     other.add_argument("--soak", type=float, metavar="MINUTES", help="does memory grow under load")
     other.add_argument("--body", type=int, nargs="+", metavar="KB", help="prompts so long; 1024 is a megabyte")
+    other.add_argument(
+        "--stages", action="store_true", default=None, help="where the CPU time of a request goes; needs py-spy"
+    )
     arguments = parser.parse_args()
     arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 4.0)
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _KIBIBYTE = 1024
+_NANOS = 1_000_000_000
 
 
 def read_cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
@@ -30,6 +31,17 @@ def read_cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
             ticks += times[member][1]
             family += children.get(member, ())
         found[name] = ticks / CLOCK_TICKS
+    return found
+
+
+def read_thread_seconds(pid: int) -> dict[int, float]:
+    """Return for how long each thread of a process has run, by its number."""
+    found: dict[int, float] = {}
+    for entry in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            found[int(entry.name)] = int((entry / "schedstat").read_text(encoding="utf-8").split()[0]) / _NANOS
+        except OSError:
+            continue  # it has just ended
     return found
 
 

@@ -138,6 +138,7 @@ async def adjust(
         at_ms=entry.period_start_ms,
         nanos=entry.nanos,
         tokens=entry.tokens,
+        id=entry.id,
     )
     try:
         return entry, await apply(correction)

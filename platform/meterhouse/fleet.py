@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from meterhouse.cut_off import BEATS, CutOff, name_few
 from meterhouse.db.workers import Heartbeat, Worker, WorkerStore
 from meterhouse.errors import GatewayError, MeterDown, StoreDown
 from meterhouse.http.tasks import Tasks
@@ -41,7 +42,6 @@ MOST_LOOK_SECONDS = 0.1
 LIST_SECONDS = 1.0
 """How often the table is looked at during a flush: whoever is waited for may have died and been adopted."""
 ACKNOWLEDGED_SECONDS = 120
-CUT_OFF_BEATS = 3  # for so many heartbeats a worker is believed to be cut off: it renews once it is not any more
 MOST_TICKETS = 1_000
 """Of the list, and of those that a worker remembers to have answered."""
 
@@ -67,8 +67,8 @@ class Member:
     """Brings this worker's live reservations of an organization into Redis; raises MeterDown when it cannot."""
     count_unshipped: Callable[[], int]
     """How many records SQL does not have yet."""
-    is_cut_off: Callable[[], bool] = lambda: False
-    """Whether it has reservations in Redis and cannot reach Redis to renew them."""
+    list_cut_off: Callable[[], Collection[str]] = tuple
+    """The organizations of which it has reservations in Redis and cannot reach Redis to renew them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Fleet:
         self._answered: OrderedDict[str, None] = OrderedDict()
         self._failed_at: float | None = None
         """When a heartbeat failed last, by ``time.monotonic``."""
-        self._cut_off_until = self._read_at = 0.0
+        self._cut_off, self._read_at = CutOff(), 0.0
         self._has_news = asyncio.Event()
         self._table_turn = asyncio.Lock()
         self._is_closed = False
@@ -118,15 +118,14 @@ class Fleet:
         """How many workers were alive when the table was read last; this one counts always."""
         return self._live_workers
 
-    @property
-    def may_reap(self) -> bool:
+    def may_reap(self, organization_id: str) -> bool:
         """Whether a lease that has expired means that its worker is dead: not while one lives that cannot renew.
 
         Without the table nobody can say, which holds for a lease.
         """
         read_seconds = time.monotonic() - self._read_at
-        is_known = read_seconds < self._rhythm.heartbeat_seconds * CUT_OFF_BEATS
-        return time.monotonic() >= self._cut_off_until and (is_known or read_seconds > self._rhythm.lease_seconds)
+        is_known = read_seconds < self._rhythm.heartbeat_seconds * BEATS
+        return (is_known or read_seconds > self._rhythm.lease_seconds) and not self._cut_off.holds(organization_id)
 
     # --- being alive
 
@@ -174,14 +173,15 @@ class Fleet:
             get_logger().warning(Event.STORE_FAILED, detail=f"leaving: {error.detail}")
 
     def _heartbeat(self, *, is_leaving: bool = False) -> Heartbeat:
-        member = self._member
+        member, cut_off = self._member, self._member.list_cut_off()
         return Heartbeat(
             id=member.worker_id,
             host=member.host,
             journal_id=member.journal_id,
             unshipped_records=member.count_unshipped(),
             is_leaving=is_leaving,
-            is_cut_off=member.is_cut_off(),
+            is_cut_off=bool(cut_off),
+            cut_off=name_few(cut_off),
         )
 
     async def _beat(self) -> None:
@@ -196,8 +196,8 @@ class Fleet:
         self._read_at = time.monotonic()
         standing = self._standing_of(rows)
         self._live_workers = 1 + sum(standing.values())
-        if any(row.heartbeat.is_cut_off and standing.get(row.heartbeat.id) for row in rows):
-            self._cut_off_until = self._read_at + self._rhythm.heartbeat_seconds * CUT_OFF_BEATS
+        living = [row.heartbeat for row in rows if standing.get(row.heartbeat.id)]
+        self._cut_off.note(living, self._rhythm.heartbeat_seconds * BEATS)
 
     def _standing_of(self, rows: Collection[Worker]) -> Mapping[str, bool]:
         """Return the other workers that may have journaled something: whether each can be expected to answer."""

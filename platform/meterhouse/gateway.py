@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import BinaryIO
 
-from meterhouse.admin.guard import AdminLimiter, TokenVerifier
+from meterhouse.admin.guard import TokenVerifier
 from meterhouse.admin.ledger import LedgerParts
+from meterhouse.admin.limiter import AdminLimiter
 from meterhouse.admin.router import AdminParts
 from meterhouse.admin.supply import SupplyParts
 from meterhouse.admin.usage import UsageParts
@@ -50,6 +51,7 @@ from meterhouse.providers.upstream import Upstream
 from meterhouse.providers.vault import Vault
 from meterhouse.records import Records, open_records
 from meterhouse.settings import Environment, Settings, SettingsError
+from meterhouse.shared_counts import build_admin_limiter
 from meterhouse.stores import Stores, open_stores
 from meterhouse.supply import Supply
 from meterhouse.supply_changes import NOTICE as SUPPLY_NOTICE
@@ -162,6 +164,7 @@ async def open_gateway(
         stack.callback(inference.counter.close)
         _watch(metrics, inference, request_log)
         live = _build_live(settings, stores, inference)
+        metrics.watch(Watched.INVOICE_FAILURES, lambda: office.billing.invoices.failures)
         metrics.watch(Watched.DROPPED_LIVE_EVENTS, lambda: live.dropped_events)
         metrics.watch(Watched.LIVE_LISTENERS, lambda: len(live.listeners))
         _start_loops(inference, settings, stores)
@@ -177,7 +180,7 @@ async def open_gateway(
             inference=inference,
             observer=Observer(request_log, metrics, tracing, live),
             tracing=tracing,
-            admin_limiter=AdminLimiter(settings.admin_rate, settings.admin_failure_rate),
+            admin_limiter=build_admin_limiter(settings, metrics),
             health=HealthParts(supply.routes, lambda: supply.statuses, records.list_troubles, metrics),
             account=_account_parts(stores, inference, records),
             live=LiveParts(live, tasks),

@@ -1,13 +1,16 @@
 """The words between the limits and everything that meets them: limit, demand, reservation, settlement, meter.
 
 Amounts are integers: requests, tokens, or nanos of USD. Which kind of limit a pair of kind and window makes is
-decided here once (``Limit.nature``).
+decided here once (``Limit.nature``). What is made for every request is a msgspec struct: a frozen dataclass takes
+seven times as long to make.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+import msgspec
 
 from meterhouse.usage import Exactness
 
@@ -105,8 +108,7 @@ class Limit:
         return self.nature is Nature.BUDGET or (self.nature is Nature.QUOTA and self.kind is Kind.TOKENS)
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True):
     """The conservative estimate of what a request will use; the meter decides on it in one step."""
 
     request_id: str
@@ -132,12 +134,11 @@ class Demand:
     output_nanos_per_million: int
     request_nanos: int
 
-    FLOOR_TOKENS = 1_024
-    SLICE_TOKENS = 2_048
+    FLOOR_TOKENS: ClassVar[int] = 1_024
+    SLICE_TOKENS: ClassVar[int] = 2_048
 
 
-@dataclass(frozen=True, slots=True)
-class LimitState:
+class LimitState(msgspec.Struct, frozen=True):
     """What a limit says of itself now; ``resets_at_ms`` is when it is full again (None: never, or when they end)."""
 
     limit: Limit
@@ -151,8 +152,7 @@ class LimitState:
         return max(0, self.limit.amount - self.spent - self.reserved)
 
 
-@dataclass(slots=True)
-class Reservation:
+class Reservation(msgspec.Struct):
     """A demand held against every limit; resolved exactly once, by ``Meter.settle``."""
 
     request_id: str
@@ -194,8 +194,7 @@ class Refusal:
     states: Sequence[LimitState]
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """The truth about a request, as its ledger rows say it."""
 
     requests: int
@@ -204,8 +203,7 @@ class Settlement:
     exactness: Exactness
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(msgspec.Struct, frozen=True):
     """What a live reservation has used so far: its lease is renewed with it, and a reaping settles at it."""
 
     is_sent: bool
@@ -223,6 +221,8 @@ class Correction:
     at_ms: int
     nanos: int
     tokens: int
+    id: str
+    """Of the adjustment, or of the first of those that it sums up: a correction that is told again changes nothing."""
 
 
 class Meter(Protocol):

@@ -107,6 +107,7 @@ class Follower:
                         at_ms=entry.period_start_ms,
                         nanos=entry.nanos,
                         tokens=entry.tokens,
+                        id=entry.id,
                     )
                 )
             self._last = page[-1]
@@ -124,6 +125,9 @@ async def _open_redis(
     async def register(organization_id: str) -> None:
         await meter.register(organization_id)
 
+    def list_cut_off() -> set[str]:
+        return meter.list_cut_off()
+
     member = Member(
         worker_id=journal.journal_id,
         host=socket.gethostname(),
@@ -131,7 +135,7 @@ async def _open_redis(
         ship=records.ship_all,
         register=register,
         count_unshipped=lambda: records.shipper.lag.unshipped_records,
-        is_cut_off=lambda: meter.is_cut_off,
+        list_cut_off=list_cut_off,
     )
     rhythm = Rhythm(settings.heartbeat_seconds, settings.lease_seconds)
     fleet = Fleet(WorkerStore(stores.engine), notices, link, member, rhythm)
@@ -148,7 +152,7 @@ async def _open_redis(
         stores.clock,
         lease_ms=lease_ms,
         silence_ms=lease_ms * 3 // 5,
-        may_reap=lambda: fleet.may_reap,
+        may_reap=fleet.may_reap,
     )
     link.on_down.append(fleet.beat_soon)
 

@@ -4,10 +4,11 @@ A price is a list of components. A charge is the sum of integers, one division, 
 charges are differences of the running rounded sum, so that they always add up to the charge.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, DecimalException
 from enum import StrEnum
+from functools import cached_property
 
 import msgspec
 
@@ -51,8 +52,11 @@ class Component(msgspec.Struct, frozen=True, array_like=True):
     """Applies on these UTC weekdays (0 = Monday)."""
 
 
-class Price(msgspec.Struct, frozen=True, array_like=True):
-    """What a model of a provider costs from a time on; superseded, never edited."""
+class Price(msgspec.Struct, frozen=True, array_like=True, dict=True):
+    """What a model of a provider costs from a time on; superseded, never edited.
+
+    What every request asks of it is worked out once and kept beside its fields.
+    """
 
     id: str
     provider: str
@@ -60,6 +64,28 @@ class Price(msgspec.Struct, frozen=True, array_like=True):
     components: tuple[Component, ...]
     effective_from_ms: int
     source: str
+
+    @cached_property
+    def lines(self) -> Mapping[Meterable, tuple[Component, ...]]:
+        """The components of each kind; a kind that has none is charged as what it is a part of."""
+        own = {kind: tuple(c for c in self.components if c.kind == kind) for kind in Meterable}
+        return {kind: lines or own.get(_FALLBACK.get(kind, kind), ()) for kind, lines in own.items()}
+
+    @cached_property
+    def dearest_input_nanos_per_million(self) -> int:
+        """The highest rate that an input token could meet, whatever becomes of it."""
+        kinds = (Meterable.INPUT, Meterable.CACHED_INPUT, Meterable.CACHE_WRITE, Meterable.INPUT_AUDIO)
+        return max(dearest_nanos_per_million(self, kind) for kind in kinds)
+
+    @cached_property
+    def dearest_output_nanos_per_million(self) -> int:
+        """The highest rate that an output token could meet."""
+        return max(dearest_nanos_per_million(self, kind) for kind in (Meterable.OUTPUT, Meterable.OUTPUT_AUDIO))
+
+    @cached_property
+    def dearest_request_nanos(self) -> int:
+        """The most that a request could cost beside its tokens."""
+        return hold_nanos(1, dearest_nanos_per_million(self, Meterable.REQUEST))
 
 
 class Charge(msgspec.Struct, frozen=True, array_like=True):
@@ -82,7 +108,7 @@ def charge(
     for kind, count in _counts(usage, request_units):
         if count == 0:
             continue
-        component = _applicable(price.components, kind, usage.input_tokens, admitted_at_ms, service_tier)
+        component = _applicable(price, kind, usage.input_tokens, admitted_at_ms, service_tier)
         if component is None:
             continue
         running += count * component.nanos_per_million
@@ -95,22 +121,7 @@ def charge(
 
 def dearest_nanos_per_million(price: Price, kind: Meterable) -> int:
     """Return the highest rate that could apply to a kind, over all tiers, windows and service tiers."""
-    rates = [c.nanos_per_million for c in price.components if c.kind == kind]
-    fallback = _FALLBACK.get(kind)
-    if not rates and fallback is not None:
-        return dearest_nanos_per_million(price, fallback)
-    return max(rates, default=0)
-
-
-def dearest_input_nanos_per_million(price: Price) -> int:
-    """Return the highest rate that an input token could meet, whatever becomes of it."""
-    kinds = (Meterable.INPUT, Meterable.CACHED_INPUT, Meterable.CACHE_WRITE, Meterable.INPUT_AUDIO)
-    return max(dearest_nanos_per_million(price, kind) for kind in kinds)
-
-
-def dearest_output_nanos_per_million(price: Price) -> int:
-    """Return the highest rate that an output token could meet."""
-    return max(dearest_nanos_per_million(price, kind) for kind in (Meterable.OUTPUT, Meterable.OUTPUT_AUDIO))
+    return max((c.nanos_per_million for c in price.lines[kind]), default=0)
 
 
 def hold_nanos(tokens: int, nanos_per_million: int) -> int:
@@ -141,24 +152,26 @@ def format_usd(nanos: int) -> str:
     return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
 
 
-def _counts(usage: Usage, request_units: int) -> Iterable[tuple[Meterable, int]]:
+def _counts(usage: Usage, request_units: int) -> tuple[tuple[Meterable, int], ...]:
     special = usage.cached_input_tokens + usage.cache_write_tokens + usage.input_audio_tokens
-    yield Meterable.INPUT, max(0, usage.input_tokens - special)
-    yield Meterable.CACHED_INPUT, usage.cached_input_tokens
-    yield Meterable.CACHE_WRITE, usage.cache_write_tokens
-    yield Meterable.INPUT_AUDIO, usage.input_audio_tokens
-    yield Meterable.OUTPUT, max(0, usage.output_tokens - usage.output_audio_tokens)
-    yield Meterable.OUTPUT_AUDIO, usage.output_audio_tokens
-    yield Meterable.REQUEST, request_units
+    return (
+        (Meterable.INPUT, max(0, usage.input_tokens - special)),
+        (Meterable.CACHED_INPUT, usage.cached_input_tokens),
+        (Meterable.CACHE_WRITE, usage.cache_write_tokens),
+        (Meterable.INPUT_AUDIO, usage.input_audio_tokens),
+        (Meterable.OUTPUT, max(0, usage.output_tokens - usage.output_audio_tokens)),
+        (Meterable.OUTPUT_AUDIO, usage.output_audio_tokens),
+        (Meterable.REQUEST, request_units),
+    )
 
 
 def _applicable(
-    components: tuple[Component, ...], kind: Meterable, input_tokens: int, admitted_at_ms: int, service_tier: str | None
+    price: Price, kind: Meterable, input_tokens: int, admitted_at_ms: int, service_tier: str | None
 ) -> Component | None:
     """Choose the most specific component that applies: service tier, then window, then the highest input tier."""
     best: Component | None = None
-    for component in components:
-        if component.kind != kind or component.from_input_tokens > input_tokens:
+    for component in price.lines[kind]:
+        if component.from_input_tokens > input_tokens:
             continue
         if component.service_tier is not None and component.service_tier != service_tier:
             continue
@@ -168,7 +181,7 @@ def _applicable(
             best = component
     fallback = _FALLBACK.get(kind)
     if best is None and fallback is not None:
-        return _applicable(components, fallback, input_tokens, admitted_at_ms, service_tier)
+        return _applicable(price, fallback, input_tokens, admitted_at_ms, service_tier)
     return best
 
 

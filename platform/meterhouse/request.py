@@ -5,7 +5,6 @@ is forwarded from its own raw fields, never rebuilt from this struct. ``Tally`` 
 request: attempts, usage, outcome. Nothing here does I/O.
 """
 
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -216,8 +215,7 @@ _KNOWN_PARTS = frozenset({"text", "refusal", "image_url", "input_audio", "file"}
 _messages_decoder = msgspec.json.Decoder(list[dict[str, Raw]])
 
 
-@dataclass(frozen=True, slots=True)
-class InputSize:
+class InputSize(msgspec.Struct, frozen=True):
     """How large a request's input is, before any tokenizer has seen it."""
 
     text_bytes: int
@@ -281,8 +279,7 @@ def _side_text_bytes(message: Message) -> int:
     return total
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(msgspec.Struct):
     """One try at one deployment. Times are monotonic nanoseconds."""
 
     number: int
@@ -300,7 +297,7 @@ class Attempt:
     outcome: Outcome | None = None
     error: GatewayError | None = None
     served_model: str = ""
-    finish_reasons: list[str] = field(default_factory=list)
+    finish_reasons: list[str] = []
     service_tier: str = ""
     reported: Usage | None = None
     """The last usage that the provider sent and that can be believed."""
@@ -317,7 +314,7 @@ class Attempt:
     output_events: int = 0
     output_bytes: int = 0
     """Both since the last usage that the provider reported."""
-    text: list[str] = field(default_factory=list)
+    text: list[str] = []
     """What came, for counting; dropped as soon as the provider reports."""
 
     @property
@@ -327,8 +324,7 @@ class Attempt:
         return known_tokens + max(self.output_events, -(-self.output_bytes // 4))
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(msgspec.Struct):
     """What is known so far of one request; ``ledger.settler`` turns it into records exactly once."""
 
     request_id: str
@@ -348,7 +344,7 @@ class Tally:
     asked_ns: int
     """When the meter was asked; ``admitted_ns`` is when it had answered."""
     admitted_ns: int
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = []
     is_traced: bool = False
     """Whether the trace is sampled, as far as that is known at the start."""
     checkpointed_tokens: int = 0

@@ -45,6 +45,8 @@ LEAST_RENEWALS = 3
 STALL_SECONDS = 30
 """A worker whose event loop has stood still for so long is ended."""
 BACKLOG = 2048
+MOST_PATH_BYTES = 107
+"""What Linux has room for in the address of a unix socket (unix(7)), without the zero at its end."""
 SOCKET_UMASK = 0o117
 """Only the owner and the group of a unix socket may use it."""
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - gunicorn and the metrics make private files of their own there
@@ -88,6 +90,12 @@ class Address:
         if self.path is None:
             self._check_port()
             return
+        length_bytes = len(os.fsencode(self.path))
+        if length_bytes > MOST_PATH_BYTES:
+            raise SettingsError(
+                f"Cannot listen on {self.path}: the path of a socket has at most {MOST_PATH_BYTES} bytes, this one has "
+                f"{length_bytes}."
+            )
         if self.path.exists() and not self.path.is_socket():
             raise SettingsError(f"Cannot listen on {self.path}: it is not a socket.")
         if not os.access(self.path.parent, os.W_OK | os.X_OK):

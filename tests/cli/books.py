@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fakes.ledger import record
+from fakes.store import begin_store
 from meterhouse.keys.service import KeyOrder
 from meterhouse.settings import Settings
-from meterhouse.stores import Stores, open_stores
+from meterhouse.stores import Stores, make_folder, open_stores
 from meterhouse.usage import UsageRecord
 
 DATA = "d"
@@ -43,6 +44,10 @@ def insert(folder: Path, *records: UsageRecord) -> int:
 
 def do(folder, work, database_url=None):
     """Do something with open stores."""
+
+    if database_url is None:
+        make_folder(folder / DATA)
+        begin_store(folder / DATA / "ledger.db")
 
     async def run():
         async with open_stores(Settings(data=folder / DATA, database_url=database_url)) as stores:

@@ -36,11 +36,12 @@ class Dev:
                 stderr=err,
                 stdin=subprocess.DEVNULL,
             )
-        deadline = time.monotonic() + 20
-        while not self._is_ready():
-            assert self.process.poll() is None, self.err
-            assert time.monotonic() < deadline, self.err
-            time.sleep(0.02)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     @property
     def out(self) -> str:
@@ -53,7 +54,14 @@ class Dev:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(60)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while not self._is_ready():
+            assert self.process.poll() is None, self.err
+            assert time.monotonic() < deadline, self.err
+            time.sleep(0.02)
 
     def _is_ready(self) -> bool:
         with suppress(OSError):

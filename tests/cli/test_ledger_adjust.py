@@ -100,7 +100,7 @@ def test_the_running_meter_is_told_after_the_ledger_has_it(tmp_path: Path, owner
 
     entry, is_applied = books.do(tmp_path, lambda stores: adjust(stores, order, tell))
     assert is_applied
-    assert told == [Correction(owners.organization, owners.project, owners.key, NOVEMBER_MS, 5, 0)]
+    assert told == [Correction(owners.organization, owners.project, owners.key, NOVEMBER_MS, 5, 0, entry.id)]
     assert entry.created_by == "me"
     _, is_applied = books.do(tmp_path, lambda stores: adjust(stores, order, fail))
     assert not is_applied

@@ -12,13 +12,13 @@ from fakes.servers import PostgresServer, RedisServer
 from fakes.upstream import FakeUpstream
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(
     tmp_path_factory: pytest.TempPathFactory,
     redis_server: RedisServer,
@@ -36,7 +36,7 @@ def fleet(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def console(fleet: ServeProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleProcess]:
     with ConsoleProcess(fleet.url, tmp_path_factory.mktemp("console") / "console.log") as running:
         yield running

@@ -1,14 +1,9 @@
 """The databases that the contract suites of SQL run over: SQLite and PostgreSQL, the same tests."""
 
-import asyncio
-import shutil
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
-from fakes.store import MIGRATIONS, url_of
+from fakes.store import begin_store, migrate, url_of
 from meterhouse.db.engine import close, open_engine
-from meterhouse.db.schema import upgrade
 from meterhouse.db.tables_billing import metadata
 
 BACKENDS = ("sqlite", "postgresql")
@@ -17,19 +12,6 @@ BACKENDS = ("sqlite", "postgresql")
 EMPTY = "SET session_replication_role = replica;" + "".join(
     f'DELETE FROM "{table.name}";' for table in metadata.sorted_tables
 )
-
-
-def migrate(url):
-    """In a thread, because a session fixture may be first needed by a test whose loop is running."""
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: asyncio.run(upgrade(url, MIGRATIONS))).result()
-
-
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("migrated") / "store.db"
-    migrate(url_of(path))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +34,7 @@ def empty_url(request, tmp_path):
 def store_url(request, tmp_path):
     """A database at the newest migration without rows. Its tables stay as they are."""
     if request.param == "sqlite":
-        migrated_file = request.getfixturevalue("migrated_file")
-        yield url_of(shutil.copy(migrated_file, tmp_path / "store.db"))
+        yield url_of(begin_store(tmp_path / "store.db"))
     else:
         url = request.getfixturevalue("shared_database_url")
         yield url

@@ -5,8 +5,11 @@ import io
 import json
 from collections import Counter
 
+import msgspec
 import pytest
+import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
 from fakes.ledger import record
 from fakes.store import MovingClock
@@ -16,9 +19,11 @@ from meterhouse.billing.invoice_page import to_csv, to_html
 from meterhouse.billing.invoices import Invoices
 from meterhouse.db.books import Books
 from meterhouse.db.catalog import Catalog
+from meterhouse.db.engine import writing
 from meterhouse.db.invoices import InvoiceStore
 from meterhouse.db.ledger import Adjustment, LedgerStore
 from meterhouse.db.organizations import Organization, Project
+from meterhouse.db.tables import price
 from meterhouse.errors import Conflict, Malformed, NotFound, RateLimited
 from meterhouse.exports import export
 from meterhouse.ledger.export import Order
@@ -169,6 +174,27 @@ async def test_an_organization_whose_invoice_cannot_be_issued_keeps_back_no_othe
     assert await house.invoices.issue_due(MARCH, page=1) == 1
     assert await house.invoices.list_issued("org_2") == [(MARCH, 6)]
     assert [await house.invoices.issue_due(MARCH, page=1) for _ in range(2)] == [1, 0]
+
+
+async def test_rows_that_cannot_be_read_keep_back_the_invoice_of_no_other_organization(house, engine):
+    await house.catalog.organizations.insert_organization(Organization("org_2", "Other", 2))
+    broken = {"id": "price_broken", "provider": "p", "model": "m", "components": [{"kind": "output"}]}
+    async with writing(engine) as connection:
+        row = {**broken, "effective_from_ms": 1, "source": "test", "created_at_ms": 1}
+        await connection.execute(sa.insert(price), [row])
+    await house.use(5, at_ms=JANUARY.start_ms, price_id="price_broken")
+    await house.use(6, at_ms=JANUARY.start_ms, organization_id="org_2")
+    house.clock.move(MINUTE)
+    with pytest.raises(msgspec.ValidationError):
+        await house.issue(JANUARY)
+    with capture_logs() as logged:
+        assert [await house.invoices.issue_due(JANUARY, page=1) for _ in range(2)] == [1, 0]
+    assert house.invoices.failures == 2
+    assert await house.invoices.list_issued("org_2") == [(JANUARY, 6)]
+    assert [(line["event"], line["log_level"], line["organization_id"], line["month"]) for line in logged] == [
+        ("invoice.failed", "error", "org_1", "2027-01")
+    ] * 2
+    assert isinstance(logged[0]["exc_info"], msgspec.ValidationError)
 
 
 async def test_drafts_are_made_one_at_a_time_and_few_wait(house):

@@ -10,6 +10,7 @@ import pytest
 
 from fakes.crew import ORGANIZATION, Crew, record_of, until
 from fakes.meter_oracle import build_demand, key_limits, settlement_of
+from meterhouse import cut_off
 from meterhouse.db.workers import Heartbeat
 from meterhouse.fleet import Rhythm
 from meterhouse.limits import learning
@@ -30,7 +31,7 @@ async def reap(crew_member, redis_server, *reservations):
     """Let leases end, and have them reaped."""
     leases = keys_of(ORGANIZATION)[2]
     redis_server.cli("ZADD", leases, *(part for one in reservations for part in (0, one.request_id)))
-    assert await crew_member.meter.sweep() == len(reservations)
+    await crew_member.reap(len(reservations))
 
 
 def stones(redis_server):
@@ -209,22 +210,25 @@ async def test_sums_that_take_long_are_waited_for_with_a_lock_as_long(crew, monk
 # --- a worker that cannot renew
 
 
-async def test_while_a_worker_is_cut_off_nothing_is_reaped(crew, redis_server):
+async def test_while_a_worker_is_cut_off_nothing_is_reaped_of_whom_it_has_reservations(crew, redis_server):
     crew.rhythm = Rhythm(heartbeat_seconds=0.05, lease_seconds=20)
     async with crew.hire_two() as (one, two):
         reservation = await two.admit(BUDGET)
-        is_cut_off = True
-        two.fleet._member = replace(two.fleet._member, is_cut_off=lambda: is_cut_off)
+        cut_off_of = {ORGANIZATION}
+        two.fleet._member = replace(two.fleet._member, list_cut_off=lambda: cut_off_of)
         two.fleet.beat_soon()
-        await until(lambda: not one.fleet.may_reap)
+        await until(lambda: not one.fleet.may_reap(ORGANIZATION))
+        other = await one.admit("", organization_id="org_2")
+        redis_server.cli("ZADD", keys_of("org_2")[2], 0, other.request_id)
+        await one.reap(1)
         redis_server.cli("ZADD", keys_of(ORGANIZATION)[2], 0, reservation.request_id)
         assert await one.meter.sweep() == 0
         settled = await one.admit(BUDGET)
         assert await one.counts(BUDGET) == (0, 220)
         one.settle(settled, settlement_of(5))
-        is_cut_off = False
-        await until(lambda: one.fleet.may_reap)
-        assert await one.meter.sweep() == 1
+        cut_off_of.clear()
+        await until(lambda: one.fleet.may_reap(ORGANIZATION))
+        await one.reap(1)
         assert await one.counts(BUDGET) == (5, 0)
 
 
@@ -232,5 +236,14 @@ async def test_a_dead_worker_that_was_cut_off_does_not_keep_others_from_reaping(
     crew.rhythm = Rhythm(heartbeat_seconds=0.05, lease_seconds=0.5)
     async with crew.hire("one") as one:
         await one.fleet._workers.beat(Heartbeat("dead", "host", "journal of dead", 0, is_cut_off=True))
-        await until(lambda: not one.fleet.may_reap)
-        await until(lambda: one.fleet.may_reap)
+        await until(lambda: not any(map(one.fleet.may_reap, (ORGANIZATION, "org_2"))))
+        await until(lambda: all(map(one.fleet.may_reap, (ORGANIZATION, "org_2"))))
+
+
+async def test_a_worker_that_is_cut_off_of_too_many_names_none(crew, monkeypatch):
+    monkeypatch.setattr(cut_off, "MOST_NAMED", 2)
+    crew.rhythm = Rhythm(heartbeat_seconds=0.05, lease_seconds=20)
+    async with crew.hire_two() as (one, two):
+        two.fleet._member = replace(two.fleet._member, list_cut_off=lambda: {"org_1", "org_2", "org_3"})
+        two.fleet.beat_soon()
+        await until(lambda: not one.fleet.may_reap("org_9"))

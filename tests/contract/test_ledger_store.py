@@ -108,10 +108,12 @@ async def test_two_writers_at_once_write_each_record_once(ledger):
 async def test_a_batch_larger_than_one_statement_is_written_whole_and_fast(ledger, is_postgres):
     await ledger.insert([record()])
     records = [record(key_id=f"key_{i}", root_key_id=f"key_{i}") for i in range(1_000)]
-    started = time.perf_counter()
+    # 35 ms of SQLite, of this process's own time, and 100 ms of PostgreSQL on a quiet machine; the bound only catches
+    # a change of kind.
+    clock, most_seconds = (time.perf_counter, 3) if is_postgres else (time.process_time, 0.5)
+    started = clock()
     assert await ledger.insert(records) == 1_000
-    # 35 ms of SQLite and 100 ms of PostgreSQL on a quiet machine; the bound only catches a change of kind.
-    assert time.perf_counter() - started < (3 if is_postgres else 0.5)
+    assert clock() - started < most_seconds
     assert (await ledger.sum_period(period(Scope.ORGANIZATION, "org_1"))).requests == 1_001
     assert await ledger.rebuild_check() == []
 

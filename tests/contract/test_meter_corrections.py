@@ -4,15 +4,18 @@ import pytest
 
 from fakes.meter_bench import Bench
 from fakes.meter_oracle import KEY, ORGANIZATION, PROJECT, Record, build_demand, settlement_of
+from meterhouse.ids import new_id
 from meterhouse.metering import Correction, RefusalKind
 
 
-async def correct(bench: Bench, nanos: int, tokens: int = 0, *, root_key_id: str | None = KEY) -> None:
-    """Write an adjustment into the ledger and tell the meter, as the command line does."""
+async def correct(bench: Bench, nanos: int, tokens: int = 0, *, root_key_id: str | None = KEY, times: int = 1) -> None:
+    """Write an adjustment into the ledger and tell the meter, as the command line does; once, or again and again."""
     now_ms = bench.clock.now_ms()
     # An adjustment counts whenever it was made; the oracle knows only records, so this one is made a moment earlier.
     bench.oracle.records.append(Record(build_demand(), now_ms - 1, settlement_of(tokens, nanos, requests=0)))
-    await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, root_key_id, now_ms, nanos, tokens))
+    correction = Correction(ORGANIZATION, PROJECT, root_key_id, now_ms, nanos, tokens, new_id("adj"))
+    for _ in range(times):
+        await bench.meter.adjust(correction)
 
 
 async def test_a_credit_makes_room_in_a_spent_budget(still_bench: Bench) -> None:
@@ -48,3 +51,13 @@ async def test_a_correction_counts_once_whenever_it_comes(still_bench: Bench, wh
     assert await still_bench.counts(budget) == (360, 0)
     await still_bench.reconcile()
     assert await still_bench.counts(budget) == (360, 0)
+
+
+async def test_a_correction_that_is_told_again_because_its_answer_was_lost_counts_once(still_bench: Bench) -> None:
+    limits = "spend 0.00001 USD total; tokens 1000 total"
+    still_bench.settle(await still_bench.admit(limits), settlement_of(500))
+    assert await still_bench.counts("tokens 1000 total") == (500, 0)
+    await correct(still_bench, -200, -100, times=3)
+    await correct(still_bench, -50, times=2)
+    assert await still_bench.counts("spend 0.00001 USD total") == (250, 0)
+    assert await still_bench.counts("tokens 1000 total") == (400, 0)

@@ -130,9 +130,9 @@ async def test_a_correction_moves_the_periods_that_its_moment_lies_in(bench: Red
     limits = "spend 1 USD total; tokens 900/day; requests 5/day; tokens 900/day for gpt-4o; spend 2 USD/month"
     await bench.meter.list_states(ORGANIZATION, key_limits(limits))
     for at_ms in (START_MS, START_MS - 1):
-        await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, KEY, at_ms, nanos=-40, tokens=7))
-    await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, "key_2", START_MS, nanos=1, tokens=1))
-    await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, None, START_MS, nanos=1, tokens=1))
+        await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, KEY, at_ms, nanos=-40, tokens=7, id=f"adj_{at_ms}"))
+    await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, "key_2", START_MS, nanos=1, tokens=1, id="adj_1"))
+    await bench.meter.adjust(Correction(ORGANIZATION, PROJECT, None, START_MS, nanos=1, tokens=1, id="adj_2"))
     states = await bench.meter.list_states(ORGANIZATION, key_limits(limits))
     assert [state.spent for state in states] == [-80, 7, 0, 0, -40]
 

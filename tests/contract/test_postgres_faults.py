@@ -153,7 +153,7 @@ async def test_a_hanging_server_does_not_hold_up_the_end(own_server, own_url):
     try:
         started = time.monotonic()
         await close(engine)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
     finally:
         own_server.resume()
 
@@ -170,7 +170,7 @@ async def test_a_hanging_server_does_not_hold_up_a_commit(own_server, own_url):
         try:
             with pytest.raises(StoreDown):
                 await hang_at_the_end()
-            assert time.monotonic() - started < 2.5
+            assert time.monotonic() - started < 5
             assert_pool_is_whole(engine)
         finally:
             own_server.resume()
@@ -183,7 +183,7 @@ async def test_a_slow_statement_is_ended_by_the_server(own_url, statement):
         started = time.monotonic()
         with pytest.raises(StoreDown) as caught:
             await ask(engine, sa.text(statement))
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 4
         assert "statement timeout" in caught.value.detail
         assert await ask(engine) == 1
 

@@ -5,15 +5,22 @@ import json
 import random
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 
 import msgspec
 import pytest
-from openai.types.admin.organization import UsageCompletionsResponse, UsageCostsResponse, UsageEmbeddingsResponse
+from openai.types.admin.organization import (
+    UsageCompletionsResponse,
+    UsageCostsResponse,
+    UsageEmbeddingsResponse,
+    UsageImagesResponse,
+    UsageModerationsResponse,
+)
 
 from fakes.house import PEPPERS
 from fakes.ledger import record
 from fakes.store import MovingClock
-from meterhouse.admin.report import Wanted, report_completions, report_costs, report_embeddings
+from meterhouse.admin.report import Wanted, report_completions, report_costs, report_plain
 from meterhouse.admin.span import SpanRequest, read_span
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.ledger import Adjustment, LedgerStore, UsageQuery
@@ -22,11 +29,20 @@ from meterhouse.db.reports import RECORDS, ReportQuery, ReportStore
 from meterhouse.errors import Malformed
 from meterhouse.ids import new_request_id
 from meterhouse.keys.service import KeyOrder, KeyService
-from meterhouse.usage import Usage
+from meterhouse.usage import Outcome, Usage
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 WIDTHS = {"1m": MINUTE, "1h": HOUR, "1d": DAY}
-SDK = {report_completions: UsageCompletionsResponse, report_embeddings: UsageEmbeddingsResponse}
+report_embeddings, report_moderations, report_images = (
+    partial(report_plain, name=name) for name in ("embeddings", "moderations", "images")
+)
+SDK = {
+    report_completions: UsageCompletionsResponse,
+    report_embeddings: UsageEmbeddingsResponse,
+    report_moderations: UsageModerationsResponse,
+    report_images: UsageImagesResponse,
+}
+OPERATIONS = ("chat", "chat", "text_completion", "embeddings", "count_tokens", "moderations", "images")
 
 
 def at(text):
@@ -59,7 +75,8 @@ def make_records(seed):
                         project_id=chance.choice(["proj_1", "proj_2"]),
                         key_id=chance.choice(["key_1", "key_2"]),
                         model=chance.choice(["gpt", "glm"]),
-                        operation=chance.choice(["chat", "chat", "text_completion", "embeddings", "count_tokens"]),
+                        operation=chance.choice(OPERATIONS),
+                        outcome=chance.choice([Outcome.COMPLETED, Outcome.CLIENT_GONE, Outcome.UPSTREAM_FAILED]),
                         service_tier=chance.choice(["", "default", "flex"]),
                         error_owner=chance.choice(["", "", "provider"]),
                         requests=chance.choice([1, 1, 0]),
@@ -134,6 +151,8 @@ MEASURES = {
     "input_audio_tokens": lambda one: one.usage.input_audio_tokens,
     "output_audio_tokens": lambda one: one.usage.output_audio_tokens,
 }
+IMAGE_MEASURES = {"images": lambda one: one.requests * (one.outcome is not Outcome.UPSTREAM_FAILED)}
+NAMES = {report_completions: list(MEASURES), report_images: ["num_model_requests", "images"]}
 SPANS = [
     ("2026-01-01T00:00", "2026-04-02T00:00", "1d"),
     ("2026-02-01T00:00", "2026-03-01T00:00", "1d"),
@@ -153,15 +172,17 @@ async def test_usage_is_what_the_records_say_however_a_span_is_cut(store, record
     for report, is_it in (
         (report_completions, lambda one: one.operation in {"chat", "text_completion"}),
         (report_embeddings, lambda one: one.operation == "embeddings"),
+        (report_moderations, lambda one: one.operation == "moderations"),
+        (report_images, lambda one: one.operation == "images"),
     ):
-        names = list(MEASURES) if report is report_completions else ["num_model_requests", "input_tokens"]
+        names = NAMES.get(report, ["num_model_requests", "input_tokens"])
         truth = expected(
             filter(is_it, mine),
             start_ms,
             end_ms,
             WIDTHS[width],
             lambda one: (one.project_id, one.key_id, one.model),
-            [MEASURES[name] for name in names],
+            [(MEASURES | IMAGE_MEASURES)[name] for name in names],
         )
         group_by = ("project_id", "api_key_id", "model")
         limit = 31 if width == "1d" else None

@@ -36,9 +36,10 @@ async def test_a_heartbeat_makes_a_row_and_later_ones_keep_it_young(engine, work
     assert 90_000 <= first.silent_ms < 150_000
     assert second.silent_ms < 60_000
 
-    await workers.beat(Heartbeat("w1", "host", "j1", 0, is_leaving=True))
+    said = Heartbeat("w1", "host", "j1", 0, is_leaving=True, is_cut_off=True, cut_off=("org_1", "org_2"))
+    await workers.beat(said)
     again = (await workers.list_workers())[0]
-    assert again.heartbeat == Heartbeat("w1", "host", "j1", 0, is_leaving=True)
+    assert again.heartbeat == said
     assert again.silent_ms < 60_000
     assert again.started_at_ms == first.started_at_ms
 

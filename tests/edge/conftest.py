@@ -12,13 +12,13 @@ from fakes.servers import PostgresServer, RedisServer
 from fakes.upstream import FakeUpstream
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(
     tmp_path_factory: pytest.TempPathFactory,
     redis_server: RedisServer,
@@ -38,12 +38,12 @@ def fleet(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def socket_path(fleet: ServeProcess) -> Path:
     return Path(fleet.bind.removeprefix("unix:"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def edge(tmp_path_factory: pytest.TempPathFactory, socket_path: Path) -> Iterator[NginxServer]:
     """nginx.conf as it is shipped, for tests that break nothing."""
     with NginxServer(tmp_path_factory.mktemp("nginx"), socket=socket_path) as server:

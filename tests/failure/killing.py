@@ -11,12 +11,12 @@ import json
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httptools
@@ -267,6 +267,26 @@ class Totals:
     lag_tokens: int = 0
     lag_seconds: float = 0.0
     restart_seconds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, parts: Iterable[Self]) -> Self:
+        """Add up what several came to; of a lag, the longest counts."""
+        total = cls()
+        for part in parts:
+            for name in (
+                "requests",
+                "reached",
+                "lost",
+                "doubled",
+                "unsent_rows",
+                "outcomes",
+                "phases",
+                "restart_seconds",
+            ):
+                setattr(total, name, getattr(total, name) + getattr(part, name))
+            total.lag_tokens = max(total.lag_tokens, part.lag_tokens)
+            total.lag_seconds = max(total.lag_seconds, part.lag_seconds)
+        return total
 
 
 class Judge:

@@ -51,7 +51,8 @@ async def test_no_barrier_returns_while_fdatasync_is_held_back_and_writing_goes_
     async with opened_journal(tmp_path, files=files) as journal:
         files.hold_syncs()
         waiting = [asyncio.create_task(journal.barrier(journal.append(b"%d" % n))) for n in range(10)]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # they come to their barriers
+        await asyncio.sleep(0)  # and share one sync
         files.wait_until_held()
         await asyncio.sleep(0.02)
         assert not any(task.done() for task in waiting)

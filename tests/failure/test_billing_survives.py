@@ -1,45 +1,19 @@
 """What billing has promised survives: a message whose process is killed, a cap and a credit whose Redis forgets."""
 
-import asyncio
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fakes.gateway import Gateway, GatewayProcess, provider_environment
-from fakes.receiver import Receiver, receiving
+from fakes.receiver import receiver_apart
 from fakes.redis_server import RedisServer
 from fakes.upstream import FakeUpstream
 
 MODEL = "normal?tokens=10&first_ms=6"
 CHARGE = 10 * 4_000_000
-
-
-@contextmanager
-def receiver_apart(*script: int | str) -> Iterator[Receiver]:
-    """Run a receiver on a loop of its own."""
-    loop = asyncio.new_event_loop()
-    found: list[Receiver] = []
-    is_ready, stopping = threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        async with receiving(*script) as receiver:
-            found.append(receiver)
-            is_ready.set()
-            await stopping.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
-    thread.start()
-    assert is_ready.wait(10)
-    yield found[0]
-    loop.call_soon_threadsafe(stopping.set)
-    thread.join(10)
-    loop.close()
 
 
 def operator(gateway: Gateway | GatewayProcess, method: str, path: str, body: object = None) -> Any:

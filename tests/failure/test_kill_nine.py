@@ -1,7 +1,8 @@
 """``kill -9`` of the gateway under 50 concurrent requests, over and over on one data folder: P2 and P3 hold.
 
 Half of the kills come at random moments, half while at least ten requests are in one phase. The provider is a process
-of its own that lives on. ``KILLS=200 pytest tests/failure/test_kill_nine.py`` soaks for longer.
+of its own that lives on. There are two such installations, because one waits for most of its time.
+``KILLS=200 pytest tests/failure/test_kill_nine.py`` soaks for longer.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
@@ -41,6 +43,8 @@ from fakes.truth import Attempt
 from meterhouse.ledger.folder import SegmentName
 
 KILLS = int(os.environ.get("KILLS", "20"))
+INSTALLATIONS = 2
+"""They run beside each other, each on a loop of its own, and share the kills."""
 SECONDS_PER_KILL = 30
 ANSWERING = 15
 """So many must be receiving an answer before a kill is thought of."""
@@ -264,25 +268,34 @@ def summarize(totals: Totals) -> str:
     )
 
 
-@pytest.mark.timeout(60 + KILLS * SECONDS_PER_KILL)
-async def test_after_kill_nine_every_request_is_in_the_ledger_once_with_what_its_client_got(tmp_path, capsys):
-    seed = random.getrandbits(32)
-    chooser = random.Random(seed)
-    aims = choose_aims(chooser)
-    with UpstreamProcess(tmp_path / "upstream.log") as upstream:
-        killing = Killing(tmp_path, upstream, chooser)
+async def run_installation(folder: Path, chooser: random.Random, aims: dict[int, str]) -> Totals:
+    """Kill one installation again and again; ``aims`` are those of its kills, by their numbers."""
+    next_aims = [*list(aims.values())[1:], ""]
+    with UpstreamProcess(folder / "upstream.log") as upstream:
+        killing = Killing(folder, upstream, chooser)
         try:
-            await killing.start(aims[0])
+            await killing.start(next(iter(aims.values())))
             killing.furnish()
-            for number, aim in enumerate(aims):
-                line = await killing.kill(number, aim, aims[number + 1] if number + 1 < len(aims) else "")
-                with capsys.disabled():
-                    print(f"{'' if number else chr(10)}{line}", flush=True)
-                assert not killing.judge.faults, f"seed {seed}:\n" + "\n".join(killing.judge.faults[:20])
+            for (number, aim), next_aim in zip(aims.items(), next_aims, strict=True):
+                print(await killing.kill(number, aim, next_aim), flush=True)
+                assert not killing.judge.faults, "\n".join(killing.judge.faults[:20])
             await killing.stop()
         finally:
             killing.give_up()
-    totals = killing.totals
-    with capsys.disabled():
+    return killing.totals
+
+
+@pytest.mark.timeout(60 + KILLS * SECONDS_PER_KILL)
+def test_after_kill_nine_every_request_is_in_the_ledger_once_with_what_its_client_got(tmp_path_factory, capsys):
+    seed = random.getrandbits(32)
+    aims = choose_aims(random.Random(seed))
+    running = []
+    with capsys.disabled(), ThreadPoolExecutor(INSTALLATIONS) as pool:
+        print(f"\nseed {seed}")
+        for index in range(min(INSTALLATIONS, KILLS)):
+            mine = {number: aims[number] for number in range(index, KILLS, INSTALLATIONS)}
+            work = run_installation(tmp_path_factory.mktemp("killed"), random.Random(seed + index), mine)
+            running.append(pool.submit(asyncio.run, work))
+        totals = Totals.of(one.result() for one in running)
         print(summarize(totals), flush=True)
     assert KILLS < 20 or all(totals.phases[phase] >= LEAST_IN_PHASE for phase in PHASES), totals.phases

@@ -92,6 +92,14 @@ class CrewMember:
         settlements.flush()
         await until(lambda: not settlements._unconfirmed and not settlements.waiting)
 
+    async def reap(self, count: int) -> None:
+        """Have so many ended leases reaped, once the table of workers says that they may be."""
+        async with asyncio.timeout(20):
+            while count > 0:
+                count -= await self.meter.sweep()
+                await asyncio.sleep(0)
+        assert count == 0
+
     async def counts(self, limits: str) -> tuple[int, int]:
         (state,) = await self.meter.list_states(ORGANIZATION, key_limits(limits))
         return state.spent, state.reserved
@@ -148,7 +156,7 @@ class Crew:
             fleet = Fleet(WorkerStore(self.engine), notices, link, member, self.rhythm)
             learner = Learner(link, load_scripts(), fleet, LedgerBalances(self.engine))
             stack.push_async_callback(learner.close)
-            meter = RedisMeter(link, learner, outage, clock, wait_seconds=30, may_reap=lambda: fleet.may_reap)
+            meter = RedisMeter(link, learner, outage, clock, wait_seconds=30, may_reap=fleet.may_reap)
             stack.push_async_callback(meter.close)
             await fleet.open()
             stack.push_async_callback(fleet.close)

@@ -25,6 +25,7 @@ import msgspec
 import openai
 import uvloop
 
+from fakes.store import begin_store
 from meterhouse.dev import DevServer, bind, ensure_dev_keys, server_config
 from meterhouse.gateway import Gateway as Parts
 from meterhouse.gateway import Options, open_gateway
@@ -34,6 +35,7 @@ from meterhouse.ledger.files import FileLayer
 from meterhouse.limits.limit import parse_limits
 from meterhouse.metering import Scope
 from meterhouse.settings import Environment
+from meterhouse.stores import make_folder
 from meterhouse.usage import UsageRecord
 
 Result = TypeVar("Result")
@@ -107,6 +109,9 @@ class Gateway:
 
     def start(self) -> Self:
         """Start and wait until it serves."""
+        if "METERHOUSE_DATABASE_URL" not in self.environment:
+            make_folder(self.data)
+            begin_store(self.data / "ledger.db")
         self._thread = threading.Thread(target=self._main, name="gateway", daemon=True)
         self._thread.start()
         assert self._started.wait(START_SECONDS), "the gateway did not start"

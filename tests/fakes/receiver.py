@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,3 +74,25 @@ async def receiving(*script: int | str) -> AsyncIterator[Receiver]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)  # the loop closes their sockets in its next turn
+
+
+@contextlib.contextmanager
+def receiver_apart(*script: int | str) -> Iterator[Receiver]:
+    """Run a receiver on a loop of its own."""
+    loop = asyncio.new_event_loop()
+    found: list[Receiver] = []
+    is_ready, stopping = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with receiving(*script) as receiver:
+            found.append(receiver)
+            is_ready.set()
+            await stopping.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    assert is_ready.wait(10)
+    yield found[0]
+    loop.call_soon_threadsafe(stopping.set)
+    thread.join(10)
+    loop.close()

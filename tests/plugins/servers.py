@@ -3,9 +3,7 @@
 A program that is missing fails the tests that need it, with the name of the package; nothing is skipped.
 """
 
-import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -57,13 +55,10 @@ def database_url(postgres_server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _migrated_template(postgres_server: PostgresServer) -> str:
-    from meterhouse.db.schema import upgrade  # noqa: PLC0415 - tests without a database shall not load SQLAlchemy
-    from meterhouse.stores import MIGRATIONS  # noqa: PLC0415 - the same
+    from fakes.store import migrate  # noqa: PLC0415 - tests without a database shall not load SQLAlchemy
 
     url = postgres_server.create_database()
-    # In a thread, because a session fixture may be first needed by a test whose loop is running.
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: asyncio.run(upgrade(url, MIGRATIONS))).result()
+    migrate(url)
     return url
 
 

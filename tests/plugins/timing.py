@@ -4,6 +4,8 @@ from collections import defaultdict
 
 import pytest
 
+from plugins.order import folder_of
+
 SLOWEST = 10
 
 
@@ -28,8 +30,7 @@ class Times:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         by_folder: dict[str, list[float]] = defaultdict(list)
         for test, seconds in self._seconds.items():
-            folder = test.partition("::")[0].rpartition("/")[0]
-            by_folder[folder].append(seconds)
+            by_folder[folder_of(test)].append(seconds)
         terminalreporter.section("time by folder")
         for folder, durations in sorted(by_folder.items(), key=lambda item: -sum(item[1])):
             terminalreporter.write_line(f"{sum(durations):8.2f} s  {len(durations):5} tests  {folder}")

@@ -4,8 +4,9 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.house import bearer, opened_house
-from meterhouse.admin import guard as guarding
-from meterhouse.admin.guard import AdminGuard, AdminLimiter
+from meterhouse.admin import limiter as limiting
+from meterhouse.admin.guard import AdminGuard
+from meterhouse.admin.limiter import AdminLimiter
 from meterhouse.db.engine import writing
 from meterhouse.errors import InvalidKey, NotPermitted, RateLimited
 from meterhouse.identity import Actor, ActorKind, Role
@@ -79,12 +80,12 @@ def test_an_ipv6_network_counts_as_one_address():
 
 
 def test_the_memory_of_addresses_is_bounded(monkeypatch):
-    monkeypatch.setattr(guarding, "MOST_ADDRESSES", 10)
+    monkeypatch.setattr(limiting, "MOST_ADDRESSES", 10)
     limiter = AdminLimiter("300/minute", "1/minute")
     for number in range(50):
         limiter.admit(f"192.0.2.{number}")
         limiter.note_failure(f"192.0.2.{number}")
-    assert len(limiter._limiter.storage.storage) == 2 * 10
+    assert len(limiter._local.storage.storage) == 2 * 10
     with pytest.raises(RateLimited):
         limiter.admit("192.0.2.49")
     limiter.admit("192.0.2.1")

@@ -1,3 +1,5 @@
+import asyncio
+import fcntl
 import os
 
 import msgspec
@@ -237,6 +239,16 @@ async def test_a_live_journal_is_left_alone_and_the_dead_one_beside_it_is_adopte
         assert (await adopter.adopt(tmp_path)).journals == 1
         assert list(store.rows.values()) == [dead]
         assert len(journal.list_segments()) == 1
+
+
+async def test_replaying_waits_for_whoever_has_marked_a_segment_and_not_let_go_of_it_yet(tmp_path, adopter):
+    await die_after(tmp_path, *(terminal(make_record()) for _ in range(50)))
+    await adopter.adopt(tmp_path)
+    with next(tmp_path.glob("*.shipped")).open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        asyncio.get_running_loop().call_later(0.05, fcntl.flock, held, fcntl.LOCK_UN)
+        report = await adopter.replay(tmp_path)
+    assert (report.nanos, report.torn) == (50 * 280, 0)
 
 
 async def test_replaying_beside_a_live_journal_takes_what_ended_and_declares_nobody_lost(tmp_path, adopter, store):

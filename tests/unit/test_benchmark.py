@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,7 +14,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmark import __main__ as command
-from benchmark import hold, judge
+from benchmark import hold, judge, stages
 from benchmark.load import Connection, Load
 from benchmark.plot import draw
 from benchmark.proc import read_cpu_seconds
@@ -31,6 +32,40 @@ from benchmark.report import (
 )
 from benchmark.servers import BenchError
 from benchmark.wire import TOKENS, request_body, stream_answer
+
+FRAMES = "run (/x/asyncio/runners.py:1);_serve (/x/meterhouse/worker.py:9);"
+
+
+@pytest.mark.parametrize(
+    ("stack", "stage"),
+    [
+        (FRAMES, stages.LOOP),
+        (FRAMES + "__call__ (/x/meterhouse/http/middleware.py:2)", "edge: id, head, errors"),
+        (FRAMES + "__call__ (/x/meterhouse/http/middleware.py:2);verify (/x/meterhouse/keys/keyring.py:7)", "key"),
+        (FRAMES + "reserve (/x/meterhouse/limits/redis.py:7);dumps (/x/msgspec/json.py:7)", "meter"),
+        ("bootstrap (/x/threading.py:1);_run (/x/meterhouse/ledger/syncer.py:4)", "journal: sync thread"),
+        (FRAMES + "run (/x/meterhouse/ledger/shipper.py:4);execute (/x/sqlalchemy/engine.py:4)", "shipping, seals"),
+    ],
+)
+def test_a_sample_belongs_to_the_innermost_stage(stack: str, stage: str) -> None:
+    assert stages.find_stage(stack) == stage
+
+
+def test_a_thread_has_what_the_kernel_says_and_nothing_for_waiting() -> None:
+    sync = "thread (7): journal-sync;_run (/x/meterhouse/ledger/syncer.py:4)"
+    idle = "thread (8): spans;worker (/x/opentelemetry/sdk.py:1);Condition.wait (/x/threading.py:9)"
+    busy = "thread (8): spans;worker (/x/opentelemetry/sdk.py:1);encode (/x/opentelemetry/sdk.py:5)"
+    stacks = stages.weigh(Counter({sync: 90, idle: 90, busy: 10}), {7: 0.5, 8: 0.25, 9: 1.0})
+    assert stacks == {sync: 500_000, busy: 250_000}
+
+
+def test_the_stages_of_a_request_add_up_to_it() -> None:
+    stacks = Counter({FRAMES + "verify (/x/meterhouse/keys/keyring.py:7)": 3, FRAMES: 1})
+    found = {"json": stages._scale(stages.sum_stages(stacks), 400.0)}
+    assert found["json"] == {"key": 300.0, stages.LOOP: 100.0}
+    table = stages.format_stages(found)
+    assert [line.split()[-1] for line in table if line.startswith(("key", "all"))] == ["300.0", "400.0"]
+    assert stages.sum_functions(stacks)["keys/keyring.py verify"] == 3
 
 
 def window(answers: int, **cpu: float) -> dict[str, Any]:

@@ -41,7 +41,8 @@ async def test_a_barrier_waits_for_the_sync_and_those_who_wait_share_it(tmp_path
     async with opened_journal(tmp_path, files=files) as journal:
         files.hold_syncs()
         first = asyncio.create_task(journal.barrier(journal.append(b"first")))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it comes to the barrier
+        await asyncio.sleep(0)  # and the sync that it shares with this turn's begins
         files.wait_until_held()
         others = [asyncio.create_task(journal.barrier(journal.append(b"%d" % n))) for n in range(20)]
         await asyncio.sleep(0.01)
@@ -230,7 +231,8 @@ async def test_a_segment_is_kept_until_it_is_durable_even_when_sql_has_it(tmp_pa
         assert len(journal.list_segments()) == 2
         files.hold_syncs()
         waiting = asyncio.create_task(journal.barrier(20))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it comes to the barrier
+        await asyncio.sleep(0)  # and the sync that it shares with this turn's begins
         files.wait_until_held()
         journal.mark_shipped(20)
         assert len(journal.list_segments()) == 2

@@ -113,6 +113,42 @@ async def test_who_asks_after_a_query_began_gets_the_answer_of_a_later_one(house
     await reader.close()
 
 
+class SlowMirror(KnownKeys):
+    """Knows nothing, and says so only once something else has happened."""
+
+    def __init__(self, happens):
+        super().__init__({})
+        self.happens = happens
+
+    async def find(self, key_ids):
+        await self.happens()
+        return {}
+
+
+@pytest.mark.parametrize("is_of_an_earlier_query", [False, True])
+async def test_a_query_that_ends_while_the_mirror_is_asked_is_no_database_that_is_away(
+    house, hanging, monkeypatch, is_of_an_earlier_query
+):
+    monkeypatch.setattr(reading, "PATIENCE_SECONDS", 0.01)
+    first, second = await house.issue(), await house.issue()
+    asked = []
+
+    async def answer():
+        asked.append(reader._query)
+        if len(asked) == 1 + is_of_an_earlier_query:
+            hanging.free.set()
+            await asyncio.wait({asked[0]})
+
+    reader = KeyReader(hanging, house.clock, SlowMirror(answer))
+    reads = [asyncio.create_task(reader.read(first.key.id))]
+    await hanging.began.wait()
+    if is_of_an_earlier_query:
+        reads.append(asyncio.create_task(reader.read(second.key.id)))
+    found = await asyncio.wait_for(asyncio.gather(*reads), 20)
+    assert [read.key.id for read in found] == [first.key.id, second.key.id][: len(reads)]
+    await reader.close()
+
+
 async def test_an_error_that_is_not_the_databases_reaches_whoever_waits(house):
     issued = await house.issue()
     async with house.engine.begin() as connection:
@@ -123,16 +159,17 @@ async def test_an_error_that_is_not_the_databases_reaches_whoever_waits(house):
         await house.keyring.find_dead([issued.key.id])
 
 
-async def test_while_a_query_hangs_the_mirror_answers_and_then_without_waiting(house, hanging):
+async def test_while_a_query_hangs_the_mirror_answers_and_then_without_waiting(house, hanging, monkeypatch):
     first, second = await house.issue(), await house.issue()
     mirror = KnownKeys({issued.key.id: Mirrored(issued.key, is_current=True) for issued in (first, second)})
     keyring = keyring_on(house, hanging, mirror)
     began = time.monotonic()
     assert (await keyring.verify(bearer(first), None)).key_id == first.key.id
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < reading.GIVE_UP_SECONDS
+    monkeypatch.setattr(reading, "PATIENCE_SECONDS", 20)
     began = time.monotonic()
     assert (await keyring.verify(bearer(second), None)).key_id == second.key.id
-    assert time.monotonic() - began < 0.29
+    assert time.monotonic() - began < 10
     hanging.free.set()
     await keyring.close()
 
@@ -157,10 +194,11 @@ async def test_nobody_waits_for_ever_for_a_query_that_hangs(house, hanging, monk
     keyring = keyring_on(house, hanging)
     with pytest.raises(StoreDown):
         await keyring.verify(bearer(issued), None)
+    monkeypatch.setattr(reading, "PATIENCE_SECONDS", 20)
     began = time.monotonic()
     with pytest.raises(StoreDown):
         await keyring.verify(bearer(issued), None)
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 10
     await keyring.close()
     house.clock.move(1_000)
     hanging.free.set()
@@ -178,7 +216,7 @@ async def test_a_stale_key_serves_while_a_query_hangs_and_what_it_finds_late_sti
     house.clock.move(10_000)
     began = time.monotonic()
     assert (await keyring.verify(bearer(issued), None)).key_id == issued.key.id
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < reading.GIVE_UP_SECONDS
     hanging.free.set()
     await keyring.close()
     with pytest.raises(InvalidKey):

@@ -72,13 +72,17 @@ class CountingStream(io.BytesIO):
 
 @pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
-    """Leave the process's logging as it was."""
+    """Leave the process's logging as it was: a gateway of other tests may run, and goes on logging as it did."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
+    was_configured, before = structlog.is_configured(), structlog.get_config()
     yield
     root.handlers = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    if was_configured:
+        structlog.configure(**before)
+    else:
+        structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -14,9 +14,7 @@ from meterhouse.money import (
     Meterable,
     Price,
     charge,
-    dearest_input_nanos_per_million,
     dearest_nanos_per_million,
-    dearest_output_nanos_per_million,
     format_usd,
     hold_nanos,
 )
@@ -269,9 +267,9 @@ def test_the_dearest_rates_hold_whatever_will_be_charged(
     price: Price, usage: Usage, at_ms: int, tier: str | None
 ) -> None:
     held = (
-        hold_nanos(usage.input_tokens, dearest_input_nanos_per_million(price))
-        + hold_nanos(usage.output_tokens, dearest_output_nanos_per_million(price))
-        + hold_nanos(1, dearest_nanos_per_million(price, Meterable.REQUEST))
+        hold_nanos(usage.input_tokens, price.dearest_input_nanos_per_million)
+        + hold_nanos(usage.output_tokens, price.dearest_output_nanos_per_million)
+        + price.dearest_request_nanos
     )
     assert cost(price, usage, at_ms, tier) <= held
 
@@ -285,7 +283,7 @@ def test_the_dearest_rate_of_a_part_without_rates_is_that_of_its_whole() -> None
     price = price_with(input=3, output=5, output_audio=9)
     assert dearest_nanos_per_million(price, Meterable.CACHED_INPUT) == 3
     assert dearest_nanos_per_million(price, Meterable.REQUEST) == 0
-    assert (dearest_input_nanos_per_million(price), dearest_output_nanos_per_million(price)) == (3, 9)
+    assert (price.dearest_input_nanos_per_million, price.dearest_output_nanos_per_million) == (3, 9)
 
 
 # --- dollars

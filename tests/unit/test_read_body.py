@@ -36,6 +36,12 @@ async def test_a_client_that_leaves_in_its_body_is_gone() -> None:
         await read_body(receiver([PIECE, {"type": "http.disconnect"}]))
 
 
+async def test_a_body_that_the_server_has_whole_is_read_as_any_other() -> None:
+    assert await read_body(receiver([LAST]), is_whole=True) == b"c"
+    with pytest.raises(ClientGone):
+        await read_body(receiver([{"type": "http.disconnect"}]), is_whole=True)
+
+
 async def test_a_body_that_never_ends_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BODY_SECONDS", 0.02)
     with pytest.raises(BodyTooSlow) as caught:

@@ -6,6 +6,7 @@ import pytest
 
 from meterhouse.errors import UnknownModel
 from meterhouse.money import Component, Meterable
+from meterhouse.providers import routes
 from meterhouse.providers.prices import PriceBook, make_price, simulator_prices
 from meterhouse.providers.provider import ProviderSetting
 from meterhouse.providers.routes import Routes, Snapshot, build_snapshot
@@ -69,6 +70,24 @@ def test_any_model_of_a_provider_that_is_on_can_be_asked_for_by_prefix():
     assert (unpriced.id, unpriced.price) == ("openai/gpt-8", None)
     [nested] = snapshot.resolve("local-vllm/meta/llama-4", 0).deployments
     assert (nested.provider.name, nested.upstream_model) == ("local-vllm", "meta/llama-4")
+
+
+def test_a_name_that_is_not_listed_leads_to_the_same_route_each_time_and_to_its_price_of_the_moment():
+    first, later = rate("openai", "gpt-7", 9), rate("openai", "gpt-7", 12, start=1_000)
+    snapshot = build(OPENAI, prices=[first, later])
+    route = snapshot.resolve("openai/gpt-7", 999)
+    assert snapshot.resolve("openai/gpt-7", 0) is route
+    assert route.deployments[0].price is first
+    assert snapshot.resolve("openai/gpt-7", 1_000).deployments[0].price is later
+    assert snapshot.reprice(route, 1_000) == snapshot.resolve("openai/gpt-7", 1_000)
+
+
+def test_names_that_callers_make_up_do_not_pile_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(routes, "MAX_UNLISTED", 3)
+    snapshot = build(OPENAI)
+    for number in range(10):
+        assert snapshot.resolve(f"openai/made-up-{number}", 0).model == f"openai/made-up-{number}"
+    assert len(snapshot._unlisted) <= 3
 
 
 def test_a_dated_snapshot_by_prefix_has_its_models_bounds():

@@ -2,34 +2,27 @@
 
 Only the ``Authorization`` header is read: a key in another header opens nothing here. The limiter's storage blocks, so
 it runs in one synchronous dependency that FastAPI puts on a thread (design.md 6); slowapi's ASGI middleware is not
-used: it breaks streams. Not here: which role may what (``admin.roles``).
+used: it breaks streams. Not here: which role may what (``admin.roles``), and the counting (``admin.limiter``).
 """
 
-import hashlib
-import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
 from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
-from limits import RateLimitItem, parse
-from slowapi import Limiter
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
+from meterhouse.admin.limiter import AdminLimiter
 from meterhouse.admin.roles import MATRIX
 from meterhouse.db.organizations import OrganizationStore
-from meterhouse.errors import InvalidKey, NotFound, NotPermitted, RateLimited
+from meterhouse.errors import InvalidKey, NotFound, NotPermitted
 from meterhouse.identity import Actor, Author, Role
 from meterhouse.keys.keyring import Keyring
 from meterhouse.keys.secret import looks_like_ours
-from meterhouse.keys.throttle import MOST_ADDRESSES, network_of
 
 ORGANIZATION_HEADER = "openai-organization"
 _TOKEN_PARTS = 3
-MOST_GOOD = 1_000
-"""Credentials that are remembered to have been good; the one longest unused is forgotten."""
 
 
 class TokenVerifier(Protocol):
@@ -44,67 +37,6 @@ class TokenVerifier(Protocol):
             PlatformError: Nobody can tell just now.
         """
         ...
-
-
-class AdminLimiter:
-    """Counts requests and failed sign-ins per address, in slowapi's grammar (``300/minute``).
-
-    Failures close an address only to credentials that were not good here before: many people share the address of a
-    console or an office, and one who guesses there locks nobody out. What passes is verified all the same. An IPv6
-    network of 64 bits is one address. Of more than ``MOST_ADDRESSES`` the one longest unseen is forgotten.
-    """
-
-    def __init__(self, rate: str, failure_rate: str) -> None:
-        self._limiter = Limiter(key_func=_address, storage_uri="memory://").limiter
-        self._rate = parse(rate)
-        self._failure_rate = parse(failure_rate)
-        self._good: dict[bytes, None] = {}
-        """Digests of headers. Written in the event loop only; ``admit`` reads it on threads."""
-        self._seen: OrderedDict[str, None] = OrderedDict()
-        self._seeing = Lock()
-
-    def admit(self, address: str, authorization: str | None = None) -> None:
-        """Count a request.
-
-        Raises:
-            RateLimited: The address sent too many, or failed to sign in too often.
-        """
-        network = self._see(address)
-        is_closed = not self._limiter.test(self._failure_rate, "failures", network)
-        if is_closed and _digest(authorization) not in self._good:
-            raise self._refuse(self._failure_rate, "failures", network, "Too many failed sign-ins from this address.")
-        if not self._limiter.hit(self._rate, "requests", network):
-            raise self._refuse(self._rate, "requests", network, "Too many administration requests from this address.")
-
-    def note_failure(self, address: str, authorization: str | None = None) -> None:
-        """Count a failed sign-in."""
-        self._good.pop(_digest(authorization), None)
-        self._limiter.hit(self._failure_rate, "failures", self._see(address))
-
-    def note_good(self, authorization: str | None) -> None:
-        """Remember a credential that was good."""
-        digest = _digest(authorization)
-        self._good.pop(digest, None)
-        self._good[digest] = None
-        if len(self._good) > MOST_GOOD:
-            del self._good[next(iter(self._good))]
-
-    def _see(self, address: str) -> str:
-        """Return what an address is counted as, and make room for it."""
-        network = network_of(address)
-        with self._seeing:
-            self._seen[network] = None
-            self._seen.move_to_end(network)
-            if len(self._seen) > MOST_ADDRESSES:
-                oldest, _ = self._seen.popitem(last=False)
-                self._limiter.clear(self._rate, "requests", oldest)
-                self._limiter.clear(self._failure_rate, "failures", oldest)
-        return network
-
-    def _refuse(self, rate: RateLimitItem, name: str, network: str, message: str) -> RateLimited:
-        reset_at_seconds = self._limiter.get_window_stats(rate, name, network).reset_time
-        wait = max(1.0, reset_at_seconds - time.time())
-        return RateLimited(f"{message} Try again in {wait:.0f} seconds.", retry_after_seconds=wait)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +90,10 @@ async def sign_in(request: Request, _limited: Annotated[None, Depends(limit_addr
     try:
         actor = await guard.sign_in(authorization)
     except InvalidKey:
-        guard.limiter.note_failure(_address(request), authorization)
+        await run_in_threadpool(guard.limiter.note_failure, _address(request), authorization)
         raise
-    guard.limiter.note_good(authorization)
+    if not guard.limiter.knows(authorization):
+        await run_in_threadpool(guard.limiter.note_good, authorization)
     allowed = MATRIX.get(f"{request.method} {request.scope['route'].path}", frozenset[Role]())
     if actor.role not in allowed:
         needed = " or ".join(f"'{role}'" for role in Role if role in allowed) or "nobody"
@@ -203,10 +136,6 @@ Mandated = Annotated[Mandate, Depends(find_mandate)]
 def _guard(request: Request) -> AdminGuard:
     guard: AdminGuard = request.app.state.admin_guard
     return guard
-
-
-def _digest(authorization: str | None) -> bytes:
-    return hashlib.sha256((authorization or "").encode()).digest()
 
 
 def _address(request: Request) -> str:

@@ -7,6 +7,8 @@ see what is not here (``admin.usage``), nor where a bucket begins (``admin.span`
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -16,12 +18,42 @@ from meterhouse.db.reports import AdjustmentSums, BucketSums, Group, Report, Rep
 from meterhouse.errors import Malformed
 from meterhouse.money import Meterable, format_usd
 
-EMBEDDINGS = "embeddings"
-NO_COMPLETIONS = (EMBEDDINGS, "count_tokens")
-"""Operations in which nothing is generated."""
+ANSWERED = ("completed", "client_gone")
+"""Outcomes of requests whose answer came whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """One of OpenAI's reports that counts requests and one quantity."""
+
+    operations: tuple[str, ...]
+    """What the ledger calls what is counted here."""
+    quantity: str
+    """OpenAI's word for it."""
+    measure: str | None = None
+    """What it is in the ledger; None: the ledger does not have it, and unknown is not zero."""
+    is_of_answers: bool = False
+    """The quantity is that of requests whose answer came whole."""
+
+
+PLAIN_REPORTS: Mapping[str, Plain] = MappingProxyType(
+    {
+        "embeddings": Plain(("embeddings",), "input_tokens", "input_tokens"),
+        "moderations": Plain(("moderations",), "input_tokens", "input_tokens"),
+        # One image for each answer: how many a request asked for is not in the ledger.
+        "images": Plain(("images",), "images", "requests", is_of_answers=True),
+        "audio_speeches": Plain(("audio_speeches",), "characters"),
+        "audio_transcriptions": Plain(("audio_transcriptions", "audio_translations"), "seconds"),
+    }
+)
+"""By the last word of their paths and of what they return."""
+NO_COMPLETIONS = ("count_tokens", *(name for plain in PLAIN_REPORTS.values() for name in plain.operations))
+"""Operations that are counted elsewhere, or in which nothing is generated."""
 ADJUSTMENT_ITEM = "adjustment"
 """The line item of credits and later charges."""
 UNLABELED = "unlabeled"
+IMAGE_SOURCE = "image.generation"
+"""The one way to an image that there is here."""
 MS = 1_000
 
 COLUMNS: dict[str, Group] = {
@@ -31,9 +63,10 @@ COLUMNS: dict[str, Group] = {
     "service_tier": "service_tier",
 }
 """The ledger's columns of what can be grouped by; the other words of OpenAI's are the same for every request here."""
-CONSTANTS: dict[str, object] = {"batch": False, "api_source": UNLABELED}
+CONSTANTS: dict[str, object] = {"batch": False, "api_source": UNLABELED, "source": IMAGE_SOURCE}
 GROUP_NAMES = ("project_id", "user_id", "api_key_id", "model", "batch", "service_tier", "api_source")
-EMBEDDINGS_GROUP_NAMES = ("project_id", "user_id", "api_key_id", "model")
+PLAIN_GROUP_NAMES = ("project_id", "user_id", "api_key_id", "model")
+IMAGES_GROUP_NAMES = (*PLAIN_GROUP_NAMES, "size", "source")
 COSTS_GROUP_NAMES = ("project_id", "user_id", "line_item", "api_key_id", "api_source")
 
 TOKENS = (
@@ -93,11 +126,14 @@ async def report_completions(store: ReportStore, wanted: Wanted) -> bytes:
     return await _report(store, wanted, replace(query, never={"operation": NO_COMPLETIONS}), _shape_completions)
 
 
-async def report_embeddings(store: ReportStore, wanted: Wanted) -> bytes:
-    """Return a page of embeddings."""
-    query = _query(wanted, ("requests", "input_tokens"), _columns(wanted.group_by))
-    query = replace(query, only={**query.only, "operation": (EMBEDDINGS,)})
-    return await _report(store, wanted, query, _shape_embeddings)
+async def report_plain(store: ReportStore, wanted: Wanted, name: str) -> bytes:
+    """Return a page of one of ``PLAIN_REPORTS``."""
+    plain = PLAIN_REPORTS[name]
+    measures = ("requests", *([plain.measure] if plain.measure else []))
+    groups = (*_columns(wanted.group_by), *(("outcome",) if plain.is_of_answers else ()))
+    query = _query(wanted, measures, groups)
+    query = replace(query, only={**query.only, "operation": plain.operations})
+    return await _report(store, wanted, query, partial(_shape_plain, name))
 
 
 async def report_costs(store: ReportStore, wanted: Wanted) -> bytes:
@@ -196,16 +232,27 @@ def _shape_completions(wanted: Wanted, report: Report) -> Results:
     return results
 
 
-def _shape_embeddings(wanted: Wanted, report: Report) -> Results:
-    results = defaultdict(list)
+def _shape_plain(name: str, wanted: Wanted, report: Report) -> Results:
+    plain = PLAIN_REPORTS[name]
+    counts: dict[tuple[int, tuple[str, ...]], list[int]] = {}
     for row in report.rows or ():
-        requests, input_tokens = row.sums
-        results[row.bucket_ms].append(
+        requests, *quantity = row.sums
+        group, counted = row.group, sum(quantity)
+        if plain.is_of_answers:
+            *group_words, outcome = row.group
+            group, counted = tuple(group_words), counted if outcome in ANSWERED else 0
+        count = counts.setdefault((row.bucket_ms, group), [0, 0])
+        count[0] += requests
+        count[1] += counted
+    names = IMAGES_GROUP_NAMES if name == "images" else PLAIN_GROUP_NAMES
+    results = defaultdict(list)
+    for (bucket_ms, group), (requests, counted) in counts.items():
+        results[bucket_ms].append(
             {
-                "object": "organization.usage.embeddings.result",
-                "input_tokens": input_tokens,
+                "object": f"organization.usage.{name}.result",
+                plain.quantity: None if plain.measure is None else counted,
                 "num_model_requests": requests,
-                **_labels(wanted, EMBEDDINGS_GROUP_NAMES, row.group),
+                **_labels(wanted, names, group),
             }
         )
     return results

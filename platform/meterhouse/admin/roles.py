@@ -57,6 +57,10 @@ MATRIX: Mapping[str, frozenset[Role]] = MappingProxyType(
         # --- what was used
         "GET /v1/organization/usage/completions": LOOKERS,
         "GET /v1/organization/usage/embeddings": LOOKERS,
+        "GET /v1/organization/usage/moderations": LOOKERS,
+        "GET /v1/organization/usage/images": LOOKERS,
+        "GET /v1/organization/usage/audio_speeches": LOOKERS,
+        "GET /v1/organization/usage/audio_transcriptions": LOOKERS,
         "GET /v1/organization/costs": LOOKERS,
         "GET /admin/series": LOOKERS,
         "GET /admin/ledger/records": CHANGERS,

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from meterhouse.admin.guard import Mandate, Mandated
 from meterhouse.admin.pages import MOST_WORDS, Text
-from meterhouse.admin.report import Wanted, report_completions, report_costs, report_embeddings
+from meterhouse.admin.report import IMAGE_SOURCE, Wanted, report_completions, report_costs, report_plain
 from meterhouse.admin.span import Span, SpanRequest, Width, read_span
 from meterhouse.db.reports import ReportStore
+from meterhouse.errors import Malformed
 from meterhouse.metering import Clock
 
 JSON = "application/json"
@@ -47,13 +48,28 @@ class _Params(BaseModel):
         return read_span(request, now_ms // 1000, most, default)
 
 
-class EmbeddingsUsageParams(_Params):
-    """What embeddings can be asked."""
+class PlainUsageParams(_Params):
+    """What embeddings, moderations and sound can be asked."""
 
     bucket_width: Width = "1d"
     user_ids: Names
     models: Names
     group_by: list[Literal["project_id", "user_id", "api_key_id", "model"]] = Field(default=[], max_length=MOST_WORDS)
+
+
+class ImagesUsageParams(_Params):
+    """What images can be asked."""
+
+    bucket_width: Width = "1d"
+    user_ids: Names
+    models: Names
+    sizes: Names
+    sources: list[Literal["image.generation", "image.edit", "image.variation"]] = Field(
+        default=[], max_length=MOST_WORDS, description="Here images are generated only"
+    )
+    group_by: list[Literal["project_id", "user_id", "api_key_id", "model", "size", "source"]] = Field(
+        default=[], max_length=MOST_WORDS
+    )
 
 
 class CompletionsUsageParams(_Params):
@@ -101,16 +117,51 @@ class CompletionsUsageResult(BaseModel):
     api_source: Label
 
 
-class EmbeddingsUsageResult(BaseModel):
-    """What was embedded in a bucket, by one group."""
+class _PlainResult(BaseModel):
+    """What the results of several reports have."""
 
-    object: Literal["organization.usage.embeddings.result"]
-    input_tokens: int
     num_model_requests: int
     project_id: Label
     user_id: Label
     api_key_id: Label
     model: Label
+
+
+class EmbeddingsUsageResult(_PlainResult):
+    """What was embedded in a bucket, by one group."""
+
+    object: Literal["organization.usage.embeddings.result"]
+    input_tokens: int
+
+
+class ModerationsUsageResult(_PlainResult):
+    """What was moderated in a bucket, by one group."""
+
+    object: Literal["organization.usage.moderations.result"]
+    input_tokens: int
+
+
+class ImagesUsageResult(_PlainResult):
+    """What was drawn in a bucket, by one group."""
+
+    object: Literal["organization.usage.images.result"]
+    images: int = Field(description="One for each answered request: the ledger does not know `n`")
+    size: str | None = Field(None, description="Always null: the ledger does not know it")
+    source: Label
+
+
+class AudioSpeechesUsageResult(_PlainResult):
+    """What was said in a bucket, by one group."""
+
+    object: Literal["organization.usage.audio_speeches.result"]
+    characters: int | None = Field(None, description="Always null: the ledger does not know it")
+
+
+class AudioTranscriptionsUsageResult(_PlainResult):
+    """What was heard in a bucket, translations included, by one group."""
+
+    object: Literal["organization.usage.audio_transcriptions.result"]
+    seconds: int | None = Field(None, description="Always null: the ledger does not know it")
 
 
 class CostAmount(BaseModel):
@@ -140,7 +191,15 @@ class ReportBucket(BaseModel):
     object: Literal["bucket"]
     start_time: Seconds
     end_time: Seconds
-    results: list[CompletionsUsageResult | EmbeddingsUsageResult | CostsResult]
+    results: list[
+        CompletionsUsageResult
+        | EmbeddingsUsageResult
+        | ModerationsUsageResult
+        | ImagesUsageResult
+        | AudioSpeechesUsageResult
+        | AudioTranscriptionsUsageResult
+        | CostsResult
+    ]
 
 
 class ReportPage(BaseModel):
@@ -165,6 +224,14 @@ def add_usage(router: APIRouter, parts: UsageParts) -> None:
     # Only described: an answer is written as it is, with every digit of an amount.
     shape: dict[str, Any] = {"response_model": ReportPage}
 
+    async def report_one(
+        name: str, mandate: Mandate, params: PlainUsageParams | ImagesUsageParams, *, is_nothing: bool = False
+    ) -> Response:
+        span = params.span(params.bucket_width, parts.clock.now_ms())
+        is_empty = is_nothing or bool(params.user_ids)
+        wanted = _wanted(mandate, params, span, models=params.models, is_nothing=is_empty)
+        return _answer(await report_plain(parts.reports, wanted, name))
+
     @router.get("/usage/completions", summary="Tokens and requests of everything that generates", **shape)
     async def list_completions_usage(mandate: Mandated, params: Annotated[CompletionsUsageParams, Query()]) -> Response:
         is_nothing = bool(params.user_ids) or params.batch is True
@@ -173,10 +240,28 @@ def add_usage(router: APIRouter, parts: UsageParts) -> None:
         return _answer(await report_completions(parts.reports, wanted))
 
     @router.get("/usage/embeddings", summary="Tokens and requests of embeddings", **shape)
-    async def list_embeddings_usage(mandate: Mandated, params: Annotated[EmbeddingsUsageParams, Query()]) -> Response:
-        span = params.span(params.bucket_width, parts.clock.now_ms())
-        wanted = _wanted(mandate, params, span, models=params.models, is_nothing=bool(params.user_ids))
-        return _answer(await report_embeddings(parts.reports, wanted))
+    async def list_embeddings_usage(mandate: Mandated, params: Annotated[PlainUsageParams, Query()]) -> Response:
+        return await report_one("embeddings", mandate, params)
+
+    @router.get("/usage/moderations", summary="Tokens and requests of moderations", **shape)
+    async def list_moderations_usage(mandate: Mandated, params: Annotated[PlainUsageParams, Query()]) -> Response:
+        return await report_one("moderations", mandate, params)
+
+    @router.get("/usage/images", summary="Requests for images, and how many were answered", **shape)
+    async def list_images_usage(mandate: Mandated, params: Annotated[ImagesUsageParams, Query()]) -> Response:
+        if params.sizes:
+            text = "The ledger does not know the sizes of images. Leave 'sizes' out."
+            raise Malformed(text, param="sizes", code="unsupported_parameter")
+        is_nothing = bool(params.sources) and IMAGE_SOURCE not in params.sources
+        return await report_one("images", mandate, params, is_nothing=is_nothing)
+
+    @router.get("/usage/audio_speeches", summary="Requests for speech", **shape)
+    async def list_speeches_usage(mandate: Mandated, params: Annotated[PlainUsageParams, Query()]) -> Response:
+        return await report_one("audio_speeches", mandate, params)
+
+    @router.get("/usage/audio_transcriptions", summary="Requests for transcriptions and translations", **shape)
+    async def list_transcriptions_usage(mandate: Mandated, params: Annotated[PlainUsageParams, Query()]) -> Response:
+        return await report_one("audio_transcriptions", mandate, params)
 
     @router.get("/costs", summary="Charges, with credits and later charges", **shape)
     async def list_costs(mandate: Mandated, params: Annotated[CostsParams, Query()]) -> Response:
@@ -187,7 +272,7 @@ def add_usage(router: APIRouter, parts: UsageParts) -> None:
 
 def _wanted(
     mandate: Mandate,
-    params: CompletionsUsageParams | EmbeddingsUsageParams | CostsParams,
+    params: CompletionsUsageParams | PlainUsageParams | ImagesUsageParams | CostsParams,
     span: Span,
     **more: Any,
 ) -> Wanted:

@@ -49,6 +49,8 @@ class Invoices:
         self._seal_all = seal_all
         self._drafting = asyncio.Lock()
         self._drafts = 0
+        self.failures = 0
+        """Invoices that could not be issued when they were due, since the start."""
 
     async def show(self, organization_id: str, month: Month) -> Invoice:
         """Return an invoice as it was issued; of a month that has none yet, what it would be now.
@@ -103,7 +105,8 @@ class Invoices:
     async def issue_due(self, month: Month, page: int = 100) -> int:
         """Issue what is missing of a month that is over, for every organization; returns how many it issued.
 
-        An organization whose invoice cannot be issued is logged and left to the next time; the others get theirs.
+        An organization whose invoice cannot be issued, whatever is the matter with it, is logged, counted in
+        ``failures`` and left to the next time; the others get theirs.
         """
         count, after = 0, ""
         while due := await self._store.list_due((month.start_ms, month.end_ms), after, page):
@@ -113,14 +116,17 @@ class Invoices:
         return count
 
     async def _try_issue(self, organization_id: str, month: Month) -> bool:
-        try:
-            await self.issue(organization_id, month)
-        except GatewayError as error:
-            detail = f"{type(error).__name__}: {error.message}"
-            logger = get_logger()
-            logger.warning(Event.INVOICE_FAILED, organization_id=organization_id, month=month.name, detail=detail)
-            return False
-        return True
+        (outcome,) = await asyncio.gather(self.issue(organization_id, month), return_exceptions=True)
+        if isinstance(outcome, Invoice):
+            return True
+        self.failures += 1
+        failed = {"organization_id": organization_id, "month": month.name}
+        if isinstance(outcome, GatewayError):
+            detail = f"{type(outcome).__name__}: {outcome.message}"
+            get_logger().warning(Event.INVOICE_FAILED, **failed, detail=detail)
+        else:
+            get_logger().error(Event.INVOICE_FAILED, **failed, exc_info=outcome)
+        return False
 
     async def list_issued(self, organization_id: str) -> list[tuple[Month, int]]:
         """Return month and total of every invoice of an organization; raises NotFound."""

@@ -115,11 +115,13 @@ async def _write_down(author: Author, connection: Source, new: Sequence[Adjustme
 def _corrections_of(entries: Iterable[Adjustment]) -> list[Correction]:
     """Put together what moves the same periods: those of one key on one day."""
     sums: dict[tuple[str, str, str | None, int], int] = {}
+    ids: dict[tuple[str, str, str | None, int], str] = {}
     for entry in entries:
         day_ms = entry.period_start_ms - entry.period_start_ms % DAY_MS
         key = (entry.organization_id, entry.project_id, entry.root_key_id, day_ms)
         sums[key] = sums.get(key, 0) + entry.nanos
-    return [Correction(*key, nanos=nanos, tokens=0) for key, nanos in sums.items()]
+        ids.setdefault(key, entry.id)  # an adjustment is in one sum only
+    return [Correction(*key, nanos=nanos, tokens=0, id=ids[key]) for key, nanos in sums.items()]
 
 
 async def _tell(apply: Apply, correction: Correction) -> bool:

@@ -35,10 +35,11 @@ Arguments = tuple[str | int, ...]
 
 REDIS_PROBES: dict[str, Arguments] = {
     "SET": ("KEY", "", "PX", PROBE_MS),
-    **dict.fromkeys(("GET", "MGET", "EXISTS", "HGETALL", "HKEYS", "HLEN", "SMEMBERS", "ZCARD"), ("KEY",)),
+    **dict.fromkeys(("GET", "MGET", "EXISTS", "HGETALL", "HKEYS", "HLEN", "SMEMBERS", "TTL", "ZCARD"), ("KEY",)),
     **dict.fromkeys(("HGET", "HMGET", "HDEL", "HEXISTS", "SADD", "SISMEMBER", "ZREM", "LPUSH"), ("KEY", "f")),
     "HSET": ("KEY", "f", "v"),
     "HINCRBY": ("KEY", "f", 1),
+    "INCRBY": ("KEY", 1),
     "HSCAN": ("KEY", 0),
     "ZADD": ("KEY", 1, "m"),
     **dict.fromkeys(("ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE", "LRANGE", "LTRIM"), ("KEY", 0, 1)),

@@ -268,6 +268,8 @@ worker = sa.Table(
     _integer("unshipped_records"),
     sa.Column("is_leaving", sa.Boolean, nullable=False),
     sa.Column("is_cut_off", sa.Boolean, nullable=False, server_default=sa.false()),
+    # The organizations of which it is; NULL: of any, as far as anybody knows.
+    sa.Column("cut_off", sa.JSON(none_as_null=True), nullable=True),
     sa.PrimaryKeyConstraint("id"),
 )
 

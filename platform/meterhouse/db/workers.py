@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from meterhouse.db.engine import insert_into, reading, writing
 from meterhouse.db.tables import worker
 
-_SAID = ("id", "host", "journal_id", "unshipped_records", "is_leaving", "is_cut_off")
+_SAID = ("id", "host", "journal_id", "unshipped_records", "is_leaving")
 _NOW_MS = {
     "postgresql": "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
@@ -31,6 +31,8 @@ class Heartbeat:
     """It serves nothing any more, and its journal is not all in SQL."""
     is_cut_off: bool = False
     """It has reservations in Redis and cannot reach Redis to renew them."""
+    cut_off: tuple[str, ...] = ()
+    """The organizations of which it has those; none where it does not say, and then it may be any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,9 @@ class WorkerStore:
                 unshipped_records=heartbeat.unshipped_records,
                 is_leaving=heartbeat.is_leaving,
                 is_cut_off=heartbeat.is_cut_off,
+                cut_off=list(heartbeat.cut_off) or None,
             )
-            changed = ("journal_id", "seen_at_ms", "unshipped_records", "is_leaving", "is_cut_off")
+            changed = ("journal_id", "seen_at_ms", "unshipped_records", "is_leaving", "is_cut_off", "cut_off")
             await connection.execute(
                 statement.on_conflict_do_update(
                     index_elements=["id"], set_={name: statement.excluded[name] for name in changed}
@@ -77,7 +80,11 @@ class WorkerStore:
             result = await connection.execute(statement.order_by(worker.c.id))
             return [
                 Worker(
-                    Heartbeat(**{name: row[name] for name in _SAID}),
+                    Heartbeat(
+                        **{name: row[name] for name in _SAID},
+                        is_cut_off=row["is_cut_off"],
+                        cut_off=tuple(row["cut_off"] or ()),
+                    ),
                     row["started_at_ms"],
                     row["silent_ms"],
                 )

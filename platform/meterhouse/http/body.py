@@ -47,27 +47,39 @@ _BOUNDS = _OUR_BOUNDS | {
 _STORED_TOOLS = frozenset({"file_search", "code_interpreter", "mcp"})
 _NO_STREAM = (b"false", b"null")
 BODY_SECONDS = 120
+IS_WHOLE = "meterhouse.is_whole"
+"""In the scope of a request whose body the server has received to its end."""
 
 
-async def read_body(receive: Receive) -> bytes:
+async def read_body(receive: Receive, *, is_whole: bool = False) -> bytes:
     """Read the whole body; its length is bounded by the middleware.
+
+    Args:
+        receive: ASGI's.
+        is_whole: the server has all of it already, as of most requests: then there is no time to be bounded.
 
     Raises:
         ClientGone: The client left while it sent.
         BodyTooSlow: It took more than two minutes.
     """
-    pieces: list[bytes] = []
+    if is_whole:
+        return await _read_pieces(receive)
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                pieces.append(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return await _read_pieces(receive)
     except TimeoutError:
         raise BodyTooSlow(f"The request body did not arrive within {BODY_SECONDS} seconds. Send it again.") from None
+
+
+async def _read_pieces(receive: Receive) -> bytes:
+    pieces: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_object(

@@ -6,8 +6,9 @@ pays for timers: first-token, idle and total limits, keep-alive comments, and th
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import msgspec
 from starlette.types import Receive
 
 from meterhouse.asked import Asked
@@ -21,6 +22,7 @@ from meterhouse.providers.provider import Deployment, Route, Timeouts
 from meterhouse.request import Tally
 
 NANOS_PER_SECOND = 1_000_000_000
+USUAL_TIMEOUTS = Timeouts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,7 @@ class Pace:
     most_drains: int = 64
 
 
-@dataclass(slots=True, eq=False)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """An admitted request. Times are monotonic nanoseconds."""
 
     wire: ClientWire
@@ -49,7 +50,7 @@ class Call:
     deployment: Deployment | None = None
     passage: Passage | None = None
     """How the deployment that works for this call is asked."""
-    timeouts: Timeouts = field(default_factory=Timeouts)
+    timeouts: Timeouts = USUAL_TIMEOUTS
     event_at_ns: int = 0
     """The last data event, or the start of the attempt."""
     has_finish: bool = False

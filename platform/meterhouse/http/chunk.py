@@ -175,13 +175,20 @@ def read_usage(chunk: Chunk) -> ReadUsage | None:
     """Find the usage of a chunk or body; None if it carries none."""
     raw = chunk.usage
     if not is_set(raw):
-        raw = next((c.usage for c in chunk.choices or () if is_set(c.usage)), Raw(b""))
-    if not is_set(raw) and chunk.x_groq is not None:
-        raw = chunk.x_groq.usage
-    if not is_set(raw):
-        return None
+        # Every chunk of a stream comes by here, and almost none has it.
+        raw = _find_usage(chunk)
+        if not is_set(raw):
+            return None
     wire = _any_decoder.decode(raw)
     return read_chat_usage(wire) if isinstance(wire, dict) else None
+
+
+def _find_usage(chunk: Chunk) -> Raw:
+    """Look where usage is not at the top."""
+    for choice in chunk.choices or ():
+        if choice.usage and is_set(choice.usage):
+            return choice.usage
+    return chunk.usage if chunk.x_groq is None else chunk.x_groq.usage
 
 
 def _lenient(payload: bytes) -> Chunk:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meterhouse.errors import Malformed, NotPermitted
 from meterhouse.http.exchange import Exchange, exchange_of
-from meterhouse.http.middleware import credential_of
+from meterhouse.http.middleware import credential_of, header
 from meterhouse.identity import Principal
 from meterhouse.keys.client_tokens import find_token
 
@@ -46,11 +46,11 @@ class ClientTokenCors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
-        origin = headers.get("origin")
+        origin = header(scope, b"origin") if scope["type"] == "http" else None
         if origin is None or len(origin) > MAX_ORIGIN_LENGTH or scope["path"] not in self._paths:
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             await _answer_preflight(send, origin, headers.get("access-control-request-headers", ""))
             return

@@ -14,6 +14,7 @@ from typing import ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from meterhouse.errors import GatewayError, Malformed
+from meterhouse.http.body import IS_WHOLE
 from meterhouse.http.respond import render
 
 MAX_HEAD_BYTES = 65_536
@@ -82,6 +83,11 @@ class Connection(HttpToolsProtocol):
         """Take a header; those behind a body are nobody's."""
         if self._is_in_head:
             super().on_header(name, value)
+
+    def on_message_complete(self) -> None:
+        """Let whoever reads the body know that it is here whole."""
+        super().on_message_complete()
+        self.scope[IS_WHOLE] = True  # type: ignore[literal-required]  # a key of ours in ASGI's own scope
 
     def on_response_complete(self) -> None:
         """Be idle again."""

@@ -5,8 +5,8 @@ prompt, no answer and no secret can get there, because none is in it.
 """
 
 import time
-from dataclasses import dataclass
 
+import msgspec
 from starlette.types import Scope
 
 from meterhouse.errors import GatewayError
@@ -25,8 +25,7 @@ CLIENT_CLOSED_STATUS = 499
 """nginx's status for a client that left before it was answered; only in logs and metrics."""
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """What is known of an HTTP request at its edge. ``started_ns`` is monotonic, ``began_ns`` wall time."""
 
     request_id: str

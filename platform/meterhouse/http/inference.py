@@ -7,8 +7,9 @@ when its record is durable. What differs from wire to wire is behind ``ClientWir
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from meterhouse.asked import Asked
@@ -104,6 +105,7 @@ class InferenceEndpoint:
         slot.assign(principal.organization_id)
         content_type = header(scope, b"content-type") or ""
         asked = await take_body(
+            scope,
             receive,
             lambda body: self._wire.read(body, content_type, lambda: _default_model(parts, principal)),
             self._wire.most_values,
@@ -153,7 +155,7 @@ class InferenceEndpoint:
         demand = _demand(exchange, principal, measured, route, prices)
         limits = self._limit_names.translate(principal.limits)
         if limits is not principal.limits:
-            demand = replace(demand, limits=limits)
+            demand = structs.replace(demand, limits=limits)
         asked_ns = time.monotonic_ns()
         reservation = await parts.meter.reserve(demand)
         if isinstance(reservation, Refusal):

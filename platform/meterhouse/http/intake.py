@@ -13,10 +13,10 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import TypeVar
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from meterhouse.errors import Malformed
-from meterhouse.http.body import read_body
+from meterhouse.http.body import IS_WHOLE, read_body
 
 Parsed = TypeVar("Parsed")
 
@@ -42,7 +42,9 @@ class _NotJson(ValueError):
     """What JSON does not have, or a key that an object has twice; the text may be shown."""
 
 
-async def take_body(receive: Receive, parse: Callable[[bytes], Parsed], most_values: int = MAX_VALUES) -> Parsed:
+async def take_body(
+    scope: Scope, receive: Receive, parse: Callable[[bytes], Parsed], most_values: int = MAX_VALUES
+) -> Parsed:
     """Read the whole body, check its structure and parse it.
 
     ``most_values`` is how many values it may have; 0: it is no JSON, but a form.
@@ -52,7 +54,7 @@ async def take_body(receive: Receive, parse: Callable[[bytes], Parsed], most_val
         BodyTooSlow: It took more than two minutes.
         Malformed: It is no JSON, has an object with a key in it twice, or is too deep or too wide.
     """
-    body = await read_body(receive)
+    body = await read_body(receive, is_whole=IS_WHOLE in scope)
     return await work_on(len(body), lambda: _parse(body, parse, most_values))
 
 

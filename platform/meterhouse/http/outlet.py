@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from starlette.types import Message, Send
+from starlette.types import Send
 
 from meterhouse.errors import GatewayError
 from meterhouse.http.respond import Envelope, Headers, send_whole
@@ -100,9 +100,10 @@ class Outlet:
             data = self._dialect.frames(data)
         self.wrote_at_ns = self.sending_since_ns = time.monotonic_ns()
         try:
-            await self._start()
+            if not self.is_started:
+                await self._start()
             if data or is_last:
-                await self._send(_body(data, is_last=is_last))
+                await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         finally:
             self.sending_since_ns = None
 
@@ -129,10 +130,5 @@ class Outlet:
         await self.write(unsent + self._fail_event(error, self._request_id), is_last=True, is_plain=True)
 
     async def _start(self) -> None:
-        if not self.is_started:
-            self.is_started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": self._head() + STREAM_HEADERS})
-
-
-def _body(data: bytes, *, is_last: bool) -> Message:
-    return {"type": "http.response.body", "body": data, "more_body": not is_last}
+        self.is_started = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._head() + STREAM_HEADERS})

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from meterhouse.http.relay import StreamRelay
 
 
-@dataclass(slots=True)
-class OpenAnswer:
+class OpenAnswer(msgspec.Struct):
     """An answer whose first data event is here: the reader goes on where ``payloads`` end."""
 
     answer: Answer

@@ -98,11 +98,8 @@ class PassingRelay(StreamRelay):
             frames.append(self._listener.cut(usage))
         return b"".join([*frames, self._listener.close(usage)])
 
-    async def _is_held(self) -> bool:
-        is_held = await super()._is_held()
-        if is_held:
-            self._listener.told()
-        return is_held
+    def _note_covered(self) -> None:
+        self._listener.told()
 
     def _take(self, payloads: list[bytes]) -> list[bytes]:
         progress = self._progress

@@ -9,7 +9,6 @@ ends the answer with ``length`` where the meter says no (design.md 6).
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -50,15 +49,14 @@ MAX_TAIL_BYTES = 1_048_576
 KEPT_PIECES = 64
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(msgspec.Struct):
     """How far a stream is."""
 
     completion_id: str = ""
     created: int = 0
-    seen: set[int] = field(default_factory=set)
-    finished: set[int] = field(default_factory=set)
-    end: list[bytes] = field(default_factory=list)
+    seen: set[int] = set()
+    finished: set[int] = set()
+    end: list[bytes] = []
     """Frames since every choice that was seen had finished; released after the barrier."""
     usage_frame: bytes = b""
     tail_bytes: int = 0
@@ -129,12 +127,13 @@ class StreamRelay:
         call, progress = self._call, self._progress
         payloads = self._opened.payloads
         while True:
-            told, kept = set(progress.finished), list(progress.end)
+            told, kept = progress.finished.copy(), progress.end.copy()
             frames = self._take(payloads)
-            if not await self._is_held():
+            if not (self._is_surely_held() or await self._is_held()):
                 # Nothing of this read is forwarded, so a finish in it was not told either.
                 progress.finished, progress.end = told, kept
                 return False
+            self._note_covered()
             if progress.has_ended:
                 call.has_finish = True
                 call.guard.clear()
@@ -294,6 +293,18 @@ class StreamRelay:
         attempt.output_events = attempt.output_bytes = 0
         self._progress.used_tokens = read.usage.output_tokens
         return True
+
+    def _note_covered(self) -> None:
+        """Take note that all that came so far is covered, so that it may be forwarded."""
+
+    def _is_surely_held(self) -> bool:
+        """Whether what came so far is covered by the hold and nothing is to be asked for: so it is at most reads."""
+        reservation, used_tokens = self._call.tally.reservation, self._progress.used_tokens
+        held = reservation.held_output_tokens
+        if held is None:
+            return True
+        whole = (reservation.allowance_tokens or 0) * self._choices
+        return used_tokens <= whole if held >= whole else used_tokens * 2 < held
 
     async def _is_held(self) -> bool:
         """Whether what came so far is covered by the hold; asks for more where it is not yet."""

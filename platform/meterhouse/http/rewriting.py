@@ -108,12 +108,9 @@ class RewritingRelay(StreamRelay):
         compose = super()._compose
         return b"".join([compose(row, chunk) for row in rewriting.rewrite_chunk(payload)])
 
-    async def _is_held(self) -> bool:
-        is_held = await super()._is_held()
-        if is_held:
-            # A read that is not covered is not forwarded: then what waited before it is what may still be told.
-            self._rewriting.note()
-        return is_held
+    def _note_covered(self) -> None:
+        # A read that is not covered is not forwarded: then what waited before it is what may still be told.
+        self._rewriting.note()
 
     def _waiting_frames(self) -> bytes:
         head = self._chunk_head()

@@ -3,10 +3,8 @@
 Here is what concerns the request, the log and the metrics. Not here: where the answer is rewritten (``rewriting``).
 """
 
-from dataclasses import replace
-
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from meterhouse.asked import Asked
 from meterhouse.http.body import render_tools
@@ -93,4 +91,4 @@ def with_rendered_tools(asked: Asked, route: Route) -> InputSize:
     if not rendering or parsed is None:
         return size
     added_bytes = max(render_tools(parsed, provider).added_bytes for provider in rendering)
-    return replace(size, text_bytes=size.text_bytes + added_bytes)
+    return structs.replace(size, text_bytes=size.text_bytes + added_bytes)

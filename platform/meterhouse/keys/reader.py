@@ -145,16 +145,19 @@ class KeyReader:
             if query.done() and query.exception() is None:
                 _answer(batch, query.result(), asked_at_ms)
                 return
+        # An earlier query that hangs: who waits is asked for by the next one, once there is an answer.
+        running = query or self._query
         outdated = await self._ask_mirror(batch)
         left = {key_id: future for key_id, future in batch.items() if not future.done()}
         if not left:
             return
-        if self._query is not None and not self._query.done():
-            late = asyncio.create_task(self._wait_on(self._query, left, outdated, asked_at_ms if query else None))
-            self._late.add(late)
-            late.add_done_callback(self._late.discard)
-        else:
-            _fail_as_away(left, outdated, None if query is None else query.exception())
+        if running is None:
+            _fail_as_away(left, outdated, None)
+            return
+        # It may have ended while the mirror was asked: its answer counts all the same.
+        late = asyncio.create_task(self._wait_on(running, left, outdated, asked_at_ms if query else None))
+        self._late.add(late)
+        late.add_done_callback(self._late.discard)
 
     def _begin_query(self, key_ids: Iterable[str]) -> "asyncio.Task[dict[str, StoredKey]] | None":
         """Ask the database, unless it was away a moment ago or an earlier query hangs."""
@@ -201,7 +204,7 @@ class KeyReader:
         outdated: set[str],
         asked_at_ms: int | None,
     ) -> None:
-        """Wait for a slow query; ``asked_at_ms`` is None when it did not ask for these keys."""
+        """Wait for a query that is late or has failed; ``asked_at_ms`` is None when it did not ask for these keys."""
         await asyncio.wait({query}, timeout=max(0.0, self._give_up_at - asyncio.get_running_loop().time()))
         if not query.done():
             _fail_as_away(left, outdated, None)

@@ -9,6 +9,7 @@ reported and left where it is. Not here: the journal of this process (``shipper`
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -24,6 +25,9 @@ from meterhouse.telemetry.logs import Event, Log
 from meterhouse.usage import UsageRecord
 
 _SLICE_RECORDS = 64
+_TRIES = 500
+"""To take a lock that is held for a moment: for up to five seconds."""
+_PAUSE_SECONDS = 0.01
 
 _Work = Callable[[SegmentFolder, Sequence[SegmentName]], Awaitable["AdoptionReport"]]
 
@@ -153,10 +157,8 @@ class Adopter:
         try:
             for name in names:
                 try:
-                    file = host.lock(name)
+                    file = await self._lock_shipped(host, name) if name.state == "shipped" else host.lock(name)
                 except BlockingIOError:
-                    if name.state == "shipped":
-                        continue  # it is being made into something else
                     is_dead = False
                     file = host.open_unlocked(name)
                 if file is None and name.state == "seg":
@@ -168,6 +170,18 @@ class Adopter:
         finally:
             for file in held:
                 host.release(file)
+
+    async def _lock_shipped(self, host: SegmentFolder, name: SegmentName) -> SegmentFile | None:
+        """Lock a shipped segment; None when it is being made into something else.
+
+        Somebody has the lock for a moment only: the owner that has marked it, and lets go of it next; or who takes it
+        for another one, and changes its name next.
+        """
+        for _ in range(_TRIES):
+            with suppress(BlockingIOError):
+                return host.lock(name)
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return None
 
     def _put_away(self, host: SegmentFolder, file: SegmentFile) -> None:
         """Mark a segment, or remove the reserve of its journal, in which nothing was ever written."""

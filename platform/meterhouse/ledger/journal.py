@@ -15,12 +15,12 @@ lives. Never fork after ``open``. Not here: what a record says (``record``), whi
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from meterhouse.errors import JournalDown
 from meterhouse.ids import new_request_id
 from meterhouse.ledger.chain import SegmentChain
+from meterhouse.ledger.figures import JournalFigures
 from meterhouse.ledger.files import FileLayer
 from meterhouse.ledger.folder import JournalPolicy, SegmentFolder
 from meterhouse.ledger.reader import Damage, JournalReader
@@ -31,20 +31,6 @@ from meterhouse.metering import Clock
 from meterhouse.telemetry.logs import Event, Log
 
 _CLOSE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class JournalFigures:
-    """What the metrics say of a journal."""
-
-    records: int
-    appended_bytes: int
-    barriers: int
-    failed_barriers: int
-    syncs: int
-    sync_failures: int
-    spool_bytes: int
-    """What segments take that SQL may not have, of all journals of the folder."""
 
 
 class Journal:
@@ -62,6 +48,7 @@ class Journal:
         self._syncer = Syncer(files)
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._syncing: tuple[int, list[SegmentWriter]] | None = None
+        self._is_due = False
         self._retry: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._shipped = 0
@@ -189,9 +176,13 @@ class Journal:
         if self._is_down or not self._is_open:
             self._failed_barriers += 1
             raise _down("down")
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
         self._waiting.append((position, future))
-        self._dispatch()
+        if self._syncing is None and not self._is_due:
+            # Not at once: whoever else comes to a barrier in this turn of the loop shares the sync.
+            self._is_due = True
+            loop.call_soon(self._dispatch)
         await future
 
     # --- shipping
@@ -250,6 +241,7 @@ class Journal:
 
     def _dispatch(self) -> None:
         """Give the sync thread its next job, if somebody waits for it and it has none."""
+        self._is_due = False
         if self._waiting and self._syncing is None and not self._is_replacing:
             self._sync()
 

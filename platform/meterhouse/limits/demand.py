@@ -10,14 +10,7 @@ from meterhouse.asked import Asked
 from meterhouse.errors import NotPriced
 from meterhouse.identity import Principal
 from meterhouse.metering import Demand
-from meterhouse.money import (
-    Meterable,
-    Price,
-    dearest_input_nanos_per_million,
-    dearest_nanos_per_million,
-    dearest_output_nanos_per_million,
-    hold_nanos,
-)
+from meterhouse.money import Meterable, Price
 from meterhouse.request import InputSize
 
 BYTES_PER_TOKEN = 3
@@ -77,14 +70,10 @@ def build_demand(
         choices=asked.choices,
         is_streamed=asked.is_streamed,
         holds_whole_allowance=bounds.thinks_hidden,
-        input_nanos_per_million=max((dearest_input_nanos_per_million(p) for p in known), default=0),
-        output_nanos_per_million=max((dearest_output_nanos_per_million(p) for p in known), default=0),
-        request_nanos=max((_held_per_request(asked, price) for price in known), default=0),
+        input_nanos_per_million=max((price.dearest_input_nanos_per_million for price in known), default=0),
+        output_nanos_per_million=max((price.dearest_output_nanos_per_million for price in known), default=0),
+        request_nanos=asked.request_units * max((price.dearest_request_nanos for price in known), default=0),
     )
-
-
-def _held_per_request(asked: Asked, price: Price) -> int:
-    return hold_nanos(asked.request_units, dearest_nanos_per_million(price, Meterable.REQUEST))
 
 
 def estimate_input_tokens(size: InputSize) -> int:

@@ -302,7 +302,7 @@ def encode_adjust(correction: Correction) -> bytes:
     ]
     if correction.root_key_id is not None:
         lists.append(_attachments_of(Scope.KEY, correction.root_key_id))
-    return encode([correction.at_ms, correction.nanos, correction.tokens, *lists])
+    return encode([correction.id, correction.at_ms, correction.nanos, correction.tokens, *lists])
 
 
 def _flatten(limits: Iterable[Limit]) -> list[str | int]:

@@ -5,12 +5,12 @@ what live reservations hold; nothing is admitted beyond the limit. What is not k
 before anything is decided. Not here: finding counters (``counters``), arithmetic (``sizing``, ``window``).
 """
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from meterhouse.limits.counter import Debit, GaugeCounter, GaugeDebit, PeriodBound, PeriodDebit, Verdict
 from meterhouse.limits.counters import Counters, Plan, Seed, meter_down
 from meterhouse.limits.holds import Hold, Holds
+from meterhouse.limits.patience import patience
 from meterhouse.limits.sizing import Sizes, held_amount, size_demand, spend_nanos
 from meterhouse.metering import (
     Clock,
@@ -69,7 +69,7 @@ class MemoryMeter:
         if not isinstance(decided, Plan):
             return decided
         try:
-            async with asyncio.timeout(self._seed_wait_seconds):
+            async with patience(self._seed_wait_seconds):
                 while isinstance(decided, Plan):
                     await self._counters.learn(decided.missing)
                     decided = self._try(demand)
@@ -106,7 +106,7 @@ class MemoryMeter:
             MeterDown: The ledger did not say in time what is spent.
         """
         try:
-            async with asyncio.timeout(self._seed_wait_seconds):
+            async with patience(self._seed_wait_seconds):
                 while True:
                     now_ms = self._clock.now_ms()
                     plan = self._counters.bind(limits, now_ms)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from msgspec import structs
+
 from meterhouse.limits.allowance import AllowanceFile
 from meterhouse.limits.counter import CounterKey, Debit, Identity, PeriodDebit, identity_of
 from meterhouse.limits.counters import meter_down
@@ -246,7 +248,7 @@ class OutageMeter:
         rate_output_tokens = demand.rate_output_tokens
         if sizes.allowance_tokens is not None:
             rate_output_tokens = min(rate_output_tokens, sizes.allowance_tokens)
-        counted = replace(demand, limits=limits, rate_output_tokens=rate_output_tokens)
+        counted = structs.replace(demand, limits=limits, rate_output_tokens=rate_output_tokens)
         decided = await self._memory.reserve(counted)
         if isinstance(decided, Refusal):
             states = [*decided.states, *[ceiling.state() for ceiling in ceilings]]

@@ -37,6 +37,7 @@ from meterhouse.limits.layout import (
 from meterhouse.limits.learning import Learner
 from meterhouse.limits.link import CommandRefused, LinkDown, RedisLink
 from meterhouse.limits.outage import OutageMeter
+from meterhouse.limits.patience import patience
 from meterhouse.limits.scripts import Script, load_scripts
 from meterhouse.limits.settlements import Settlements, batches
 from meterhouse.limits.sweeps import MOST_REAPED, Activity, Pages
@@ -86,7 +87,7 @@ class RedisMeter:
         lease_ms: int = LEASE_MS,
         wait_seconds: float = 1.0,
         silence_ms: int = 0,
-        may_reap: Callable[[], bool] = lambda: True,
+        may_reap: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """Prepare, and be told when Redis returns.
 
@@ -99,7 +100,7 @@ class RedisMeter:
             wait_seconds: how long a request waits for what must be learned.
             silence_ms: after so long without a sweep or a renewal by anybody, leases get as long to be renewed; more
                 than the time between two sweeps, less than a lease. 0: an expired lease is reaped at once.
-            may_reap: whether an expired lease may be reaped at all now.
+            may_reap: whether an expired lease of an organization may be reaped at all now.
         """
         self._link = link
         self._scripts = load_scripts()
@@ -124,13 +125,12 @@ class RedisMeter:
         """Whether Redis is away."""
         return not self._link.is_up
 
-    @property
-    def is_cut_off(self) -> bool:
-        """Whether this worker has reservations in Redis that it cannot renew now."""
+    def list_cut_off(self) -> set[str]:
+        """Return the organizations of which this worker has reservations in Redis that it cannot renew now."""
         if self._link.is_up:
-            return False
+            return set()
         held = {live.demand.organization_id for live in self._live.values() if not live.reservation.is_degraded}
-        return not all(self._link.is_up_for(keys_of(organization_id)[0]) for organization_id in held)
+        return {organization_id for organization_id in held if not self._link.is_up_for(keys_of(organization_id)[0])}
 
     @property
     def live(self) -> int:
@@ -159,7 +159,7 @@ class RedisMeter:
         self._activity.note(organization_id)
         plan = self._plans.of(demand)
         try:
-            payload = encode_reserve(demand, plan, self._lease_ms, self._patience_ms())
+            payload = encode_reserve(demand, plan, self._lease_ms, self._patience_ms(organization_id))
             reply = await self._ask(self._scripts.reserve, organization_id, payload)
             decided = decode_reserve(reply, demand.request_id, plan.limits)
             is_held = reply[0] == Status.DONE
@@ -305,8 +305,8 @@ class RedisMeter:
         self._settlements.flush()
         return self._link.call(script, keys_of(organization_id), payload)
 
-    def _patience_ms(self) -> int:
-        return self._silence_ms if self._may_reap() else REAP_NOTHING
+    def _patience_ms(self, organization_id: str) -> int:
+        return self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING
 
     async def _tell(self, script: Script, organization_id: str, payload: bytes) -> Reply:
         try:
@@ -321,7 +321,7 @@ class RedisMeter:
         if reply[0] != Status.LEARN and reply[0] != Status.UNKNOWN:
             return reply
         try:
-            async with asyncio.timeout(self._wait_seconds):
+            async with patience(self._wait_seconds):
                 while True:
                     if reply[0] == Status.LEARN:
                         await self._learner.learn(organization_id, decode_slots(reply))
@@ -375,6 +375,6 @@ class RedisMeter:
                 return  # it is away again; what is missing is registered at its next return, or renewed
 
     async def _sweep(self, organization_id: str, cursor: str) -> Reply:
-        payload = encode_sweep(MOST_REAPED, cursor, self._patience_ms())
+        payload = encode_sweep(MOST_REAPED, cursor, self._patience_ms(organization_id))
         reply: Reply = await self._call(self._scripts.sweep, organization_id, payload)
         return reply

@@ -63,6 +63,8 @@ class Wishes:
 
 
 NO_WISHES = Wishes()
+MAX_UNLISTED = 1_024
+"""Names that callers asked for, of which the routes are kept; when there are more, they are made anew."""
 ADMISSION_MS = 5_000
 """How far the meter, whose clock decides what a request costs, may be from the clock by which it was routed."""
 
@@ -117,6 +119,8 @@ class Snapshot:
         served.update(self._written(wishes.routes))
         self._listed = {name: _list(deployments[0].model, built_at_ms // 1_000) for name, deployments in served.items()}
         self._entries = {name: self._entry(name, deployments) for name, deployments in served.items()}
+        self._unlisted: dict[str, _Entry] = {}
+        """The same of names that are asked for and not listed, as far as they were: an answer to a question only."""
         self._add_default_tags(served)
         if wishes.replaces_retired:
             self._replace_retired(built_at_ms // 1_000)
@@ -127,25 +131,21 @@ class Snapshot:
         Raises:
             UnknownModel: nothing that is on serves it; the text says what to do.
         """
-        entry = self._entries.get(model)
-        if entry is not None:
-            return entry.at(at_ms)
-        provider, slash, upstream_model = model.partition("/")
-        active = self._active.get(provider)
-        if not slash or active is None or not is_model_name(upstream_model):
-            raise _unknown(model)
-        deployment = _deploy(active, model_of(active.provider, model, upstream_model))
-        if active.name in self._closed and deployment.id not in self._known:
-            raise _unknown(model)
-        return Route(self.listed_name(deployment.id), (self._priced(deployment, at_ms),))
+        entry = self._entries.get(model) or self._unlisted.get(model)
+        if entry is None:
+            deployment = self._deploy_unlisted(model)
+            entry = self._entry(self.listed_name(deployment.id), [deployment])
+            if len(self._unlisted) >= MAX_UNLISTED:
+                self._unlisted.clear()
+            self._unlisted[model] = entry
+        return entry.at(at_ms)
 
     def reprice(self, route: Route, at_ms: int) -> Route:
         """Return a route with the prices of another moment; the route itself where they are the same."""
-        prices = [price_at(self._find_prices(deployment), at_ms) for deployment in route.deployments]
-        if all(price is d.price for price, d in zip(prices, route.deployments, strict=True)):
-            return route
-        priced = (replace(d, price=price) for d, price in zip(route.deployments, prices, strict=True))
-        return Route(route.model, tuple(priced))
+        for deployment in route.deployments:
+            if price_at(self._find_prices(deployment), at_ms) is not deployment.price:
+                return Route(route.model, tuple(self._priced(d, at_ms) for d in route.deployments))
+        return route
 
     def prices_around(self, route: Route, at_ms: int) -> tuple[Price | None, ...]:
         """Return what a request may be charged by that is admitted about now: a hold covers the dearest of them."""
@@ -181,6 +181,17 @@ class Snapshot:
     def list_routes(self, at_ms: int) -> Iterator[tuple[str, Route]]:
         """Yield every name that leads to a route, with the route; several names may lead to one model."""
         return ((name, entry.at(at_ms)) for name, entry in self._entries.items())
+
+    def _deploy_unlisted(self, model: str) -> Deployment:
+        """Return what a name that is not listed leads to; raises UnknownModel."""
+        provider, slash, upstream_model = model.partition("/")
+        active = self._active.get(provider)
+        if not slash or active is None or not is_model_name(upstream_model):
+            raise _unknown(model)
+        deployment = _deploy(active, model_of(active.provider, model, upstream_model))
+        if active.name in self._closed and deployment.id not in self._known:
+            raise _unknown(model)
+        return deployment
 
     def _unambiguous(self, active: ActiveProvider, models: Iterable[Model]) -> Iterator[Model]:
         """Put a provider's name before names that begin with another's: ``openai/gpt-4o`` is OpenAI's while that is on.

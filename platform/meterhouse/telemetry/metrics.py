@@ -86,6 +86,12 @@ class Watched(Enum):
         None,
     )
     SPANS = ("meterhouse_spans", "counter", "Spans that were made, sent, and could not be sent", "result")
+    INVOICE_FAILURES = (
+        "meterhouse_invoice_failures",
+        "counter",
+        "Invoices that were due and could not be issued",
+        None,
+    )
     LIVE_LISTENERS = ("meterhouse_live_listeners", "gauge", "Streams that watch requests run", None)
     DROPPED_LIVE_EVENTS = ("meterhouse_dropped_live_events", "counter", "Live events that had no room", None)
     DROPPED_LOG_LINES = ("meterhouse_dropped_log_lines", "counter", "Log lines that were never written", None)

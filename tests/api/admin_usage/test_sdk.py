@@ -68,6 +68,46 @@ def test_the_sdk_reads_what_was_used(gateway: Gateway, tenant: Tenant, sdk: open
     assert [bucket.results for bucket in batches.data] == [[]]
 
 
+def test_the_sdk_reads_what_was_drawn_said_heard_and_moderated(
+    gateway: Gateway, tenant: Tenant, sdk: openai.OpenAI
+) -> None:
+    model = "fake/normal?usage=always"
+    with gateway.client(tenant.key) as client:
+        for count in (1, 3):
+            client.images.generate(model=model, prompt="A cat", n=count)
+        client.moderations.create(model="fake/normal", input="one two three")
+        client.audio.speech.create(model="fake/normal", input="Hello", voice="alloy")
+        client.audio.transcriptions.create(model=model, file=("a.mp3", b"sound"))
+        with pytest.warns(DeprecationWarning, match="deprecated"):  # of the SDK, not of ours
+            client.audio.translations.create(model=model, file=("a.mp3", b"sound"))
+        with pytest.raises(openai.InternalServerError):
+            client.images.generate(model="fake/error-500?tokens=77", prompt="A cat")
+    gateway.settle()
+    since, usage = int(time.time()) - 60, sdk.admin.organization.usage
+
+    def only(report: Any, **asked: Any) -> Any:
+        (result,) = [one for bucket in report(start_time=since, **asked).data for one in bucket.results]
+        return result
+
+    drawn = only(usage.images, group_by=["source", "size", "project_id"], sources=["image.generation"])
+    assert (drawn.num_model_requests, drawn.images) == (3, 2), "one for each answer"
+    assert (drawn.source, drawn.size, drawn.project_id) == ("image.generation", None, tenant.project_id)
+    edited = usage.images(start_time=since, sources=["image.edit"])
+    assert [bucket.results for bucket in edited.data] == [[]]
+    with pytest.raises(openai.BadRequestError, match="sizes of images"):
+        usage.images(start_time=since, sizes=["256x256"])
+    moderated = only(usage.moderations, group_by=["model"], models=["normal"])
+    assert (moderated.num_model_requests, moderated.input_tokens, moderated.model) == (1, 3, "normal")
+    said = only(usage.audio_speeches, group_by=["api_key_id"], api_key_ids=[tenant.key_id])
+    assert (said.num_model_requests, said.characters, said.api_key_id) == (1, None, tenant.key_id)
+    heard = only(usage.audio_transcriptions)
+    assert (heard.num_model_requests, heard.seconds) == (2, None)
+    for report in (usage.completions, usage.embeddings):
+        assert [bucket.results for bucket in report(start_time=since).data] == [[]]
+    with pytest.raises(openai.NotFoundError):
+        usage.vector_stores(start_time=since)
+
+
 def test_the_sdk_reads_what_it_costs(gateway: Gateway, tenant: Tenant, sdk: openai.OpenAI) -> None:
     tokens = ask_provider(gateway, tenant, 2)
     start = int(time.time()) // DAY * DAY
@@ -156,6 +196,9 @@ def test_an_owner_and_a_reader_see_their_own_and_no_other(gateway: Gateway, tena
         ("usage/completions?start_time=5&limit=1441&bucket_width=1m", "limit", "from 1 to 1440"),
         ("usage/completions?start_time=5&group_by[]=key", "group_by.0", "Invalid value"),
         ("usage/embeddings?start_time=5&group_by=batch", "group_by.0", "Invalid value"),
+        ("usage/moderations?start_time=5&group_by=size", "group_by.0", "Invalid value"),
+        ("usage/images?start_time=5&sizes=1x1", "sizes", "does not know"),
+        ("usage/images?start_time=5&sources=image", "sources.0", "Invalid value"),
         ("usage/completions?start_time=5&page=page_x", "page", "'next_page'"),
         ("usage/completions?start_time=5&project_id=a", "project_id", "Extra inputs"),
         ("usage/completions?start_time=5&" + "&".join(["models[]=x"] * 101), "models", "at most 100"),
@@ -177,7 +220,16 @@ def test_what_cannot_be_asked_is_a_400_that_names_it(gateway: Gateway, path: str
 def test_the_description_names_every_field_of_an_answer(gateway: Gateway, tenant: Tenant) -> None:
     ask_provider(gateway, tenant, 1)
     schemas: dict[str, Any] = json.loads(gateway.request("GET", "/openapi.json", key="")[2])["components"]["schemas"]
-    for path, name in (("usage/completions", "CompletionsUsageResult"), ("costs", "CostsResult")):
+    image = {"model": "fake/normal", "prompt": "A cat"}
+    for path, body in (("images/generations", image), ("moderations", {"model": "fake/normal", "input": "a"})):
+        assert gateway.request("POST", f"/v1/{path}", body, key=tenant.key)[0] == 200
+    gateway.settle()
+    for path, name in (
+        ("usage/completions", "CompletionsUsageResult"),
+        ("usage/images", "ImagesUsageResult"),
+        ("usage/moderations", "ModerationsUsageResult"),
+        ("costs", "CostsResult"),
+    ):
         body = gateway.request(
             "GET",
             f"/v1/organization/{path}?start_time={int(time.time()) - 60}",

@@ -56,6 +56,7 @@ async def flood(bench: Bench, tenant: Tenant, marker: str, expected: int, *, str
 
 
 def assert_decided(bench: Bench, decided: list[Decided], marker: str, admitted: int) -> None:
+    assert not [(status, body) for status, _, body in decided if status not in {200, 429}]
     assert Counter(status for status, _, _ in decided) == {200: admitted, 429: REQUESTS - admitted}
     for status, headers, body in decided:
         if status == 429:

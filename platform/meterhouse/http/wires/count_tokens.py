@@ -109,7 +109,9 @@ class CountTokensEndpoint(MessagesEndpoint):
             exchange.principal = principal
             check_origin(principal, header(scope, b"origin"))
             slot.assign(principal.organization_id)
-            body, asked = await take_body(receive, lambda body: (body, wire.read(body, "", str)), wire.most_values)
+            body, asked = await take_body(
+                scope, receive, lambda body: (body, wire.read(body, "", str)), wire.most_values
+            )
             exchange.model = asked.model
             route = parts.routes.resolve(asked.model, parts.clock.now_ms())
             permit(principal, asked.model, route)

@@ -1,8 +1,8 @@
 """Anthropic's ``POST /v1/messages``: over chat completions, or passed through to who serves it (wire.md 1.11)."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
+from msgspec import structs
 from starlette.types import Scope
 
 from meterhouse.asked import Asked, ask_chat
@@ -102,7 +102,7 @@ def ask_messages(found: MessagesAsked) -> Asked:
     """Return what a request asks for; raises Malformed where it asks for more than is read."""
     check_lengths(found.fields, _LONG_FIELDS, found.fields)
     asked = ask_chat(parse_chat(found.body))
-    asked.size = replace(asked.size, text_bytes=asked.size.text_bytes + found.untold_bytes)
+    asked.size = structs.replace(asked.size, text_bytes=asked.size.text_bytes + found.untold_bytes)
     asked.fields = dict(found.fields)
     # Every tool that was let in runs at the caller, Anthropic's own ones too.
     asked.unpriced = None

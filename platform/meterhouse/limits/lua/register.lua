@@ -12,7 +12,7 @@ end
 
 local function debit(slot, hold)
   local owner, type, calendar, model = parse_slot(slot)
-  if not is_in_scope(hold, owner, model) then return end
+  if not is_in_scope(hold, slot, owner, model) then return end
   local size, amount = #hold, -1
   if type == 3 then
     hold[size + 1], hold[size + 2], hold[size + 3], hold[size + 4], hold[size + 5] = slot, 3, 0, 1, -1
@@ -37,6 +37,9 @@ for i = 2, #a do
     local organization = string.match(m, '{(.*)}')
     for _, list in ipairs({hold[5], hold[6], 'a|organization:' .. organization}) do
       for slot in string.gmatch(call('HGET', m, list) or '', '%S+') do debit(slot, hold) end
+    end
+    for j = 1, #hold[16], 2 do
+      if is_cap((parse_slot(hold[16][j]))) then debit(hold[16][j], hold) end
     end
     call('HSET', h, id, cmsgpack.pack(hold))
     call('ZADD', l, now + a[1], id)

@@ -8,10 +8,22 @@ local function parse_slot(slot)
   return owner, TYPES[kind], CALENDARS[window], model
 end
 
-local function is_in_scope(hold, owner, model)
+-- A client token's cap has an owner of its own, beside the key's: key:root/token/end. No list of a hold names it.
+local function is_cap(owner)
+  return string.sub(owner, 1, 4) == 'key:' and string.find(owner, '/', 5, true) ~= nil
+end
+
+-- Whether a hold counts in a slot; in a cap's, if that is among the limits that bind it.
+local function is_in_scope(hold, slot, owner, model)
+  if model ~= '' and model ~= hold[7] then return false end
   local list = 'a|' .. owner
-  return (list == hold[5] or list == hold[6] or string.sub(owner, 1, 13) == 'organization:')
-    and (model == '' or model == hold[7])
+  if list == hold[5] or list == hold[6] or string.sub(owner, 1, 13) == 'organization:' then return true end
+  if is_cap(owner) then
+    for i = 1, #hold[16], 2 do
+      if hold[16][i] == slot then return true end
+    end
+  end
+  return false
 end
 
 -- Lets a slot be moved by everything in its owner's scope from now on.
@@ -33,7 +45,7 @@ local function debit_live(slot, start, finish)
   end
   for i = 1, #holds do
     local hold = holds[i]
-    if is_in_scope(hold, owner, model) and hold[1] >= start and (finish < 0 or hold[1] < finish) then
+    if is_in_scope(hold, slot, owner, model) and hold[1] >= start and (finish < 0 or hold[1] < finish) then
       local held, amount, has = held_of(type, hold, output_of(hold)), -1, false
       for j = 1, #hold[16], 2 do
         if hold[16][j] == slot then amount = hold[16][j + 1] end

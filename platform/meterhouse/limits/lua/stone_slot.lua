@@ -6,7 +6,7 @@ local function debit_stones(stones, slot, start, finish)
   local sum = 0
   for id, stone in pairs(stones) do
     local hold = stone[3]
-    if is_in_scope(hold, owner, model) and hold[1] >= start and (finish < 0 or hold[1] < finish) then
+    if is_in_scope(hold, slot, owner, model) and hold[1] >= start and (finish < 0 or hold[1] < finish) then
       local size, used = #hold, use_of(hold)[type]
       hold[size + 1], hold[size + 2], hold[size + 3], hold[size + 4], hold[size + 5] = slot, type, start, used, -1
       keep_on(id, stone)
