@@ -71,6 +71,8 @@ class Asked(msgspec.Struct, kw_only=True):
     """The bound of the answer that the client asked for, per choice; None: it asked for none, 0: it writes nothing."""
     service_tier: str | None = None
     unpriced: Unpriced | None = None
+    request_units: int = 1
+    """How often the price of a request can be charged at most: for each image of several."""
     input_name: str = "messages"
     """What the wire calls the field that the input is in, for errors."""
     chat: ParsedBody | None = None

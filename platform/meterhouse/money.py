@@ -95,12 +95,17 @@ class Charge(msgspec.Struct, frozen=True, array_like=True):
     by_component: tuple[tuple[Meterable, int], ...] = ()
 
 
-def charge(price: Price, usage: Usage, *, admitted_at_ms: int, service_tier: str | None) -> Charge:
-    """Compute what a usage costs: sum of integers, one division, half up."""
+def charge(
+    price: Price, usage: Usage, *, admitted_at_ms: int, service_tier: str | None, request_units: int = 1
+) -> Charge:
+    """Compute what a usage costs: sum of integers, one division, half up.
+
+    ``request_units`` is how often the price of a request is charged: once, or for each image that one brought.
+    """
     running = 0
     rounded = 0
     parts: list[tuple[Meterable, int]] = []
-    for kind, count in _counts(usage):
+    for kind, count in _counts(usage, request_units):
         if count == 0:
             continue
         component = _applicable(price, kind, usage.input_tokens, admitted_at_ms, service_tier)
@@ -147,7 +152,7 @@ def format_usd(nanos: int) -> str:
     return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
 
 
-def _counts(usage: Usage) -> tuple[tuple[Meterable, int], ...]:
+def _counts(usage: Usage, request_units: int) -> tuple[tuple[Meterable, int], ...]:
     special = usage.cached_input_tokens + usage.cache_write_tokens + usage.input_audio_tokens
     return (
         (Meterable.INPUT, max(0, usage.input_tokens - special)),
@@ -156,7 +161,7 @@ def _counts(usage: Usage) -> tuple[tuple[Meterable, int], ...]:
         (Meterable.INPUT_AUDIO, usage.input_audio_tokens),
         (Meterable.OUTPUT, max(0, usage.output_tokens - usage.output_audio_tokens)),
         (Meterable.OUTPUT_AUDIO, usage.output_audio_tokens),
-        (Meterable.REQUEST, 1),
+        (Meterable.REQUEST, request_units),
     )
 
 

@@ -288,6 +288,8 @@ class Attempt(msgspec.Struct):
     upstream_model: str
     price: Price | None
     started_ns: int
+    request_units: int = 1
+    """How often the price of a request is charged: what was asked for, or what came of it."""
     span_id: str = ""
     """Of its span, where the provider was told of the trace."""
     first_event_ns: int | None = None

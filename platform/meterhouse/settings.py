@@ -219,6 +219,9 @@ class Settings(BaseSettings):
     key_failure_rate: Rate = Field(
         "20/minute", description="Requests with a wrong key per address; then only keys known to be good are let in"
     )
+    client_token_rate: Rate = Field(
+        "600/minute", description="Client tokens that a key may be traded for, counted by each worker"
+    )
     admin_rate: Rate = Field("300/minute", description="Administration requests per address")
     admin_failure_rate: Rate = Field("20/minute", description="Failed sign-ins to the administration per address")
 

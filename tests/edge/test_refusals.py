@@ -1,9 +1,10 @@
-"""What nginx itself answers has OpenAI's envelope and a request id, whatever was wrong; so the SDK understands it."""
+"""What nginx itself answers has its wire's envelope and a request id, whatever was wrong; so the SDKs understand it."""
 
 import json
 import random
 from pathlib import Path
 
+import anthropic
 import httpx2
 import openai
 import pytest
@@ -71,6 +72,39 @@ def test_a_request_that_cannot_be_served(edge: NginxServer, request_text: str, s
 
 
 @pytest.mark.parametrize(
+    ("request_text", "status", "kind", "code"),
+    [
+        ("TRACE /v1/messages HTTP/1.1\nhost: localhost\n", 405, "invalid_request_error", "method_not_allowed"),
+        ("POST /v1/messages HTTP/1.1\nhost: localhost\ncontent-length: x\n", 400, "invalid_request_error", None),
+        ("POST /v1/messages?beta=true HTTP/1.1\nhost: localhost\ntransfer-encoding: odd\n", 501, None, None),
+        (
+            "POST /v1/messages/count_tokens HTTP/1.1\nhost: localhost\ncontent-length: 99999999\n",
+            413,
+            "request_too_large",
+            "request_too_large",
+        ),
+    ],
+)
+def test_below_messages_it_has_anthropics_envelope(
+    edge: NginxServer, request_text: str, status: int, kind: str | None, code: str | None
+) -> None:
+    found, headers, body = ask(connect(edge), request_text)
+    answer = json.loads(body)
+    assert (found, set(answer), answer["type"]) == (status, {"type", "error", "request_id"}, "error")
+    error = answer["error"]
+    assert set(error) == {"type", "message", "details"}
+    assert error["type"] == (kind or "invalid_request_error")
+    assert error["details"] == {"error_code": code or "invalid_request"}
+    assert answer["request_id"] == headers["request-id"] == headers["x-request-id"]
+
+
+def test_what_only_begins_like_messages_has_openais(edge: NginxServer) -> None:
+    status, headers, body = ask(connect(edge), "TRACE /v1/messages-of-mine HTTP/1.1\nhost: localhost\n")
+    assert (status, error_of(body)["code"]) == (405, "method_not_allowed")
+    assert "request-id" not in headers
+
+
+@pytest.mark.parametrize(
     ("line", "status"),
     [("GET  HTTP/9.9", 400), ("nonsense", 400), (f"GET /{'x' * 9_000} HTTP/1.1", 414), ("GET / HTTP/9.9", 505)],
 )
@@ -90,6 +124,14 @@ def test_a_gateway_that_is_gone(tmp_path: Path) -> None:
         (line,) = (json.loads(line) for line in edge.access_log.read_text().splitlines() if "/v1/" in line)
         assert (line["status"], line["path"]) == ("502", "/v1/chat/completions")
         assert line["request_id"] == headers["x-request-id"]
+
+
+def test_anthropics_sdk_understands_a_gateway_that_is_gone(tmp_path: Path) -> None:
+    with NginxServer(tmp_path / "nginx", socket=tmp_path / "nobody.sock") as edge, edge.anthropic("sk-mh-a") as client:
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            client.messages.create(model="fake/normal", max_tokens=5, messages=[{"role": "user", "content": "Hi"}])
+        assert (caught.value.status_code, caught.value.type) == (502, "api_error")
+        assert (caught.value.request_id or "").startswith("req_")
 
 
 def test_neither_arguments_nor_keys_are_logged(edge: NginxServer, fleet: ServeProcess) -> None:

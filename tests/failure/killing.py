@@ -86,6 +86,8 @@ class Conversation:
     more: dict[str, Any] = field(default_factory=dict)
     """Further fields of the body."""
     trace_id: str = field(default_factory=lambda: f"{random.getrandbits(128) | 1:032x}")
+    host: str = "gateway"
+    """Whom its Host header names."""
 
     @property
     def plan(self) -> Plan:
@@ -106,7 +108,7 @@ class Conversation:
         data = json.dumps(body).encode()
         head = (
             "POST /v1/chat/completions HTTP/1.1",
-            "Host: gateway",
+            f"Host: {self.host}",
             f"Authorization: Bearer {key}",
             f"traceparent: 00-{self.trace_id}-00000000000000a1-00",
             "Content-Type: application/json",

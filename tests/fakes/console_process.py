@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect
 
-from fakes.fleet import free_port
+from fakes.daemon import free_port
 from fakes.gateway import http_request
 
 START_SECONDS = 40

@@ -70,8 +70,12 @@ async def moderations(x: Exchange) -> None:
 
 
 async def images(x: Exchange) -> None:
-    """Answer ``/v1/images/generations``: with a usage where the plan says ``always``, as the gpt-image models do."""
-    answer: dict[str, Any] = {"created": 1, "data": [{"b64_json": PNG}] * int(x.request.body.get("n") or 1)}
+    """Answer ``/v1/images/generations``: with a usage where the plan says ``always``, as the gpt-image models do.
+
+    ``special=short`` is one image less than was asked for, ``generous`` one more.
+    """
+    count = int(x.request.body.get("n") or 1) + {"short": -1, "generous": 1}.get(x.plan.special, 0)
+    answer: dict[str, Any] = {"created": 1, "data": [{"b64_json": PNG}] * count}
     usage = {"input_tokens": 9, "output_tokens": 272, "total_tokens": 281}
     await send(x, answer, usage if x.plan.usage == "always" else None)
 

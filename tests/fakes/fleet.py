@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,9 @@ from typing import Any, Self, TypeVar
 import asyncpg
 import openai
 
+from fakes.daemon import free_port
 from fakes.gateway import MESSAGES, http_request
+from fakes.nginx_server import NginxServer
 from meterhouse.bootstrap import bootstrap, migrate
 from meterhouse.settings import Environment
 from meterhouse.stores import open_stores
@@ -89,6 +90,7 @@ class ServeProcess:
         urls = {"METERHOUSE_REDIS_URL": redis_url, "METERHOUSE_DATABASE_URL": database_url}
         given = {name: value for name, value in urls.items() if value is not None}
         self.environment = {**QUICK, **given, "METERHOUSE_DATA": str(data), **(environment or {})}
+        self.edge: NginxServer | None = None  # who is asked instead, where one stands in front
         self.process: subprocess.Popen[bytes] | None = None
         self.key = ""
         self.admin_key = ""
@@ -274,7 +276,10 @@ class ServeProcess:
         headers: Mapping[str, str] | None = None,
     ) -> tuple[int, dict[str, str], bytes]:
         """Send one plain HTTP request on a connection of its own; ``key=""`` sends none."""
-        return http_request(self.url, method, path, body, key=self.key if key is None else key, headers=headers)
+        key = self.key if key is None else key
+        if self.edge is not None:
+            return self.edge.request(method, path, body, key=key, headers=headers)
+        return http_request(self.url, method, path, body, key=key, headers=headers)
 
     def chat(self, model: str, *, key: str | None = None, **fields: Any) -> tuple[int, dict[str, str], bytes]:
         """Send one chat completion as plain HTTP."""
@@ -393,10 +398,3 @@ def links_of(pid: int) -> set[str]:
             with suppress(FileNotFoundError):
                 links.add(str(path.readlink()))
     return links
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

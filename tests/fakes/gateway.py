@@ -39,7 +39,8 @@ from meterhouse.stores import make_folder
 from meterhouse.usage import UsageRecord
 
 Result = TypeVar("Result")
-START_SECONDS = 60
+START_SECONDS = 90
+"""Others may keep the machine busy."""
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 QUICK = {
@@ -326,7 +327,11 @@ class GatewayProcess:
         return self.process.wait(30)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import anthropic
 import httpx2
 import openai
 
@@ -138,6 +139,11 @@ class NginxServer:
         return openai.OpenAI(
             base_url=self.base_url, api_key=key, http_client=http_client, **{"max_retries": 0, **options}
         )
+
+    def anthropic(self, key: str) -> anthropic.Anthropic:
+        """Return the other official SDK's client, without retries; close it."""
+        http_client = httpx2.Client(verify=self.trust(), timeout=60)
+        return anthropic.Anthropic(base_url=self.url, api_key=key, http_client=http_client, max_retries=0)
 
     def request(
         self, method: str, path: str, body: object = None, *, key: str = "", headers: Mapping[str, str] | None = None

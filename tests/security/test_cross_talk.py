@@ -2,7 +2,7 @@
 
 Ten thousand questions, each with its own canary, on the meter's connection, and hundreds on those of the keys; most are
 cancelled at any await there is. Whoever is still there must get its own answer. The same over whole requests is in
-``tests/failure/test_cancellation_storm.py`` and, ten thousand times, in row 38 of the fault matrix.
+``tests/failure/test_cancellation_storm.py`` and, ten thousand times, in ``test_cancelled_requests``.
 """
 
 import asyncio

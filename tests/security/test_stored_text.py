@@ -47,6 +47,26 @@ def test_no_text_is_a_failure_of_ours_or_more_than_text(served: Gateway) -> None
     assert not [line for line in served.log_lines() if line["event"] == "request.failed"]
 
 
+def test_what_a_key_is_called_is_in_no_metric_and_no_line_of_the_log(served: Gateway) -> None:
+    """A service account and a name are free text: of whoever may issue keys, and in no bounded number."""
+    organization = json.loads(served.request("POST", "/admin/organizations", {"name": "A"}, key=served.admin_key)[2])
+    order = {"organization_id": organization["id"], "name": "B"}
+    project = json.loads(served.request("POST", "/admin/projects", order, key=served.admin_key)[2])
+    for number, text in enumerate(TEXTS):
+        label = f"canary-label {number}{text}"
+        wish = {"project_id": project["id"], "name": label, "service_account": label[:64]}
+        status, _, body = served.request("POST", "/admin/keys", wish, key=served.admin_key)
+        if status == 400:
+            assert error_of(body)["param"] in {"name", "service_account", None}
+            continue
+        issued = json.loads(body)
+        assert (status, issued["name"], issued["service_account"]) == (201, label, label[:64])
+        assert served.chat("simulator-instant", key=issued["value"])[0] == 200
+        assert served.chat("simulator-instant", key=issued["value"], messages=[])[0] == 400
+    assert b"canary-label" not in served.request("GET", "/metrics", key=served.admin_key)[2]
+    assert not [line for line in served.log_lines() if "canary-label" in json.dumps(line)]
+
+
 def test_no_text_of_a_provider_keeps_the_ledger_from_being_written(served: Gateway, up: FakeUpstream) -> None:
     """A journal that cannot be shipped because of one name in it would stop every tenant's."""
     evil = "a\x00b\ud800c"

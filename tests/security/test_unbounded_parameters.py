@@ -1,5 +1,6 @@
 """Parameters that buy much work for few bytes (CVE-2026-34756 and the guided-decoding family): each has its bound."""
 
+import json
 from typing import Any
 
 import pytest
@@ -81,6 +82,29 @@ def test_the_bound_of_a_parameter_is_that_of_every_wire(
     assert len(up.attempts) == before
 
 
+@pytest.mark.parametrize("path", ["messages", "messages/count_tokens"])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"output_config": {"format": {"type": "json_schema", "schema": {"enum": [LONG]}}}}, "output_config"),
+        ({"stop_sequences": [LONG]}, "stop_sequences"),
+        ({"metadata": {"user_id": LONG}}, "metadata"),
+        ({"thinking": {"type": "disabled", "x": LONG}}, "thinking"),
+        ({"tools": [{"name": "f", "input_schema": {}}, {"name": "g", "input_schema": {"x": LONG}}]}, "tools[1]"),
+    ],
+)
+def test_the_bound_of_a_parameter_is_that_of_anthropics_wire(
+    gateway: Gateway, up: FakeUpstream, path: str, fields: dict[str, Any], param: str
+) -> None:
+    before = len(up.attempts)
+    body = {"model": "fake/normal?tokens=1", "max_tokens": 5, "messages": [{"role": "user", "content": "a"}], **fields}
+    status, _, answer = gateway.request("POST", f"/v1/{path}", body)
+    found = json.loads(answer)
+    assert (status, found["type"], found["error"]["type"]) == (400, "error", "invalid_request_error")
+    assert found["error"]["message"].startswith(f"'{param}' is longer"), found
+    assert len(up.attempts) == before
+
+
 def test_what_the_model_reads_has_no_such_bound(gateway: Gateway) -> None:
     tools = [{"type": "function", "name": "f", "parameters": {"x": LONG[:65_000]}}] * 2
     for path, given in (
@@ -88,6 +112,7 @@ def test_what_the_model_reads_has_no_such_bound(gateway: Gateway) -> None:
         ("responses", {"input": LONG, "instructions": LONG, "tools": tools}),
         ("embeddings", {"input": [LONG]}),
         ("moderations", {"input": LONG}),
+        ("messages", {"max_tokens": 5, "messages": [{"role": "user", "content": LONG * 2}], "system": LONG}),
     ):
         status, _, body = gateway.request("POST", f"/v1/{path}", {"model": "fake/normal?tokens=1", **given})
         assert status == 200, (path, body)

@@ -1,21 +1,24 @@
-"""The faults of the soak: each is caused, lasts for a while, and is over when its coroutine returns."""
+"""The faults of the soak: each is caused, lasts for a while, and is over when its coroutine returns.
+
+Invariant: two at a time are faults of different parts, since a Redis that was killed can neither hang nor forget.
+"""
 
 import asyncio
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from failure.matrix.house import House
 
-Fault = Callable[[House, random.Random], Awaitable[None]]
 LONG_SECONDS, SHORT_SECONDS = 12.0, 5.0
 
 
-async def kill_worker(house: House, chance: random.Random) -> None:
-    pid = chance.choice(house.fleet.serving())
-    await asyncio.to_thread(house.fleet.kill, pid)
+async def kill_worker(house: House, _: random.Random) -> None:
+    """The youngest, so that the other one is as old as it can be when its memory is looked at."""
+    await asyncio.to_thread(house.fleet.kill, house.fleet.serving()[-1])
     await asyncio.to_thread(house.fleet.wait_workers)
 
 
@@ -89,18 +92,66 @@ async def cut_the_provider(house: House, _: random.Random) -> None:
     house.up.drop_connections()
 
 
-FAULTS: dict[str, Fault] = {
-    "a worker is killed": kill_worker,
-    "a worker stands still": stop_worker,
-    "the workers are reloaded": reload_workers,
-    "Redis refuses": refuse_redis,
-    "Redis hangs": hang_redis,
-    "Redis is killed": kill_redis,
-    "Redis forgets everything": flush_redis,
-    "Redis is slow": delay_redis,
-    "PostgreSQL refuses": refuse_postgres,
-    "PostgreSQL hangs": hang_postgres,
-    "PostgreSQL is killed": kill_postgres,
-    "every connection to the stores is cut": cut_the_stores,
-    "every connection to the provider is cut": cut_the_provider,
-}
+@dataclass(frozen=True)
+class Fault:
+    """One fault and what it meets."""
+
+    name: str
+    part: str
+    cause: Callable[[House, random.Random], Awaitable[None]]
+
+    @property
+    def ends_workers(self) -> bool:
+        """Whether a worker that ran before it is gone after it."""
+        return self.cause in {kill_worker, reload_workers}
+
+    @property
+    def hits_answers(self) -> bool:
+        """Whether an answer that runs, or is asked for meanwhile, may be lost by it. What hits a store may not."""
+        return self.part == "workers" or self.cause is cut_the_provider
+
+    @property
+    def ends_every_worker(self) -> bool:
+        """Whether no worker is as old as the run after it."""
+        return self.cause is reload_workers
+
+
+FAULTS = (
+    Fault("a worker is killed", "workers", kill_worker),
+    Fault("a worker stands still", "workers", stop_worker),
+    Fault("the workers are reloaded", "workers", reload_workers),
+    Fault("Redis refuses", "Redis", refuse_redis),
+    Fault("Redis hangs", "Redis", hang_redis),
+    Fault("Redis is killed", "Redis", kill_redis),
+    Fault("Redis forgets everything", "Redis", flush_redis),
+    Fault("Redis is slow", "Redis", delay_redis),
+    Fault("PostgreSQL refuses", "PostgreSQL", refuse_postgres),
+    Fault("PostgreSQL hangs", "PostgreSQL", hang_postgres),
+    Fault("PostgreSQL is killed", "PostgreSQL", kill_postgres),
+    Fault("every connection to the stores is cut", "connections", cut_the_stores),
+    Fault("every connection to the provider is cut", "connections", cut_the_provider),
+)
+
+
+class Deck:
+    """All faults in some order; each comes once before one comes again."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._left: list[Fault] = []
+
+    def draw(self, count: int, *, keeps_workers: bool) -> list[Fault]:
+        """Take so many, of different parts; none that ends every worker where they are to be kept."""
+        drawn: list[Fault] = []
+        while len(drawn) < count:
+            fitting = self._fitting({fault.part for fault in drawn}, keeps_workers=keeps_workers)
+            found = next(iter(fitting), None)
+            if found is None:
+                self._left += self._chance.sample(FAULTS, len(FAULTS))
+            else:
+                self._left.remove(found)
+                drawn.append(found)
+        return drawn
+
+    def _fitting(self, met: set[str], *, keeps_workers: bool) -> Iterable[Fault]:
+        return (f for f in self._left if f.part not in met and not (keeps_workers and f.ends_every_worker))

@@ -85,6 +85,13 @@ def test_a_price_per_request_is_charged_once() -> None:
     }
 
 
+def test_a_price_per_request_is_charged_for_each_unit() -> None:
+    price = price_with(input=1_000_000, request=7_000_000)
+    usage = Usage(input_tokens=3)
+    for units, nanos in ((0, 3), (1, 10), (4, 31)):
+        assert charge(price, usage, admitted_at_ms=0, service_tier=None, request_units=units).nanos == nanos
+
+
 @pytest.mark.parametrize(("kind", "field"), [("cached_input", "input"), ("cache_write", "input")])
 def test_a_part_without_a_rate_costs_what_its_whole_costs(kind: str, field: str) -> None:
     price = price_with(**{field: 1_000_000})

@@ -149,6 +149,7 @@ class Attempts:
             upstream_model=deployment.upstream_model,
             price=deployment.price,
             started_ns=time.monotonic_ns(),
+            request_units=call.asked.request_units,
         )
         intent = Intent(
             request_id=tally.request_id,

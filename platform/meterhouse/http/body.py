@@ -103,7 +103,7 @@ def read_object(
     for name in _STORED_FIELDS:
         if name in fields and bytes(fields[name]) != b"null":
             raise stored(name)
-    _check_lengths(fields, long_fields, request.__struct_fields__)
+    check_lengths(fields, long_fields, request.__struct_fields__)
     return fields, request
 
 
@@ -121,7 +121,17 @@ def parse_chat(body: bytes) -> ParsedBody:
     return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {})
 
 
-def _check_lengths(fields: dict[str, Raw], long_fields: frozenset[str], known: Collection[str]) -> None:
+def check_lengths(fields: Mapping[str, Raw], long_fields: frozenset[str], known: Collection[str]) -> None:
+    """Refuse a field, or one of several tools, that is longer than ``MAX_FIELD_BYTES``.
+
+    Args:
+        fields: of a body.
+        long_fields: what the model reads, however long; of tools each has the bound.
+        known: fields whose names an error may say.
+
+    Raises:
+        Malformed: With the name of a known field.
+    """
     for name, raw in fields.items():
         if len(raw) > MAX_FIELD_BYTES and name not in long_fields:
             raise _too_long(name if name in known else None)

@@ -23,6 +23,7 @@ from meterhouse.keys.client_tokens import (
     Grant,
     new_token_id,
 )
+from meterhouse.keys.throttle import MintThrottle
 from meterhouse.limits.limit import MAX_AMOUNT
 from meterhouse.metering import Clock
 from meterhouse.money import format_usd, parse_usd
@@ -58,7 +59,7 @@ class ClientTokenObject(BaseModel):
     origins: list[str]
 
 
-def build_client_token_router(tokens: ClientTokens, clock: Clock) -> APIRouter:
+def build_client_token_router(tokens: ClientTokens, throttle: MintThrottle, clock: Clock) -> APIRouter:
     """Make the route."""
     router = APIRouter(prefix="/v1", tags=["account"])
 
@@ -66,6 +67,7 @@ def build_client_token_router(tokens: ClientTokens, clock: Clock) -> APIRouter:
     async def create_client_token(body: ClientTokenRequest, principal: MaySpend) -> ClientTokenObject:
         if principal.origins is not None:
             raise NotPermitted("A client token cannot be traded for another. Send the key.")
+        throttle.admit(principal.root_key_id)
         models = _models(body, principal)
         now_seconds = clock.now_ms() // 1_000
         grant = Grant(

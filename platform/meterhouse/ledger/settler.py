@@ -176,7 +176,13 @@ def _record(tally: Tally, attempt: Attempt, now_ns: int, *, is_last: bool, spent
 def _charge(attempt: Attempt, usage: Usage, admitted_at_ms: int) -> Charge:
     if attempt.price is None or (usage == Usage() and _is_free(attempt)):
         return Charge()
-    return charge(attempt.price, usage, admitted_at_ms=admitted_at_ms, service_tier=attempt.service_tier or None)
+    return charge(
+        attempt.price,
+        usage,
+        admitted_at_ms=admitted_at_ms,
+        service_tier=attempt.service_tier or None,
+        request_units=attempt.request_units,
+    )
 
 
 def _owner(error: GatewayError | None) -> str:

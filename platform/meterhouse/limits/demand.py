@@ -72,7 +72,7 @@ def build_demand(
         holds_whole_allowance=bounds.thinks_hidden,
         input_nanos_per_million=max((price.dearest_input_nanos_per_million for price in known), default=0),
         output_nanos_per_million=max((price.dearest_output_nanos_per_million for price in known), default=0),
-        request_nanos=max((price.dearest_request_nanos for price in known), default=0),
+        request_nanos=asked.request_units * max((price.dearest_request_nanos for price in known), default=0),
     )
 
 

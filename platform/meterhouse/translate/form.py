@@ -31,11 +31,12 @@ def read_form(body: bytes, content_type: str) -> list[FormPart]:
     delimiter = b"--" + _boundary_of(content_type)
     if not body.startswith(delimiter + b"\r\n"):
         raise _no_form("it does not begin with its boundary")
-    pieces = (b"\r\n" + body).split(b"\r\n" + delimiter)
-    if pieces[-1] not in {b"--", b"--\r\n"}:
-        raise _no_form("it does not end with its boundary")
+    # What is before the first boundary, the fields, the end. Without a bound, boundaries alone would be millions.
+    pieces = (b"\r\n" + body).split(b"\r\n" + delimiter, MAX_PARTS + 2)
     if len(pieces) - 2 > MAX_PARTS:
         raise _no_form(f"it has more than {MAX_PARTS} fields")
+    if pieces[-1] not in {b"--", b"--\r\n"}:
+        raise _no_form("it does not end with its boundary")
     parts = [_read_part(piece) for piece in pieces[1:-1]]
     names = [part.name for part in parts if not part.name.endswith("[]")]
     for name in names:

@@ -116,6 +116,20 @@ def test_an_expired_token_is_refused_and_the_page_can_read_that(gateway: Gateway
     assert headers["access-control-allow-origin"] == PAGE
 
 
+def test_a_key_is_given_so_many_and_no_more(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "data", {"METERHOUSE_CLIENT_TOKEN_RATE": "3/hour"}) as own:
+        tenant, other = Tenant(own), Tenant(own)
+        for _ in range(3):
+            trade(own, tenant.key)
+        wish = {"max_spend_usd": "1"}
+        status, headers, body = own.request("POST", "/v1/client_tokens", wish, key=tenant.key)
+        assert (status, error_of(body)["code"]) == (429, "rate_limit_exceeded")
+        assert 3_500 < int(headers["retry-after"]) <= 3_600
+        # Whoever was given its share goes on with what it has, and nobody else has less.
+        assert own.request("GET", "/v1/limits", key=tenant.key)[0] == 200
+        trade(own, other.key)
+
+
 def test_a_stolen_token_is_refused_on_another_page(gateway: Gateway, tenant: Tenant) -> None:
     token = trade(gateway, tenant.key, origins=[PAGE, "http://localhost:3000"])["value"]
     for origin in (PAGE, "http://localhost:3000", None):

@@ -158,9 +158,30 @@ def test_a_budget_takes_a_price_per_request_and_no_other(gateway: Gateway) -> No
     assert (record.charge_nanos, record.charges) == (40_000_000, (("request", 40_000_000),))
     (limit,) = gateway.limits(tenant.key)
     assert (limit["spent"], limit["reserved"]) == (40_000_000, 0)
-    status, _, answer = gateway.request("POST", "/v1/images/generations", {**body, "n": 2}, key=tenant.key)
-    assert (status, error_of(answer)["code"], error_of(answer)["param"]) == (402, "not_priced", "n")
-    assert gateway.request("POST", "/v1/images/generations", {**body, "n": 1}, key=tenant.key)[0] == 200
+
+
+IMAGE_NANOS = 40_000_000
+
+
+@pytest.mark.parametrize(("special", "came"), [("", 3), ("short", 2), ("generous", 3)])
+def test_each_image_that_came_has_its_price(gateway: Gateway, special: str, came: int) -> None:
+    model = f"normal?tokens=12&special={special}"
+    price = {"provider": "fake", "model": model, "input_usd": "0", "output_usd": "0", "request_usd": "0.04"}
+    assert gateway.request("POST", "/admin/prices", price, key=gateway.admin_key)[0] == 201
+    tenant = Tenant(gateway, limits="spend 0.2 USD total; requests 9 total")
+    body = {"model": f"fake/{model}", "prompt": "A cat", "n": 3}
+    status, headers, _ = gateway.request("POST", "/v1/images/generations", body, key=tenant.key)
+    assert status == 200
+    (record,) = gateway.records(headers["x-request-id"])
+    assert (record.charge_nanos, record.charges) == (came * IMAGE_NANOS, (("request", came * IMAGE_NANOS),))
+    assert (record.requests, record.overrun_nanos) == (1, 0)
+    spent = {limit["kind"]: (limit["spent"], limit["reserved"]) for limit in gateway.limits(tenant.key)}
+    assert spent == {"spend": (came * IMAGE_NANOS, 0), "requests": (1, 0)}
+    # What is left is enough for fewer, and all that are asked for must fit.
+    left = 5 - came
+    for count, expected in ((left + 1, 429), (left, 200)):
+        status, _, answer = gateway.request("POST", "/v1/images/generations", {**body, "n": count}, key=tenant.key)
+        assert status == expected, answer
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from failure.killing import Conversation
 from fakes.fleet import ServeProcess, run_apart
 from fakes.gateway import provider_environment
+from fakes.nginx_server import NAME, NginxServer
 from fakes.prices import set_prices
 from fakes.proxy import FaultProxy
 from fakes.servers import PostgresServer, RedisServer
@@ -66,7 +67,9 @@ class House:
         fsync: bool = False,
         providers: Sequence[str] = ("fake",),
         launcher: list[str] | None = None,
+        is_guarded: bool = False,
     ) -> None:
+        """Prepare; with ``is_guarded`` the shipped nginx.conf stands in front, and everybody comes through it."""
         self.folder = folder
         self.postgres = PostgresServer(folder / "postgres", fsync=fsync)
         self.redis = RedisServer(folder / "redis", appendonly=True)
@@ -77,6 +80,10 @@ class House:
         self._providers = providers
         self._launcher = launcher
         self._numbers = iter(range(1 << 30))
+        socket = folder / "gateway.sock"
+        self._bind = f"unix:{socket}" if is_guarded else ""
+        self.edge = NginxServer(folder / "nginx", socket=socket) if is_guarded else None
+        self._trust = self.edge.trust() if self.edge else None
         self.redis_proxy: FaultProxy
         self.postgres_proxy: FaultProxy
         self.fleet: ServeProcess
@@ -102,14 +109,18 @@ class House:
             database_url=self.postgres_proxy.through(self.database_url),
             workers=self._workers,
             environment={**named, **self._environment},
+            bind=self._bind,
             launcher=self._launcher,
         )
+        self.fleet.edge = self.edge
         self.fleet.set_up()
         set_prices(
             self.fleet.environment, [(provider, model) for provider in self._providers for model in self._models]
         )
         try:
             self.fleet.start()
+            if self.edge:
+                self.edge.start()
         except BaseException:
             self.fleet.kill_all()
             raise
@@ -120,6 +131,8 @@ class House:
             with suppress(AssertionError, OSError):
                 part.resume()
         self.fleet.__exit__()
+        if self.edge:
+            self.edge.kill()
         for part in (self.redis_proxy, self.postgres_proxy, self.up, self.redis):
             part.stop()
         self.postgres.discard()
@@ -137,14 +150,21 @@ class House:
 
     def conversation(self, model: str = QUICK_ANSWER, *, is_streamed: bool = True, **more: Any) -> Conversation:
         """Make a request with a marker of its own; ``more`` are fields of its body."""
-        return Conversation(f"h{next(self._numbers)}", model, is_streamed, more=more)
+        host = NAME if self.edge else "gateway"
+        return Conversation(f"h{next(self._numbers)}", model, is_streamed, more=more, host=host)
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a connection to whoever is in front; raises OSError."""
+        if self.edge:
+            return await asyncio.open_connection("127.0.0.1", self.edge.port, ssl=self._trust, server_hostname=NAME)
+        address = urlsplit(self.fleet.url)
+        return await asyncio.open_connection(address.hostname, address.port)
 
     async def talk(self, conversation: Conversation, key: str) -> Conversation:
         """Send a request and take everything that comes, until the server closes."""
-        address = urlsplit(self.fleet.url)
         conversation.asked_at = time.time()
         with suppress(OSError):
-            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            reader, writer = await self.connect()
             try:
                 conversation.local_port = writer.get_extra_info("sockname")[1]
                 writer.write(conversation.encode(key))
@@ -246,8 +266,9 @@ class House:
     def _judge_one(self, verdict: Verdict, talk: Conversation, sent: list[Attempt], rows: list[dict[str, Any]]) -> None:
         note = verdict.faults.append
         verdict.reached += len(sent)
-        # A process may die between INTENT and the connection: such a row charges nothing. A client may leave when its
-        # request was sent and the provider has not read it: such a row has no output.
+        # A process may die between INTENT and the connection, a connection may not come about in time, or be cut before
+        # the provider has read what was sent on it: such a row charges nothing. A client may leave when its request was
+        # sent and the provider has not read it: such a row has no output.
         real = [row for row in rows if len(rows) <= len(sent) or not _is_unread(row)]
         verdict.lost += max(0, len(sent) - len(real))
         verdict.doubled += max(0, len(real) - len(sent))
@@ -272,8 +293,17 @@ class House:
 
     def spent_nanos(self, key_text: str) -> int:
         """Return what the ledger says that a key spent."""
+        return self.used(key_text)["spend"]
+
+    def used(self, key_text: str) -> dict[str, int]:
+        """Return what the ledger says that a key used, by the kind of limit."""
         key_id = self.key_id_of(key_text)
-        return sum(row["charge_nanos"] for row in self.rows() if row["key_id"] == key_id)
+        rows = [row for row in self.rows() if row["key_id"] == key_id]
+        return {
+            "spend": sum(row["charge_nanos"] for row in rows),
+            "tokens": sum(row["input_tokens"] + row["output_tokens"] for row in rows),
+            "requests": sum(row["requests"] for row in rows),
+        }
 
     @staticmethod
     def key_id_of(key_text: str) -> str:
@@ -301,13 +331,7 @@ class House:
         raise AssertionError(f"not at rest after {seconds} s: {problem}")
 
     def _trouble(self, key: str, found: Sequence[dict[str, Any]]) -> str:
-        rows = [row for row in self.rows() if row["key_id"] == self.key_id_of(key)]
-        truth = {
-            "spend": sum(row["charge_nanos"] for row in rows),
-            "tokens": sum(row["input_tokens"] + row["output_tokens"] for row in rows),
-            "requests": sum(row["requests"] for row in rows),
-            "concurrent": 0,
-        }
+        truth = {**self.used(key), "concurrent": 0}
         for limit in found:
             if limit["reserved"]:
                 return f"{limit['limit']} holds {limit['reserved']}"
@@ -321,5 +345,5 @@ class House:
 
 
 def _is_unread(row: dict[str, Any]) -> bool:
-    is_lost = row["outcome"] == "worker_lost" and not row["charge_nanos"]
-    return is_lost or (row["outcome"] == "client_gone" and not row["output_tokens"])
+    is_free = row["outcome"] in {"worker_lost", "upstream_failed"} and not row["charge_nanos"]
+    return is_free or (row["outcome"] == "client_gone" and not row["output_tokens"])

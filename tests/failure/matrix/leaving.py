@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from failure.killing import Conversation
 from failure.matrix.house import LONG, PACED, QUICK_ANSWER, UNCOUNTED, House
@@ -47,8 +46,7 @@ class Leaver:
 
     async def ask(self, part: float = 1.0) -> None:
         """Connect and send the request, or the first part of it."""
-        address = urlsplit(self._house.fleet.url)
-        self._reader, self._writer = await asyncio.open_connection(address.hostname, address.port)
+        self._reader, self._writer = await self._house.connect()
         data = self.talk.encode(self._key)
         self._writer.write(data[: int(len(data) * part)])
 

@@ -1,7 +1,7 @@
 """Moderations, images and sound: passed through to a provider that has them, one body each way.
 
 A request counts as one; tokens count where the provider reports them. What makes or reads an image or a sound has a
-cost that its text does not bound, so that under a budget only a price per request will do.
+cost that its text does not bound, so that under a budget only a price per request will do, which is one per image.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw
 
-from meterhouse.asked import Asked, FormPart, Unpriced
+from meterhouse.asked import Asked, FormPart
 from meterhouse.errors import Malformed
 from meterhouse.http.adapt import text_of_raw
 from meterhouse.http.body import BodyEditor, Recipient, read_object, refuse_stream, stored
@@ -80,6 +80,7 @@ _FORM_TEXTS = frozenset(
 _moderation_decoder = msgspec.json.Decoder(ModerationRequest)
 _image_decoder = msgspec.json.Decoder(ImageRequest)
 _speech_decoder = msgspec.json.Decoder(SpeechRequest)
+_entries_decoder = msgspec.json.Decoder(list[Raw])
 _LONG_FIELDS = frozenset({"input", "prompt"})
 
 
@@ -155,6 +156,18 @@ class PassedMedia(PassThrough):
         _note(text_in(fields, "text"), attempt)
 
 
+class PassedImages(PassedMedia):
+    """Passes images through: a price per request is one per image, and what did not come is not charged."""
+
+    def note_whole(self, call: Call, fields: dict[str, Raw]) -> None:
+        """Note the answer and how many images it brought; more than were asked for are the provider's gift."""
+        super().note_whole(call, fields)
+        attempt = call.tally.attempt
+        brought = _count_entries(fields.get("data"))
+        if brought is not None:
+            attempt.request_units = min(brought, attempt.request_units)
+
+
 class PlainBody:
     """An answer that is no JSON: a sound, or a text."""
 
@@ -189,9 +202,7 @@ def read_image(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - as th
     refuse_stream(fields)
     asked = _ask(request.model, fields, InputSize(utf8_length(request.prompt), 1, 0, 1), [request.prompt])
     asked.input_name = "prompt"
-    if (request.n or 1) > 1:
-        # A price per request is charged once, whatever it brings.
-        asked.unpriced = Unpriced("n", "More than one image in a request has no price here. Ask for one at a time.")
+    asked.request_units = request.n or 1
     return asked
 
 
@@ -236,6 +247,14 @@ def read_sound(body: bytes, content_type: str) -> Asked:
     return asked
 
 
+def _count_entries(raw: Raw | None) -> int | None:
+    """Return how many entries a list has; None where there is none."""
+    try:
+        return len(_entries_decoder.decode(raw)) if raw is not None else None
+    except msgspec.ValidationError:
+        return None
+
+
 def _text_of(value: object) -> str:
     return text_of_raw(value) or "" if isinstance(value, Raw) else str(value)
 
@@ -253,7 +272,7 @@ def _note(text: str, attempt: Attempt) -> None:
 
 MEDIA_WIRES = (
     MediaWire("/v1/moderations", "moderations", PassedMedia("moderations"), read_moderation),
-    MediaWire("/v1/images/generations", "images", PassedMedia("images"), read_image),
+    MediaWire("/v1/images/generations", "images", PassedImages("images"), read_image),
     MediaWire(
         "/v1/audio/transcriptions", "audio_transcriptions", PassedMedia("transcriptions"), read_sound, most_values=0
     ),

@@ -7,7 +7,7 @@ from starlette.types import Scope
 
 from meterhouse.asked import Asked, ask_chat
 from meterhouse.errors import GatewayError, Malformed
-from meterhouse.http.body import parse_chat
+from meterhouse.http.body import check_lengths, parse_chat
 from meterhouse.http.inference import InferenceEndpoint
 from meterhouse.http.intake import MAX_VALUES
 from meterhouse.http.middleware import header
@@ -41,6 +41,8 @@ BETAS = frozenset(
     }
 )
 """Betas that change how an answer is made and nothing of what is stored, run or charged for at Anthropic."""
+
+_LONG_FIELDS = frozenset({"messages", "system", "tools"})
 
 
 class MessagesEnvelope:
@@ -97,7 +99,8 @@ class MessagesEndpoint(InferenceEndpoint):
 
 
 def ask_messages(found: MessagesAsked) -> Asked:
-    """Return what a request asks for."""
+    """Return what a request asks for; raises Malformed where it asks for more than is read."""
+    check_lengths(found.fields, _LONG_FIELDS, found.fields)
     asked = ask_chat(parse_chat(found.body))
     asked.size = structs.replace(asked.size, text_bytes=asked.size.text_bytes + found.untold_bytes)
     asked.fields = dict(found.fields)
