@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from fakes.daemon import Daemon, find_program, free_port, wait_until
 
+SCRAPE_SECONDS = 0.3
 CONFIG = """\
 global: {{scrape_interval: 300ms, scrape_timeout: 300ms, evaluation_interval: 300ms}}
 rule_files: [{rules}]

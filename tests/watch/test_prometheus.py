@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from architecture.tree import ROOT
 from fakes.daemon import find_program
 from fakes.fleet import ServeProcess
-from fakes.prometheus_server import PrometheusServer
+from fakes.prometheus_server import SCRAPE_SECONDS, PrometheusServer
 
 RULES = ROOT / "infra" / "prometheus" / "rules.yml"
 DASHBOARDS = sorted((ROOT / "infra" / "grafana" / "dashboards").glob("*.json"))
@@ -52,8 +53,9 @@ def cause_everything(fleet: ServeProcess) -> None:
 
 def test_every_rule_and_panel_has_a_value(fleet: ServeProcess, prometheus: PrometheusServer) -> None:
     cause_everything(fleet)
-    prometheus.wait_for("meterhouse:failed_by_provider:ratio5m", "> 0")
+    prometheus.wait_for('sum(meterhouse_requests_total{owner="provider"})', "> 0")
     cause_everything(fleet)  # a rate needs two scrapes that differ
+    prometheus.wait_for("meterhouse:failed_by_provider:ratio5m", "> 0")
     prometheus.wait_for("sum(rate(meterhouse_refusals_total[15s]))", "> 0")
     prometheus.wait_for("sum(rate(meterhouse_charge_nanos_total[15s]))", "> 0")
     rules = prometheus.rules()
@@ -76,12 +78,16 @@ def test_every_rule_and_panel_has_a_value(fleet: ServeProcess, prometheus: Prome
         if not empty:
             break
         cause_everything(fleet)
+        time.sleep(2 * SCRAPE_SECONDS)
     assert empty == set()
 
 
 def test_alerts_say_what_was_caused_and_nothing_else(fleet: ServeProcess, prometheus: PrometheusServer) -> None:
-    for _ in range(12):
-        fleet.chat("fake/error-500")
+    fleet.chat("fake/error-500")
+    prometheus.wait_for('sum(meterhouse_attempts_total{outcome="upstream_failed"})', "> 0")
+    for number in range(60):
+        # Fifteen of each model: a deployment that failed five times in a row at a worker is not asked.
+        fleet.chat(f"fake/error-500?tokens={1 + number // 15}")
     prometheus.wait_for('meterhouse:failed_attempts_by_provider:ratio5m{provider="fake"}', "> 0.1")
     prometheus.wait_for("meterhouse:deployments_out", "> 0")
     for name in ("DeploymentsOut", "ProviderFails"):
