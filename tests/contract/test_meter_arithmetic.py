@@ -5,7 +5,6 @@ Numbers in Lua are doubles; prices, limits and counts here go to the edges of wh
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -15,6 +14,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from fakes.meter_bench import LEASE_MS, RedisBench, ServerClock
 from fakes.meter_oracle import Record, build_demand, key_limits, settlement_of
@@ -163,7 +163,7 @@ def test_periods_begin_and_end_with_the_calendar(redis_server: RedisServer) -> N
 
 
 def random_demand(random: Random) -> Demand:
-    return replace(
+    return structs.replace(
         build_demand(),
         rate_input_tokens=near(random, MOST_TOKENS),
         held_input_tokens=near(random, MOST_TOKENS),

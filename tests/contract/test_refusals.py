@@ -40,10 +40,10 @@ async def test_counts_of_several_writers_add_up(store):
 
 
 async def test_a_span_has_the_hours_that_it_touches(store):
-    places = {PLACE._replace(hour_ms=NOON + n * HOUR): 10**n for n in range(-1, 3)}
+    places = {PLACE._replace(hour_ms=NOON + n * HOUR): 10 ** (n + 1) for n in range(-1, 3)}
     await store.add(places)
     assert await read(store, start_ms=NOON + 5, end_ms=NOON + HOUR + 5, width_ms=100 * HOUR) == [
-        (NOON // (100 * HOUR) * 100 * HOUR, (), (11,))
+        (NOON // (100 * HOUR) * 100 * HOUR, (), (110,))
     ]
 
 

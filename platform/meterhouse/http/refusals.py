@@ -28,12 +28,15 @@ class Refusals:
     def note(self, principal: Principal, model: str, error: GatewayError) -> None:
         """Count a request."""
         now_ms = self._clock.now_ms()
+        is_crash = type(error) is GatewayError
+        # What crashed may be the routes themselves.
+        is_listed = not is_crash and self._routes.find_model(model) is not None
         place = Refused(
             principal.organization_id,
             now_ms - now_ms % HOUR_MS,
             principal.project_id,
             principal.key_id,
-            model if self._routes.find_model(model) is not None else "",
+            model if is_listed else "",
             error.owner,
             error.code or "",
         )

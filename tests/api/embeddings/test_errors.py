@@ -70,7 +70,7 @@ def test_a_key_without_this_model_is_refused(gateway: Gateway) -> None:
 
 def test_a_model_without_a_price_is_refused_for_a_budget(gateway: Gateway) -> None:
     tenant = Tenant(gateway, limits="spend 1 USD total")
-    assert refused(gateway, tenant.key, model="fake/normal?tokens=7")[0] == 402
+    assert refused(gateway, tenant.key, model="fake/normal?tokens=7&first_ms=3")[0] == 402
 
 
 def test_a_rate_of_tokens_counts_the_input(gateway: Gateway) -> None:
