@@ -21,18 +21,18 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def capture(up: FakeUpstream) -> Capture:
     return Capture(up)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     environment = provider_environment("fake", up.base_url, **SETTINGS)
     with Gateway(tmp_path_factory.mktemp("api") / "data", environment) as running:

@@ -15,23 +15,22 @@ from fakes.upstream import FakeUpstream
 TRACES = "https://traces.example/{trace_id}"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def issuer() -> Iterator[Issuer]:
     """Whose tokens the fleet takes."""
     with Issuer() as running:
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def fleet(
     tmp_path_factory: pytest.TempPathFactory,
-    redis_server: RedisServer,
     postgres_server: PostgresServer,
     up: FakeUpstream,
     issuer: Issuer,
@@ -42,17 +41,19 @@ def fleet(
         "METERHOUSE_OIDC_AUDIENCE": AUDIENCE,
         "METERHOUSE_OIDC_JWKS": issuer.address,
     }
-    fleet = ServeProcess(
-        tmp_path_factory.mktemp("console") / "data",
-        redis_url=redis_server.url,
-        database_url=postgres_server.create_database(),
-        environment=provider_environment("fake", up.base_url, **identity),
-    )
-    with fleet as running:
-        yield running
+    # One of its own: workers compare and sweep whatever they find in theirs, and other tests empty the shared one.
+    with RedisServer(tmp_path_factory.mktemp("redis")) as redis:
+        fleet = ServeProcess(
+            tmp_path_factory.mktemp("console") / "data",
+            redis_url=redis.url,
+            database_url=postgres_server.create_database(),
+            environment=provider_environment("fake", up.base_url, **identity),
+        )
+        with fleet as running:
+            yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def console(fleet: ServeProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleProcess]:
     log_path = tmp_path_factory.mktemp("console") / "console.log"
     with ConsoleProcess(fleet.url, log_path, "--trace-url", TRACES) as running:

@@ -154,6 +154,9 @@ def test_the_books_are_exported_and_proved_in_the_page(
 
 
 def test_an_invoice_is_a_page_to_print(visitor: Visitor, fleet: ServeProcess, organization: dict[str, Any]):
+    # An invoice has what is sealed, which comes after the record.
+    asked = f"/admin/organizations/{organization['id']}/invoices/{MONTH}"
+    fleet.wait_for(lambda: fleet.admin("GET", asked)["lines"])
     page = chosen(visitor.sign_in(fleet.admin_key).go("ledger"), organization)
     page.get_by_role("button", name="Invoice").click()
     link = page.get_by_role("link", name="Printable page")

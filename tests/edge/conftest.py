@@ -12,38 +12,39 @@ from fakes.servers import PostgresServer, RedisServer
 from fakes.upstream import FakeUpstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def fleet(
     tmp_path_factory: pytest.TempPathFactory,
-    redis_server: RedisServer,
     postgres_server: PostgresServer,
     up: FakeUpstream,
 ) -> Iterator[ServeProcess]:
     """Two workers that all tests share; who kills some leaves two that serve."""
     folder = tmp_path_factory.mktemp("edge")
-    fleet = ServeProcess(
-        folder / "data",
-        redis_url=redis_server.url,
-        database_url=postgres_server.create_database(),
-        environment=provider_environment("fake", up.base_url, METERHOUSE_SHUTDOWN_SECONDS="30"),
-        bind=f"unix:{folder / 'gateway.sock'}",
-    )
-    with fleet as running:
-        yield running
+    # One of its own: workers compare and sweep whatever they find in theirs, and other tests empty the shared one.
+    with RedisServer(tmp_path_factory.mktemp("redis")) as redis:
+        fleet = ServeProcess(
+            folder / "data",
+            redis_url=redis.url,
+            database_url=postgres_server.create_database(),
+            environment=provider_environment("fake", up.base_url, METERHOUSE_SHUTDOWN_SECONDS="30"),
+            bind=f"unix:{folder / 'gateway.sock'}",
+        )
+        with fleet as running:
+            yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def socket_path(fleet: ServeProcess) -> Path:
     return Path(fleet.bind.removeprefix("unix:"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def edge(tmp_path_factory: pytest.TempPathFactory, socket_path: Path) -> Iterator[NginxServer]:
     """nginx.conf as it is shipped, for tests that break nothing."""
     with NginxServer(tmp_path_factory.mktemp("nginx"), socket=socket_path) as server:

@@ -1,7 +1,6 @@
 """Keeps the modules of a folder together, in whatever order pytest-randomly has put folders, modules and tests.
 
-What a folder's tests share (workers, a browser) is then ended when the folder is done, and takes nothing from the rest
-of the run.
+What a test of a folder needs (workers, a browser) is then begun for one folder after the other.
 """
 
 import pytest

@@ -9,20 +9,20 @@ from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     environment = provider_environment("fake", up.base_url, METERHOUSE_FIRST_TOKEN_TIMEOUT_SECONDS="1")
     with Gateway(tmp_path_factory.mktemp("sdk") / "data", environment) as running:
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
     """One for all: making one reads the system's certificates, which takes longer than most of these tests."""
     with gateway.client() as made:

@@ -16,13 +16,13 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     environment = provider_environment("fake", up.base_url, **SETTINGS)
     folder = tmp_path_factory.mktemp("security")
@@ -30,13 +30,13 @@ def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def guarded(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NginxServer]:
     """The shipped nginx.conf in front of the same gateway."""
     with NginxServer(tmp_path_factory.mktemp("guarded"), socket=gateway.data.parent / "gateway.sock") as server:
         yield server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def capture(up: FakeUpstream) -> Capture:
     return Capture(up)

@@ -11,13 +11,13 @@ from fakes.upstream import FakeUpstream
 SETTINGS = {"METERHOUSE_ADMIN_RATE": "100000/minute"}
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     environment = provider_environment("fake", up.base_url, **SETTINGS)
     # A server whose output is all shown, so that an answer holds slice by slice, and whose usage comes last.

@@ -11,13 +11,13 @@ from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     environment = {
         **provider_environment("fake", up.base_url),
@@ -32,13 +32,13 @@ def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def client(gateway: Gateway) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=gateway.url, api_key=gateway.key, max_retries=0) as made:
         yield made
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def wires(up: FakeUpstream, gateway: Gateway) -> Wires:
     return Wires(up, gateway)
 

@@ -22,7 +22,7 @@ NATIVE = {
 }
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     environment = provider_environment("fake", up.base_url, **{**SETTINGS, **PATIENT, **NATIVE})
     environment["METERHOUSE_PROVIDER_NATIVE_BASE_URL"] = up.base_url

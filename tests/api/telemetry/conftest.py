@@ -17,13 +17,13 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def collector() -> Iterator[Collector]:
     with Collector() as running:
         yield running
@@ -34,7 +34,7 @@ def started(folder: Path, up: FakeUpstream, collector: Collector, ratio: str) ->
     return Gateway(folder / "data", provider_environment("fake", up.base_url, **settings))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     with started(tmp_path_factory.mktemp("traced"), up, collector, "1.0") as running:
         collector.flush_with(running)
@@ -42,7 +42,7 @@ def gateway(up: FakeUpstream, collector: Collector, tmp_path_factory: pytest.Tem
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def untraced(up: FakeUpstream, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     with started(tmp_path_factory.mktemp("untraced"), up, collector, "0") as running:
         collector.flush_with(running)

@@ -52,18 +52,18 @@ class Sayer:
         await exchange.end()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def up() -> Iterator[FakeUpstream]:
     with FakeUpstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def sayer(up: FakeUpstream) -> Sayer:
     return Sayer(up)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, sayer: Sayer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Providers: one per format by its name, ``plain`` without, ``told`` (tools in the prompt), ``kept`` (withheld)."""
     environment = {"METERHOUSE_IDLE_TIMEOUT_SECONDS": "1"}
