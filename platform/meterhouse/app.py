@@ -44,7 +44,7 @@ from meterhouse.http.wires.media import MEDIA_WIRES
 from meterhouse.http.wires.messages import MessagesEndpoint, MessagesWire
 from meterhouse.http.wires.responses import ResponsesWire
 from meterhouse.ids import public_request_id
-from meterhouse.keys.throttle import MintThrottle
+from meterhouse.keys.throttle import KeyThrottle
 from meterhouse.translate.simple_chat import SIMPLE_CHATS
 
 MODELS = "/v1/models"
@@ -147,7 +147,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     app.include_router(build_unstored_router())
     app.include_router(build_account_router(gateway.account))
     app.include_router(build_usage_router(gateway.admin.usage))
-    minting = MintThrottle(gateway.settings.client_token_rate, gateway.stores.clock)
+    minting = KeyThrottle(gateway.settings.client_token_rate, gateway.stores.clock, "client tokens")
     app.include_router(build_client_token_router(gateway.keyring.tokens, minting, gateway.stores.clock))
     app.include_router(build_live_router(gateway.live))
     app.include_router(build_organization_router(gateway.admin))

@@ -162,11 +162,13 @@ class Passing(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        is_started = is_cut = False
+        is_started = is_cut = is_event_stream = False
 
         async def send_noted(message: MutableMapping[str, Any]) -> None:
-            nonlocal is_started
+            nonlocal is_started, is_event_stream
             is_started = True
+            if message["type"] == "http.response.start":
+                is_event_stream = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
             await send(message)
 
         passing = asyncio.ensure_future(self._pass(send_noted))
@@ -188,8 +190,11 @@ class Passing(Response):
             leaving.cancel()
             passing.cancel()
             await asyncio.gather(passing, leaving, return_exceptions=True)
-        if is_cut and is_started:
+        if is_cut and not is_started:
+            await _refuse(401, "Your session has ended. Sign in again.")(scope, receive, send)
+        elif is_cut and is_event_stream:
             await send({"type": "http.response.body", "body": b""})
+        # What else is cut does not end as if it were whole: the server closes the connection.
 
     async def _pass(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
         async with self._gateway.ask(self._asked, self._secret) as answer:

@@ -23,7 +23,7 @@ from meterhouse.keys.client_tokens import (
     Grant,
     new_token_id,
 )
-from meterhouse.keys.throttle import MintThrottle
+from meterhouse.keys.throttle import KeyThrottle
 from meterhouse.limits.limit import MAX_AMOUNT
 from meterhouse.metering import Clock
 from meterhouse.money import format_usd, parse_usd
@@ -59,7 +59,7 @@ class ClientTokenObject(BaseModel):
     origins: list[str]
 
 
-def build_client_token_router(tokens: ClientTokens, throttle: MintThrottle, clock: Clock) -> APIRouter:
+def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, clock: Clock) -> APIRouter:
     """Make the route."""
     router = APIRouter(prefix="/v1", tags=["account"])
 

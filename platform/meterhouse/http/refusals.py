@@ -5,8 +5,9 @@ dropped. Not here: the limits' own metrics (``telemetry.metrics``).
 """
 
 from meterhouse.db.refusals import RefusalStore, Refused
-from meterhouse.errors import GatewayError, StoreDown
+from meterhouse.errors import GatewayError
 from meterhouse.identity import Principal
+from meterhouse.keys.client_tokens import key_id_of
 from meterhouse.metering import Clock
 from meterhouse.providers.routes import Routes
 
@@ -35,7 +36,7 @@ class Refusals:
             principal.organization_id,
             now_ms - now_ms % HOUR_MS,
             principal.project_id,
-            principal.key_id,
+            key_id_of(principal.key_id),
             model if is_listed else "",
             error.owner,
             error.code or "",
@@ -53,7 +54,7 @@ class Refusals:
             return
         try:
             await self._store.add(counts)
-        except StoreDown:
+        except BaseException:
             for place, requests in counts.items():
                 self._add(place, requests)
             raise

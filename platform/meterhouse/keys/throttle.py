@@ -99,18 +99,19 @@ class SignInThrottle:
         return RateLimited(_MESSAGE.format(seconds=seconds), retry_after_seconds=seconds, should_retry=False)
 
 
-class MintThrottle:
-    """How many client tokens a key is given, its rotations counted as one key. One per process.
+class KeyThrottle:
+    """How often a key is given what costs others, its rotations counted as one key. One per process and purpose.
 
-    Each token is a name of its own to the meter and the caches, so that whoever makes them without end costs others.
+    A client token is a name of its own to the meter and the caches; a report reads many rows.
     """
 
-    def __init__(self, rate: str, clock: Clock) -> None:
-        """Take a rate as slowapi writes it; raises ValueError when it is none."""
+    def __init__(self, rate: str, clock: Clock, given: str) -> None:
+        """Take a rate as slowapi writes it, and in the plural what is given; raises ValueError when it is no rate."""
         self._made = _Counts(rate, MOST_KEYS, clock)
+        self._given = given
 
     def admit(self, root_key_id: str) -> None:
-        """Count one more token.
+        """Count one more.
 
         Raises:
             RateLimited: The key was given as many as it may have.
@@ -118,8 +119,8 @@ class MintThrottle:
         if self._made.of(root_key_id) >= self._made.most:
             seconds = self._made.wait_seconds(root_key_id)
             raise RateLimited(
-                f"This key was traded for {self._made.most} client tokens already. Use one for several requests; "
-                f"more can be made in {seconds} seconds.",
+                f"This key was given {self._made.most} {self._given} already. Use one for longer; "
+                f"there are more in {seconds} seconds.",
                 retry_after_seconds=seconds,
             )
         self._made.add(root_key_id)

@@ -55,8 +55,11 @@ class Scripts:
 
 
 def load_scripts() -> Scripts:
-    """Read every script from the package."""
-    return Scripts(**{field.name: _load(field.name) for field in fields(Scripts)})
+    """Return every script, as the package had it when this module was imported.
+
+    A worker that is forked after the files have changed has the code of before, and needs the scripts of before.
+    """
+    return _LOADED
 
 
 def _load(name: str) -> Script:
@@ -74,3 +77,6 @@ def _load(name: str) -> Script:
 
 def _read(name: str) -> str:
     return files("meterhouse.limits").joinpath("lua", f"{name}.lua").read_text("utf-8")
+
+
+_LOADED = Scripts(**{field.name: _load(field.name) for field in fields(Scripts)})

@@ -148,3 +148,14 @@ def test_what_cannot_be_asked_is_a_400_that_names_it(gateway: Gateway, tenant: T
     key = gateway.admin_key if path.startswith("/admin") else tenant.key
     status, _, body = gateway.request("GET", path, key=key)
     assert (status, error_of(body)["param"]) == (400, param)
+
+
+def test_a_key_that_asks_without_end_is_put_off_and_no_other(gateway: Gateway, tenant: Tenant) -> None:
+    other = Tenant(gateway)
+    # A report of a time that cannot be asked counts too, and costs nothing.
+    asked = [gateway.request("GET", "/v1/usage?start_time=5", key=tenant.key) for _ in range(61)]
+    assert [status for status, _, _ in asked[:60]] == [400] * 60
+    status, headers, body = asked[60]
+    assert (status, error_of(body)["code"]) == (429, "rate_limit_exceeded")
+    assert 0 < int(headers["retry-after"]) <= 60
+    assert gateway.request("GET", "/v1/usage", key=other.key)[0] == 200
