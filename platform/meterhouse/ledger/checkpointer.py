@@ -118,5 +118,6 @@ def _use(tally: Tally) -> Use:
             usage,
             admitted_at_ms=tally.reservation.admitted_at_ms,
             service_tier=attempt.service_tier or None,
+            request_units=attempt.request_units,
         ).nanos
     return Use(is_sent=True, total_tokens=usage.total_tokens, charge_nanos=nanos)

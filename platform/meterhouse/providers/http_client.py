@@ -79,7 +79,7 @@ class Targets(Generic[Made]):
     def __init__(self, make: Callable[[Endpoint, URL, dict[str, str]], Made]) -> None:
         """Say what is made of an endpoint, its address and the headers that every request to it carries."""
         self._make = make
-        self._made: dict[tuple[str, str, str, str | None, bool, bool], tuple[Provider, Made]] = {}
+        self._made: dict[tuple[int, str, str, str | None, bool, bool], tuple[Provider, Made]] = {}
 
     def of(self, endpoint: Endpoint, path: str, *, is_streamed: bool) -> Made:
         """Return what was made for an address.
@@ -88,10 +88,10 @@ class Targets(Generic[Made]):
             UpstreamDown: it can be no address of a provider, or a header of the row cannot be sent.
         """
         row = endpoint.provider
-        key = (row.name, endpoint.base_url, path, endpoint.credential, is_streamed, endpoint.is_public_only)
+        key = (id(row), endpoint.base_url, path, endpoint.credential, is_streamed, endpoint.is_public_only)
         found = self._made.get(key)
-        if found is not None and found[0] is row:
-            return found[1]
+        if found is not None:
+            return found[1]  # the row is kept beside it, so that no other one has its id
         if len(self._made) >= _TARGETS_LIMIT:
             self._made.clear()
         try:

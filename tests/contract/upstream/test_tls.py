@@ -3,6 +3,8 @@
 import asyncio
 import socket
 import ssl
+import threading
+import time
 from dataclasses import replace
 
 import aiohttp.connector
@@ -12,7 +14,9 @@ from contract.upstream.asking import ask
 from fakes.certificates import write_certificates
 from fakes.small_server import SSE, chunk, one_event_then_wait, reply, reply_and_close, serving, sized
 from meterhouse.errors import UpstreamDown
+from meterhouse.providers.catalog import PROVIDERS
 from meterhouse.providers.http1.client import Http1Client
+from meterhouse.providers.provider import ActiveProvider, Timeouts
 
 
 class Authority:
@@ -101,6 +105,51 @@ async def test_a_stream_and_a_long_body_over_tls(trusted, upstream):
 async def test_a_body_that_the_end_of_a_secure_connection_ends(trusted, upstream):
     async with serving(reply_and_close(b"HTTP/1.1 200 OK\r\n\r\nwhole"), tls=trusted.server) as server:
         assert await (await ask(upstream, server)).read_all(10) == b"whole"
+
+
+LONG = b"x" * 300_000
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        sized(LONG, b"HTTP/1.1 200 OK\r\nconnection: close\r\n"),
+        SSE + chunk(LONG) + b"0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n" + LONG,
+    ],
+    ids=["sized", "chunked", "ended by the connection"],
+)
+async def test_what_came_before_the_end_of_the_connection_is_read_however_slowly(trusted, upstream, answer):
+    """The provider ends the connection without TLS's own farewell, while nothing is read here."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            connection, _ = listener.accept()
+            with trusted.server.wrap_socket(connection, server_side=True) as secure:
+                secure.recv(4_096)
+                for start in range(0, len(answer), 10_000):
+                    secure.sendall(answer[start : start + 10_000])
+                    time.sleep(0.0005)
+                secure.shutdown(socket.SHUT_WR)
+                gone.wait(20)
+
+        gone = threading.Event()
+        serving_it = asyncio.create_task(asyncio.to_thread(serve))
+        row = replace(PROVIDERS["openai"], timeouts=Timeouts())
+        address = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+        endpoint = ActiveProvider(provider=row, base_url=address, credential="secret")
+        opened = await upstream.open(endpoint, "/x", b"{}", is_streamed=False)
+        await asyncio.sleep(0.15)
+        size = 0
+        try:
+            while data := await opened.read():
+                size += len(data)
+                await asyncio.sleep(0.01)
+        finally:
+            opened.release()
+            gone.set()
+            await serving_it
+        assert size == len(LONG)
 
 
 async def test_a_server_that_nobody_vouches_for_hears_nothing(authority, upstream):

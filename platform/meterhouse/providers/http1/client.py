@@ -100,8 +100,8 @@ class Http1Client:
             left = max(0.001, deadline_seconds - pool.loop.time())
             connection = await site.lease(target.provider, min(target.connect_seconds, left))
         answer = Http1Answer(pool.loop, connection, target.provider)
-        connection.send(answer, head, body, deadline_seconds)
         try:
+            connection.send(answer, head, body, deadline_seconds)
             await answer.wait_for_head()
             check_usable(answer.status, answer.header(b"content-encoding"), target.provider)
         except BaseException:

@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_owner",
         "_parser",
+        "_rings_at_seconds",
         "_silent_bytes",
         "_timer",
         "_transport",
@@ -88,7 +89,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._timer: asyncio.TimerHandle | None = None
-        self._deadline_seconds = 0.0
+        self._deadline_seconds = self._rings_at_seconds = 0.0
         self._unsent: memoryview | None = None
         self._is_write_paused = self._is_paused = self._is_closed = self._was_used = False
         self._answer: Http1Answer | None = None
@@ -110,8 +111,7 @@ class Connection(asyncio.Protocol):
             return
         self._begin_exchange(answer)
         self._deadline_seconds = deadline_seconds
-        timer = self._timer
-        if timer is None or timer.when() > deadline_seconds:
+        if self._timer is None or self._rings_at_seconds > deadline_seconds:
             self._set_timer(deadline_seconds)
         if len(body) <= PIECE_BYTES:
             transport.write(head + body)
@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
         if version not in {"1.1", "1.0"}:
             raise _Refused("another version of HTTP")
         encoding = headers.get(b"transfer-encoding")
-        if encoding is not None and (encoding.lower() != _CHUNKED or version == "1.0"):
+        if encoding is not None and (encoding.strip(b" \t").lower() != _CHUNKED or version == "1.0"):
             raise _Refused("a transfer encoding that is not chunked")
         self._has_head = True
         self._ends_with_connection = (
@@ -299,6 +299,7 @@ class Connection(asyncio.Protocol):
     def _set_timer(self, at_seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._rings_at_seconds = at_seconds
         self._timer = self._loop.call_at(at_seconds, self._look_at_clock)
 
     def _look_at_clock(self) -> None:

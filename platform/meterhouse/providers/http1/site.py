@@ -131,9 +131,12 @@ class Site:
     async def _set_up(self, sock: socket.socket, tls: ssl.SSLContext | None) -> Connection:
         connection = Connection(self._pool.loop, self)
         try:
-            await self._pool.loop.create_connection(
+            transport, _ = await self._pool.loop.create_connection(
                 lambda: connection, sock=sock, ssl=tls, server_hostname=self._host.rstrip(".") if tls else None
             )
+            if tls is not None:
+                # While paused uvloop reads on, up to a limit, and drops what it has when the peer ends the connection.
+                transport.set_read_buffer_limits(high=1, low=0)  # type: ignore[attr-defined]  # of TLS transports
             self._pool.check_open()
             if not connection.is_usable:
                 raise ConnectionResetError("closed as soon as it was made")
