@@ -52,7 +52,7 @@ def test_what_has_been_said_arrives_while_the_rest_is_not_said_yet(
         )
         texts = [next_text(stream) for _ in range(2)]
         assert all(texts)
-        assert up.truth.attempts[-1].is_held
+        up.wait_for(lambda truth: truth.attempts[-1].is_held)
         up.release()
         assert len(list(stream)) >= 2
 

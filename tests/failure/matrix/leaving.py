@@ -68,7 +68,9 @@ class Leaver:
         """Close in order, or reset the connection."""
         if is_reset:
             linger = struct.pack("ii", 1, 0)
-            self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            found = self._writer.get_extra_info("socket")
+            if found is not None:  # else it was closed from the other side meanwhile
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._writer.transport.abort()
         self.talk.read()
 
