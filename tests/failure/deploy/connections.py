@@ -8,6 +8,7 @@ connection that had been idle, or the stream's number is above the one that GOAW
 import asyncio
 import ssl
 from collections import defaultdict
+from typing import cast
 
 import h2.config
 import h2.connection
@@ -127,8 +128,7 @@ class Http2(asyncio.Protocol):
     # --- asyncio's
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class
         self._connection.initiate_connection()
         self._flush()
 

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvloop
+
 from failure.deploy.asked import Asked, NotTaken
 from failure.deploy.connections import Http1, Http2
 
@@ -125,7 +127,7 @@ def _trust(ca: str, protocol: str) -> ssl.SSLContext:
 
 def main() -> None:
     load = Load(Order(**json.loads(Path(sys.argv[1]).read_text())))
-    asyncio.run(load.run())
+    uvloop.run(load.run())
     result = {"most_open": load.most_open, "asked": [asked.to_json() for asked in load.asked]}
     Path(sys.argv[2]).write_text(json.dumps(result))
 
