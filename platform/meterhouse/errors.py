@@ -245,6 +245,10 @@ class StoreDown(PlatformError):
     code = "store_unavailable"
 
 
+class StoreChanging(StoreDown):
+    """The database answers, but its schema is being changed, or is not the one that was asked for."""
+
+
 class JournalDown(PlatformError):
     """Usage cannot be made durable, so nothing new is admitted and no end of an answer is released."""
 

@@ -61,7 +61,7 @@ from meterhouse.telemetry.live import Live
 from meterhouse.telemetry.logs import Format, RequestLog, configure
 from meterhouse.telemetry.metrics import Metrics, Watched
 from meterhouse.telemetry.traces import Tracing
-from meterhouse.upkeep import repeat, start_refusals, start_upkeep
+from meterhouse.upkeep import open_refusals, repeat, start_upkeep
 
 LAST_USED_SECONDS = 60.0
 REHASH_SECONDS = 10.0
@@ -160,6 +160,7 @@ async def open_gateway(
         records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
         parts = await stack.enter_async_context(open_meter(settings, stores, records, metrics))
         office = await stack.enter_async_context(open_back_office(settings, stores))
+        refusals = await stack.enter_async_context(open_refusals(stores, supply.routes))
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
         inference = _build_inference(settings, stores, supply, records, (upstream, tasks, metrics, parts.meter))
@@ -180,7 +181,7 @@ async def open_gateway(
             supply=supply,
             records=records,
             inference=inference,
-            observer=Observer(request_log, metrics, tracing, live, start_refusals(tasks, stores, supply.routes)),
+            observer=Observer(request_log, metrics, tracing, live, refusals),
             tracing=tracing,
             admin_limiter=build_admin_limiter(settings, metrics),
             health=HealthParts(supply.routes, lambda: supply.statuses, records.list_troubles, metrics),

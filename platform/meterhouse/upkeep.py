@@ -5,7 +5,8 @@ one is enough, the store decides which. Not here: shipping and adopting (``recor
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 from meterhouse.db.clock import DatabaseClock
@@ -27,6 +28,8 @@ SEAL_SECONDS = 5
 PARTITION_SECONDS = 3600.0
 TOMBSTONE_SECONDS = 600.0
 CLOCK_SECONDS = 30.0
+LAST_FLUSH_SECONDS = 1.0
+"""How long a process that stops waits for the database to take the last refusals."""
 FIRST_SECONDS = 1.0
 """When what is rarely done is done first after a start."""
 
@@ -63,11 +66,21 @@ def start_upkeep(tasks: Tasks, stores: Stores, metrics: Metrics, parts: MeterPar
         metrics.watch(Watched.MIRROR_FAILURES, lambda: mirror.failures)
 
 
-def start_refusals(tasks: Tasks, stores: Stores, routes: Routes) -> Refusals:
-    """Start writing down what is refused; returns what counts it."""
+@asynccontextmanager
+async def open_refusals(stores: Stores, routes: Routes) -> AsyncIterator[Refusals]:
+    """Count what is refused and write it down every second, and once more at the end if the database takes it then."""
     refusals = Refusals(RefusalStore(stores.engine), routes, stores.clock)
+    tasks = Tasks()
     tasks.keep(partial(repeat, FLUSH_SECONDS, refusals.flush))
-    return refusals
+    try:
+        yield refusals
+    finally:
+        await tasks.close()
+        try:
+            async with asyncio.timeout(LAST_FLUSH_SECONDS):
+                await refusals.flush()
+        except (StoreDown, TimeoutError) as error:
+            get_logger().warning(Event.STORE_FAILED, detail=f"the last refusals were not written: {error!r}")
 
 
 async def repeat(

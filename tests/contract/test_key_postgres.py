@@ -128,6 +128,25 @@ async def test_a_postgres_that_hangs_holds_up_one_batch_for_a_moment_and_then_no
         await house.keyring.verify(f"Bearer {unknown}", None)
 
 
+async def test_a_new_key_is_served_as_soon_as_a_migration_has_ended(house):
+    unread = await house.issue()
+    for name, other in (("model_mode", "mode_of_models"), ("mode_of_models", "model_mode")):
+        async with house.engine.begin() as connection:
+            await connection.execute(sa.text(f"ALTER TABLE project RENAME COLUMN {name} TO {other}"))
+        if name == "model_mode":
+            with pytest.raises(StoreDown, match="migrate"):
+                await house.verify(unread)
+    assert (await house.verify(unread)).key_id == unread.key.id
+
+
+async def test_a_column_of_another_type_costs_no_request(house):
+    read, unread = await house.issue(), await house.issue()
+    await house.verify(read)
+    async with house.engine.begin() as connection:
+        await connection.execute(sa.text("ALTER TABLE key ALTER COLUMN name TYPE varchar(64)"))
+    assert (await house.verify(unread)).key_id == unread.key.id
+
+
 @pytest.mark.cell(33, "A")
 async def test_a_cold_start_of_all_workers_with_ten_thousand_keys_takes_a_connection_each(house, figures, monkeypatch):
     # All workers are in this one process here, so that none gets much of the processor.

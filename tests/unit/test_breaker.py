@@ -7,6 +7,7 @@ import pytest
 
 from meterhouse.errors import UpstreamAccount, UpstreamBusy, UpstreamDown, UpstreamRefused, UpstreamTimeout
 from meterhouse.providers.breaker import MAX_BREAKERS, Breaker, Breakers, Permit, RetryBudget
+from meterhouse.providers.http_client import StaleConnection
 from meterhouse.providers.prices import PriceBook
 from meterhouse.providers.provider import ProviderSetting, RouteSetting, RouteTarget
 from meterhouse.providers.routes import Wishes, build_snapshot
@@ -83,7 +84,7 @@ def test_what_is_older_than_the_window_does_not_count(breaker, ticks):
     assert not breaker.is_open
 
 
-@pytest.mark.parametrize("neutral", [REFUSED, asyncio.CancelledError(), UpstreamBusy("busy")])
+@pytest.mark.parametrize("neutral", [REFUSED, asyncio.CancelledError(), UpstreamBusy("busy"), StaleConnection("gone")])
 def test_refusals_cancellations_and_rate_limits_never_open_it(breaker, neutral):
     for _ in range(100):
         assert attempt(breaker, neutral)

@@ -24,7 +24,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from meterhouse.db import postgres
 from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.sqlite import open_file
-from meterhouse.errors import Malformed, StoreDown
+from meterhouse.errors import Malformed, StoreChanging, StoreDown
 
 MAX_VARIABLES = 32_766
 """What SQLite takes in one statement."""
@@ -35,6 +35,7 @@ DEADLOCK = "40P01"
 SERIALIZATION_FAILURE = "40001"
 LOCK_NOT_AVAILABLE = "55P03"
 
+_PLAN_OUTDATED = "0A000"
 _AGAIN = frozenset({DEADLOCK, SERIALIZATION_FAILURE})
 _TRIES = 5
 _FIRST_PAUSE_SECONDS = 0.02
@@ -53,8 +54,11 @@ _SCHEMA_AT_FAULT = {
     "42501": "The database role lacks a right: run `meterhouse migrate`.",
     "42P07": "The database has another table under a name that Meterhouse needs. Give it a schema of its own.",
     # The plan of a prepared statement outlived a migration; SQLAlchemy has dropped it by now.
-    "0A000": "The database was changed just now. Try again.",
+    _PLAN_OUTDATED: "The database was changed just now. Try again.",
 }
+
+_CHANGING = frozenset(_SCHEMA_AT_FAULT) | {LOCK_NOT_AVAILABLE}
+"""What a statement meets beside a migration; the next one may find it done."""
 
 Source = AsyncEngine | AsyncConnection
 """Where a store works: an engine, in a transaction for each of its methods; or a connection, in its transaction."""
@@ -137,6 +141,18 @@ async def writing(source: Source) -> AsyncIterator[AsyncConnection]:
             yield connection
             if postgres.is_postgres(connection):
                 await connection.commit()
+
+
+async def read_again(engine: Source, work: Callable[[AsyncConnection], Awaitable[_Result]]) -> _Result:
+    """Run statements in one snapshot, and again when the plan of one of them outlived a migration; raises StoreDown."""
+    try:
+        async with reading(engine) as connection:
+            return await work(connection)
+    except StoreDown as error:
+        if isinstance(engine, AsyncConnection) or _sqlstate(error.__cause__) != _PLAN_OUTDATED:
+            raise
+    async with reading(engine) as connection:
+        return await work(connection)
 
 
 async def write_again(
@@ -222,7 +238,8 @@ async def _end_in_postgres(connection: AsyncConnection, error: BaseException | N
 def store_errors() -> Iterator[None]:
     """Turn every error that is the database's, not the statement's, into StoreDown.
 
-    A text that PostgreSQL cannot hold is the caller's fault, and Malformed.
+    It is StoreChanging where a migration may be why. A text that PostgreSQL cannot hold is the caller's fault, and
+    Malformed.
     """
     try:
         yield
@@ -235,12 +252,15 @@ def store_errors() -> Iterator[None]:
         message = _SCHEMA_AT_FAULT.get(sqlstate, "The database cannot be reached just now. Try again in a moment.")
         if any(sign in str(error) for sign in _DAMAGED):
             message = "The database file is damaged. Restore it from a backup."
-        raise StoreDown(message, detail=f"{type(error).__name__}: {error}") from error
+        down = StoreChanging if sqlstate in _CHANGING else StoreDown
+        raise down(message, detail=f"{type(error).__name__}: {error}") from error
 
 
 def _sqlstate(error: BaseException | None) -> str:
     """Return PostgreSQL's five characters for an error, empty for an error of anything else."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    told = getattr(error, "orig", None)
+    # SQLAlchemy keeps them in nearly every error of its own, but not in that of an outdated plan.
+    return getattr(told, "sqlstate", None) or getattr(getattr(told, "__cause__", None), "sqlstate", None) or ""
 
 
 def wall_ms() -> int:

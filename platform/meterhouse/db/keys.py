@@ -6,12 +6,13 @@ whether a key is good (``keys.keyring``), and how secrets are made and hashed (`
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meterhouse.db.credits import load_credit_limits
-from meterhouse.db.engine import Source, reading, writing
+from meterhouse.db.engine import Source, read_again, reading, writing
 from meterhouse.db.limits import Owner, insert_limits, load_limits
 from meterhouse.db.paging import Page, PageQuery, fetch_page
 from meterhouse.db.tables import admin_key, key, project
@@ -107,8 +108,7 @@ class KeyStore:
 
     async def find_keys(self, key_ids: Collection[str]) -> dict[str, StoredKey]:
         """Return those of some keys that there are, by id, with everything that decides about them."""
-        async with reading(self._source) as connection:
-            found = await _load(connection, _select_keys().where(key.c.id.in_(key_ids)))
+        found = await read_again(self._source, partial(_load, statement=_select_keys().where(key.c.id.in_(key_ids))))
         return {stored.id: stored for stored in found}
 
     async def list_keys(

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Protocol
 
 from meterhouse.db.keys import KeyStore, StoredKey
-from meterhouse.errors import StoreDown
+from meterhouse.errors import StoreChanging, StoreDown
 from meterhouse.metering import Clock, Scope
 
 MOST_PER_QUERY = 100
@@ -179,7 +179,9 @@ class KeyReader:
 
     def _end_query(self, query: "asyncio.Task[dict[str, StoredKey]]") -> None:
         self._query = None
-        if not query.cancelled() and isinstance(query.exception(), StoreDown):
+        error = None if query.cancelled() else query.exception()
+        # A database beside which a migration runs is not away: the next query may find it done.
+        if isinstance(error, StoreDown) and not isinstance(error, StoreChanging):
             self._away_until_ms = self._clock.now_ms() + RETRY_MS
 
     async def _ask_mirror(self, batch: _Waiting) -> set[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from meterhouse.errors import UpstreamAccount, UpstreamBusy, UpstreamError, UpstreamRefused
+from meterhouse.providers.http_client import StaleConnection
 from meterhouse.providers.provider import Deployment
 
 CONSECUTIVE_FAILURES = 5
@@ -29,6 +30,7 @@ MAX_BREAKERS = 4_096
 """Callers can name any model of a provider, so the least recently used breakers are forgotten, closed ones first."""
 
 _NEVER = -(1 << 40)
+_NO_FAILURES = (UpstreamRefused, UpstreamBusy, StaleConnection)
 
 Monotonic = Callable[[], float]
 State = Literal["closed", "busy", "open", "account"]
@@ -64,8 +66,8 @@ class Permit:
     def record(self, error: BaseException | None) -> None:
         """Say how the attempt went: None is a success.
 
-        UpstreamBusy puts the deployment last for its Retry-After; UpstreamRefused, and whatever is no
-        UpstreamError (a cancellation), counts for nothing; any other UpstreamError is a failure.
+        UpstreamBusy puts the deployment last for its Retry-After; UpstreamRefused, a StaleConnection, and whatever is
+        no UpstreamError (a cancellation), count for nothing; any other UpstreamError is a failure.
         """
         self._breaker.record(self._generation, error)
 
@@ -148,7 +150,7 @@ class Breaker:
             self._succeeded()
         elif isinstance(error, UpstreamAccount) and error.is_certain:
             self._lost_account(error)
-        elif isinstance(error, UpstreamError) and not isinstance(error, UpstreamRefused | UpstreamBusy):
+        elif isinstance(error, UpstreamError) and not isinstance(error, _NO_FAILURES):
             self._failed(error)
         else:
             self._probe_since = None

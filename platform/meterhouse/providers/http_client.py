@@ -34,6 +34,14 @@ _TARGETS_LIMIT = 1_024
 Made = TypeVar("Made")
 
 
+class StaleConnection(UpstreamDown):
+    """The connection had served before, and was closed without a byte for this request: the server was about to.
+
+    It says nothing of how the provider fares. A provider that died of the request looks the same, and is found out by
+    the next one, whose connection is new.
+    """
+
+
 class HttpClient(Protocol):
     """Sends requests over connections that it keeps. Entered once, in the event loop that it works in."""
 

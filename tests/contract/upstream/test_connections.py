@@ -14,6 +14,7 @@ from fakes.small_server import OK, SSE, Server, chunk, never, one_event_then_wai
 from meterhouse.errors import UpstreamDown, UpstreamTimeout
 from meterhouse.providers.http1.answer import Http1Answer
 from meterhouse.providers.http1.client import Http1Client
+from meterhouse.providers.http_client import StaleConnection
 
 
 @contextlib.asynccontextmanager
@@ -59,6 +60,23 @@ async def test_whoever_waits_for_a_connection_waits_for_the_connect_timeout_at_m
         await first.read_all(100)
         assert await fetch(client, server) == b"data: 1\n\ndata: 2\n\n"
         assert client.open_connections == 0
+
+
+async def test_a_connection_that_the_server_was_about_to_close_is_told_from_a_server_that_fails():
+    async def only_once(server: Server, writer: asyncio.StreamWriter) -> None:
+        if len(server.heads) == 1:
+            writer.write(sized(b"{}"))
+        else:
+            writer.close()
+
+    async with small_client(1) as client, serving(only_once) as server:
+        assert await fetch(client, server) == b"{}"
+        with pytest.raises(StaleConnection):
+            await fetch(client, server)
+        with pytest.raises(UpstreamDown) as failure:
+            await fetch(client, server)
+        assert not isinstance(failure.value, StaleConnection)
+        assert (server.connections, client.open_connections) == (2, 0)
 
 
 async def test_idle_connections_make_room_for_another_server():

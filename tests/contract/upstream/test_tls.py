@@ -5,10 +5,12 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import aiohttp.connector
 import pytest
+import uvloop
 
 from contract.upstream.asking import ask
 from fakes.certificates import write_certificates
@@ -115,12 +117,28 @@ LONG = b"x" * 300_000
     [
         sized(LONG, b"HTTP/1.1 200 OK\r\nconnection: close\r\n"),
         SSE + chunk(LONG) + b"0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n\r\n" + LONG,
     ],
-    ids=["sized", "chunked", "ended by the connection"],
+    ids=["sized", "chunked"],
 )
 async def test_what_came_before_the_end_of_the_connection_is_read_however_slowly(trusted, upstream, answer):
     """The provider ends the connection without TLS's own farewell, while nothing is read here."""
+    with slow_answer(trusted, answer, says_farewell=False) as endpoint:
+        assert await read_slowly(upstream, endpoint) == (len(LONG), False)
+
+
+@pytest.mark.parametrize("says_farewell", [True, False])
+async def test_an_end_that_somebody_between_may_have_made_is_no_end(trusted, upstream, client, says_farewell):
+    """Only the end of the connection ends the answer: without TLS's farewell the rest may have been cut off."""
+    is_told = client == "httptools" and isinstance(asyncio.get_running_loop(), uvloop.Loop)
+    with slow_answer(trusted, b"HTTP/1.1 200 OK\r\n\r\n" + LONG, says_farewell=says_farewell) as endpoint:
+        assert await read_slowly(upstream, endpoint) == (len(LONG), is_told and not says_farewell)
+    assert upstream.open_connections == 0
+
+
+@contextmanager
+def slow_answer(trusted, answer, *, says_farewell):
+    """Serve an answer piece by piece on a thread, then end the connection; gives where."""
+    gone = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve():
@@ -130,26 +148,38 @@ async def test_what_came_before_the_end_of_the_connection_is_read_however_slowly
                 for start in range(0, len(answer), 10_000):
                     secure.sendall(answer[start : start + 10_000])
                     time.sleep(0.0005)
-                secure.shutdown(socket.SHUT_WR)
-                gone.wait(20)
+                if says_farewell:
+                    with suppress(OSError):
+                        secure.unwrap()
+                else:
+                    secure.shutdown(socket.SHUT_WR)
+                    gone.wait(20)
 
-        gone = threading.Event()
-        serving_it = asyncio.create_task(asyncio.to_thread(serve))
-        row = replace(PROVIDERS["openai"], timeouts=Timeouts())
-        address = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
-        endpoint = ActiveProvider(provider=row, base_url=address, credential="secret")
-        opened = await upstream.open(endpoint, "/x", b"{}", is_streamed=False)
-        await asyncio.sleep(0.15)
-        size = 0
+        serving_it = threading.Thread(target=serve)
+        serving_it.start()
         try:
-            while data := await opened.read():
-                size += len(data)
-                await asyncio.sleep(0.01)
+            row = replace(PROVIDERS["openai"], timeouts=Timeouts())
+            address = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+            yield ActiveProvider(provider=row, base_url=address, credential="secret")
         finally:
-            opened.release()
             gone.set()
-            await serving_it
-        assert size == len(LONG)
+            serving_it.join(20)
+
+
+async def read_slowly(upstream, endpoint):
+    """Return how long an answer is, and whether it was broken off."""
+    opened = await upstream.open(endpoint, "/x", b"{}", is_streamed=False)
+    await asyncio.sleep(0.15)
+    size = 0
+    try:
+        while data := await opened.read():
+            size += len(data)
+            await asyncio.sleep(0.01)
+    except UpstreamDown:
+        return size, True
+    finally:
+        opened.abort()
+    return size, False
 
 
 async def test_a_server_that_nobody_vouches_for_hears_nothing(authority, upstream):

@@ -11,10 +11,16 @@ from yarl import URL
 
 from meterhouse.errors import UpstreamDown
 from meterhouse.providers.http1.answer import Http1Answer
-from meterhouse.providers.http1.connection import StaleConnection
 from meterhouse.providers.http1.pool import Pool
 from meterhouse.providers.http1.site import Site
-from meterhouse.providers.http_client import MAX_CONNECTIONS, STOPPING, Targets, check_usable, forwarded
+from meterhouse.providers.http_client import (
+    MAX_CONNECTIONS,
+    STOPPING,
+    StaleConnection,
+    Targets,
+    check_usable,
+    forwarded,
+)
 from meterhouse.providers.provider import Endpoint
 
 _SITES_LIMIT = 1_024

@@ -13,7 +13,7 @@ import httptools
 
 from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.http1.answer import Http1Answer
-from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS
+from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS, StaleConnection
 
 MAX_SILENT_BYTES = 65_536
 """Most bytes without one of a body among them: heads, interim answers, chunk extensions, trailers."""
@@ -42,10 +42,6 @@ class Owner(Protocol):
         ...
 
 
-class StaleConnection(UpstreamDown):
-    """The connection had served before, and was closed without a byte for this request: the server was about to."""
-
-
 class _Refused(Exception):
     """What came is no HTTP that we take; the parser ends at it. Its text shows nothing of what came."""
 
@@ -58,12 +54,14 @@ class Connection(asyncio.Protocol):
         "_deadline_seconds",
         "_ends_with_connection",
         "_has_begun",
+        "_has_farewell",
         "_has_head",
         "_header_count",
         "_headers",
         "_is_closed",
         "_is_paused",
         "_is_reusable",
+        "_is_secure",
         "_is_whole",
         "_is_write_paused",
         "_loop",
@@ -92,6 +90,7 @@ class Connection(asyncio.Protocol):
         self._deadline_seconds = self._rings_at_seconds = 0.0
         self._unsent: memoryview | None = None
         self._is_write_paused = self._is_paused = self._is_closed = self._was_used = False
+        self._is_secure = self._has_farewell = False
         self._answer: Http1Answer | None = None
         self._headers: dict[bytes, bytes] = {}
         self._header_count = self._silent_bytes = 0
@@ -153,6 +152,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport, unless it is too late."""
         self._transport = transport  # type: ignore[assignment]  # uvloop's transports are not asyncio.Transport
+        self._is_secure = transport.get_extra_info("sslcontext") is not None
         if self._is_closed:
             transport.close()
 
@@ -191,10 +191,19 @@ class Connection(asyncio.Protocol):
         self._is_write_paused = False
         self._send_more()
 
+    def eof_received(self) -> None:
+        """Hear that the server says no more.
+
+        Over TLS uvloop (0.22) calls this only for the server's close_notify, which nobody between can forge; asyncio's
+        own loop calls it for a bare end of the connection too, so that there the two cannot be told apart.
+        """
+        self._has_farewell = True
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the answer: whole, when the end of the connection is what ends it."""
+        """End the answer: whole, when the end of the connection is what ends it, and over TLS the server said so."""
         answer = self._answer
-        if answer is not None and exc is None and self._has_head and self._ends_with_connection:
+        is_end = exc is None and (self._has_farewell or not self._is_secure)
+        if answer is not None and is_end and self._has_head and self._ends_with_connection:
             self.close()
             answer.finish()
         elif self._has_head:
