@@ -32,6 +32,7 @@ from meterhouse.http.live import build_live_router
 from meterhouse.http.middleware import BodyLimit, BodyMemory, RequestContext
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.passage import ClientWire
+from meterhouse.http.receipts import build_receipts_router
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, render
 from meterhouse.http.standing import build_standing_router
 from meterhouse.http.unstored import build_unstored_router
@@ -147,6 +148,7 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     app.include_router(build_unstored_router())
     app.include_router(build_account_router(gateway.account))
     app.include_router(build_usage_router(gateway.admin.usage))
+    app.include_router(build_receipts_router(gateway.account))
     minting = KeyThrottle(gateway.settings.client_token_rate, gateway.stores.clock, "client tokens")
     app.include_router(build_client_token_router(gateway.keyring.tokens, minting, gateway.stores.clock))
     app.include_router(build_live_router(gateway.live))

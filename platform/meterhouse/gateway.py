@@ -20,6 +20,7 @@ from meterhouse.admin.supply import SupplyParts
 from meterhouse.admin.usage import UsageParts
 from meterhouse.back_office import open_back_office
 from meterhouse.db.books import Books
+from meterhouse.db.receipts import ReceiptStore
 from meterhouse.db.records import RecordStore
 from meterhouse.db.refusals import RefusalStore
 from meterhouse.db.reports import ReportStore
@@ -215,6 +216,7 @@ def _account_parts(stores: Stores, inference: InferenceParts, records: Records) 
         routes=inference.routes,
         meter=inference.meter,
         ledger=stores.ledger,
+        receipts=ReceiptStore(stores.engine),
         checkpointer=inference.checkpointer,
         unshipped_age_ms=records.unshipped_age_ms,
         clock=stores.clock,

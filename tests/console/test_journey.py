@@ -117,7 +117,17 @@ def test_a_tenant_sees_its_limits_and_tries_a_model(visitor: Visitor, fleet: Ser
     charged = page.locator("#cost").inner_text()
     page = visitor.go("mine")
     expect(page.locator("main")).to_contain_text(f"{charged} spent")
-    expect(page.get_by_role("row").filter(has_text=SLOW)).to_contain_text(charged)
+    usage, requests = (page.locator(".card").filter(has_text=title) for title in ("Usage of the last", "A click opens"))
+    expect(usage.get_by_role("row").filter(has_text=SLOW)).to_contain_text(charged)
+    row = requests.get_by_role("row").filter(has_text=SLOW)
+    expect(row).to_contain_text(charged)
+    requests.get_by_label("Outcome").select_option("cut")
+    requests.get_by_role("button", name="Search").click()
+    expect(requests).to_contain_text("No request matches.")
+    requests.get_by_label("Outcome").select_option("completed")
+    requests.get_by_role("button", name="Search").click()
+    row.click()
+    expect(page.get_by_role("dialog", name="Receipt")).to_contain_text(charged)
 
 
 def test_what_is_not_there_is_said_in_words(visitor: Visitor, fleet: ServeProcess):

@@ -29,7 +29,7 @@ ADMINISTRATION = (
 TENANT = (
     "/v1/limits",
     "/v1/usage",
-    "/v1/receipts/",
+    "/v1/receipts",
     "/v1/live",
     "/v1/models",
     "/v1/client_tokens",
@@ -142,7 +142,7 @@ class GatewayClient:
             return None
         if await self._may_see(secret, "/admin/providers"):
             return "operator"
-        return "owner" if await self._may_see(secret, "/admin/ledger/public-key") else "reader"
+        return "owner" if await self._may_see(secret, "/admin/ledger/records", "limit=1") else "reader"
 
     async def _may_see(self, secret: str, path: str, query: str = "") -> bool:
         async with self.ask(Asked("GET", path, query), secret) as answer:

@@ -1,6 +1,6 @@
 """What a tenant's own key can look at: its models, its limits, and the receipts of its requests."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from meterhouse.db.ledger import LedgerStore
+from meterhouse.db.receipts import ReceiptStore
 from meterhouse.errors import NotFound, UnknownModel
 from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import exchange_of
@@ -119,6 +120,7 @@ class Receipt(BaseModel):
     key_id: str
     project_id: str
     admitted_at: int = Field(description="Unix milliseconds")
+    outcome: str = Field(description="Of the last attempt")
     charge_nanos: int
     charge_usd: str
     attempts: list[ReceiptLine]
@@ -131,6 +133,7 @@ class AccountParts:
     routes: Routes
     meter: Meter
     ledger: LedgerStore
+    receipts: ReceiptStore
     checkpointer: Checkpointer
     unshipped_age_ms: Callable[[], int]
     """How old the oldest record is that the database does not have yet."""
@@ -178,7 +181,7 @@ def build_account_router(parts: AccountParts) -> APIRouter:
             raise _missing(parts, request_id, bare)
         if records[0].project_id != principal.project_id:
             raise _missing(parts, request_id, None)
-        return _receipt(records)
+        return show_receipt(records)
 
     return router
 
@@ -229,7 +232,8 @@ def _missing(parts: AccountParts, asked: str, bare: str | None) -> NotFound:
     return NotFound(f"There is no receipt '{asked[:64]}' in this project.", param="request_id")
 
 
-def _receipt(records: list[UsageRecord]) -> Receipt:
+def show_receipt(records: Sequence[UsageRecord]) -> Receipt:
+    """Show what a request used and cost, from the records of its attempts."""
     last = records[-1]
     charge_nanos = sum(record.charge_nanos for record in records)
     return Receipt(
@@ -239,6 +243,7 @@ def _receipt(records: list[UsageRecord]) -> Receipt:
         key_id=last.key_id,
         project_id=last.project_id,
         admitted_at=last.admitted_at_ms,
+        outcome=last.outcome.value,
         charge_nanos=charge_nanos,
         charge_usd=format_usd(charge_nanos),
         attempts=[_line(record) for record in records],

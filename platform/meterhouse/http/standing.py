@@ -1,33 +1,53 @@
 """Where limits stand, for whoever administrates them: all that bind one key, and everybody's budgets."""
 
+import asyncio
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from meterhouse.admin.guard import SignedIn
 from meterhouse.admin.pages import Cursor, listing
 from meterhouse.admin.schemas import Listing
 from meterhouse.db.budgets import Budget, BudgetStore
 from meterhouse.db.paging import Page
-from meterhouse.errors import NotFound
-from meterhouse.http.account import AccountParts, LimitList, LimitObject, show_limit
+from meterhouse.errors import MeterDown, NotFound
+from meterhouse.http.account import AccountParts, LimitList, show_limit
 from meterhouse.http.naming import LimitNames
 from meterhouse.keys.service import KeyService
 from meterhouse.metering import LimitState
 
 MOST_BUDGETS = 100
+MOST_AT_ONCE = 10
+"""Organizations that one answer asks the meter about at the same time."""
+METER_SECONDS = 5.0
+"""Of those that the meter did not tell of by then the standing is unknown."""
 PageSize = Annotated[int, Query(ge=1, le=MOST_BUDGETS)]
 
 
-class BudgetObject(LimitObject):
-    """A limit of spend of an organization, a project or a key, and where it stands."""
+class BudgetObject(BaseModel):
+    """A limit of spend of an organization, a project or a key, and where it stands, as in ``LimitObject``."""
 
     id: str = Field(description="`credit`: not written by an operator, but what the organization has paid ahead")
     object: str = "budget"
     organization_id: str
     name: str = Field(description="Of the organization, the project or the key")
+    standing: Literal["known", "unknown"] = Field(
+        description="`unknown`: the meter does not know just now what is spent, and says so within a few seconds"
+    )
+    limit: str
+    scope: str
+    scope_id: str
+    kind: str
+    window: str
+    model: str | None
+    amount: int
+    spent: int | None = Field(description="Null, like what follows from it, while the standing is unknown")
+    reserved: int | None
+    free: int | None
+    usd: dict[str, str] | None
+    resets_at: int | None
 
 
 def build_standing_router(parts: AccountParts, keys: KeyService, budgets: BudgetStore) -> APIRouter:
@@ -57,19 +77,44 @@ def build_standing_router(parts: AccountParts, keys: KeyService, budgets: Budget
     return router
 
 
-async def _states_of(parts: AccountParts, limit_names: LimitNames, budgets: Sequence[Budget]) -> list[LimitState]:
-    """Ask the meter where budgets stand, one organization at a time; in their order."""
-    names = dict.fromkeys(budget.organization_id for budget in budgets)
-    found: dict[int, LimitState] = {}
-    for organization_id in names:
-        places = [i for i, budget in enumerate(budgets) if budget.organization_id == organization_id]
-        limits = limit_names.translate(tuple(budgets[i].limit for i in places))
-        states = await parts.meter.list_states(organization_id, limits)
-        found.update(zip(places, states, strict=True))
-    return [found[i] for i in range(len(budgets))]
+async def _states_of(
+    parts: AccountParts, limit_names: LimitNames, budgets: Sequence[Budget]
+) -> list[LimitState | None]:
+    """Ask the meter where budgets stand, a few organizations at once; in their order, None where it did not say."""
+    places: dict[str, list[int]] = {}
+    for place, budget in enumerate(budgets):
+        places.setdefault(budget.organization_id, []).append(place)
+    turn = asyncio.Semaphore(MOST_AT_ONCE)
+    deadline = asyncio.get_running_loop().time() + METER_SECONDS
+
+    async def ask(organization_id: str) -> Sequence[LimitState | None]:
+        own = places[organization_id]
+        limits = limit_names.translate(tuple(budgets[place].limit for place in own))
+        try:
+            async with asyncio.timeout_at(deadline), turn:
+                return await parts.meter.list_states(organization_id, limits)
+        except (MeterDown, TimeoutError):
+            return [None] * len(own)
+
+    answers = await asyncio.gather(*map(ask, places))
+    found = {
+        place: state
+        for own, states in zip(places.values(), answers, strict=True)
+        for place, state in zip(own, states, strict=True)
+    }
+    return [found[place] for place in range(len(budgets))]
 
 
-def _show_budget(stands: tuple[Budget, LimitState]) -> BudgetObject:
+def _show_budget(stands: tuple[Budget, LimitState | None]) -> BudgetObject:
     budget, state = stands
-    fields = show_limit(state).model_dump(exclude={"object"})
-    return BudgetObject(id=budget.id, organization_id=budget.organization_id, name=budget.owner_name, **fields)
+    shown = show_limit(state or LimitState(budget.limit, 0, 0, None)).model_dump(exclude={"object"})
+    if state is None:
+        usd = shown["usd"] and {"amount": shown["usd"]["amount"]}
+        shown |= {"spent": None, "reserved": None, "free": None, "resets_at": None, "usd": usd}
+    return BudgetObject(
+        id=budget.id,
+        organization_id=budget.organization_id,
+        name=budget.owner_name,
+        standing="unknown" if state is None else "known",
+        **shown,
+    )

@@ -1,6 +1,9 @@
 """Everybody's budgets and where they stand, from the meter."""
 
 import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from api.asking import Tenant, issue_admin
@@ -52,3 +55,28 @@ def test_an_owner_and_a_reader_see_their_own(gateway: Gateway, tenant: Tenant, a
         assert budgets(gateway, stranger) == budgets(gateway, stranger, f"?after={mine['id']}") == []
         path = f"/admin/budgets?organization_id={tenant.organization_id}"
         assert gateway.request("GET", path, key=stranger)[0] == 404
+
+
+def test_what_the_meter_does_not_know_is_unknown_and_the_rest_is_told(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "data") as gateway:
+        known, unknown = Tenant(gateway), Tenant(gateway)
+        for tenant in (known, unknown):
+            body = {"scope": "project", "scope_id": tenant.project_id, "limits": "spend 2 USD/month"}
+            assert gateway.request("PUT", "/admin/limits", body, key=gateway.admin_key)[0] == 200
+        [met] = budgets(gateway, gateway.admin_key, f"?organization_id={known.organization_id}")
+        assert (met["standing"], met["spent"]) == ("known", 0)
+        rename(gateway, "usage_hour", "usage_hour_away")  # of what is spent the ledger can tell nobody
+        by_owner = {one["organization_id"]: one for one in budgets(gateway, gateway.admin_key)}
+        assert by_owner[known.organization_id] == met
+        unmet = by_owner[unknown.organization_id]
+        assert (unmet["standing"], unmet["amount"], unmet["usd"]) == ("unknown", 2 * 10**9, {"amount": "2"})
+        assert [unmet[name] for name in ("spent", "reserved", "free", "resets_at")] == [None] * 4
+        rename(gateway, "usage_hour_away", "usage_hour")
+        [unmet] = budgets(gateway, gateway.admin_key, f"?organization_id={unknown.organization_id}")
+        assert (unmet["standing"], unmet["free"]) == ("known", 2 * 10**9)
+
+
+def rename(gateway: Gateway, old: str, new: str) -> None:
+    with closing(sqlite3.connect(gateway.data / "ledger.db", timeout=10)) as connection:
+        connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
+        connection.commit()

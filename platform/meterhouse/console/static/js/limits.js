@@ -91,6 +91,9 @@ function bar(limit) {
 // What is spent, reserved and free of a limit, as a bar and in words.
 export function standing(limit) {
   const say = limit.kind === "spend" ? usd : number;
+  if (limit.standing === "unknown") {
+    return h("p", { class: "hint" }, `Of ${say(limit.amount)}; what is spent is not known just now. It is asked for again in a moment.`);
+  }
   return [
     meterBar(limit.amount, limit.spent, limit.reserved),
     h("p", { class: "hint" }, `${say(limit.spent)} spent, ${say(limit.reserved)} reserved, ${say(limit.free)} free of ${say(limit.amount)}`,

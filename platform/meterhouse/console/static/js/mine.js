@@ -4,7 +4,7 @@ import { get, send } from "./api.js";
 import { button, compact, duration, field, h, notify, number, pairs, roughUsd, show, table, usd } from "./dom.js";
 import { limitBars } from "./limits.js";
 import { plot } from "./plot.js";
-import { openReceipt } from "./receipt.js";
+import { openReceipt, receiptsCard } from "./receipt.js";
 
 export async function minePage({ session, signal }) {
   const bars = h("div", {}, h("p", { class: "busy" }, "Asking the meter"));
@@ -19,7 +19,7 @@ export async function minePage({ session, signal }) {
   return [
     h("h1", {}, "My limits"),
     h("p", { class: "lead" }, "What binds this key, and where it stands."),
-    h("div", { class: "card" }, bars), usage,
+    h("div", { class: "card" }, bars), usage, receiptsCard(session),
     h("div", { class: "columns" },
       h("div", { class: "card" }, h("h2", {}, "Receipt"),
         h("p", {}, "The header x-request-id of an answer names it."),

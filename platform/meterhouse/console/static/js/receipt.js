@@ -1,7 +1,7 @@
-// The receipt of one request: attempts, price, charge, exactness, seal.
+// The receipt of one request: attempts, price, charge, exactness, seal; and the list of those of a tenant's key.
 
 import { get } from "./api.js";
-import { dialog, duration, h, moment, notify, number, pairs, table, usd } from "./dom.js";
+import { button, dialog, duration, field, h, moment, notify, number, pairs, select, show, table, tag, usd } from "./dom.js";
 
 export async function openReceipt(session, requestId) {
   try {
@@ -11,6 +11,52 @@ export async function openReceipt(session, requestId) {
   } catch (error) {
     notify(error.code === "receipt_pending" ? "The receipt is written when the request is over. Ask again in a second." : error.message, true);
   }
+}
+
+const OUTCOMES = ["completed", "client_gone", "upstream_failed", "refused", "cut", "worker_lost", "not_sent"];
+const outcomeTag = (outcome) => tag(outcome.replaceAll("_", " "), outcome === "completed" ? "good" : "bad");
+const PAGE = 20;
+
+// What a key asked, the newest first; a page that was looked through may hold nothing of what is filtered by.
+export function receiptsCard(session) {
+  const result = h("div", {}, h("p", { class: "busy" }, "Loading"));
+  const more = h("div", { class: "row" });
+  const day = h("input", { type: "date" });
+  const model = h("input", { placeholder: "every model", size: 22 });
+  const outcome = select([["", "every outcome"], ...OUTCOMES.map((name) => [name, name.replaceAll("_", " ")])], "");
+  let turn = 0;
+  const load = async (before, wanted) => {
+    const mine = (turn += 1);
+    const page = await get("/v1/receipts", { ...wanted, after: before.at, limit: PAGE });
+    if (mine !== turn) return;
+    const rows = [...before.rows, ...page.data];
+    const empty = page.has_more ? "None among the newest. Look further back." : "No request matches.";
+    show(result, receiptTable(session, rows, empty));
+    const goOn = () => load({ at: page.last_id, rows }, wanted);
+    show(more, page.has_more ? button(page.data.length ? "Earlier requests" : "Look further back", goOn) : null);
+  };
+  const search = () => load({ at: null, rows: [] }, { day: day.value, model: model.value.trim(), outcome: outcome.value })
+    .catch((error) => show(result, h("p", { class: "error" }, error.message)));
+  search();
+  const form = h("form", { class: "row", onsubmit: (event) => {
+    event.preventDefault();
+    search();
+  } }, field("Day (UTC)", day), field("Model", model), field("Outcome", outcome), h("button", { class: "main" }, "Search"));
+  return h("div", { class: "card" }, h("h2", {}, "Requests"),
+    h("p", { class: "hint" }, "Those of the last 31 days, or of one day, with this key. A click opens the receipt."), form, result, more);
+}
+
+function receiptTable(session, rows, empty) {
+  const sum = (receipt, measure) => receipt.attempts.reduce((all, attempt) => all + attempt[measure], 0);
+  return table([
+    { title: "Begun", cell: (r) => moment(r.admitted_at / 1000) },
+    { title: "Model", cell: (r) => r.model },
+    { title: "Outcome", cell: (r) => outcomeTag(r.outcome) },
+    { title: "In", number: true, cell: (r) => number(sum(r, "input_tokens")) },
+    { title: "Out", number: true, cell: (r) => number(sum(r, "output_tokens")) },
+    { title: "Charge", number: true, cell: (r) => usd(r.charge_nanos) },
+    { title: "Request", cell: (r) => h("code", { title: r.id }, `…${r.id.slice(-12)}`) },
+  ], rows, { empty, open: (r) => openReceipt(session, r.id) });
 }
 
 function receiptParts(receipt, traceUrl) {
