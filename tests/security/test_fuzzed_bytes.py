@@ -102,6 +102,8 @@ def plainly(body: bytes) -> bool:
 
 @given(bodies)
 @example(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
+@example(b'{"a":1,"a":1}')
+@example(b'[{"a":{"b":1,"b":1}}]')
 @example(b'{"a":1,"\\u0061":2}')
 @example(b'["\\"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["]')
 @many

@@ -173,22 +173,20 @@ def _collect(value: object, pieces: list[str]) -> None:
 
 def read_usage(chunk: Chunk) -> ReadUsage | None:
     """Find the usage of a chunk or body; None if it carries none."""
-    raw = chunk.usage
-    if not is_set(raw):
-        # Every chunk of a stream comes by here, and almost none has it.
-        raw = _find_usage(chunk)
-        if not is_set(raw):
-            return None
+    raw = chunk.usage if chunk.usage and is_set(chunk.usage) else _find_usage(chunk)
+    if raw is None:
+        return None
     wire = _any_decoder.decode(raw)
     return read_chat_usage(wire) if isinstance(wire, dict) else None
 
 
-def _find_usage(chunk: Chunk) -> Raw:
-    """Look where usage is not at the top."""
+def _find_usage(chunk: Chunk) -> Raw | None:
+    """Look where usage is not at the top. Every chunk of a stream comes by here, and almost none has it."""
     for choice in chunk.choices or ():
         if choice.usage and is_set(choice.usage):
             return choice.usage
-    return chunk.usage if chunk.x_groq is None else chunk.x_groq.usage
+    groq = chunk.x_groq
+    return groq.usage if groq is not None and is_set(groq.usage) else None
 
 
 def _lenient(payload: bytes) -> Chunk:

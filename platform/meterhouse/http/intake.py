@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import TypeVar
 
+import msgspec
 from starlette.types import Receive, Scope
 
 from meterhouse.errors import Malformed
@@ -76,6 +77,8 @@ def check_structure(body: bytes, most_values: int = MAX_VALUES) -> None:
         Malformed: see ``take_body``.
     """
     _check_size(body, most_values)
+    if _is_canonical(body):
+        return
     try:
         _decoder.decode(str(body, "utf-8"))
     except _NotJson as error:
@@ -87,6 +90,20 @@ def check_structure(body: bytes, most_values: int = MAX_VALUES) -> None:
         raise Malformed(f"The request body is not valid JSON: {where}.", code="invalid_json") from None
     except ValueError:
         raise Malformed("The request body is not valid JSON: a number is too long.", code="invalid_json") from None
+
+
+def _is_canonical(body: bytes) -> bool:
+    """Whether a body is just what is written when it has been read: then it is JSON, and no object has a key twice.
+
+    What the official SDKs send is, and this takes a third of the time of a decoder that looks at each key. With few
+    quotes there are few objects, so that what is built on the way is small.
+    """
+    if body.count(b'"') > FEW_QUOTES:
+        return False
+    try:
+        return msgspec.json.encode(msgspec.json.decode(body)) == body
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def _check_size(body: bytes, most_values: int) -> None:

@@ -101,6 +101,8 @@ class Peppers:
         if any(len(pepper) < _MIN_PEPPER_BYTES for pepper in by_version.values()):
             raise ValueError(f"a pepper needs at least {_MIN_PEPPER_BYTES} bytes")
         self._by_version = dict(by_version)
+        # OpenSSL takes longer to set a key up than to hash with one that stands.
+        self._keyed = {version: hmac.new(pepper, digestmod="sha256") for version, pepper in by_version.items()}
         self._version = max(by_version) if version is None else version
         if self._version not in by_version:
             raise ValueError(f"there is no pepper of version {version}")
@@ -117,23 +119,23 @@ class Peppers:
 
     def hash(self, value: str) -> tuple[int, str]:
         """Hash a whole key with the pepper in use; returns the pepper's version and 64 hexadecimal characters."""
-        return self._version, self._hmac(self._by_version[self._version], value)
+        return self._version, self._hmac(self._version, value)
 
     def verify(self, value: str, version: int, expected: str) -> bool:
         """Compare a whole key with a stored hash, in constant time; False when the pepper is not known any more."""
-        pepper = self._by_version.get(version)
-        if pepper is None:
+        if version not in self._keyed:
             return self.verify_nothing(value)
-        return hmac.compare_digest(self._hmac(pepper, value), expected)
+        return hmac.compare_digest(self._hmac(version, value), expected)
 
     def verify_nothing(self, value: str) -> bool:
         """Do the work of ``verify`` for a key that is not there, so that time does not tell; always False."""
-        hmac.compare_digest(self._hmac(self._by_version[self._version], value), self._dummy)
+        hmac.compare_digest(self._hmac(self._version, value), self._dummy)
         return False
 
-    @staticmethod
-    def _hmac(pepper: bytes, value: str) -> str:
-        return hmac.digest(pepper, value.encode(), "sha256").hex()
+    def _hmac(self, version: int, value: str) -> str:
+        keyed = self._keyed[version].copy()
+        keyed.update(value.encode())
+        return keyed.hexdigest()
 
 
 def _checksum(text: str) -> str:
