@@ -39,22 +39,27 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="infra/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="60 s in all, for CI; a disturbed machine fails nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="what is judged, in 60 s, for CI; a disturbed machine fails nothing"
+    )
     parser.add_argument(
         "--embedded", action="store_true", help="meterhouse dev: SQLite, a meter in memory, one process"
     )
     parser.add_argument(
         "--spool", action="store_true", help="ship nothing to PostgreSQL before the end, where its core is what is full"
     )
-    parser.add_argument("--seconds", type=float, help="a window (default 4; quick 1)")
-    parser.add_argument("--rounds", type=int, help="windows of each cell (default 5; quick 2)")
-    parser.add_argument("--connections", type=int, nargs="+", metavar="N", help="default 1 32 128; quick 1 32")
-    parser.add_argument("--targets", nargs="+", choices=comparison.TARGETS, default=list(comparison.TARGETS))
+    parser.add_argument("--seconds", type=float, help=f"a window (default 4; quick {judge.WINDOW_SECONDS:g})")
+    parser.add_argument("--rounds", type=int, help=f"windows of each cell (default {judge.PAIRS})")
+    parser.add_argument("--connections", type=int, nargs="+", metavar="N", help="default 1 32 128; quick 32")
+    parser.add_argument("--targets", nargs="+", choices=comparison.TARGETS, help="default: all; quick: not direct")
     parser.add_argument("--folder", metavar="DIR", help="a new folder, kept: what every process wrote, and the stores")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - for standard output")
-    parser.add_argument("--record", metavar="FILE", help="write the ratios of CPU time at 32 connections")
+    ratios = {"nargs": "?", "const": str(judge.RECORDED), "metavar": "FILE"}
+    parser.add_argument("--record", **ratios, help="write the ratios of CPU time at 32 connections (recorded.json)")
     parser.add_argument(
-        "--judge", metavar="FILE", help="fail when they are 1.3 times those of FILE, and again when measured once more"
+        "--judge",
+        **ratios,
+        help=f"fail when they are {judge.TOLERANCE} times those of FILE, and again when measured once more",
     )
     parser.add_argument("--svg", metavar="FILE", help="draw the rates of the main measurement")
     other = parser.add_argument_group("other measurements, in place of the main one").add_mutually_exclusive_group()
@@ -77,9 +82,10 @@ def parse_arguments() -> argparse.Namespace:
         help="each HTTP client to providers by itself: CPU time per answer",
     )
     arguments = parser.parse_args()
-    arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 4.0)
-    arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
-    arguments.connections = arguments.connections or ([1, 32] if arguments.quick else [1, 32, 128])
+    arguments.seconds = arguments.seconds or (judge.WINDOW_SECONDS if arguments.quick else 4.0)
+    arguments.rounds = arguments.rounds or judge.PAIRS
+    arguments.connections = arguments.connections or ([judge.CONNECTIONS] if arguments.quick else [1, 32, 128])
+    arguments.targets = arguments.targets or list(judge.TARGETS if arguments.quick else comparison.TARGETS)
     chosen = next((name for name in MEASUREMENTS if getattr(arguments, name) is not None), None)
     arguments.measurement = chosen
     of_the_main = [name for name in ("embedded", "spool", "svg", "record", "judge") if getattr(arguments, name)]
@@ -141,7 +147,7 @@ def judge_cells(arguments: argparse.Namespace, outcome: Outcome) -> list[str]:
     if not arguments.record and not arguments.judge:
         return []
     cells = read_cells(outcome)
-    if arguments.record:
+    if arguments.record and not outcome.void:
         judge.record(Path(arguments.record), cells)
     return judge.find_growth(Path(arguments.judge), cells) if arguments.judge else []
 
@@ -177,6 +183,8 @@ def main() -> int:
         return 130
     for line in growth:
         print(f"SLOWER: {line}", file=sys.stderr)
+    if growth:
+        print(judge.ADVICE, file=sys.stderr)
     return 1 if outcome.void or growth or (outcome.disturbed and not arguments.quick) else 0
 
 

@@ -1,7 +1,8 @@
-"""``--record FILE`` and ``--judge FILE``: has the CPU time of a request grown, beside that of the bare pass-through.
+"""``--record`` and ``--judge``: has the CPU time of a request grown, beside that of the bare pass-through.
 
-Judged is the median of the pairs of windows at 32 connections, which holds where requests/s do not: on a machine that
-others use. Not here: measuring, and measuring once more when it has grown.
+Judged is the median of five alternated pairs at 32 connections, for JSON answers and for streams: CPU time of the one
+server by that of the other, a moment apart, which holds where requests/s do not: on a machine that is slower than the
+one of the record, or that others use. Not here: measuring, and measuring once more when it has grown.
 """
 
 import json
@@ -11,8 +12,20 @@ from benchmark.report import Cell
 from benchmark.servers import BenchError
 
 CONNECTIONS = 32
+TARGETS = ("pass-through", "meterhouse")
+PAIRS = 5
+WINDOW_SECONDS = 2.0
+"""A pair is 4 s: five of each kind are 40 s, and with the servers' start and that of twenty load generators a minute.
+Shorter ones would miss what a worker does every few seconds: sealing."""
 TOLERANCE = 1.3
 """What is more than so many times the recorded ratio has grown."""
+RECORDED = Path(__file__).with_name("recorded.json")
+ADVICE = (
+    "A request costs more of the worker's CPU than was recorded, measured twice. `infra/bench --stages` says where it "
+    "goes. If it has to cost that much, record it, where nothing else runs, with `infra/bench --quick --record`, and "
+    f"commit {RECORDED.parent.name}/{RECORDED.name} with the reason."
+)
+"""What to do when the judge fails."""
 
 
 def read_ratios(cells: list[Cell]) -> dict[str, float]:

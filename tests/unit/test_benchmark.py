@@ -250,7 +250,9 @@ def measured(cpu: float, connections: int = 32) -> Outcome:
     [([0.3], 0), ([0.39], 0), ([0.4, 0.3], 0), ([0.4, 0.4], 1)],
     ids=["as recorded", "within 1.3", "once over", "twice over"],
 )
-def test_cpu_time_that_has_grown_fails_when_it_has_twice(costs: list[float], status: int, tmp_path: Path) -> None:
+def test_cpu_time_that_has_grown_fails_when_it_has_twice(
+    costs: list[float], status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recorded = tmp_path / "cpu.json"
     judge.record(recorded, [Cell(**cell) for cell in measured(0.3).figures["cells"]])
     assert json.loads(recorded.read_text()) == {"json": 3.0}
@@ -261,6 +263,26 @@ def test_cpu_time_that_has_grown_fails_when_it_has_twice(costs: list[float], sta
     ):
         assert command.main() == status
     assert measure.call_count == len(costs)
+    assert ("infra/bench --quick --record" in capsys.readouterr().err) is bool(status)
+
+
+def test_what_ci_judges_was_recorded_of_both_kinds() -> None:
+    assert sorted(json.loads(judge.RECORDED.read_text(encoding="utf-8"))) == ["json", "stream"]
+    with mock.patch.object(sys, "argv", ["infra/bench", "--quick", "--judge"]):
+        asked = command.parse_arguments()
+    assert (Path(asked.judge), asked.targets, asked.connections) == (judge.RECORDED, list(judge.TARGETS), [32])
+    assert (asked.rounds, asked.seconds) == (5, 2.0)
+
+
+def test_a_void_run_is_not_recorded(tmp_path: Path) -> None:
+    void = Outcome(figures=measured(0.3).figures, void=["rows are missing"])
+    recorded = tmp_path / "cpu.json"
+    with (
+        mock.patch.object(sys, "argv", ["infra/bench", "--record", str(recorded)]),
+        mock.patch.object(command, "measure", return_value=void),
+    ):
+        assert command.main() == 1
+    assert not recorded.exists()
 
 
 @pytest.mark.parametrize(("text", "connections"), [("{}", 1), ("[]", 32), ("{", 32), ('{"json": null}', 32)])
