@@ -9,6 +9,7 @@ be, and how often it may name its host; and what is no HTTP is answered in our e
 """
 
 import asyncio
+import socket
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -20,6 +21,9 @@ from meterhouse.http.respond import render
 MAX_HEAD_BYTES = 65_536
 """More than nginx lets through (32 KB)."""
 MAX_HEADERS = 256
+KERNEL_BYTES = 262_144
+"""What the kernel may take of an answer that its client does not read. Left to itself it takes some megabytes, and a
+few hundred such clients use up what all connections of the machine share."""
 _ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-encoding"})
 """Who reads the first and who reads the last of several must not disagree about these."""
 
@@ -59,6 +63,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn says it
         """Begin to be idle."""
         self._idle_since = self.loop.time()
+        found = transport.get_extra_info("socket")
+        if found is not None and found.family != socket.AF_UNIX:  # that has a bound of its own
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
         super().connection_made(transport)
         self._expect_head()
 

@@ -21,6 +21,9 @@ from meterhouse.providers.http_client import HAPPY_EYEBALLS_SECONDS, IDLE_CONNEC
 
 ADDRESS_SECONDS = 10.0
 """How long the addresses of a name are believed."""
+KERNEL_BYTES = 262_144
+"""What the kernel may take of an answer that nobody reads, before its provider is held up. Left to itself it takes some
+megabytes of each, and a few hundred such use up what all connections of the machine share."""
 
 _FAILURES: tuple[tuple[type[BaseException], type[UpstreamError], str], ...] = (
     (TimeoutError, UpstreamTimeout, "could not be connected to in time"),
@@ -130,6 +133,7 @@ class Site:
 
     async def _set_up(self, sock: socket.socket, tls: ssl.SSLContext | None) -> Connection:
         connection = Connection(self._pool.loop, self)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
         try:
             transport, _ = await self._pool.loop.create_connection(
                 lambda: connection, sock=sock, ssl=tls, server_hostname=self._host.rstrip(".") if tls else None
