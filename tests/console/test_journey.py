@@ -1,5 +1,6 @@
 """A key from its issue to its end, in the page and with the official SDK beside it."""
 
+import json
 import re
 
 import openai
@@ -27,6 +28,11 @@ def is_refused(client: openai.OpenAI) -> bool:
     except openai.RateLimitError:
         return False
     return False
+
+
+def count_refused(fleet: ServeProcess) -> int:
+    _, _, body = fleet.request("GET", "/admin/breakdown?start_time=0&by=model", key=fleet.admin_key)
+    return int(json.loads(body)["total"]["refused"])
 
 
 def issue_key(page: Page) -> tuple[str, str]:
@@ -89,6 +95,8 @@ def test_a_key_is_issued_used_watched_spent_and_revoked(visitor: Visitor, fleet:
     expect(page.locator("main .tag.bad")).to_contain_text("revoked")
     fleet.wait_for(lambda: is_refused(client), 2)
 
+    # Written down once a second; the page looks again after fifteen.
+    fleet.wait_for(lambda: count_refused(fleet))
     page = visitor.go("overview")
     budget = page.locator(".limit").filter(has_text="A key of the journey")
     expect(budget).to_have_count(0)  # it was of the key that is revoked by now
