@@ -64,10 +64,9 @@ class ModelList(BaseModel):
     data: list[ModelObject]
 
 
-class LimitObject(BaseModel):
-    """One limit and where it stands. Amounts of ``spend`` are nanos of USD; ``usd`` says them in dollars."""
+class LimitTerms(BaseModel):
+    """What a limit binds, and to how much. Amounts of ``spend`` are nanos of USD."""
 
-    object: str = "limit"
     limit: str = Field(description="As it was written: `requests 600/minute`")
     scope: str
     scope_id: str
@@ -75,6 +74,12 @@ class LimitObject(BaseModel):
     window: str
     model: str | None
     amount: int
+
+
+class LimitObject(LimitTerms):
+    """One limit and where it stands; ``usd`` says amounts of ``spend`` in dollars."""
+
+    object: str = "limit"
     spent: int
     reserved: int
     free: int

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from meterhouse.admin.guard import SignedIn
 from meterhouse.admin.pages import Cursor, listing
@@ -13,7 +13,7 @@ from meterhouse.admin.schemas import Listing
 from meterhouse.db.budgets import Budget, BudgetStore
 from meterhouse.db.paging import Page
 from meterhouse.errors import MeterDown, NotFound
-from meterhouse.http.account import AccountParts, LimitList, show_limit
+from meterhouse.http.account import AccountParts, LimitList, LimitTerms, show_limit
 from meterhouse.http.naming import LimitNames
 from meterhouse.keys.service import KeyService
 from meterhouse.metering import LimitState
@@ -26,7 +26,7 @@ METER_SECONDS = 5.0
 PageSize = Annotated[int, Query(ge=1, le=MOST_BUDGETS)]
 
 
-class BudgetObject(BaseModel):
+class BudgetObject(LimitTerms):
     """A limit of spend of an organization, a project or a key, and where it stands, as in ``LimitObject``."""
 
     id: str = Field(description="`credit`: not written by an operator, but what the organization has paid ahead")
@@ -36,13 +36,6 @@ class BudgetObject(BaseModel):
     standing: Literal["known", "unknown"] = Field(
         description="`unknown`: the meter does not know just now what is spent, and says so within a few seconds"
     )
-    limit: str
-    scope: str
-    scope_id: str
-    kind: str
-    window: str
-    model: str | None
-    amount: int
     spent: int | None = Field(description="Null, like what follows from it, while the standing is unknown")
     reserved: int | None
     free: int | None
