@@ -122,8 +122,7 @@ OTHER_NAMES = {"n_predict": 90_000, "max_new_tokens": 90_000, "num_predict": -1,
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
-def test_no_other_name_of_the_bound_reaches_a_server(gateway: Gateway, up: FakeUpstream, path: str) -> None:
-    capture = Capture(up)
+def test_no_other_name_of_the_bound_reaches_a_server(gateway: Gateway, capture: Capture, path: str) -> None:
     marker = f"bounds-{path.replace('/', '-')}"
     text = f"Hello marker={marker}"
     inputs = {

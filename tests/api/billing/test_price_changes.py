@@ -42,15 +42,15 @@ def test_a_running_stream_keeps_the_price_of_its_admission(gateway: Gateway, up:
 def test_a_price_begins_at_its_moment_without_anybody_doing_anything(gateway: Gateway) -> None:
     model = "normal?tokens=10&first_ms=2"
     set_price(gateway, "1", model)
-    start = int(time.time()) + 2
+    start = int(time.time()) + 3
     set_price(gateway, "5", model, start)
     charges: list[int] = []
-    while time.time() < start + 0.3:
+    while not charges or charges[-1] == 10_000:
         _, headers, _ = gateway.chat(f"fake/{model}")
         (record,) = gateway.records(headers["x-request-id"])
         assert record.charge_nanos == 10 * (5_000 if record.admitted_at_ms >= start * 1000 else 1_000)
         charges.append(record.charge_nanos)
-    assert {charges[0], charges[-1]} == {10_000, 50_000}
+    assert (charges[0], charges[-1]) == (10_000, 50_000)
 
 
 def test_a_price_cannot_begin_where_another_was_in_force(gateway: Gateway) -> None:
