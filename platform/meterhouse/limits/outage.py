@@ -19,6 +19,7 @@ from meterhouse.limits.counter import CounterKey, Debit, Identity, PeriodDebit, 
 from meterhouse.limits.counters import meter_down
 from meterhouse.limits.holds import Hold, Holds
 from meterhouse.limits.memory import LEASE_MS, MemoryMeter
+from meterhouse.limits.patience import patience
 from meterhouse.limits.pool import Pool, Supplement, slot_of
 from meterhouse.limits.sizing import Sizes, held_amount, size_demand, spend_nanos
 from meterhouse.limits.window import period_of
@@ -124,7 +125,7 @@ class OutageMeter:
         if refusal is not None:
             return refusal
         try:
-            async with asyncio.timeout(DRAW_WAIT_SECONDS):
+            async with patience(DRAW_WAIT_SECONDS):
                 while (sizes := await self._draw_for(ceilings, demand)) is None:
                     pass
         except TimeoutError:
@@ -142,7 +143,7 @@ class OutageMeter:
         if self._holds.is_resolved(reservation.request_id):
             return False
         try:
-            async with asyncio.timeout(DRAW_WAIT_SECONDS):
+            async with patience(DRAW_WAIT_SECONDS):
                 while (is_held := await self._try_extend(demand, reservation, output_tokens)) is None:
                     pass
         except TimeoutError:
