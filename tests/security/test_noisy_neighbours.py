@@ -5,6 +5,7 @@ gateway, the neighbour and its provider are processes of their own, as they woul
 """
 
 import json
+import os
 import socket
 import ssl
 import threading
@@ -39,6 +40,8 @@ STORM_CONNECTIONS = 20
 AT_ONCE = 200
 """How many requests a connection of a storm sends before it reads the answers."""
 ANSWERED = b"HTTP/1.1 4"
+ATTACKERS_NICE = 10
+"""They leave the processors to the gateway, as they would on machines of their own."""
 ATTACKER = "127.0.0.2"
 """Where storms come from. The neighbour has an address of its own: what nginx allows is per address."""
 FLOOD = "fake/flood?tokens=1300"
@@ -103,13 +106,16 @@ def door(request: pytest.FixtureRequest, providers: dict[str, str], tmp_path: Pa
         if request.param == "nginx":
             fleet: ServeProcess = request.getfixturevalue("fleet")
             edge = stack.enter_context(NginxServer(tmp_path / "nginx", socket=Path(fleet.bind.removeprefix("unix:"))))
-            neighbour = Neighbour(edge.url, fleet.key, edge.ca)
+            processes = {"workers": fleet.pid, "nginx": edge.pid, "all clients": os.getpid()}
+            neighbour = Neighbour(edge.url, fleet.key, edge.ca, log=fleet.log_path, processes=processes)
             yield Door(request.param, lambda: connect_tls(edge, source=ATTACKER), fleet.key, neighbour)
             return
         gateway = stack.enter_context(GatewayProcess(tmp_path / "data", providers))
         host, _, port = gateway.url.removeprefix("http://").rpartition(":")
         address, source = (host, int(port)), (ATTACKER, 0)
-        neighbour = Neighbour(gateway.url, gateway.key)
+        assert gateway.process is not None
+        processes = {"the gateway": gateway.process.pid, "all clients": os.getpid()}
+        neighbour = Neighbour(gateway.url, gateway.key, log=gateway.log_path, processes=processes)
         yield Door(request.param, lambda: socket.create_connection(address, 10, source), gateway.key, neighbour)
 
 
@@ -215,6 +221,7 @@ class Storm:
             thread.join()
 
     def _blow(self, request: bytes) -> None:
+        os.nice(ATTACKERS_NICE)  # of this thread
         while not self._has_ended.is_set():
             with suppress(ConnectionError, TimeoutError, ssl.SSLError), self._connect() as connection:
                 connection.settimeout(1)
