@@ -6,6 +6,7 @@ gateway, the neighbour and its provider are processes of their own, as they woul
 
 import json
 import os
+import random
 import socket
 import ssl
 import threading
@@ -37,8 +38,12 @@ SLOW = 2_000
 SPANS, SPAN_SECONDS = 3, 1.5
 """Four and a half seconds: nginx hangs up on who is slow after ten."""
 STORM_CONNECTIONS = 20
-AT_ONCE = 200
+AT_ONCE = 25
 """How many requests a connection of a storm sends before it reads the answers."""
+MOST_PER_SECOND = 1_000
+"""How many all of them send. What is measured is what they do to the gateway, and not that those who send, nginx and
+the gateway together take all processors of the one machine on which they are."""
+EVERY_SECONDS = AT_ONCE * STORM_CONNECTIONS / MOST_PER_SECOND
 ANSWERED = b"HTTP/1.1 4"
 ATTACKERS_NICE = 10
 """They leave the processors to the gateway, as they would on machines of their own."""
@@ -182,7 +187,7 @@ def has_stalled(up: FakeUpstream) -> bool:
 
 
 def test_storms_of_refusals(door: Door, figures: Callable[..., None]) -> None:
-    """Wrong keys and broken bodies, as fast as the connections carry them, while a neighbour asks."""
+    """Wrong keys and broken bodies, a thousand a second, while a neighbour asks."""
     wrong = post(make("dev").value, b"content-length: 2") + b"\r\n{}"
     broken = post(door.key, b"content-length: 2") + b"\r\n{]"
     refused = 0
@@ -199,7 +204,7 @@ def test_storms_of_refusals(door: Door, figures: Callable[..., None]) -> None:
 
 
 class Storm:
-    """``with Storm(connect, requests):`` sends them over and over, on twenty connections, and reads what comes."""
+    """``with Storm(connect, requests):`` sends them again and again, on twenty connections, and reads what comes."""
 
     def __init__(self, connect: Callable[[], socket.socket], requests: list[bytes]) -> None:
         self._connect = connect
@@ -222,10 +227,12 @@ class Storm:
 
     def _blow(self, request: bytes) -> None:
         os.nice(ATTACKERS_NICE)  # of this thread
+        due = time.monotonic() + random.random() * EVERY_SECONDS
         while not self._has_ended.is_set():
             with suppress(ConnectionError, TimeoutError, ssl.SSLError), self._connect() as connection:
                 connection.settimeout(1)
-                while not self._has_ended.is_set():
+                while not self._has_ended.wait(max(0.0, due - time.monotonic())):
+                    due = max(due + EVERY_SECONDS, time.monotonic())
                     connection.sendall(request * AT_ONCE)
                     if not self._read_answers(connection):
                         break
