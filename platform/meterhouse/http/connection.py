@@ -29,6 +29,8 @@ few hundred such clients use up what all connections of the machine share."""
 PIECE_BYTES = 4_096
 """So much of what came is parsed before it is seen whether a request has to wait for the one before it. A piece can
 hold some 150 requests, and then takes a millisecond; a read of the kernel's, 64 times as much, would take 100."""
+FEW_LINES = 64
+"""What came in so few lines is parsed at once: it holds twenty requests at most. So does a long body, in one line."""
 MAX_HELD_BYTES = 65_536
 """What may wait behind a request that is being answered before nothing more is read; one read of it comes on top."""
 _ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-encoding"})
@@ -99,10 +101,10 @@ class Connection(HttpToolsProtocol):
         elif len(data) <= PIECE_BYTES and not self.pipeline:
             self._parse(data)
             return
-        begin = 0
+        begin, step = 0, len(data) if data.count(b"\n") <= FEW_LINES else PIECE_BYTES
         while begin < len(data) and not self.pipeline and not self._is_closing_soon():
-            self._parse(data[begin : begin + PIECE_BYTES])
-            begin += PIECE_BYTES
+            self._parse(data[begin : begin + step])
+            begin += step
         self._held = data[begin:] if self.pipeline else b""
         if len(self._held) > MAX_HELD_BYTES:
             self.flow.is_full = True
