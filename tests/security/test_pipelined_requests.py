@@ -74,3 +74,14 @@ def test_nothing_is_read_behind_the_last_request(gateway: Gateway) -> None:
         heard = listen(connection, SILENCE_SECONDS)
     assert heard.is_closed
     assert heard.statuses == [200, 200]
+
+
+def test_half_a_head_behind_a_long_body_is_no_long_head(gateway: Gateway) -> None:
+    body = b'{"x":"%b"}' % (b"x" * 100_000)
+    head, rest = LIVE[:40], LIVE[40:].replace(LONG_HEADER, b"connection: close")
+    with connect(gateway) as connection:
+        connection.sendall(post(gateway.key, b"content-length: %d" % len(body)) + b"\r\n" + body + head)
+        connection.settimeout(SILENCE_SECONDS)
+        assert connection.recv(1 << 14).startswith(b"HTTP/1.1 400 ")
+        connection.sendall(rest)
+        assert listen(connection, SILENCE_SECONDS).statuses[-1] == 200
