@@ -113,19 +113,22 @@ class Pacer:
             self._drains -= 1
         if call.watch is not None:
             call.watch.cancel()
+            call.watch = None  # it knows the call
 
     async def run(self) -> None:
         """Look at every call, over and over."""
         while True:
             await asyncio.sleep(self._pace.tick)
-            now_ns = time.monotonic_ns()
-            for call in tuple(self._calls):
-                self._look_at(call, now_ns)
+            self._look_at_all(time.monotonic_ns())
 
     def cut(self, call: Call, reason: GatewayError) -> None:
         """End a running call from outside: its key was revoked, or the server stops."""
         if not call.is_ending and not call.has_finish:
             call.guard.interrupt(reason)
+
+    def _look_at_all(self, now_ns: int) -> None:
+        for call in tuple(self._calls):
+            self._look_at(call, now_ns)
 
     def _look_at(self, call: Call, now_ns: int) -> None:
         if call.watch is None:

@@ -182,9 +182,8 @@ class OutageMeter:
         return [next(counted) if limit.nature in _COUNTED else self._ceiling(limit, now_ms).state() for limit in limits]
 
     async def close(self) -> None:
-        """Wait for draws that are under way."""
-        for pool in list(self._pools.values()):
-            await pool.close()
+        """Wait for draws that are under way, and give back what nobody holds or used."""
+        await asyncio.gather(*[pool.close() for pool in self._pools.values()])
         await self._memory.close()
 
     # --- shares
@@ -240,8 +239,12 @@ class OutageMeter:
                 short.append((ceiling, shortfall))
         if not short:
             return sizes
-        await asyncio.gather(*[ceiling.pool.draw(ceiling.total, shortfall) for ceiling, shortfall in short])
+        await self._draw(short)
         return None
+
+    async def _draw(self, short: Sequence[tuple[_Ceiling, int]]) -> None:
+        workers = -(-max(1, self._live_workers()) // self._hosts)
+        await asyncio.gather(*[ceiling.pool.draw(ceiling.total, shortfall, workers) for ceiling, shortfall in short])
 
     async def _hold(self, demand: Demand, limits: tuple[Limit, ...], fit: _Fit) -> Reservation | Refusal:
         """Count rates and gauges, and hold the sizes. One step: a memory meter without periods awaits nothing."""
@@ -285,7 +288,7 @@ class OutageMeter:
             if more > ceiling.pool.free(ceiling.total):
                 short.append((ceiling, more - ceiling.pool.free(ceiling.total)))
         if short:
-            await asyncio.gather(*[ceiling.pool.draw(ceiling.total, shortfall) for ceiling, shortfall in short])
+            await self._draw(short)
             return None
         for _, debit in wanted:
             debit.hold(debit.more(demand, held_tokens))
