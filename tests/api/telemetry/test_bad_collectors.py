@@ -12,7 +12,7 @@ import pytest
 
 from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
-from meterhouse.telemetry.spans import MAX_QUEUED_SPANS
+from meterhouse.telemetry.otlp import MAX_QUEUED_REQUESTS
 from meterhouse.telemetry.traces import Interval, RequestSpans, Tracing
 
 REQUESTS = 20
@@ -96,8 +96,8 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
         request = RequestSpans(
             request_id="req_1", method="GET", route="/", status=200, interval=Interval(start_ns=1, end_ns=2)
         )
-        for _ in range(2 * MAX_QUEUED_SPANS):
+        for _ in range(2 * MAX_QUEUED_REQUESTS):
             tracing.finish(tracing.new_trace(None), request)
-        assert len(tracing._writer._processor._batch_processor._queue) <= MAX_QUEUED_SPANS
+        assert len(tracing._writer._processor._batch_processor._queue) <= MAX_QUEUED_REQUESTS
         tracing.CLOSE_SECONDS = 0.1  # type: ignore[misc]
         tracing.close()
