@@ -113,22 +113,27 @@ class Pacer:
             self._drains -= 1
         if call.watch is not None:
             call.watch.cancel()
+            # The task's traceback names the call: kept here, it would be a cycle with the whole request in it.
+            call.watch = None
 
     async def run(self) -> None:
         """Look at every call, over and over."""
         while True:
             await asyncio.sleep(self._pace.tick)
-            now_ns = time.monotonic_ns()
-            for call in tuple(self._calls):
-                self._look_at(call, now_ns)
+            self._look_at_all(time.monotonic_ns())
 
     def cut(self, call: Call, reason: GatewayError) -> None:
         """End a running call from outside: its key was revoked, or the server stops."""
         if not call.is_ending and not call.has_finish:
             call.guard.interrupt(reason)
 
+    def _look_at_all(self, now_ns: int) -> None:
+        for call in tuple(self._calls):
+            self._look_at(call, now_ns)
+
     def _look_at(self, call: Call, now_ns: int) -> None:
-        if call.watch is None:
+        if call.watch is None and now_ns - call.tally.admitted_ns > self._pace.tick * NANOS_PER_SECOND:
+            # An answer that is over by the next look has no need of it.
             call.watch = self._tasks.start(self._wait_for_leaving(call))
         if call.is_ending:
             return
