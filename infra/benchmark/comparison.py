@@ -43,6 +43,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> Outcome:
     )
     outcome.lines += [f"note: {note}" for note in find_notes(cells)]
     if gateway is not None:
+        if gateway.start_ms is not None:
+            outcome.lines.append(f"start: the worker served {gateway.start_ms} ms after it was forked")
+            outcome.figures["worker_start_ms"] = gateway.start_ms
         outcome.lines.append(session.books.describe())
         outcome.void = session.books.find_void_reasons()
     return outcome

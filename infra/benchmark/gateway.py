@@ -5,6 +5,7 @@ In the production form the worker alone has the server's core; its parent, Postg
 Invariant: the stores lie in the run's own folder, and end with it.
 """
 
+import json
 import os
 import signal
 import sqlite3
@@ -49,6 +50,8 @@ class Gateway(Server):
     project_id: str = ""
     place: Place | None = None
     """Where its stores are; None in the embedded form, which is its own store."""
+    start_ms: int | None = None
+    """From the fork of its worker until that served; None in the embedded form, which has no worker."""
     helpers: Mapping[str, int] = field(default_factory=dict)
     """What works for it in other processes, by name."""
     count: Callable[[], int] = int
@@ -107,6 +110,7 @@ def run_production(cores: Cores, folder: Path, upstream: Server, extra: Mapping[
                 key,
                 project_id=project_id,
                 place=place,
+                start_ms=_read_start(log),
                 helpers={name: place.started[name].pid for name in STORES},
                 count=lambda: _count_postgres(place),
                 stop=lambda: _stop(place, running),
@@ -171,6 +175,13 @@ def _find_worker(parent: int) -> int:
     if len(children) != 1:
         raise BenchError(f"one worker was expected, there are {len(children)}")
     return int(children[0])
+
+
+def _read_start(log: Path) -> int:
+    for line in log.read_bytes().splitlines():
+        if b'"event":"worker.started"' in line:
+            return int(json.loads(line)["start_ms"])
+    raise BenchError(f"no worker said in {log} that it had started")
 
 
 def _stop(place: Place, running: "subprocess.Popen[bytes]") -> None:

@@ -279,6 +279,8 @@ class LedgerSums:
     """Of each period that was asked for, without the requests that were left out."""
     left_out: Mapping[str, Sums]
     """Of each request that was left out and has records, by its id."""
+    corrections: Sequence[str] = ()
+    """The ids of the young corrections among them: those of which the meter may not have been told yet."""
 
 
 class Clock(Protocol):

@@ -115,6 +115,8 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
         # The parent class takes these for handlers that gunicorn would have; ours hang on the root.
         logging.getLogger("uvicorn.error").propagate = True
         self.is_ready = self.is_old = False
+        self.made_at = time.monotonic()
+        """In the arbiter, right before the fork."""
         self.told_at: float | None = None
         self._server: FleetServer | None = None
         self._is_told = False
@@ -173,7 +175,7 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
     def _say_ready(self) -> None:
         mark_ready(self.tmp.fileno())
         self.notify()
-        get_logger().info(Event.WORKER_STARTED, pid=self.pid)
+        get_logger().info(Event.WORKER_STARTED, pid=self.pid, start_ms=round((time.monotonic() - self.made_at) * 1000))
 
     def _take_signals(self) -> None:
         """SIGTERM drains; SIGINT and SIGQUIT also end the running streams now. Each may come again and again."""

@@ -30,7 +30,8 @@ def server(shared: RedisServer) -> RedisServer:
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[RedisServer]:
     """A server that a test may break."""
-    with RedisServer(tmp_path / "redis", options={"enable-protected-configs": "yes"}) as server:
+    options = {"enable-protected-configs": "yes", "enable-debug-command": "yes"}
+    with RedisServer(tmp_path / "redis", options=options) as server:
         yield server
 
 
@@ -292,3 +293,35 @@ def test_a_loop_that_was_busy_does_not_take_the_server_for_dead(
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(stall())
+
+
+@pytest.mark.cell(3, "R")
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_process_that_hardly_runs_gives_the_server_as_many_looks_as_ever(
+    own: RedisServer, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """As on a machine without a free processor, where the server is slow for the same reason."""
+    policy = LinkPolicy(timeout_seconds=0.1, connect_timeout_seconds=0.1, probe_seconds=0.02)
+
+    async def hardly_run() -> None:
+        async def stand_still() -> None:
+            while True:
+                time.sleep(0.1)  # noqa: ASYNC251 - the loop stands still
+                await asyncio.sleep(0.001)
+
+        standing = asyncio.create_task(stand_still())
+        await asyncio.sleep(0)
+        async with linked(own.url, policy) as (link, _):
+            slow = link.command("DEBUG", "SLEEP", "0.3")
+            assert await link.command("PING") == b"PONG"
+            assert await slow == b"OK"
+            assert (link.figures.downs, link.figures.failures) == (0, 0)
+            own.pause()
+            with pytest.raises(LinkDown, match="no answer within 100 ms"):
+                await link.command("PING")
+            own.resume()
+            await until(lambda: link.is_up)
+        standing.cancel()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(hardly_run())

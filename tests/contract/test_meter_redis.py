@@ -1,6 +1,7 @@
 """What befalls the meter on Redis alone: lost answers, lost servers, other workers, corrections."""
 
 import asyncio
+import fcntl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fakes.meter_bench import LEASE_MS, RedisBench, ServerClock, open_bench, tim
 from fakes.meter_oracle import KEY, ORGANIZATION, PROJECT, START_MS, admitted, build_demand, key_limits, settlement_of
 from fakes.servers import RedisServer
 from meterhouse.errors import MeterDown
+from meterhouse.limits import outage
 from meterhouse.limits.layout import keys_of
 from meterhouse.limits.redis import RedisMeter
 from meterhouse.metering import Correction, RefusalKind, Use
@@ -90,6 +92,31 @@ async def test_a_redis_that_comes_back_is_told_what_was_settled_and_what_is_live
     assert await bench.counts(BUDGET) == (90, 0)
     await bench.reconcile()
     assert bench.learner.figures.counter_drift_total == 0
+
+
+async def test_who_waited_in_vain_for_the_allowance_asks_a_redis_that_is_back_by_then(
+    breakable: RedisBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine without a free processor, where Redis is taken for lost for a moment and the disk is late."""
+    bench, meter, server = breakable, meter_of(breakable), server_of(breakable)
+    monkeypatch.setattr(outage, "DRAW_WAIT_SECONDS", 60)
+    meter._outage._percent = 50
+    bench.allowance._lock_wait_seconds = 60
+    await bench.state(BUDGET)
+    server.kill()
+    await until(lambda: meter.is_degraded)
+    with (bench.folder / "allowance.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        asking = asyncio.create_task(bench.reserve(BUDGET))
+        await until(lambda: any(pool.is_drawing for pool in meter._outage._pools.values()))
+        (bench.folder / "allowance").write_bytes(b"torn")
+        bench.clock._now_ms += 50
+        server.start()
+        server.set_time_ms(bench.clock.now_ms())
+        await until(lambda: not meter.is_degraded)
+    assert not admitted(await asking).is_degraded
+    assert await bench.counts(BUDGET) == (0, 110)
+    assert meter.live == live_in_redis(bench) == 1
 
 
 async def test_renewing_registers_again_what_redis_lost(bench: RedisBench) -> None:

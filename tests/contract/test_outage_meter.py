@@ -233,6 +233,30 @@ async def test_many_requests_at_once_draw_together(host: Host) -> None:
     assert pool.drawn == 12_000
 
 
+async def test_a_process_that_ends_gives_back_what_it_neither_used_nor_holds(host: Host) -> None:
+    """Deploys during outages do not use the allowance up: twenty processes draw a tenth of it each."""
+    used = 0
+    for _ in range(20):
+        meter = host.start()
+        reservation = admitted(await meter.reserve(build_demand(BUDGET)))
+        meter.settle(reservation, settlement_of(11))
+        used += (await counts(meter, BUDGET))[0][0]
+        await meter.close()
+    # Two of 110 are held when the last process ends, as by answers that it cannot follow to their end.
+    last = host.start()
+    for _ in range(2):
+        admitted(await last.reserve(build_demand(BUDGET)))
+    await last.close()
+    assert len(await admit_all(host.start(), BUDGET)) == (TOTAL - used - 2 * 110) // 110
+
+
+async def test_no_worker_finds_the_file_empty_while_the_others_have_hardly_used_it(host: Host) -> None:
+    host.live_workers = 30
+    meters = [host.start() for _ in range(30)]
+    for meter in meters:
+        admitted(await meter.reserve(build_demand("tokens 1000000 total")))
+
+
 async def test_a_file_that_is_late_is_not_waited_for_longer_than_a_second(host: Host) -> None:
     meter = host.start()
     descriptor = os.open(host.folder / "allowance.lock", os.O_RDWR | os.O_CREAT)

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
@@ -21,12 +22,13 @@ from meterhouse.billing.outbound import Outbound, Undelivered
 from meterhouse.billing.webhook import WebhookSigner
 from meterhouse.db import alerts as alert_store
 from meterhouse.db.catalog import Catalog
-from meterhouse.db.engine import close, open_engine
+from meterhouse.db.engine import close, open_engine, writing
 from meterhouse.db.ledger import Adjustment, LedgerStore
 from meterhouse.db.organizations import Organization, Project
 from meterhouse.db.outbox import OutboxStore
+from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.tables_billing import outbox
-from meterhouse.errors import Malformed, NotFound
+from meterhouse.errors import Malformed, NotFound, StoreDown
 from meterhouse.identity import COMMAND_LINE
 from meterhouse.keys.secret import Peppers
 
@@ -40,18 +42,21 @@ class Mailbox:
     """Takes e-mails, or refuses the next ones."""
 
     def __init__(self):
-        self.mails, self.refusals = [], 0
+        self.mails, self.refusals, self.when_sent = [], 0, None
 
     async def send(self, mail):
         if self.refusals:
             self.refusals -= 1
             raise Undelivered("code 451")
         self.mails.append(mail)
+        if self.when_sent is not None:
+            await self.when_sent()
 
 
 class House:
     def __init__(self, engine, posts):
         self.engine = engine
+        self.posts = posts
         self.clock = MovingClock(JANUARY.start_ms + 10**9)
         self.ledger = LedgerStore(engine, self.clock.now_ms)
         self.catalog = Catalog(engine)
@@ -242,6 +247,93 @@ async def test_a_process_that_dies_while_it_delivers_leaves_it_to_another(house,
         assert [mail.id for mail in other.mailbox.mails] == [claimed.id]
     finally:
         await close(other_engine)
+
+
+class LockedOutbox(OutboxStore):
+    """The store of a process that waits for no lock for long, and another transaction that has locked all of it."""
+
+    def __init__(self, url):
+        self.engine = open_engine(url, EnginePolicy(lock_timeout_seconds=0.05, busy_timeout_ms=50))
+        super().__init__(self.engine)
+        self.url, self.lock, self.failures, self.most_failures = url, AsyncExitStack(), 0, 1
+
+    async def take_lock(self):
+        other = open_engine(self.url)
+        self.lock.push_async_callback(close, other)
+        connection = await self.lock.enter_async_context(writing(other))
+        await connection.execute(sa.update(outbox).values(last_error=outbox.c.last_error))
+
+    async def resolve(self, delivery):
+        try:
+            await super().resolve(delivery)
+        except StoreDown:
+            self.failures += 1
+            if self.failures == self.most_failures:
+                await self.lock.aclose()
+            raise
+
+
+@pytest.fixture
+async def locked(house, store_url):
+    """The outbox of a house is locked as soon as an e-mail has left, until a failure or several."""
+    locked = LockedOutbox(store_url)
+    house.mailbox.when_sent = locked.take_lock
+    carriers = Carriers(house.posts, house.signer, house.mailbox)
+    house.deliverer = Deliverer(locked, house.catalog.webhooks, carriers, house.clock)
+    await house.alert()
+    await house.spend(100)
+    await house.watch.step()
+    yield locked
+    await locked.lock.aclose()
+    await close(locked.engine)
+
+
+async def test_what_arrived_is_noted_as_soon_as_the_database_takes_it_and_not_sent_again(house, locked, monkeypatch):
+    monkeypatch.setattr(delivering, "NOTE_PAUSES_SECONDS", (0.01, 0.01, 0.01))
+    locked.most_failures = 2
+    assert await house.deliverer.step() == 1
+    assert locked.failures == 2
+    house.clock.move(10**9)
+    assert await house.deliverer.step() == 0
+    assert len(house.mailbox.mails) == 1
+
+
+async def test_what_could_not_be_noted_at_all_is_sent_again_under_the_same_id(house, locked, monkeypatch):
+    monkeypatch.setattr(delivering, "NOTE_PAUSES_SECONDS", (0.01,))
+    locked.most_failures = 2
+    with pytest.raises(StoreDown):
+        await house.deliverer.step()
+    house.mailbox.when_sent = None
+    assert await house.deliverer.step() == 0, "it is claimed for a while yet"
+    house.clock.move(LEASE_MS)
+    assert await house.deliverer.step() == 1
+    first, second = house.mailbox.mails
+    assert first == second
+    house.clock.move(10**9)
+    assert await house.deliverer.step() == 0
+
+
+async def test_who_stood_still_for_longer_than_a_claim_neither_sends_nor_says_that_it_failed(house):
+    await house.alert()
+    await house.spend(100)
+    await house.watch.step()
+
+    async def claim():
+        (claimed,) = await house.outbox.claim(house.clock.now_ms(), LEASE_MS, 8)
+        return claimed
+
+    slow = await claim()
+    house.clock.move(LEASE_MS)
+    await house.deliverer.deliver(slow)
+    assert house.mailbox.mails == []
+    quick = await claim()
+    await house.outbox.postpone(slow, "no answer", house.clock.now_ms())
+    assert await house.deliverer.step() == 0, "the other claim holds"
+    await house.outbox.postpone(slow, "no answer", None)
+    assert [row["state"] for row in await house.waiting()] == ["waiting"]
+    await house.outbox.resolve(slow)  # late, but it did arrive
+    await house.outbox.postpone(quick, "no answer", None)
+    assert [row["state"] for row in await house.waiting()] == ["delivered"]
 
 
 async def test_what_never_arrives_is_given_up_after_a_day_and_says_why(house):

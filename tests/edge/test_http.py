@@ -48,7 +48,7 @@ def test_what_has_been_said_arrives_while_the_rest_is_not_said_yet(
 ) -> None:
     with edge.client(fleet.key, http2=http2) as client:
         stream = client.chat.completions.create(
-            model="fake/normal?tokens=4&gate=2", messages=MESSAGES, stream=True, timeout=10
+            model="fake/normal?tokens=4&gate=2", messages=MESSAGES, stream=True, timeout=60
         )
         texts = [next_text(stream) for _ in range(2)]
         assert all(texts)

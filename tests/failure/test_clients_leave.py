@@ -3,7 +3,6 @@
 ``fake`` is cancelled, ``drain`` is read on. Whatever happens: one record, one line in the log, nothing held.
 """
 
-import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,23 +102,6 @@ def house(bench: Bench) -> Iterator[Bench]:
     bench.use_drain_row(DRAIN)
     yield bench
     bench.up.open_gates()
-
-
-def test_a_request_whose_client_was_watched_leaves_nothing_to_the_garbage_collector(house: Bench) -> None:
-    leaver = Leaver(house, f"{CANCEL}/gate")
-
-    def find_left() -> list[str]:
-        calls = (thing for thing in gc.get_objects() if type(thing) is Call)
-        return [call.tally.request_id for call in calls if call.tally.principal.key_id == leaver.key_id]
-
-    gc.disable()
-    try:
-        wait_for(lambda: (call := leaver.call) is not None and call.watch is not None)
-        house.up.release(name="gate")
-        leaver.client.read_all()
-        wait_for(lambda: not find_left())
-    finally:
-        gc.enable()
 
 
 @WAYS

@@ -103,6 +103,11 @@ class NginxServer:
         """SIGHUP, and no more."""
         os.kill(self._daemon.pid, signal.SIGHUP)
 
+    @property
+    def pid(self) -> int:
+        """Of the process whose children its workers are."""
+        return self._daemon.pid
+
     def workers(self) -> list[int]:
         """Return its workers, also those that drain."""
         return [pid for pid in children_of(self._daemon.pid) if is_alive(pid)]

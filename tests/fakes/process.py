@@ -56,6 +56,12 @@ class UpstreamProcess:
         self.stop()
 
     @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process, "the provider is not running"
+        return self._process.pid
+
+    @property
     def ollama_url(self) -> str:
         """What an Ollama row takes."""
         return self.base_url.removesuffix("/v1")

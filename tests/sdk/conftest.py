@@ -17,7 +17,7 @@ def up() -> Iterator[FakeUpstream]:
 
 @pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    environment = provider_environment("fake", up.base_url, METERHOUSE_FIRST_TOKEN_TIMEOUT_SECONDS="1")
+    environment = provider_environment("fake", up.base_url)
     with Gateway(tmp_path_factory.mktemp("sdk") / "data", environment) as running:
         yield running
 

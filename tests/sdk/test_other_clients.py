@@ -24,7 +24,7 @@ def test_requests_reads_the_simple_stream_line_by_line(gateway: Gateway) -> None
         json={"messages": messages, "model": "fake/normal"},
         headers={"Authorization": f"Bearer {gateway.key}"},
         stream=True,
-        timeout=20,
+        timeout=60,
     ) as answer:
         answer.raise_for_status()
         for line in answer.iter_lines(decode_unicode=True):
@@ -44,7 +44,7 @@ def test_requests_asks_as_openai_is_asked(gateway: Gateway, is_streamed: bool) -
         json={"model": "fake/normal", "messages": messages, "temperature": 0.7, "stream": is_streamed},
         headers={"Authorization": f"Bearer {gateway.key}"},
         stream=is_streamed,
-        timeout=20,
+        timeout=60,
     ) as answer:
         if is_streamed:
             lines = [line[6:] for line in answer.iter_lines() if line.startswith(b"data: ")]
@@ -55,7 +55,7 @@ def test_requests_asks_as_openai_is_asked(gateway: Gateway, is_streamed: bool) -
 
 
 def test_requests_gets_a_body_that_says_what_is_wrong(gateway: Gateway) -> None:
-    answer = requests.post(f"{gateway.url}/chat", json={}, headers={"Authorization": "Bearer nobody"}, timeout=20)
+    answer = requests.post(f"{gateway.url}/chat", json={}, headers={"Authorization": "Bearer nobody"}, timeout=60)
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
@@ -83,5 +83,5 @@ def test_curl_prints_the_stream(gateway: Gateway) -> None:
     body = json.dumps({"model": "fake/normal", "messages": messages, "stream": True})
     command = [curl, "--silent", "--show-error", "--no-buffer", f"{gateway.url}/v1/chat/completions"]
     command += ["-H", f"Authorization: Bearer {gateway.key}", "-H", "Content-Type: application/json", "-d", body]
-    printed = subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
+    printed = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
     assert text_of(chunks_of(printed)) == answer_text(marker, TOKENS)

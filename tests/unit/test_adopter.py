@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from fakes.journals import (
+    PRICE,
     EventLog,
     MemoryStore,
     abandon,
@@ -25,6 +26,7 @@ from meterhouse.ledger.adopter import Adopter, AdoptionReport
 from meterhouse.ledger.files import OsFiles
 from meterhouse.ledger.record import Checkpoint, CheckpointEntry, UnreadableJournal, encode
 from meterhouse.ledger.shipper import Shipper
+from meterhouse.money import Component, Meterable
 from meterhouse.usage import Exactness, Outcome, Usage
 
 
@@ -100,6 +102,19 @@ async def test_a_checkpoint_that_the_provider_reported_is_charged_as_it_reported
     row = store.rows[request_id, 1]
     assert (row.usage, row.exactness) == (Usage(input_tokens=70, output_tokens=30), Exactness.REPORTED)
     assert row.charge_nanos == 70 * 2 + 30 * 8
+
+
+async def test_a_request_for_several_images_that_died_is_charged_for_all_that_were_held(tmp_path, adopter, store):
+    request_id = new_request_id()
+    price = msgspec.structs.replace(PRICE, components=(Component(Meterable.REQUEST, 40_000_000),))
+    await die_after(
+        tmp_path,
+        intent(request_id, operation="images", price=price, request_units=3),
+        checkpoint(request_id, 30, is_reported=True),
+    )
+    await adopter.adopt(tmp_path)
+    row = store.rows[request_id, 1]
+    assert (row.charge_nanos, dict(row.charges)) == (3 * 40, {"request": 3 * 40})
 
 
 async def test_a_request_that_died_without_a_price_is_recorded_as_unpriced(tmp_path, adopter, store):

@@ -74,6 +74,19 @@ async def test_a_restart_does_not_renew_it(path: Path, log: EventLog) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+async def test_what_is_given_back_is_there_for_others_and_never_more_than_was_drawn(path: Path, log: EventLog) -> None:
+    allowance, other = open_file(path, log), open_file(path, log)
+    assert await allowance.draw("a", *DAY, 100, 60) == 60
+    await allowance.give_back("a", DAY[0], 50)
+    assert await other.draw("a", *DAY, 100, 100) == 90
+    await other.give_back("a", DAY[0], 500)
+    await other.give_back("never drawn", DAY[0], 500)
+    assert await allowance.draw("a", *DAY, 100, 500) == 100
+    assert await allowance.draw("never drawn", *DAY, 100, 500) == 100
+    for file in (allowance, other):
+        await file.close()
+
+
 async def test_draws_at_once_are_each_granted_their_own(path: Path, log: EventLog) -> None:
     files = [open_file(path, log) for _ in range(3)]
     grants = await asyncio.gather(*[files[i % 3].draw("a", *FOREVER, 1_000, 9) for i in range(300)])

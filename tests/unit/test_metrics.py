@@ -174,6 +174,16 @@ def test_no_label_grows_without_bound() -> None:
     assert value(metrics, "meterhouse_attempts_total", provider="other", outcome="completed") == count - MAX_CHILDREN
 
 
+def test_errors_of_many_kinds_do_not_take_a_route_its_own_figures() -> None:
+    metrics = Metrics()
+    for number in range(MAX_CHILDREN * 2):
+        observe(metrics, a_record(), route="/v1/files", status=400, owner="caller", code=f"code-{number}")
+    observe(metrics, a_record(), route="/v1/models", status=200, owner="", code="")
+    name, failed = "meterhouse_requests_total", {"status_class": "4xx", "owner": "caller", "code": "other"}
+    assert value(metrics, name, route="/v1/files", **failed) == MAX_CHILDREN
+    assert value(metrics, name, route="/v1/models", status_class="2xx", owner="", code="") == 1
+
+
 def test_no_model_key_or_organization_is_a_label() -> None:
     metrics = Metrics()
     observe(metrics, a_record(model="secret-model", organization_id="org_secret", key_id="key_secret"))

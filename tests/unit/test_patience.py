@@ -47,7 +47,7 @@ async def test_a_loop_that_was_busy_does_not_wait_for_ever() -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         await wait()
-    assert time.monotonic() - began >= 0.25
+    assert time.monotonic() - began >= 0.24, "the fifth of its time in which it was busy counts once"
 
 
 async def test_who_gives_up_while_waiting_is_let_go() -> None:

@@ -1,13 +1,15 @@
 """Delivers what lies in the outbox, again and again until it arrives or a day and more have gone.
 
-Invariant: a delivery has one id over all tries; one that a dead process had claimed is tried again after its lease.
-Not here: how a webhook is signed (``webhook``), how anything is sent (``outbound``, ``mail``).
+Invariant: a delivery has one id over all tries; one that a dead process had claimed is tried again after its lease. So
+it arrives at least once; more than once only when an answer is lost or late, or when the database does not take for
+long that it arrived. Not here: how a webhook is signed (``webhook``), how anything is sent (``outbound``, ``mail``).
 """
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -18,6 +20,7 @@ from meterhouse.billing.outbound import Undelivered
 from meterhouse.billing.webhook import WebhookSigner
 from meterhouse.db.outbox import Delivery, OutboxStore
 from meterhouse.db.webhooks import WebhookStore
+from meterhouse.errors import StoreDown
 from meterhouse.metering import Clock
 from meterhouse.telemetry.logs import Event, get_logger
 
@@ -29,6 +32,8 @@ PAUSES_SECONDS = (5, 30, 120, 600, 1_800, 3_600, 3 * 3_600, 6 * 3_600, 12 * 3_60
 """Between a try and the next; after the last one it is given up, about a day after the first."""
 KEPT_MS = 30 * 86_400_000
 """How long what was delivered or given up is kept, for whoever asks what became of it."""
+NOTE_PAUSES_SECONDS = (0.5, 1.5, 4.5)
+"""Between a try to note how a delivery went and the next; with what each may take they end well within the lease."""
 GONE = "status 410"
 """The receiver says that it wants no more."""
 
@@ -88,21 +93,27 @@ class Deliverer:
         """Deliver what is due now; returns how much was tried. Raises StoreDown."""
         tried = 0
         while claimed := await self._outbox.claim(self._clock.now_ms(), LEASE_MS, MOST_AT_A_TIME):
-            await asyncio.gather(*map(self._try, claimed))
+            # Each is followed to its end whatever becomes of the others: one that is broken off would be sent again.
+            ends = await asyncio.gather(*map(self.deliver, claimed), return_exceptions=True)
+            for failure in filter(None, ends):
+                raise failure
             tried += len(claimed)
         return tried
 
-    async def tidy(self) -> None:
-        """Forget what was resolved long ago. Raises StoreDown."""
-        await self._outbox.forget(self._clock.now_ms() - KEPT_MS)
-
-    async def _try(self, delivery: Delivery) -> None:
+    async def deliver(self, delivery: Delivery) -> None:
+        """Try once to deliver what was claimed, and note how it went. Raises StoreDown."""
+        if self._clock.now_ms() >= delivery.next_at_ms:
+            return  # this process stood still for longer than its claim lasts: it is another's by now
         try:
             await (self._mail(delivery) if delivery.channel == EMAIL else self._post(delivery))
         except Undelivered as failure:
             await self._postpone(delivery, failure)
         else:
-            await self._outbox.resolve(delivery.id)
+            await _note(partial(self._outbox.resolve, delivery))
+
+    async def tidy(self) -> None:
+        """Forget what was resolved long ago. Raises StoreDown."""
+        await self._outbox.forget(self._clock.now_ms() - KEPT_MS)
 
     async def _post(self, delivery: Delivery) -> None:
         webhook = await self._webhooks.find(delivery.target)
@@ -131,4 +142,15 @@ class Deliverer:
             next_at_ms = self._clock.now_ms() + round(1_000 * self._spread(0.8 * pause_seconds, 1.2 * pause_seconds))
         event = Event.DELIVERY_GIVEN_UP if is_over else Event.DELIVERY_FAILED
         get_logger().warning(event, delivery_id=delivery.id, tries=delivery.tries, detail=str(failure))
-        await self._outbox.postpone(delivery.id, str(failure), next_at_ms)
+        await _note(partial(self._outbox.postpone, delivery, str(failure), next_at_ms))
+
+
+async def _note(work: Callable[[], Awaitable[None]]) -> None:
+    """Write down how a delivery went, again where the database is too busy; raises StoreDown."""
+    for pause_seconds in NOTE_PAUSES_SECONDS:
+        try:
+            return await work()
+        except StoreDown as error:
+            get_logger().warning(Event.STORE_FAILED, detail=error.detail)
+        await asyncio.sleep(pause_seconds)
+    return await work()

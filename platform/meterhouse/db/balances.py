@@ -19,6 +19,10 @@ from meterhouse.db.projection import record_measure
 from meterhouse.db.tables import CREDIT_PERIOD_MS, HOUR_MS, adjustment, usage_hour, usage_record
 from meterhouse.metering import LedgerSums, Period, Scope, Sums
 
+YOUNG_MS = 15 * 60_000
+"""After so long the meter has been told of a correction, or will not be: as long as it remembers which it was told."""
+MOST_YOUNG = 2_000
+"""Of the corrections of an organization in that time, the newest; for others a comparison may be off until the next."""
 CHUNK_IDS = 10_000
 """Request ids in one statement of SQLite, which takes 32,766 variables; PostgreSQL gets them as one array."""
 
@@ -83,13 +87,14 @@ class LedgerBalances:
         async with reading(self._engine) as connection:
             sums = [await _sum(connection, period, before_ms) for period in periods]
             rows = await _find_excluded(connection, before_ms, excluded)
+            young = await _list_young_corrections(connection, periods, before_ms - YOUNG_MS)
         left_out: dict[str, Sums] = {}
         for row in rows:
             request_id = row["request_id"].replace("-", "")
             known = left_out.get(request_id, Sums())
             left_out[request_id] = Sums(*(getattr(known, name) + row[name] for name in _NAMES))
         remaining = [_without(known, period, rows) for known, period in zip(sums, periods, strict=True)]
-        return LedgerSums(remaining, left_out)
+        return LedgerSums(remaining, left_out, tuple(young))
 
 
 class _Shape(NamedTuple):
@@ -179,6 +184,27 @@ async def _find_excluded(connection: AsyncConnection, before_ms: int, excluded: 
     for condition in _conditions(connection, sorted(excluded)):
         rows.extend((await connection.execute(statement.where(condition))).mappings())
     return rows
+
+
+async def _list_young_corrections(
+    connection: AsyncConnection, periods: Sequence[Period], since_ms: int
+) -> Sequence[str]:
+    """Return the ids of the newest adjustments that count in any of these periods' limits."""
+    owners: dict[str, set[str]] = {}
+    for period in periods:
+        owners.setdefault(_SCOPE_COLUMNS[period.limit.scope], set()).add(period.limit.owner_and_token[0])
+    columns = adjustment.c
+    statement = (
+        sa.select(columns.id)
+        .where(
+            sa.or_(*(columns[name].in_(sorted(ids)) for name, ids in owners.items())),
+            columns.created_at_ms >= since_ms,
+            columns.period_start_ms != CREDIT_PERIOD_MS,
+        )
+        .order_by(columns.created_at_ms.desc(), columns.id)
+        .limit(MOST_YOUNG)
+    )
+    return list((await connection.execute(statement)).scalars())
 
 
 def _conditions(connection: AsyncConnection, ids: Sequence[str]) -> Iterator[sa.ColumnElement[bool]]:

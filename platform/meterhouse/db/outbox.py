@@ -1,7 +1,8 @@
 """What is still to be delivered, in SQL: webhooks and e-mails, each tried again until it arrives or is given up.
 
 Invariant: what is claimed comes back by itself when its process dies before it could say how it went; so everything is
-delivered at least once, under the same id. Not here: how anything is delivered, and how often (``billing.delivery``).
+delivered at least once, under the same id. That it arrived is a fact, whoever says it and when; that it did not says
+only who has the latest claim. Not here: how anything is delivered, and how often (``billing.delivery``).
 """
 
 from collections.abc import Sequence
@@ -69,16 +70,18 @@ class OutboxStore:
             )
             return [Delivery(**row) for row in (await connection.execute(claim)).mappings()]
 
-    async def resolve(self, delivery_id: str) -> None:
-        """Note that it arrived."""
-        await self._put(delivery_id, state=DELIVERED, last_error="")
+    async def resolve(self, delivery: Delivery) -> None:
+        """Note that it arrived; doing it again is harmless."""
+        await self._put(outbox.c.id == delivery.id, state=DELIVERED, last_error="")
 
-    async def postpone(self, delivery_id: str, error: str, next_at_ms: int | None) -> None:
-        """Note that it did not arrive, and when it is tried again; None: it is given up."""
-        if next_at_ms is None:
-            await self._put(delivery_id, state=FAILED, last_error=error[:MAX_ERROR_CHARACTERS])
-        else:
-            await self._put(delivery_id, next_at_ms=next_at_ms, last_error=error[:MAX_ERROR_CHARACTERS])
+    async def postpone(self, delivery: Delivery, error: str, next_at_ms: int | None) -> None:
+        """Note that it did not arrive, and when it is tried again; None: it is given up.
+
+        Nothing changes where it was claimed again since: it is with somebody else, or has arrived meanwhile.
+        """
+        is_latest = sa.and_(outbox.c.id == delivery.id, outbox.c.state == WAITING, outbox.c.tries == delivery.tries)
+        changes = {"state": FAILED} if next_at_ms is None else {"next_at_ms": next_at_ms}
+        await self._put(is_latest, last_error=error[:MAX_ERROR_CHARACTERS], **changes)
 
     async def list_latest(self, organization_id: str, limit: int) -> list[Delivery]:
         """Return the newest deliveries of an organization."""
@@ -97,9 +100,9 @@ class OutboxStore:
         async with writing(self._source) as connection:
             await connection.execute(statement)
 
-    async def _put(self, delivery_id: str, **values: object) -> None:
+    async def _put(self, which: sa.ColumnElement[bool], **values: object) -> None:
         async with writing(self._source) as connection:
-            await connection.execute(sa.update(outbox).where(outbox.c.id == delivery_id).values(values))
+            await connection.execute(sa.update(outbox).where(which).values(values))
 
 
 async def count_deliveries(connection: AsyncConnection, organization_id: str, since_ms: int) -> int:

@@ -168,6 +168,7 @@ class Attempts:
             price=self._encode_price(deployment.price),
             admitted_at_ms=tally.reservation.admitted_at_ms,
             trace_id=tally.trace_id,
+            request_units=attempt.request_units,
         )
         self._journal.append(encode(intent), is_admission=True)
         tally.attempts.append(attempt)

@@ -113,8 +113,7 @@ class Pacer:
             self._drains -= 1
         if call.watch is not None:
             call.watch.cancel()
-            # The task's traceback names the call: kept here, it would be a cycle with the whole request in it.
-            call.watch = None
+            call.watch = None  # it knows the call
 
     async def run(self) -> None:
         """Look at every call, over and over."""

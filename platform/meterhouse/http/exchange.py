@@ -47,11 +47,29 @@ class Exchange(msgspec.Struct):
         """The ledger records of the request; empty where nothing was admitted."""
         return self.tally.records if self.tally is not None else ()
 
+    def let_go(self) -> None:
+        """Forget by which way its errors came, once nobody will ask.
+
+        The frames that an error came through know the request, and the request its errors: what is not taken apart here
+        waits for the garbage collector, and a storm of refusals would make it stop everybody several times a second.
+        """
+        _forget_way(self.error)
+        if self.tally is not None:
+            for attempt in self.tally.attempts:
+                _forget_way(attempt.error)
+
 
 def exchange_of(scope: Scope) -> Exchange:
     """Return the exchange of a request."""
     exchange: Exchange = scope[SCOPE_NAME]
     return exchange
+
+
+def _forget_way(error: BaseException | None) -> None:
+    while error is not None:
+        before = error.__cause__ or error.__context__
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        error = before
 
 
 class Observer:

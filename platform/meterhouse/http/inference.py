@@ -140,6 +140,7 @@ class InferenceEndpoint:
         finally:
             call.occupy(None)
             parts.pacer.forget(call)
+            call.guard.clear()
 
     async def _admit(
         self, exchange: Exchange, measured: tuple[Asked, InputSize], route: Route, prices: tuple[Price | None, ...]

@@ -77,6 +77,7 @@ class RequestContext:
             if exchange.route == UNKNOWN_ROUTE:
                 exchange.route = route_of(scope)
             self._observer.finish(exchange)
+            exchange.let_go()
 
     def _open(self, scope: Scope) -> Exchange:
         traceparent = header(scope, b"traceparent")

@@ -56,7 +56,13 @@ def _lost_record(attempt: _OpenAttempt, *, is_last: bool) -> UsageRecord:
     price = intent.price if isinstance(intent.price, Price) else None
     charged = Charge()
     if price is not None and usage != Usage():
-        charged = charge(price, usage, admitted_at_ms=intent.admitted_at_ms, service_tier=None)
+        charged = charge(
+            price,
+            usage,
+            admitted_at_ms=intent.admitted_at_ms,
+            service_tier=None,
+            request_units=intent.request_units,
+        )
     return UsageRecord(
         request_id=intent.request_id,
         attempt=intent.attempt,

@@ -36,6 +36,8 @@ class Intent(msgspec.Struct, frozen=True, array_like=True, tag=1, kw_only=True):
     """Written as an already encoded Price, so that an INTENT costs nothing; read as a Price. None: unpriced."""
     admitted_at_ms: int
     trace_id: str
+    request_units: int = 1
+    """How often the price of a request was held: once, or for each image that was asked for."""
 
 
 class CheckpointEntry(msgspec.Struct, frozen=True, array_like=True):

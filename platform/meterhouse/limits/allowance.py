@@ -3,7 +3,8 @@
 Invariant: the sum of all grants for a slot and period never exceeds the total, over any number of processes, kills and
 restarts. For that every grant is in the file, durably, before it is given; the file is changed under a lock and
 replaced as a whole; a file that cannot be read in full is never taken for an empty one, but grants nothing until an
-operator has looked at it. A grant that was drawn and not used is lost with its process: less may be used, never more.
+operator has looked at it. What was granted and not used is given back when its process ends, and lost when it is
+killed: less may be used, never more.
 Not here: how large a total is, and what happens with a grant.
 """
 
@@ -40,6 +41,7 @@ class _Draw(NamedTuple):
     end_ms: int | None
     total: int
     wanted: int
+    """Below zero: so much is given back."""
 
 
 class _Entry(msgspec.Struct, array_like=True):
@@ -89,13 +91,13 @@ class AllowanceFile:
         The grant is durable. Draws that wait while the file is being written share the next write. A file that cannot
         be read, written or locked grants 0, and the log says why and what to do.
         """
-        if wanted <= 0 or total <= 0 or self._is_closed:
+        if wanted <= 0 or total <= 0:
             return 0
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append((_Draw(slot, period_start_ms, period_end_ms, total, wanted), future))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
-        return await future
+        return await self._change(_Draw(slot, period_start_ms, period_end_ms, total, wanted))
+
+    async def give_back(self, slot: str, period_start_ms: int | None, amount: int) -> None:
+        """Give back what was granted in a period and will not be used; it is lost when the file cannot be written."""
+        await self._change(_Draw(slot, period_start_ms, None, 0, -amount))
 
     async def close(self) -> None:
         """Wait for the writes that are under way, within reason; further draws are granted nothing."""
@@ -103,6 +105,15 @@ class AllowanceFile:
         if self._worker is not None:
             await asyncio.wait({self._worker}, timeout=CLOSE_SECONDS)
         self._thread.shutdown(wait=False)
+
+    async def _change(self, draw: _Draw) -> int:
+        if self._is_closed:
+            return 0
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append((draw, future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await future
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -203,11 +214,15 @@ def _head(payload: bytes) -> bytes:
 
 
 def _grant(draw: _Draw, entries: dict[tuple[str, int | None], _Entry], forgotten_until_ms: int) -> int:
-    """Grant one draw and note it in the entries."""
+    """Grant one draw, or take back what is below zero, and note it in the entries."""
     if draw.end_ms is not None and draw.end_ms <= forgotten_until_ms:
         return 0
     entry = entries.get((draw.slot, draw.start_ms))
     drawn = 0 if entry is None else entry.drawn
+    if draw.wanted < 0:
+        if entry is not None:
+            entry.drawn = max(0, drawn + draw.wanted)
+        return draw.wanted
     granted = max(0, min(draw.wanted, draw.total - drawn))
     if granted:
         entries[draw.slot, draw.start_ms] = _Entry(draw.slot, draw.start_ms, draw.end_ms, drawn + granted)

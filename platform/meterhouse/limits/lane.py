@@ -6,7 +6,8 @@ is cancelled leaves no reply behind for another. Invariant: a connection that wa
 closed and never used again. One connection, because Redis runs one command at a time anyway: what is written first is
 done first (a settlement before the reservation that follows it), and a second connection would only reorder. A batch
 does not wait for the one before it; a slow script holds up what comes behind it, at most until its own timeout, which
-takes all of them to the breaker. Not here: which server a key is on, and what the replies mean.
+takes all of them to the breaker. Its time is counted while this loop runs: a process that was stopped, or gets too
+little of a processor, says nothing about Redis. Not here: which server a key is on, and what the replies mean.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from meterhouse.limits.patience import patience
 from meterhouse.limits.wire import (
     Argument,
     CommandRefused,
@@ -37,8 +39,10 @@ _NOT_NOW = frozenset({"TRYAGAIN"})
 """Of keys whose slot is being moved: only this call is refused."""
 _MOST_LOADS = 8
 """Scripts may be flushed between their loading and their use, but hardly so often."""
+_LOOKS = 5
+"""How often the clock is looked at in the time that Redis has: what a look is late by, the loop stood still."""
 _GRACE_SECONDS = 0.005
-"""A timer that is late because the loop was busy says nothing about Redis: what has arrived is read first."""
+"""What has arrived is read before Redis is given up."""
 
 
 class LaneOwner(Protocol):
@@ -79,9 +83,12 @@ class Lane:
         self._pending: deque[Item] = deque()
         self._again: deque[Item] = deque()
         # Items that go before the pending ones: they were sent before.
+        self.stalled_seconds = 0.0
+        """For how long the loop stood still while somebody waited; deadlines are by its time without that."""
         self._deadline_seconds = 0.0
         self._is_flush_due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._look_seconds = 0.0
         self._late: Item | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -134,10 +141,10 @@ class Lane:
     def _plan_flush(self) -> None:
         if not self._is_flush_due:
             self._is_flush_due = True
-            self._deadline_seconds = self._loop.time() + self._policy.timeout_seconds
+            self._deadline_seconds = self._awake_seconds() + self._policy.timeout_seconds
             self._loop.call_soon(self._flush)
             if self._timer is None:
-                self._timer = self._loop.call_at(self._deadline_seconds, self._check)
+                self._look_in(self._policy.timeout_seconds / _LOOKS)
 
     def _flush(self) -> None:
         self._is_flush_due = False
@@ -211,19 +218,32 @@ class Lane:
                 self._again.append(item)
         self.start()
 
+    def _awake_seconds(self) -> float:
+        """Return the loop's time without that in which it stood still."""
+        now_seconds = self._loop.time()
+        if self._timer is not None and now_seconds > self._look_seconds:
+            self.stalled_seconds += now_seconds - self._look_seconds
+            self._look_seconds = now_seconds
+        return now_seconds - self.stalled_seconds
+
+    def _look_in(self, seconds: float) -> None:
+        self._look_seconds = self._loop.time() + seconds
+        self._timer = self._loop.call_at(self._look_seconds, self._check)
+
     def _check(self) -> None:
         """Find out whether the oldest command is late."""
+        awake_seconds = self._awake_seconds()
         self._timer = None
         oldest = self._find_oldest()
         if oldest is None:
             self._late = None
             return
-        now = self._loop.time()
-        if oldest.deadline_seconds > now:
-            self._timer = self._loop.call_at(oldest.deadline_seconds, self._check)
+        left_seconds = oldest.deadline_seconds - awake_seconds
+        if left_seconds > 0:
+            self._look_in(min(left_seconds, self._policy.timeout_seconds / _LOOKS))
         elif self._late is not oldest:
             self._late = oldest
-            self._timer = self._loop.call_later(_GRACE_SECONDS, self._check)
+            self._look_in(_GRACE_SECONDS)
         else:
             self._late = None
             self._lose(f"no answer within {self._policy.timeout_seconds * 1000:.0f} ms")
@@ -282,7 +302,7 @@ class Lane:
         wire = Wire(_raise_to_caller, _fail_sign_in)
         is_kept = False
         try:
-            async with asyncio.timeout(self._policy.connect_timeout_seconds):
+            async with patience(self._policy.connect_timeout_seconds):
                 server = self.server
                 await self._loop.create_connection(lambda: wire, server.host, server.port, ssl=server.tls)
                 commands = self._sign_in_commands()

@@ -348,7 +348,7 @@ class Learner:
         if found.may_lower:
             quiet_since_ms = begun.begin_ms - round(self._lease_seconds * 1000 * QUIET_PART)
         first, *more = list(batches(reaped)) or [[]]
-        payload = encode_learn_finish(token, corrections, first, quiet_since_ms)
+        payload = encode_learn_finish(token, corrections, first, quiet_since_ms, found.sums.corrections)
         reply = await self._link.call(self._scripts.learn_finish, keys_of(organization_id), payload)
         for batch in more:
             payload = encode_learn_finish(token, (), batch, quiet_since_ms)

@@ -67,6 +67,7 @@ def encode_learn_finish(
     corrections: Sequence[SlotCorrection],
     reaped: Iterable[tuple[str, Sums]] = (),
     quiet_since_ms: int | None = None,
+    young: Sequence[str] = (),
 ) -> bytes:
     """Correct slots by what the ledger says, make them known, and unlock them.
 
@@ -76,12 +77,13 @@ def encode_learn_finish(
         reaped: reaped reservations, and what the ledger has of each.
         quiet_since_ms: a reaped one of which nothing was heard since then is over: the ledger accounts for it from now
             on. None: each may still run.
+        young: the ids of the young corrections that the ledger's sums have.
     """
     flat: list[str | int] = []
     for request_id, sums in reaped:
         flat += (request_id, sums.requests, sums.total_tokens, sums.charge_nanos)
     slots = [field for correction in corrections for field in correction]
-    return encode([token, slots, flat, NO if quiet_since_ms is None else quiet_since_ms])
+    return encode([token, slots, flat, NO if quiet_since_ms is None else quiet_since_ms, young])
 
 
 def untouched(slots: Iterable[str]) -> list[SlotCorrection]:

@@ -146,7 +146,7 @@ class RedisLink:
             callback()
 
     def redirect(self, lane: Lane, item: Item, error: str) -> None:
-        """Send an item where MOVED or ASK says; its deadline stays."""
+        """Send an item where MOVED or ASK says; it has as much time left as before."""
         word, slot, where = error.split(" ", 2)
         item.redirects += 1
         if not self._is_cluster or item.redirects > MOST_REDIRECTS:
@@ -156,6 +156,7 @@ class RedisLink:
         target = self._lane_at((host or lane.server.host, int(port)))
         target.start()
         item.is_asking = word == "ASK"
+        item.deadline_seconds += lane.stalled_seconds - target.stalled_seconds
         if word == "MOVED":
             self._slots[int(slot)] = target
             self._wants_map.set()

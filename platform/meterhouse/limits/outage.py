@@ -19,6 +19,7 @@ from meterhouse.limits.counter import CounterKey, Debit, Identity, PeriodDebit, 
 from meterhouse.limits.counters import meter_down
 from meterhouse.limits.holds import Hold, Holds
 from meterhouse.limits.memory import LEASE_MS, MemoryMeter
+from meterhouse.limits.patience import patience
 from meterhouse.limits.pool import Pool, Supplement, slot_of
 from meterhouse.limits.sizing import Sizes, held_amount, size_demand, spend_nanos
 from meterhouse.limits.window import period_of
@@ -124,7 +125,7 @@ class OutageMeter:
         if refusal is not None:
             return refusal
         try:
-            async with asyncio.timeout(DRAW_WAIT_SECONDS):
+            async with patience(DRAW_WAIT_SECONDS):
                 while (sizes := await self._draw_for(ceilings, demand)) is None:
                     pass
         except TimeoutError:
@@ -142,7 +143,7 @@ class OutageMeter:
         if self._holds.is_resolved(reservation.request_id):
             return False
         try:
-            async with asyncio.timeout(DRAW_WAIT_SECONDS):
+            async with patience(DRAW_WAIT_SECONDS):
                 while (is_held := await self._try_extend(demand, reservation, output_tokens)) is None:
                     pass
         except TimeoutError:
@@ -181,9 +182,8 @@ class OutageMeter:
         return [next(counted) if limit.nature in _COUNTED else self._ceiling(limit, now_ms).state() for limit in limits]
 
     async def close(self) -> None:
-        """Wait for draws that are under way."""
-        for pool in list(self._pools.values()):
-            await pool.close()
+        """Wait for draws that are under way, and give back what nobody holds or used."""
+        await asyncio.gather(*[pool.close() for pool in self._pools.values()])
         await self._memory.close()
 
     # --- shares
@@ -239,8 +239,12 @@ class OutageMeter:
                 short.append((ceiling, shortfall))
         if not short:
             return sizes
-        await asyncio.gather(*[ceiling.pool.draw(ceiling.total, shortfall) for ceiling, shortfall in short])
+        await self._draw(short)
         return None
+
+    async def _draw(self, short: Sequence[tuple[_Ceiling, int]]) -> None:
+        workers = -(-max(1, self._live_workers()) // self._hosts)
+        await asyncio.gather(*[ceiling.pool.draw(ceiling.total, shortfall, workers) for ceiling, shortfall in short])
 
     async def _hold(self, demand: Demand, limits: tuple[Limit, ...], fit: _Fit) -> Reservation | Refusal:
         """Count rates and gauges, and hold the sizes. One step: a memory meter without periods awaits nothing."""
@@ -284,7 +288,7 @@ class OutageMeter:
             if more > ceiling.pool.free(ceiling.total):
                 short.append((ceiling, more - ceiling.pool.free(ceiling.total)))
         if short:
-            await asyncio.gather(*[ceiling.pool.draw(ceiling.total, shortfall) for ceiling, shortfall in short])
+            await self._draw(short)
             return None
         for _, debit in wanted:
             debit.hold(debit.more(demand, held_tokens))

@@ -12,7 +12,7 @@ from meterhouse.limits.sizing import held_amount, settled_amount
 from meterhouse.metering import Clock, Demand, Limit, LimitState, Period, Settlement
 
 CHUNK_PARTS = 10
-"""A draw takes at least a tenth of the allowance, so that the file is not written for every request."""
+"""A draw takes at least a tenth of this worker's part of the allowance, so that the file is not written each time."""
 EMPTY_MS = 1_000
 """How long a file that granted less than was asked for is not asked again; only a raised limit can change it."""
 
@@ -47,22 +47,29 @@ class Pool:
             return self.free(total)
         return total - self.counter.spent - self.counter.reserved
 
-    async def draw(self, total: int, shortfall: int) -> None:
-        """Draw a chunk that covers a shortfall, once for all who wait; what it brought shows in ``free``."""
+    async def draw(self, total: int, shortfall: int, workers: int) -> None:
+        """Draw a chunk that covers a shortfall, once for all who wait; what it brought shows in ``free``.
+
+        The file is shared by ``workers``: while it lasts, none of them shall find it empty that has drawn nothing yet.
+        """
         if not self.is_drawing:
             # A task of its own: a request that gives up must not lose what is granted.
-            self._drawing = asyncio.create_task(self._draw(total, shortfall))
+            self._drawing = asyncio.create_task(self._draw(total, max(shortfall, total // (CHUNK_PARTS * workers))))
         assert self._drawing is not None
         await asyncio.wait({self._drawing})
 
     async def close(self) -> None:
-        """Wait for the draw that is under way."""
+        """Give back what nobody holds or used, after the draw that is under way; a process that is killed cannot."""
         if self._drawing is not None:
             await asyncio.wait({self._drawing})
+        unused = self.drawn - self.counter.spent - self.counter.reserved
+        if unused > 0:
+            self.drawn -= unused
+            await self._allowance.give_back(self._slot, self.counter.period.start_ms, unused)
 
-    async def _draw(self, total: int, shortfall: int) -> None:
+    async def _draw(self, total: int, least: int) -> None:
         period = self.counter.period
-        wanted = min(max(total // CHUNK_PARTS, shortfall), max(0, total - self.drawn))
+        wanted = min(least, max(0, total - self.drawn))
         granted = await self._allowance.draw(self._slot, period.start_ms, period.end_ms, total, wanted)
         self.drawn += granted
         if granted < wanted or granted == 0:

@@ -155,17 +155,11 @@ class RedisMeter:
         live = self._live.get(demand.request_id)
         if live is not None:
             return live.reservation
-        organization_id = demand.organization_id
-        self._activity.note(organization_id)
-        plan = self._plans.of(demand)
+        self._activity.note(demand.organization_id)
         try:
-            payload = encode_reserve(demand, plan, self._lease_ms, self._patience_ms(organization_id))
-            reply = await self._ask(self._scripts.reserve, organization_id, payload)
-            decided = decode_reserve(reply, demand.request_id, plan.limits)
-            is_held = reply[0] == Status.DONE
-        except _FAILURES:
-            decided = await self._reserve_in_outage(demand)
-            is_held = True
+            decided, is_held = await self._reserve_in_redis(demand)
+        except _FAILURES as failure:
+            decided, is_held = await self._reserve_in_outage(demand, failure)
         except asyncio.CancelledError:
             self._release(demand)
             raise
@@ -333,15 +327,34 @@ class RedisMeter:
         except TimeoutError:
             raise meter_down(f"{script.name}: learning is late") from None
 
-    async def _reserve_in_outage(self, demand: Demand) -> Reservation | Refusal:
+    async def _reserve_in_redis(self, demand: Demand) -> tuple[Reservation | Refusal, bool]:
+        """Return what Redis decided, and whether it holds something; raises LinkDown, CommandRefused and MeterDown."""
+        plan = self._plans.of(demand)
+        payload = encode_reserve(demand, plan, self._lease_ms, self._patience_ms(demand.organization_id))
+        reply = await self._ask(self._scripts.reserve, demand.organization_id, payload)
+        return decode_reserve(reply, demand.request_id, plan.limits), reply[0] == Status.DONE
+
+    async def _reserve_in_outage(self, demand: Demand, failure: Exception) -> tuple[Reservation | Refusal, bool]:
+        """Decide without Redis; where that cannot be, and Redis has come back meanwhile, it is asked once more."""
         try:
-            decided = await self._outage.reserve(demand)
+            try:
+                decided, is_held = await self._outage.reserve(demand), True
+            except MeterDown:
+                if not isinstance(failure, LinkDown) or not self._link.is_up_for(keys_of(demand.organization_id)[0]):
+                    raise
+                decided, is_held = await self._reserve_again(demand)
         except (MeterDown, asyncio.CancelledError):
             self._release(demand)
             raise
         if isinstance(decided, Refusal):
             self._release(demand)
-        return decided
+        return decided, is_held
+
+    async def _reserve_again(self, demand: Demand) -> tuple[Reservation | Refusal, bool]:
+        try:
+            return await self._reserve_in_redis(demand)
+        except (LinkDown, CommandRefused) as error:
+            raise meter_down(f"reserve: {error}") from error
 
     async def _extend_in_outage(self, live: _Live, output_tokens: int) -> bool:
         live.is_in_outage = True

@@ -49,7 +49,7 @@ class LinkPolicy:
     """How long Redis is waited for, and how much may wait."""
 
     timeout_seconds: float = 0.1
-    """From the call to its answer, connecting included."""
+    """From the call to its answer, connecting included; without what this process stood still in between."""
     connect_timeout_seconds: float = 0.1
     """TCP, TLS and sign-in together."""
     probe_seconds: float = 0.25
@@ -97,7 +97,7 @@ class Item:
         """None: nobody waits, the reply is dropped."""
         self.script = script
         self.deadline_seconds = 0.0
-        """By the event loop's clock; 0 until first submitted."""
+        """By the clock of its lane, which stands still with the event loop; 0 until first submitted."""
         self.was_repeated = False
         self.loads = 0
         """How often its script was unknown and was sent along."""

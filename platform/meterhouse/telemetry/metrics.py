@@ -192,15 +192,15 @@ class Metrics:
             duration_ms: from the request's head to the end of its answer.
             records: one per attempt, as ``settle`` wrote them; empty when nothing was admitted.
         """
+        duration = self._duration_children.get(route)
+        if duration is None:
+            duration = self._duration_child(route)
+        duration.observe(duration_ms / _MS_PER_SECOND)
         key = (route, status // 100, owner, code)
         child = self._request_children.get(key)
         if child is None:
             child = self._request_child(key)
         child.inc()
-        duration = self._duration_children.get(route)
-        if duration is None:
-            duration = self._duration_child(route)
-        duration.observe(duration_ms / _MS_PER_SECOND)
         for record in records:
             self.observe_record(record)
 
@@ -261,8 +261,10 @@ class Metrics:
     def _request_child(self, key: tuple[str, int, str, str]) -> Counter:
         route, status_class, owner, code = key
         if len(self._request_children) >= MAX_CHILDREN:
-            # Not remembered under its own key: the memory of the cache is what is bounded here.
-            return self._requests.labels(OTHER, _status_class(status_class), owner, OTHER)
+            # Errors of many kinds shall not take a route its successes. Not remembered under its own key: the memory of
+            # the cache is what is bounded here.
+            known = route if route in self._duration_children else OTHER
+            return self._requests.labels(known, _status_class(status_class), owner, code and OTHER)
         child = self._requests.labels(route, _status_class(status_class), owner, code)
         self._request_children[key] = child
         return child

@@ -28,7 +28,7 @@ def ask_across(gateway: Gateway, up: FakeUpstream, change: Callable[[], None]) -
     up.wait_for(lambda truth: any(attempt.is_held for attempt in truth.by_marker(marker)))
     change()
     up.release(name="gate")
-    asking.join(10)
+    asking.join(60)
     (record,) = gateway.records(answers[0]["x-request-id"])
     return record.charge_nanos
 
@@ -40,16 +40,20 @@ def test_a_running_stream_keeps_the_price_of_its_admission(gateway: Gateway, up:
 
 
 def test_a_price_begins_at_its_moment_without_anybody_doing_anything(gateway: Gateway) -> None:
-    model = "normal?tokens=10&first_ms=2"
-    set_price(gateway, "1", model)
-    start = int(time.time()) + 3
-    set_price(gateway, "5", model, start)
     charges: list[int] = []
-    while not charges or charges[-1] == 10_000:
-        _, headers, _ = gateway.chat(f"fake/{model}")
-        (record,) = gateway.records(headers["x-request-id"])
-        assert record.charge_nanos == 10 * (5_000 if record.admitted_at_ms >= start * 1000 else 1_000)
-        charges.append(record.charge_nanos)
+    for seconds in (3, 10, 30):
+        model = f"normal?tokens=10&first_ms={seconds}"
+        set_price(gateway, "1", model)
+        start = int(time.time()) + seconds
+        set_price(gateway, "5", model, start)
+        charges.clear()
+        while not charges or charges[-1] == 10_000:
+            _, headers, _ = gateway.chat(f"fake/{model}")
+            (record,) = gateway.records(headers["x-request-id"])
+            assert record.charge_nanos == 10 * (5_000 if record.admitted_at_ms >= start * 1000 else 1_000)
+            charges.append(record.charge_nanos)
+        if charges[0] == 10_000:
+            break  # or the machine was too busy to ask before it began
     assert (charges[0], charges[-1]) == (10_000, 50_000)
 
 

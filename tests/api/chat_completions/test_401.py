@@ -31,8 +31,9 @@ def test_another_scheme_is_no_key(gateway: Gateway, value: str) -> None:
 
 
 def test_every_bad_key_has_the_same_answer(gateway: Gateway) -> None:
-    tenant = Tenant(gateway, expires_in_seconds=1)
-    assert gateway.chat("fake/normal", key=tenant.key)[0] == 200
+    # Of those that expire soon, one that a busy machine manages to use before.
+    expiring = (Tenant(gateway, expires_in_seconds=seconds) for seconds in (1, 4, 16))
+    tenant = next(one for one in expiring if gateway.chat("fake/normal", key=one.key)[0] == 200)
     revoked = tenant.issue()
     gateway.request("DELETE", f"/admin/keys/{revoked['id']}", key=gateway.admin_key)
     archived = Tenant(gateway)
@@ -49,7 +50,7 @@ def test_every_bad_key_has_the_same_answer(gateway: Gateway) -> None:
         "of an archived project": archived.key,
         "not ASCII": "sk-mh-dev-\xe9",
     }
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while gateway.chat("fake/normal", key=tenant.key)[0] != 401:
         assert time.monotonic() < deadline, "the key does not expire"
         time.sleep(0.05)
@@ -67,7 +68,7 @@ def test_the_reason_is_in_the_log_and_the_key_is_not(gateway: Gateway, up: FakeU
     marker, messages = marked()
     fake = make("dev").value
     _, headers, _ = gateway.chat("fake/normal", key=fake, messages=messages)
-    (line,) = [line for line in _log_lines(gateway) if line.get("request_id") == headers["x-request-id"]]
+    line = _line_of(gateway, headers["x-request-id"])
     assert (line["status"], line["error_code"], line["error_owner"]) == (401, "invalid_api_key", "caller")
     assert "unknown" in line["error_detail"]
     assert fake not in gateway.log_path.read_text()
@@ -87,11 +88,11 @@ def _other_secret(key: str) -> str:
     return body + _checksum(body)
 
 
-def _log_lines(gateway: Gateway) -> list[dict[str, object]]:
-    """Return the log; its lines are flushed shortly after the answer."""
-    deadline = time.monotonic() + 5
-    count = -1
-    while (lines := gateway.log_lines()) and len(lines) != count and time.monotonic() < deadline:
-        count = len(lines)
-        time.sleep(0.3)
-    return lines
+def _line_of(gateway: Gateway, request_id: str) -> dict[str, object]:
+    """Return the one line of a request; it is written shortly after the answer."""
+    deadline = time.monotonic() + 60
+    while not (lines := [line for line in gateway.log_lines() if line.get("request_id") == request_id]):
+        assert time.monotonic() < deadline, "no line was written"
+        time.sleep(0.01)
+    (line,) = lines
+    return line

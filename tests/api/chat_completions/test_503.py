@@ -30,7 +30,7 @@ def test_a_deployment_that_keeps_failing_is_left_alone_for_a_while(gateway: Gate
         assert gateway.chat(model, messages=messages)[0] == 502
     status, headers, body = gateway.chat(model, messages=messages)
     assert (status, error_of(body)["code"]) == (502, "upstream_unavailable")
-    assert headers["retry-after"] == "5"
+    assert 1 <= int(headers["retry-after"]) <= 5
     assert len(up.truth.by_marker(marker)) == 5
     assert gateway.chat("fake/normal", messages=messages)[0] == 200, "the others are not affected"
 

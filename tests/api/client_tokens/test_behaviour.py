@@ -13,7 +13,7 @@ from fakes.upstream import FakeUpstream
 
 PAGE = "https://shop.example"
 MODEL = "fake/normal?tokens=10&first_ms=3"
-SLOW = "fake/normal?tokens=400&pace_ms=5"
+SLOW = "fake/normal?tokens=20000&pace_ms=5"
 CHARGE = 10 * 4_000_000
 ASKED = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
 
@@ -107,12 +107,14 @@ def test_a_running_stream_of_a_token_is_cut_when_the_key_is_revoked(gateway: Gat
 
 
 def test_an_expired_token_is_refused_and_the_page_can_read_that(gateway: Gateway, tenant: Tenant) -> None:
-    token = trade(gateway, tenant.key, max_spend_usd="1000", expires_in_seconds=1, origins=[PAGE])["value"]
-    statuses = set()
-    while 401 not in statuses:
+    wish = {"max_spend_usd": "1000", "origins": [PAGE]}
+    # Of those that expire soon, one that a busy machine manages to use before.
+    expiring = (trade(gateway, tenant.key, expires_in_seconds=seconds, **wish)["value"] for seconds in (1, 4, 16))
+    token = next(one for one in expiring if ask(gateway, one, PAGE)[0] == 200)
+    status = 200
+    while status == 200:
         status, headers, _ = ask(gateway, token, PAGE)
-        statuses.add(status)
-    assert statuses == {200, 401}
+    assert status == 401
     assert headers["access-control-allow-origin"] == PAGE
 
 

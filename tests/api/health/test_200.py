@@ -34,7 +34,7 @@ def test_the_root_says_what_this_is_and_where_to_look(gateway: Gateway) -> None:
 
 
 def test_health_tells_of_providers_models_and_versions(gateway: Gateway) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (found := get(gateway, "/health"))["backends"].get("fake") == "unknown":
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -57,7 +57,7 @@ def test_a_provider_that_is_away_is_said_to_be_and_the_rest_works(tmp_path: Path
         # Bound but not listening: a connection is refused, and nobody else can take the port.
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
         with Gateway(tmp_path / "data", provider_environment("away", address)) as gateway:
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 60
             while (found := get(gateway, "/health"))["backends"]["away"] == "unknown":
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -89,7 +89,7 @@ def test_a_wrong_key_of_a_provider_is_told_from_a_provider_that_is_away(tmp_path
         Thread(target=refuse, daemon=True).start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         with Gateway(tmp_path / "data", provider_environment("wrong", address)) as gateway:
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 60
             while not (found := get(gateway, "/health"))["degraded"]:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)

@@ -65,7 +65,7 @@ class Bench:
 
     def close(self) -> None:
         """Let everybody go and wait until nothing is open."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.gateway.call(lambda: len(self.gateway.parts.inference.checkpointer.live)):
             assert time.monotonic() < deadline, "requests are still open"
             self.up.release()
@@ -140,7 +140,7 @@ class Open:
 
     def result(self) -> Answer:
         """Wait for its end."""
-        return self.future.result(20)
+        return self.future.result(60)
 
 
 def usage_of(answer: Answer) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from api.asking import Tenant
 from api.limits.arrange import INPUT_NANOS, OUTPUT_NANOS, SCOPES, Answer, Bench, hold_nanos, hold_tokens, usd
 
 SCRIPT = "normal?tokens=10"
@@ -29,8 +30,17 @@ def written(template: str, amount: int) -> str:
     return template.format(usd(amount) if template.startswith("spend") else amount)
 
 
-def ask(bench: Bench, tenant, **fields: object) -> Answer:
+def ask(bench: Bench, tenant: Tenant, **fields: object) -> Answer:
     return bench.chat(tenant, SCRIPT, **{"max_tokens": 10, **fields})
+
+
+def ask_in_one_window(bench: Bench, limit: str, count: int) -> tuple[Tenant, list[Answer]]:
+    """Ask so often under a limit; again with another key where a second went by, of which a rate gives back."""
+    while True:
+        tenant, began = bench.tenant(key=limit), int(time.time())
+        answers = [ask(bench, tenant) for _ in range(count)]
+        if not limit.endswith("/second") or int(time.time()) == began:
+            return tenant, answers
 
 
 def assert_spent(answer: Answer) -> None:
@@ -63,9 +73,8 @@ def assert_retryable(answer: Answer, dimension: str) -> None:
 def test_what_fits_exactly_is_admitted_and_the_next_is_refused(
     bench: Bench, template: str, amount: int, kind: str
 ) -> None:
-    tenant = bench.tenant(key=written(template, amount))
-    assert [ask(bench, tenant).status for _ in range(2)] == [200, 200]
-    refused = ask(bench, tenant)
+    tenant, (*fit, refused) = ask_in_one_window(bench, written(template, amount), 3)
+    assert [answer.status for answer in fit] == [200, 200]
     if kind == "spent":
         assert_spent(refused)
     else:
@@ -77,8 +86,8 @@ def test_what_fits_exactly_is_admitted_and_the_next_is_refused(
     ("template", "amount", "kind"), [row for row in ROOM_FOR_TWO if row[0].startswith(("tokens", "spend"))]
 )
 def test_one_less_than_fits_is_refused(bench: Bench, template: str, amount: int, kind: str) -> None:
-    tenant = bench.tenant(key=written(template, amount - 1))
-    assert [ask(bench, tenant).status for _ in range(2)] == [200, 429]
+    _, answers = ask_in_one_window(bench, written(template, amount - 1), 2)
+    assert [answer.status for answer in answers] == [200, 429]
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -177,9 +186,8 @@ def test_a_wait_of_over_a_minute_is_left_to_the_caller(bench: Bench) -> None:
 
 
 def test_after_the_wait_that_was_told_a_rate_admits_again(bench: Bench) -> None:
-    tenant = bench.tenant(key="requests 1/second")
-    assert ask(bench, tenant).status == 200
-    refused = ask(bench, tenant)
+    tenant, (first, refused) = ask_in_one_window(bench, "requests 1/second", 2)
+    assert first.status == 200
     assert_retryable(refused, "requests")
     wait_ms = int(refused.headers["retry-after-ms"])
     assert 0 < wait_ms <= 2_000

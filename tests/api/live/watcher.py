@@ -16,7 +16,7 @@ class Watcher:
     """``with Watcher(url, "/v1/live", key) as watcher:``; listening when it begins."""
 
     def __init__(self, url: str, path: str, key: str) -> None:
-        self._connection = HTTPConnection(url.removeprefix("http://"), timeout=20)
+        self._connection = HTTPConnection(url.removeprefix("http://"), timeout=60)
         self._asked = (path, {"authorization": f"Bearer {key}"})
         self._answer: HTTPResponse
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -47,7 +47,7 @@ class Watcher:
         self._answer.close()
         self._connection.close()
 
-    def wait_for(self, predicate: Callable[[list[Event]], Any], seconds: float = 30) -> Any:
+    def wait_for(self, predicate: Callable[[list[Event]], Any], seconds: float = 60) -> Any:
         """Wait until something holds of the events; returns what it gave."""
         deadline = time.monotonic() + seconds
         while not (found := predicate(list(self.events))):
@@ -55,7 +55,7 @@ class Watcher:
             time.sleep(0.01)
         return found
 
-    def wait_finished(self, request_id: str, seconds: float = 30) -> list[Event]:
+    def wait_finished(self, request_id: str, seconds: float = 60) -> list[Event]:
         """Wait until a request has ended; returns its events, in their order."""
 
         def of(events: list[Event]) -> list[Event]:

@@ -23,8 +23,6 @@ def gateway(up: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
         **provider_environment("fake", up.base_url),
         **provider_environment("anthropic", up.base_url.removesuffix("/v1")),
         "METERHOUSE_SHIP_SECONDS": "0.01",
-        "METERHOUSE_FIRST_TOKEN_TIMEOUT_SECONDS": "1",
-        "METERHOUSE_IDLE_TIMEOUT_SECONDS": "1",
         "METERHOUSE_KEEP_ALIVE_SECONDS": "0.1",
         "METERHOUSE_MAX_BODY_BYTES": "200000",
     }

@@ -139,7 +139,7 @@ def test_a_client_that_leaves_pays_for_what_it_was_sent(post: Post, provider: st
     client = RawClient(post.gateway.url, key, body, path=PATH)
     client.read_until(lambda c: c.body.count(b"event: response.output_text.delta") >= 20)
     getattr(client, way)()
-    up.wait_for(lambda truth: truth.by_marker(marker)[0].ended_by == "client_gone", 2)
+    up.wait_for(lambda truth: truth.by_marker(marker)[0].ended_by == "client_gone")
     (record,) = post.gateway.records(client.headers["x-request-id"])
     assert (record.outcome, record.exactness) == (Outcome.CLIENT_GONE, Exactness.COUNTED)
     assert record.usage.output_tokens == 20

@@ -90,7 +90,7 @@ class Collector:
         assert isinstance(writer, OtlpSpanWriter)
         self._flushes.append(writer._processor.force_flush)
 
-    def wait_for(self, predicate: Callable[[list[Received]], Any], seconds: float = 30) -> Any:
+    def wait_for(self, predicate: Callable[[list[Received]], Any], seconds: float = 60) -> Any:
         """Wait until something holds of the spans; returns what it gave."""
         deadline = time.monotonic() + seconds
         while True:

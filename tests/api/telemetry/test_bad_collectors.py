@@ -12,10 +12,13 @@ import pytest
 
 from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
+from meterhouse.telemetry import otlp
 from meterhouse.telemetry.otlp import MAX_QUEUED_REQUESTS
 from meterhouse.telemetry.traces import Interval, RequestSpans, Tracing
 
 REQUESTS = 20
+WAIT_SECONDS = 30.0
+"""Nothing takes as long on a busy machine; whoever waited for the collector would take twice as long."""
 
 
 @contextmanager
@@ -74,6 +77,7 @@ def test_requests_are_answered_as_if_it_were_there(
     kind: str, up: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tracing, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(otlp, "EXPORT_TIMEOUT_SECONDS", 2 * WAIT_SECONDS)
     with ExitStack() as stack:
         port = stack.enter_context(KINDS[kind]())
         settings = {"METERHOUSE_OTLP_ENDPOINT": f"http://127.0.0.1:{port}/v1/traces", "METERHOUSE_TRACE_RATIO": "1"}
@@ -84,10 +88,10 @@ def test_requests_are_answered_as_if_it_were_there(
                 began = time.monotonic()
                 assert gateway.chat("fake/normal", stream=bool(number % 2))[0] == 200
                 slowest = max(slowest, time.monotonic() - began)
-            assert slowest < 1.0
+            assert slowest < WAIT_SECONDS
             assert gateway.parts.tracing.figures.made >= 4 * REQUESTS
             stopping = time.monotonic()
-        assert time.monotonic() - stopping < 5.0
+        assert time.monotonic() - stopping < WAIT_SECONDS
 
 
 def test_the_queue_is_bounded(tmp_path: Path) -> None:

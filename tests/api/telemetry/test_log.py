@@ -27,7 +27,7 @@ def finished(gateway: Gateway) -> list[dict[str, Any]]:
 
 def line_of(gateway: Gateway, request_id: str) -> dict[str, Any]:
     """Wait for the line of a request; a second one fails."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not (found := [line for line in finished(gateway) if line["request_id"] == request_id]):
         assert time.monotonic() < deadline, f"no line of {request_id}"
         time.sleep(0.01)

@@ -38,7 +38,7 @@ class Meters:
         return [value(self._gateway, name, **labels) for name, labels in self._asked]
 
     def assert_moved(self, *expected: float) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while True:
             moved = [now - then for now, then in zip(self._read(), self._before, strict=True)]
             if moved == list(expected):
@@ -48,7 +48,7 @@ class Meters:
 
 
 def wait(predicate: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not predicate():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -80,12 +80,14 @@ def test_the_times_of_a_request_are_measured(gateway: Gateway) -> None:
         ("inter_token_seconds_count", {"provider": "fake"}),
     )
     sums = Meters(gateway, ("inter_token_seconds_sum", {}), ("added_seconds_sum", {}), ("reserve_seconds_sum", {}))
+    began = time.monotonic()
     for stream in (True, False):
         assert gateway.chat(model, stream=stream)[0] == 200
+    took_seconds = time.monotonic() - began
     meters.assert_moved(2, 2, 1)
     between, added, reserve = (now - then for now, then in zip(sums._read(), sums._before, strict=True))
-    assert 0.01 < between < 0.06, "400 ms, 20 gaps"
-    assert 0 < reserve < added < 0.5
+    assert 0.01 < between <= took_seconds / 20, "400 ms, 20 gaps"
+    assert 0 < reserve < added < took_seconds - 0.4, "what the provider took is not counted"
 
 
 def test_refusals_are_counted_by_kind(gateway: Gateway) -> None:

@@ -66,7 +66,7 @@ def sayer(up: FakeUpstream) -> Sayer:
 @pytest.fixture(scope="session")
 def gateway(up: FakeUpstream, sayer: Sayer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Providers: one per format by its name, ``plain`` without, ``told`` (tools in the prompt), ``kept`` (withheld)."""
-    environment = {"METERHOUSE_IDLE_TIMEOUT_SECONDS": "1"}
+    environment: dict[str, str] = {}
     for name in (*TOOL_CALL_FORMATS, "plain", "told", "kept"):
         environment |= provider_environment(name, up.base_url)
     for name in TOOL_CALL_FORMATS:

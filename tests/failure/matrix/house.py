@@ -68,8 +68,22 @@ class House:
         providers: Sequence[str] = ("fake",),
         launcher: list[str] | None = None,
         is_guarded: bool = False,
+        is_proxied: bool = True,
     ) -> None:
-        """Prepare; with ``is_guarded`` the shipped nginx.conf stands in front, and everybody comes through it."""
+        """Prepare; nothing runs before ``with``.
+
+        Args:
+            folder: where all of it lies.
+            workers: how many.
+            models: priced, beside those of ``MODELS``.
+            environment: more settings.
+            fsync: whether PostgreSQL keeps what a loss of power would take.
+            providers: the rows that the provider is known by.
+            launcher: replaces the command ``meterhouse serve``.
+            is_guarded: whether the shipped nginx.conf stands in front, and everybody comes through it.
+            is_proxied: whether the stores are reached through the fault proxies. Those share this process with all
+                clients: who measures what the gateway takes goes without.
+        """
         self.folder = folder
         self.postgres = PostgresServer(folder / "postgres", fsync=fsync)
         self.redis = RedisServer(folder / "redis", appendonly=True)
@@ -79,6 +93,7 @@ class House:
         self._environment = environment or {}
         self._providers = providers
         self._launcher = launcher
+        self._is_proxied = is_proxied
         self._numbers = iter(range(1 << 30))
         socket = folder / "gateway.sock"
         self._bind = f"unix:{socket}" if is_guarded else ""
@@ -105,8 +120,8 @@ class House:
         }
         self.fleet = ServeProcess(
             self.folder / "data",
-            redis_url=self.redis_proxy.through(self.redis.url),
-            database_url=self.postgres_proxy.through(self.database_url),
+            redis_url=self.redis_proxy.through(self.redis.url) if self._is_proxied else self.redis.url,
+            database_url=self.postgres_proxy.through(self.database_url) if self._is_proxied else self.database_url,
             workers=self._workers,
             environment={**named, **self._environment},
             bind=self._bind,
@@ -136,6 +151,12 @@ class House:
         for part in (self.redis_proxy, self.postgres_proxy, self.up, self.redis):
             part.stop()
         self.postgres.discard()
+
+    @property
+    def store_ports(self) -> tuple[int, ...]:
+        """Where the workers reach the stores."""
+        stores = (self.redis_proxy, self.postgres_proxy) if self._is_proxied else (self.redis, self.postgres)
+        return tuple(store.port for store in stores)
 
     @property
     def kills(self) -> int:

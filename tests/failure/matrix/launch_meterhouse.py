@@ -33,7 +33,7 @@ class OrderedFiles(FaultyFiles):
     """Obeys the files of a folder, for as long as they are there.
 
     ``eio``: every fdatasync fails. ``eio.<anything>``: one does, of whichever worker comes first. ``hold``: none comes
-    back. ``full``: no new file gets room.
+    back. ``full``: no new file gets room. ``hurry`` is for ``tell_tasks``.
     """
 
     def __init__(self, orders: Path, *, loses_power: bool) -> None:
@@ -66,8 +66,13 @@ class OrderedFiles(FaultyFiles):
 
 
 def tell_tasks(orders: Path, loop: asyncio.AbstractEventLoop) -> None:
-    """Say which tasks there are, again and again. Garbage is collected, so that memory shows what is kept."""
-    gc.collect()
+    """Say which tasks there are, again and again.
+
+    Garbage is collected, so that memory shows what is kept; but not while the order ``hurry`` is there, because all
+    requests wait for it.
+    """
+    if not (orders / "hurry").exists():
+        gc.collect()
     path = orders / f"tasks.{os.getpid()}"
     temporary = orders / f"new.{os.getpid()}"
     temporary.write_text("\n".join(sorted(str(task.get_coro()) for task in asyncio.all_tasks(loop))))

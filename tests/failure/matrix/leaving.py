@@ -4,6 +4,7 @@ Not here: what must become of their requests (test_answers).
 """
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -27,8 +28,8 @@ SHARED_SECONDS = 1.2
 """A worker tells the others its figures once a second."""
 AT_A_TIME = 50
 LOOKS, LOOK_SECONDS = 6, 0.4
-PATIENT = 0.05
-"""The part that leaves when something has come, not after some time."""
+PATIENT = 0.1
+"""The part that leaves when something has come, not after some time: however slow the machine is, so many are there."""
 LEAVING_RATES = (100, 20, 6)
 """How many of those who wait leave per second: a third is gone before anything can have happened."""
 STORM = (QUICK_ANSWER, PACED, UNCOUNTED, LONG)
@@ -102,7 +103,7 @@ async def wait_ended(house: House, leavers: Sequence[Leaver], seconds: float) ->
 
 def figures_of(house: House) -> dict[int, tuple[int, int, int]]:
     """Return each worker's memory in bytes, its open files (but those of the stores' pools) and its tasks."""
-    pooled = _sockets_to(house.redis_proxy.port, house.postgres_proxy.port)
+    pooled = _sockets_to(*house.store_ports)
     found = {}
     for pid in house.fleet.serving():
         memory_bytes = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
@@ -122,8 +123,11 @@ def _sockets_to(*ports: int) -> set[str]:
     return {f"socket:[{fields[9]}]" for fields in lines if fields[2].rpartition(":")[2] in wanted}
 
 
-async def storm(house: House, keys: Sequence[str], cancels: int) -> list[Conversation]:
+async def storm(
+    house: House, keys: Sequence[str], cancels: int, *, most_per_second: float = math.inf
+) -> list[Conversation]:
     """So many clients, fifty at a time, each of which leaves at a moment of its own; returns what they asked."""
+    began = time.monotonic()
     chance = random.Random(38)
     leavers: list[Leaver] = []
 
@@ -137,6 +141,7 @@ async def storm(house: House, keys: Sequence[str], cancels: int) -> list[Convers
                 is_streamed=chance.random() < 0.75,
             )
             leavers.append(leaver)
+            await asyncio.sleep(max(0.0, began + len(leavers) / most_per_second - time.monotonic()))
             await leaver.ask(part=chance.random() if chance.random() < 0.1 else 1.0)
             if chance.random() < PATIENT:
                 await leaver.read_for(10, arrivals=chance.randrange(1, 12))

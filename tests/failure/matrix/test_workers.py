@@ -36,9 +36,16 @@ RUNNING = "paced?tokens=60&duration_ms=3000&usage=running"
 HOUSE = {
     "models": (*GATED, FAST, RUNNING),
     # As in production, so that the matrix's figures (a second, ten seconds) are tested as they stand there.
-    "environment": {"METERHOUSE_CHECKPOINT_SECONDS": "1", "METERHOUSE_ADOPT_SECONDS": "5"},
+    "environment": {
+        "METERHOUSE_CHECKPOINT_SECONDS": "1",
+        "METERHOUSE_ADOPT_SECONDS": "5",
+        # Who stands still here is to be judged by what it does then, not to refuse work because it stood still.
+        "METERHOUSE_MAX_LAG_SECONDS": "60",
+    },
 }
 BACK_SECONDS = 2.0
+STANDSTILL_SECONDS = 0.3
+"""Three times what Redis has to answer."""
 ADOPTED_SECONDS = 10.0
 KILLS = 3
 
@@ -210,6 +217,23 @@ async def test_a_worker_stands_still_past_its_lease_and_goes_on(house: House, fi
     await settle_down(house, [*talks, *others, half.talk], list(keys.values()))
     assert [len(found) for found in rows_of(house, [*talks, half.talk]).values()] == [1] * 5
     await asyncio.to_thread(replay, house, times=3)
+
+
+@pytest.mark.slow_fault
+@pytest.mark.cell(3, "RCSE")
+async def test_workers_that_stand_still_for_a_moment_do_not_take_redis_for_lost(house: House) -> None:
+    """For longer than Redis has to answer, in the middle of anything, again and again."""
+    keys = [await asyncio.to_thread(house.new_key, AMPLE) for _ in range(2)]
+    lost_before = len(house.fleet.events("meter.lost"))
+    async with house.crowd(keys, [QUICK_ANSWER, PACED], clients=12) as talks:
+        for _ in range(20):
+            for pid in house.fleet.serving():
+                house.fleet.pause(pid)
+                await asyncio.sleep(STANDSTILL_SECONDS)
+                house.fleet.resume(pid)
+    await settle_down(house, talks, keys)
+    assert len(house.fleet.events("meter.lost")) == lost_before
+    assert all(talk.is_whole for talk in talks)
 
 
 @pytest.mark.slow_fault

@@ -1,6 +1,7 @@
--- uses: alive calendar settled slot
--- Moves what is spent by a correction: on known slots for all models whose current period holds the moment. Its id is
--- remembered, so that one which is sent again, because its answer was lost, moves nothing.
+-- uses: alive calendar settled slot correction
+-- Moves what is spent by a correction: on slots for all models whose current period holds the moment and that do not
+-- have it from the ledger yet. Its id is remembered, so that one which is sent again, because its answer was lost,
+-- moves nothing.
 -- ARGV: {id, moment, nanos, tokens, attachments of its owners...}. Reply: {0, how many slots moved}.
 if is_settled(a[1]) then return {0, 0} end
 call('SADD', settled_key(0), a[1])
@@ -12,15 +13,8 @@ for i = 5, #a do
   for slot in string.gmatch(call('HGET', m, a[i]) or '', '%S+') do
     local _, type, calendar, model = parse_slot(slot)
     local amount = type == 6 and a[3] or (type == 5 and a[4] or 0)
-    local ends = tonumber(string.match(call('HGET', m, slot .. '|t') or '', ':(%d+)$') or 0)
-    -- One that is being compared with the ledger just now gets the correction from there.
-    if amount ~= 0 and model == '' and ends <= now and call('HGET', m, slot .. '|k') == '1' then
-      local start = bounds_of(calendar, a[2])
-      if tonumber(call('HGET', m, slot .. '|p')) == start then
-        call('HINCRBY', m, slot .. '|' .. start .. '|s', amount)
-        moved = moved + 1
-      end
-    end
+    local start = bounds_of(calendar, a[2])
+    if amount ~= 0 and model == '' and correct(slot, start, a[1], amount) then moved = moved + 1 end
   end
 end
 return {0, moved}

@@ -31,6 +31,7 @@ for i = 3, #a do
     start = period
   end
   call('HSET', m, slot .. '|t', a[1] .. ':' .. now + a[2])
+  call('HDEL', m, slot .. '|w')
   reply[#reply + 1] = is_known_slot and 1 or 0
   reply[#reply + 1] = tonumber(call('HGET', m, slot .. '|' .. start .. '|s')) - counted_in_stones(stones, slot, start)
   reply[#reply + 1] = start

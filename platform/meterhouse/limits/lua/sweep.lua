@@ -57,7 +57,7 @@ for i = 1, #page[2], 2 do
     local period = '|' .. value
     local values = call('HMGET', m, slot .. '|k', slot .. period .. '|r')
     if finish >= 0 and finish + LATE_MS <= now and tonumber(values[2]) == 0 then
-      detach(slot, {'|p', '|k', '|t', period .. '|s', period .. '|r'})
+      detach(slot, {'|p', '|k', '|t', '|w', '|g', period .. '|s', period .. '|r'})
     elseif values[1] == '1' then
       reply[#reply + 1] = slot
     end
