@@ -108,10 +108,26 @@ install() {
   local pip=("$venv/bin/python" -m pip --disable-pip-version-check --no-input install --quiet --progress-bar off)
   logged "${pip[@]}" --require-hashes --only-binary :all: -r "$lock"
   logged "${pip[@]}" --no-deps --no-build-isolation -e "$root"
+  remove_unlocked
   printf '%s' "$level $print" >"$stamp"
   rm -f -- "$unfinished"
   exec 9<&-
   say "Installed in $((SECONDS - began)) s."
+}
+
+# remove_unlocked: takes out of .venv what an earlier lock named and this one does not.
+remove_unlocked() {
+  local unlocked
+  mapfile -t unlocked < <(
+    "$venv/bin/python" - "$root/requirements-dev.lock" <<'PYTHON'
+import importlib.metadata, re, sys
+def normal(name): return re.sub(r"[-_.]+", "-", name).lower()
+kept = {normal(line.partition("==")[0]) for line in open(sys.argv[1], encoding="utf-8") if "==" in line}
+kept |= {"meterhouse", "pip", "setuptools", "wheel"}
+print(*{normal(found.metadata["Name"]) for found in importlib.metadata.distributions()} - kept, sep="\n", end="")
+PYTHON
+  )
+  ((${#unlocked[@]} == 0)) || logged "$venv/bin/python" -m pip uninstall --quiet --yes "${unlocked[@]}"
 }
 
 # set_up run|dev: makes sure that .venv holds the runtime packages, or the development ones too.

@@ -23,8 +23,8 @@ TIMES = 3
 SILENCE_SECONDS = 20
 GONE_SECONDS = 20
 QUICK, PACED = "fake/normal?tokens=5", "fake/paced?tokens=40&duration_ms=4000"
-SLOW = "fake/paced?tokens=5&duration_ms=300"
-"""Long enough that it is looked whether its client has left."""
+SLOW = "fake/paced?tokens=5&duration_ms=600"
+"""Long enough that it is watched whether its client leaves: from the second look on."""
 
 
 @pytest.fixture

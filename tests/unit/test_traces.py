@@ -13,7 +13,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv.attributes import error_attributes, http_attributes
 
-from meterhouse.telemetry import spans, traces
+from meterhouse.telemetry import otlp, spans, traces
 from meterhouse.telemetry.traces import AttemptSpan, Interval, RequestSpans, TraceContext, Tracing
 from meterhouse.usage import Outcome, Usage
 
@@ -32,6 +32,8 @@ class Collector(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.exports: list[ExportTraceServiceRequest] = []
         self.headers: list[dict[str, str]] = []
+        self.statuses: list[int] = []
+        """What the next exports are answered with; 200 afterwards."""
 
     @property
     def endpoint(self) -> str:
@@ -54,8 +56,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
-        self.server.exports.append(ExportTraceServiceRequest.FromString(body))
-        self.send_response(200)
+        status = self.server.statuses.pop(0) if self.server.statuses else 200
+        if status == 200:
+            self.server.exports.append(ExportTraceServiceRequest.FromString(body))
+        self.send_response(status)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -310,6 +314,35 @@ def test_what_became_of_spans_is_counted(collector: Collector) -> None:
         tracing.finish(tracing.new_trace(None), a_request())
         assert tracing.figures.made == 4
     assert (tracing.figures.sent, tracing.figures.failed) == (4, 0)
+
+
+@pytest.mark.parametrize("status", sorted(otlp.RETRIED_STATUSES))
+def test_an_export_is_sent_again_when_the_collector_asks_for_it(collector: Collector, status: int) -> None:
+    collector.statuses = [status]
+    with tracing_to(collector) as tracing:
+        tracing.finish(tracing.new_trace(None), a_request())
+    assert len(collector.spans) == tracing.figures.sent == 4
+
+
+@pytest.mark.parametrize("status", [302, 400, 500])
+def test_spans_that_the_collector_does_not_take_are_counted_as_failed(collector: Collector, status: int) -> None:
+    collector.statuses = [status]
+    with tracing_to(collector) as tracing:
+        tracing.finish(tracing.new_trace(None), a_request())
+    assert collector.spans == []
+    assert (tracing.figures.sent, tracing.figures.failed) == (0, 4)
+
+
+def test_what_is_remembered_of_one_request_is_not_said_of_another(collector: Collector) -> None:
+    other = an_attempt(upstream_model="mistral-small", served_model="mistral-small", finish_reasons=("length", "stop"))
+    with tracing_to(collector) as tracing:
+        for request in (a_request(), a_request(key_id="key_2", request_id="req_2", attempts=(other,)), a_request()):
+            tracing.finish(tracing.new_trace(None), request)
+    servers = [attributes_of(span) for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
+    attempts = [attributes_of(span) for span in collector.spans if span.kind == Span.SPAN_KIND_CLIENT]
+    assert [span["meterhouse.key.id"] for span in servers] == ["key_1", "key_2", "key_1"]
+    assert [span["gen_ai.request.model"] for span in attempts] == ["gpt-4o-mini", "mistral-small", "gpt-4o-mini"]
+    assert [span["gen_ai.response.finish_reasons"] for span in attempts] == [["stop"], ["length", "stop"], ["stop"]]
 
 
 def test_failed_requests_that_were_not_sampled_are_kept_up_to_a_rate(collector: Collector) -> None:

@@ -131,7 +131,8 @@ class Pacer:
             self._look_at(call, now_ns)
 
     def _look_at(self, call: Call, now_ns: int) -> None:
-        if call.watch is None:
+        if call.watch is None and now_ns - call.tally.admitted_ns > self._pace.tick * NANOS_PER_SECOND:
+            # An answer that is over by the next look has no need of it.
             call.watch = self._tasks.start(self._wait_for_leaving(call))
         if call.is_ending:
             return

@@ -20,7 +20,7 @@ from meterhouse.http.call import Call
 from meterhouse.http.chunk import MAX_NAME_LENGTH, decode_chunk, is_failure
 from meterhouse.http.over_chat import OVER_CHAT
 from meterhouse.http.passage import OpenAnswer, Passage, RelayParts, Whole, WholeBody
-from meterhouse.http.relay import KEPT_PIECES, KEPT_TEXT_BYTES, MAX_TAIL_BYTES, StreamRelay, ended_early
+from meterhouse.http.relay import MAX_TAIL_BYTES, StreamRelay, ended_early
 from meterhouse.http.sse import DONE, SseReader
 from meterhouse.http.tidy import rename_model
 from meterhouse.http.usage_reading import Fields, ReadUsage, note_usage
@@ -152,20 +152,6 @@ class PassingRelay(StreamRelay):
         if progress.tail_bytes <= MAX_TAIL_BYTES:
             return None
         return UpstreamDown("The provider went on after its answer was finished.", detail="tail too long")
-
-    def note_text(self, text: str) -> None:
-        """Count what the model wrote against what is held, and keep it as long as nobody reports a usage."""
-        attempt = self._attempt
-        length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        attempt.output_events += 1
-        attempt.output_bytes += length
-        self._progress.used_tokens += length
-        if attempt.reported is not None:
-            attempt.partial, attempt.reported = attempt.reported, None
-        if attempt.output_bytes - length < KEPT_TEXT_BYTES:
-            attempt.text.append(text)
-        if len(attempt.text) > KEPT_PIECES:
-            attempt.text = ["".join(attempt.text)]
 
     def _finish(self, *, is_last: bool) -> None:
         """Note the end: for the relay an answer has one choice; whether all of several ended is the listener's."""

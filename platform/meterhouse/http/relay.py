@@ -13,6 +13,7 @@ from contextlib import suppress
 import msgspec
 
 from meterhouse.errors import MeterDown, UpstreamDown, UpstreamError
+from meterhouse.http.alike import AlikeChunks
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import (
     MAX_NAME_LENGTH,
@@ -31,7 +32,7 @@ from meterhouse.http.guard import ClientGone
 from meterhouse.http.passage import OpenAnswer, RelayParts
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
 from meterhouse.http.tidy import leave_out_usage, tidy
-from meterhouse.http.usage_reading import ReadUsage
+from meterhouse.http.usage_reading import ReadUsage, usage_on_wire
 from meterhouse.http.wire import new_completion_id
 from meterhouse.metering import Demand
 from meterhouse.providers.refusal import error_in_stream
@@ -86,11 +87,17 @@ class StreamRelay:
         self._checkpointer = parts.checkpointer
         self._attempt = call.tally.attempt
         self._progress = Progress()
+        self._alike = AlikeChunks()
         asked = call.asked
         self._choices = asked.choices
         self._wants_usage = asked.chat is not None and asked.chat.request.wants_usage
         self._model = asked.model
         self._finish_reasons = opened.deployment.provider.finish_reasons
+
+    @property
+    def _passes_text(self) -> bool:
+        """Whether what the model writes goes out as it comes."""
+        return True
 
     async def run(self) -> None:
         """Forward the answer up to its end, and settle in the tally how it went.
@@ -184,6 +191,11 @@ class StreamRelay:
                 progress.failure = None if progress.is_finished else ended_early()
                 progress.has_ended = progress.is_done = progress.is_finished
                 break
+            told = None if progress.finished else self._alike.tell(payload)
+            if told is not None:
+                self.note_text(told[0])
+                frames.append(told[1])
+                continue
             try:
                 chunk = decode_chunk(payload)
                 is_charged = self._note(chunk, payload)
@@ -200,6 +212,8 @@ class StreamRelay:
                 frames += progress.end
                 frames.append(framed)
                 progress.end = []
+                if self._passes_text:
+                    self._alike.learn(payload, chunk, framed)
             if progress.is_finished and len(progress.finished) >= self._choices:
                 progress.has_ended = True
                 with suppress(UpstreamError):
@@ -258,22 +272,26 @@ class StreamRelay:
             if len(payload) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
                 text = all_text_of(payload, choice.index)
             if text:
-                # What ``PassingRelay.note_text`` does, without a call for each event.
-                length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-                attempt.output_events += 1
-                attempt.output_bytes += length
-                progress.used_tokens += length
-                if attempt.reported is not None:
-                    attempt.partial, attempt.reported = attempt.reported, None
-                if attempt.output_bytes - length < KEPT_TEXT_BYTES:
-                    attempt.text.append(text)
-                if len(attempt.text) > KEPT_PIECES:
-                    attempt.text = ["".join(attempt.text)]
+                self.note_text(text)
             if delta.audio and is_set(delta.audio):
                 attempt.is_countable = False
         if choice.finish_reason:
             progress.finished.add(choice.index)
             attempt.finish_reasons.append(choice.finish_reason)
+
+    def note_text(self, text: str) -> None:
+        """Count what the model wrote against what is held, and keep it as long as nobody reports a usage."""
+        attempt = self._attempt
+        length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        attempt.output_events += 1
+        attempt.output_bytes += length
+        self._progress.used_tokens += length
+        if attempt.reported is not None:
+            attempt.partial, attempt.reported = attempt.reported, None
+        if attempt.output_bytes - length < KEPT_TEXT_BYTES:
+            attempt.text.append(text)
+        if len(attempt.text) > KEPT_PIECES:
+            attempt.text = ["".join(attempt.text)]
 
     def _note_usage(self, read: ReadUsage | None) -> bool:
         """Note a usage, if there is one; says whether it is what will be charged."""
@@ -369,23 +387,6 @@ class StreamRelay:
             "created": progress.created or int(time.time()),
             "model": self._model,
         }
-
-
-def usage_on_wire(usage: Usage) -> dict[str, object]:
-    """Write a usage as OpenAI does (wire.md 1.3)."""
-    return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_input_tokens,
-            "audio_tokens": usage.input_audio_tokens,
-        },
-        "completion_tokens_details": {
-            "reasoning_tokens": usage.reasoning_tokens,
-            "audio_tokens": usage.output_audio_tokens,
-        },
-    }
 
 
 def ended_early() -> UpstreamDown:

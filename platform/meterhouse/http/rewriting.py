@@ -100,9 +100,13 @@ class RewritingRelay(StreamRelay):
         end = super().end(usage)
         return self._waiting_frames() + end if self._attempt.outcome is Outcome.CUT else end
 
+    @property
+    def _passes_text(self) -> bool:
+        return self._rewriting.thoughts is None and self._rewriting.tool_text is None
+
     def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
         rewriting = self._rewriting
-        if rewriting.thoughts is None and rewriting.tool_text is None:
+        if self._passes_text:
             # Of most answers nothing is to be told apart after the first words.
             return super()._compose(payload, chunk)
         compose = super()._compose

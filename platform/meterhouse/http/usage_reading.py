@@ -1,4 +1,4 @@
-"""From a provider's usage object to ours, by the wire that it came on.
+"""From a provider's usage object to ours, by the wire that it came on, and from ours to OpenAI's.
 
 Invariant: a count that cannot be true is not believed, and marked; a part is never more than its whole. Cached, written
 and audio tokens are parts of the input here, also where the wire counts them beside it.
@@ -82,6 +82,23 @@ def read_messages_usage(wire: Fields) -> ReadUsage:
         reasoning = _part(details.get("thinking_tokens"))
         read.usage = _compose(read, cached=cached, cache_write=written, reasoning=reasoning)
     return read
+
+
+def usage_on_wire(usage: Usage) -> dict[str, object]:
+    """Write a usage as OpenAI does (wire.md 1.3)."""
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_input_tokens,
+            "audio_tokens": usage.input_audio_tokens,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "audio_tokens": usage.output_audio_tokens,
+        },
+    }
 
 
 def note_usage(attempt: Attempt, read: ReadUsage) -> None:

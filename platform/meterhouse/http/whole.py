@@ -15,9 +15,8 @@ from meterhouse.http.chunk import (
     read_usage,
     text_of,
 )
-from meterhouse.http.relay import usage_on_wire
 from meterhouse.http.tidy import tidy
-from meterhouse.http.usage_reading import note_usage
+from meterhouse.http.usage_reading import note_usage, usage_on_wire
 from meterhouse.usage import Outcome, Usage
 
 

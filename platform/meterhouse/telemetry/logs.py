@@ -100,6 +100,8 @@ class Event(StrEnum):
     WORKER_FAILED = "worker.failed"
     WORKER_CANCELLED_REQUESTS = "worker.cancelled_requests"
     LOG_LINES_DROPPED = "log.lines_dropped"
+    SPANS_UNSENT = "spans.unsent"
+    """The collector does not take them; told once until it does again."""
     LIBRARY_LOGGED = "library.logged"
     """A line of a library (uvicorn, sqlalchemy, opentelemetry) that came through ``logging``."""
 

@@ -1,33 +1,25 @@
-"""The spans of a request, in OpenTelemetry's words, sent by OTLP over HTTP from a thread of its own.
+"""The spans of a request as messages of OTLP, in OpenTelemetry's words.
 
-A request's spans are made in one synchronous go, from timestamps. The queue is bounded and drops; a collector that is
-away costs a request nothing. The attribute names are those of the GenAI and HTTP semantic conventions and occur in
-this file only. What is not here: which requests have spans (``traces``).
+The messages are those of ``opentelemetry-proto``, made in place from what is known of a finished request: a tracer,
+which makes and checks each span for itself, costs several times as much (``infra/benchmark``). The attribute names are
+those of the GenAI and HTTP semantic conventions and occur in this file only. What is not here: which requests have
+spans (``traces``), and how they are sent (``otlp``).
 """
 
-import socket
-import threading
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+import os
+from collections.abc import Callable
+from functools import lru_cache
 
-from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, SpanFlags, Status
 
 from meterhouse.telemetry.redact import redact_text
-from meterhouse.telemetry.traces import AttemptSpan, Interval, RequestSpans, SpanFigures, TraceContext
+from meterhouse.telemetry.traces import AttemptSpan, Interval, RequestSpans, TraceContext
 from meterhouse.usage import Outcome, Usage
 
-MAX_QUEUED_SPANS = 4_096
-EXPORT_EVERY_MS = 1_000
-EXPORT_TIMEOUT_SECONDS = 5.0
 MAX_ATTRIBUTE_CHARACTERS = 256
+MAX_REMEMBERED = 2_048
+"""Attributes that are kept as they were written: names of models, ids of keys. The least recently used one goes."""
 
 HTTP_REQUEST_METHOD = "http.request.method"
 HTTP_RESPONSE_STATUS_CODE = "http.response.status_code"
@@ -55,194 +47,142 @@ METERHOUSE_DEGRADED = "meterhouse.degraded"
 METERHOUSE_CHARGE_NANOS = "meterhouse.charge.nanos"
 
 _GOOD_OUTCOMES = frozenset({Outcome.COMPLETED, Outcome.CLIENT_GONE, Outcome.CUT})
+_FAILED = Status(code=Status.STATUS_CODE_ERROR)
+_SPAN_ID_BYTES = 8
 _NANOSECONDS_PER_SECOND = 1_000_000_000
 
-AttributeValue = str | int | float | bool | tuple[str, ...]
 
-
-class OtlpSpanWriter:
-    """Implements ``traces.SpanWriter`` on the SDK's batch processor and OTLP/HTTP exporter."""
-
-    def __init__(self, *, endpoint: str, headers: Mapping[str, str], service_name: str) -> None:
-        self._ids = _PrimedIds()
-        self._made = 0
-        self._exporter = _CountingExporter(
-            OTLPSpanExporter(endpoint=endpoint, headers=dict(headers), timeout=EXPORT_TIMEOUT_SECONDS)
-        )
-        self._processor = BatchSpanProcessor(
-            self._exporter, max_queue_size=MAX_QUEUED_SPANS, schedule_delay_millis=EXPORT_EVERY_MS
-        )
-        self._provider = TracerProvider(
-            sampler=ALWAYS_ON,
-            resource=Resource(
-                {
-                    "service.name": service_name,
-                    "service.version": version("meterhouse"),
-                    "service.instance.id": socket.gethostname(),
-                }
-            ),
-            id_generator=self._ids,
-            span_limits=SpanLimits(max_attribute_length=MAX_ATTRIBUTE_CHARACTERS),
-            shutdown_on_exit=False,
-        )
-        self._provider.add_span_processor(self._processor)
-        self._tracer = self._provider.get_tracer("meterhouse", version("meterhouse"))
-
-    @property
-    def figures(self) -> SpanFigures:
-        """How many spans were made and sent, since the start."""
-        return SpanFigures(self._made, self._exporter.sent, self._exporter.failed)
-
-    def write(self, context: TraceContext, request: RequestSpans) -> None:
-        """Make the server span with its children and queue them; about 0.2 ms, no I/O."""
-        self._ids.trace_id = int(context.trace_id, 16)
-        self._made += 1 + len(request.attempts) + (request.reserve is not None) + (request.settle is not None)
-        server = self._tracer.start_span(
-            f"{request.method} {request.route}",
-            context=_remote_parent(context),
-            kind=SpanKind.SERVER,
-            attributes=_server_attributes(request),
-            start_time=request.interval.start_ns,
-        )
-        inside = trace.set_span_in_context(server, Context())
-        if request.reserve is not None:
-            self._internal("quota.reserve", request.reserve, inside, {METERHOUSE_DEGRADED: request.is_degraded})
-        for attempt in request.attempts:
-            self._attempt(attempt, inside)
-        if request.settle is not None:
-            self._internal("ledger.settle", request.settle, inside, {METERHOUSE_CHARGE_NANOS: request.charge_nanos})
-        if request.is_failed:
-            server.set_status(Status(StatusCode.ERROR))
-        server.end(end_time=request.interval.end_ns)
-
-    def close(self, timeout_seconds: float) -> None:
-        """Send what is queued. A collector that does not answer is given up after the time stated."""
-        # The SDK waits 30 s for its own thread; a thread between us and it lets us stop waiting earlier.
-        closing = threading.Thread(target=self._provider.shutdown, name="spans-close", daemon=True)
-        closing.start()
-        closing.join(timeout_seconds)
-        if closing.is_alive():
-            self._exporter.shutdown()
-
-    def _internal(
-        self, name: str, interval: Interval, inside: Context, attributes: Mapping[str, AttributeValue]
-    ) -> None:
-        span = self._tracer.start_span(
-            name, context=inside, kind=SpanKind.INTERNAL, attributes=attributes, start_time=interval.start_ns
-        )
-        span.end(end_time=interval.end_ns)
-
-    def _attempt(self, attempt: AttemptSpan, inside: Context) -> None:
-        self._ids.span_id = int(attempt.span_id, 16) if attempt.span_id else 0
-        span = self._tracer.start_span(
-            redact_text(f"{attempt.operation} {attempt.upstream_model}")[:MAX_ATTRIBUTE_CHARACTERS],
-            context=inside,
-            kind=SpanKind.CLIENT,
-            attributes=_attempt_attributes(attempt),
-            start_time=attempt.interval.start_ns,
-        )
-        if attempt.outcome not in _GOOD_OUTCOMES:
-            span.set_status(Status(StatusCode.ERROR))
-        span.end(end_time=attempt.interval.end_ns)
-
-
-class _PrimedIds(RandomIdGenerator):
-    """Gives a trace and a span the ids that they have had all along; set just before they are made."""
+class SpanMaker:
+    """Makes the messages of requests, and remembers those parts that most requests have in common."""
 
     def __init__(self) -> None:
-        self.trace_id = 0
-        self.span_id = 0
-        """Of the next span; 0: any."""
+        self._text: Callable[[str, str], KeyValue] = lru_cache(MAX_REMEMBERED)(_text)
+        self._texts: Callable[[str, tuple[str, ...]], KeyValue] = lru_cache(MAX_REMEMBERED)(_texts)
+        self._clean: Callable[[str], str] = lru_cache(MAX_REMEMBERED)(_clean)
 
-    def generate_span_id(self) -> int:
-        given, self.span_id = self.span_id, 0
-        return given or super().generate_span_id()
+    def add(self, scope: ScopeSpans, context: TraceContext, span_id: bytes, request: RequestSpans) -> None:
+        """Add the server's span, which has this id, and its children."""
+        trace_id = bytes.fromhex(context.trace_id)
+        is_remote = SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK if context.parent_span_id is not None else 0
+        scope.spans.add(
+            trace_id=trace_id,
+            span_id=span_id,
+            parent_span_id=bytes.fromhex(context.parent_span_id or ""),
+            name=self._clean(f"{request.method} {request.route}"),
+            kind=Span.SPAN_KIND_SERVER,
+            start_time_unix_nano=request.interval.start_ns,
+            end_time_unix_nano=request.interval.end_ns,
+            attributes=self._server_attributes(request),
+            status=_FAILED if request.is_failed else None,
+            flags=SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK | is_remote,
+        )
+        if request.reserve is not None:
+            degraded = KeyValue(key=METERHOUSE_DEGRADED, value=AnyValue(bool_value=request.is_degraded))
+            _add_internal(scope, trace_id, span_id, "quota.reserve", request.reserve, degraded)
+        for attempt in request.attempts:
+            self._add_attempt(scope, trace_id, span_id, attempt)
+        if request.settle is not None:
+            charge = _integer(METERHOUSE_CHARGE_NANOS, request.charge_nanos)
+            _add_internal(scope, trace_id, span_id, "ledger.settle", request.settle, charge)
 
-    def generate_trace_id(self) -> int:
-        return self.trace_id
+    def _add_attempt(self, scope: ScopeSpans, trace_id: bytes, parent_span_id: bytes, attempt: AttemptSpan) -> None:
+        scope.spans.add(
+            trace_id=trace_id,
+            span_id=bytes.fromhex(attempt.span_id) if attempt.span_id else os.urandom(_SPAN_ID_BYTES),
+            parent_span_id=parent_span_id,
+            name=self._clean(f"{attempt.operation} {attempt.upstream_model}"),
+            kind=Span.SPAN_KIND_CLIENT,
+            start_time_unix_nano=attempt.interval.start_ns,
+            end_time_unix_nano=attempt.interval.end_ns,
+            attributes=self._attempt_attributes(attempt),
+            status=None if attempt.outcome in _GOOD_OUTCOMES else _FAILED,
+            flags=SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK,
+        )
+
+    def _server_attributes(self, request: RequestSpans) -> list[KeyValue]:
+        text = self._text
+        attributes = [
+            text(HTTP_REQUEST_METHOD, request.method),
+            text(HTTP_ROUTE, request.route),
+            _integer(HTTP_RESPONSE_STATUS_CODE, request.status),
+            KeyValue(key=METERHOUSE_REQUEST_ID, value=AnyValue(string_value=request.request_id)),
+        ]
+        if request.organization_id:
+            attributes.append(text(METERHOUSE_ORGANIZATION_ID, request.organization_id))
+        if request.project_id:
+            attributes.append(text(METERHOUSE_PROJECT_ID, request.project_id))
+        if request.key_id:
+            attributes.append(text(METERHOUSE_KEY_ID, request.key_id))
+        if request.error_type:
+            attributes.append(text(ERROR_TYPE, request.error_type))
+        return attributes
+
+    def _attempt_attributes(self, attempt: AttemptSpan) -> list[KeyValue]:
+        text = self._text
+        attributes = [
+            text(GEN_AI_OPERATION_NAME, attempt.operation),
+            text(GEN_AI_PROVIDER_NAME, attempt.provider),
+            text(GEN_AI_REQUEST_MODEL, attempt.upstream_model),
+            KeyValue(key=GEN_AI_REQUEST_STREAM, value=AnyValue(bool_value=attempt.is_streamed)),
+            text(METERHOUSE_DEPLOYMENT, attempt.deployment),
+            text(METERHOUSE_OUTCOME, attempt.outcome.value),
+        ]
+        if attempt.served_model:
+            attributes.append(text(GEN_AI_RESPONSE_MODEL, attempt.served_model))
+        if attempt.finish_reasons:
+            attributes.append(self._texts(GEN_AI_RESPONSE_FINISH_REASONS, attempt.finish_reasons))
+        if attempt.error_type:
+            attributes.append(text(ERROR_TYPE, attempt.error_type))
+        if attempt.first_token_ns is not None:
+            waited = (attempt.first_token_ns - attempt.interval.start_ns) / _NANOSECONDS_PER_SECOND
+            attributes.append(KeyValue(key=GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, value=AnyValue(double_value=waited)))
+        if attempt.usage is not None:
+            attributes += _usage_attributes(attempt.usage)
+        return attributes
 
 
-class _CountingExporter(SpanExporter):
-    """Counts what became of the spans that another exporter sends."""
-
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
-        self.sent = 0
-        self.failed = 0
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
-        if result is SpanExportResult.SUCCESS:
-            self.sent += len(spans)
-        else:
-            self.failed += len(spans)
-        return result
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-
-def _remote_parent(context: TraceContext) -> Context:
-    if context.parent_span_id is None:
-        return Context()
-    parent = SpanContext(
-        trace_id=int(context.trace_id, 16),
-        span_id=int(context.parent_span_id, 16),
-        is_remote=True,
-        trace_flags=TraceFlags(TraceFlags.SAMPLED),
+def _add_internal(
+    scope: ScopeSpans, trace_id: bytes, parent_span_id: bytes, name: str, interval: Interval, attribute: KeyValue
+) -> None:
+    scope.spans.add(
+        trace_id=trace_id,
+        span_id=os.urandom(_SPAN_ID_BYTES),
+        parent_span_id=parent_span_id,
+        name=name,
+        kind=Span.SPAN_KIND_INTERNAL,
+        start_time_unix_nano=interval.start_ns,
+        end_time_unix_nano=interval.end_ns,
+        attributes=[attribute],
+        flags=SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK,
     )
-    return trace.set_span_in_context(trace.NonRecordingSpan(parent), Context())
 
 
-def _server_attributes(request: RequestSpans) -> dict[str, AttributeValue]:
-    attributes: dict[str, AttributeValue] = {
-        HTTP_REQUEST_METHOD: request.method,
-        HTTP_ROUTE: request.route,
-        HTTP_RESPONSE_STATUS_CODE: request.status,
-        METERHOUSE_REQUEST_ID: request.request_id,
-    }
-    optional = {
-        METERHOUSE_ORGANIZATION_ID: request.organization_id,
-        METERHOUSE_PROJECT_ID: request.project_id,
-        METERHOUSE_KEY_ID: request.key_id,
-        ERROR_TYPE: request.error_type,
-    }
-    attributes.update({name: redact_text(value) for name, value in optional.items() if value})
+def _usage_attributes(usage: Usage) -> list[KeyValue]:
+    attributes = [
+        _integer(GEN_AI_USAGE_INPUT_TOKENS, usage.input_tokens),
+        _integer(GEN_AI_USAGE_OUTPUT_TOKENS, usage.output_tokens),
+    ]
+    parts = (
+        (GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, usage.cached_input_tokens),
+        (GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS, usage.cache_write_tokens),
+        (GEN_AI_USAGE_REASONING_OUTPUT_TOKENS, usage.reasoning_tokens),
+    )
+    attributes += [_integer(name, count) for name, count in parts if count]
     return attributes
 
 
-def _attempt_attributes(attempt: AttemptSpan) -> dict[str, AttributeValue]:
-    attributes: dict[str, AttributeValue] = {
-        GEN_AI_OPERATION_NAME: attempt.operation,
-        GEN_AI_PROVIDER_NAME: attempt.provider,
-        GEN_AI_REQUEST_MODEL: redact_text(attempt.upstream_model),
-        GEN_AI_REQUEST_STREAM: attempt.is_streamed,
-        METERHOUSE_DEPLOYMENT: redact_text(attempt.deployment),
-        METERHOUSE_OUTCOME: attempt.outcome.value,
-    }
-    if attempt.served_model:
-        attributes[GEN_AI_RESPONSE_MODEL] = redact_text(attempt.served_model)
-    if attempt.finish_reasons:
-        attributes[GEN_AI_RESPONSE_FINISH_REASONS] = tuple(redact_text(reason) for reason in attempt.finish_reasons)
-    if attempt.error_type:
-        attributes[ERROR_TYPE] = redact_text(attempt.error_type)
-    if attempt.first_token_ns is not None:
-        waited_ns = attempt.first_token_ns - attempt.interval.start_ns
-        attributes[GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = waited_ns / _NANOSECONDS_PER_SECOND
-    if attempt.usage is not None:
-        attributes.update(_usage_attributes(attempt.usage))
-    return attributes
+def _clean(text: str) -> str:
+    return redact_text(text)[:MAX_ATTRIBUTE_CHARACTERS]
 
 
-def _usage_attributes(usage: Usage) -> dict[str, int]:
-    attributes = {
-        GEN_AI_USAGE_INPUT_TOKENS: usage.input_tokens,
-        GEN_AI_USAGE_OUTPUT_TOKENS: usage.output_tokens,
-    }
-    parts = {
-        GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: usage.cached_input_tokens,
-        GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS: usage.cache_write_tokens,
-        GEN_AI_USAGE_REASONING_OUTPUT_TOKENS: usage.reasoning_tokens,
-    }
-    attributes.update({name: count for name, count in parts.items() if count})
-    return attributes
+def _text(name: str, text: str) -> KeyValue:
+    return KeyValue(key=name, value=AnyValue(string_value=_clean(text)))
+
+
+def _texts(name: str, texts: tuple[str, ...]) -> KeyValue:
+    values = [AnyValue(string_value=_clean(text)) for text in texts]
+    return KeyValue(key=name, value=AnyValue(array_value=ArrayValue(values=values)))
+
+
+def _integer(name: str, number: int) -> KeyValue:
+    return KeyValue(key=name, value=AnyValue(int_value=number))

@@ -2,8 +2,8 @@
 
 Spans are made after the request, from timestamps, and only of a sampled or failed request, so that every other
 request pays for a random number (speed.md). Without an endpoint nothing is made, but a trace id is still given, for
-the log and the ledger. No field here can hold a prompt. What is not here: the spans themselves (``spans``), which are
-imported only when there is somewhere to send them.
+the log and the ledger. No field here can hold a prompt. What is not here: the spans themselves (``spans``) and their
+sending (``otlp``), which are imported only when there is somewhere to send them.
 """
 
 import os
@@ -50,16 +50,14 @@ class TraceContext(msgspec.Struct, frozen=True):
     is_sampled: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
     """From when to when, in nanoseconds of the Unix epoch."""
 
     start_ns: int
     end_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptSpan:
+class AttemptSpan(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt: the GenAI client span."""
 
     provider: str
@@ -79,8 +77,7 @@ class AttemptSpan:
     """Where it was told to the provider; else one is made."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestSpans:
+class RequestSpans(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the spans of one request say."""
 
     request_id: str
@@ -228,6 +225,6 @@ class _Rate:
 
 
 def _make_writer(endpoint: str, headers: Mapping[str, str], service_name: str) -> SpanWriter:
-    from meterhouse.telemetry.spans import OtlpSpanWriter  # noqa: PLC0415 - 0.3 s of imports that most starts do not need
+    from meterhouse.telemetry.otlp import OtlpSpanWriter  # noqa: PLC0415 - 0.3 s of imports that most starts do not need
 
     return OtlpSpanWriter(endpoint=endpoint, headers=headers, service_name=service_name)

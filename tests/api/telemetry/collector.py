@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from fakes.gateway import Gateway
-from meterhouse.telemetry.spans import OtlpSpanWriter
+from meterhouse.telemetry.otlp import OtlpSpanWriter
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Collector:
         """Let a gateway export at once whenever something is waited for, instead of once a second."""
         writer = gateway.parts.tracing._writer
         assert isinstance(writer, OtlpSpanWriter)
-        self._flushes.append(writer._provider.force_flush)
+        self._flushes.append(writer._processor.force_flush)
 
     def wait_for(self, predicate: Callable[[list[Received]], Any], seconds: float = 60) -> Any:
         """Wait until something holds of the spans; returns what it gave."""

@@ -12,8 +12,8 @@ import pytest
 
 from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
-from meterhouse.telemetry import spans
-from meterhouse.telemetry.spans import MAX_QUEUED_SPANS
+from meterhouse.telemetry import otlp
+from meterhouse.telemetry.otlp import MAX_QUEUED_REQUESTS
 from meterhouse.telemetry.traces import Interval, RequestSpans, Tracing
 
 REQUESTS = 20
@@ -77,7 +77,7 @@ def test_requests_are_answered_as_if_it_were_there(
     kind: str, up: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tracing, "CLOSE_SECONDS", 0.2)
-    monkeypatch.setattr(spans, "EXPORT_TIMEOUT_SECONDS", 2 * WAIT_SECONDS)
+    monkeypatch.setattr(otlp, "EXPORT_TIMEOUT_SECONDS", 2 * WAIT_SECONDS)
     with ExitStack() as stack:
         port = stack.enter_context(KINDS[kind]())
         settings = {"METERHOUSE_OTLP_ENDPOINT": f"http://127.0.0.1:{port}/v1/traces", "METERHOUSE_TRACE_RATIO": "1"}
@@ -100,8 +100,8 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
         request = RequestSpans(
             request_id="req_1", method="GET", route="/", status=200, interval=Interval(start_ns=1, end_ns=2)
         )
-        for _ in range(2 * MAX_QUEUED_SPANS):
+        for _ in range(2 * MAX_QUEUED_REQUESTS):
             tracing.finish(tracing.new_trace(None), request)
-        assert len(tracing._writer._processor._batch_processor._queue) <= MAX_QUEUED_SPANS
+        assert len(tracing._writer._processor._batch_processor._queue) <= MAX_QUEUED_REQUESTS
         tracing.CLOSE_SECONDS = 0.1  # type: ignore[misc]
         tracing.close()

@@ -12,11 +12,10 @@ from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.chunk import MAX_NAME_LENGTH, Chunk, decode_chunk, is_failure, is_set, read_usage
 from meterhouse.http.passage import WholeBody
 from meterhouse.http.passing import Heard, Listener, PassThrough
-from meterhouse.http.relay import usage_on_wire
 from meterhouse.http.respond import OPENAI_ENVELOPE
 from meterhouse.http.sse import DONE_FRAME, frame
 from meterhouse.http.tidy import leave_out_usage, rename_model
-from meterhouse.http.usage_reading import Fields, ReadUsage, read_chat_usage
+from meterhouse.http.usage_reading import Fields, ReadUsage, read_chat_usage, usage_on_wire
 from meterhouse.ids import random_base62
 from meterhouse.providers.provider import Deployment, EndpointName
 from meterhouse.providers.refusal import error_in_stream, no_answer

@@ -1,0 +1,199 @@
+"""What is told of a chunk without decoding it is what decoding tells."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meterhouse.errors import UpstreamDown
+from meterhouse.http.alike import MOST_TRIES, AlikeChunks
+from meterhouse.http.chunk import Chunk, decode_chunk, is_failure, read_usage, text_of
+from meterhouse.http.sse import frame
+from meterhouse.http.tidy import tidy
+
+ASKED = "asked/model"
+REASONS = {"end_turn": "stop"}
+SPELLINGS: tuple[dict[str, Any], ...] = (
+    {"separators": (",", ":"), "ensure_ascii": False},
+    {"separators": (",", ":"), "ensure_ascii": True},
+    {"ensure_ascii": False},
+    {"separators": (" , ", " : "), "ensure_ascii": False},
+)
+
+
+def chunk(delta: dict[str, Any], choice: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    row = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} | (choice or {})
+    return {"id": "c1", "object": "chat.completion.chunk", "created": 7, "model": "m", "choices": [row]} | fields
+
+
+def spell(fields: object, spelling: int = 0) -> bytes:
+    return json.dumps(fields, **SPELLINGS[spelling]).encode("utf-8", "surrogatepass")
+
+
+def sent_for(payload: bytes, read: Chunk) -> bytes:
+    return frame(tidy(payload, read, ASKED, REASONS))
+
+
+def hear(alike: AlikeChunks, payload: bytes) -> str | None:
+    """Take a chunk as the relay does, and check what was told of it; returns that."""
+    told = alike.tell(payload)
+    if told is None:
+        read = decode_chunk(payload)
+        if not is_failure(read):
+            alike.learn(payload, read, sent_for(payload, read))
+        return None
+    text, sent = told
+    read = decode_chunk(payload)
+    (choice,) = read.choices or ()
+    assert choice.delta is not None
+    assert text
+    assert text == text_of(choice.delta)
+    assert choice.finish_reason is None
+    assert read_usage(read) is None
+    assert not is_failure(read)
+    assert sent == sent_for(payload, read)
+    return text
+
+
+@pytest.mark.parametrize("name", ["content", "reasoning_content"])
+@pytest.mark.parametrize("spelling", [0, 1, 2])
+def test_the_second_chunk_of_a_text_is_told(name: str, spelling: int) -> None:
+    alike = AlikeChunks()
+    assert hear(alike, spell(chunk({"role": "assistant", "content": ""}), spelling)) is None
+    assert hear(alike, spell(chunk({name: "Hello"}), spelling)) is None
+    assert [hear(alike, spell(chunk({name: text}), spelling)) for text in (" there", "!", "x")] == [" there", "!", "x"]
+
+
+def test_a_text_that_is_not_ascii_is_told() -> None:
+    alike = AlikeChunks()
+    texts = ["caf\u00e9", "\u6f22\u5b57", "\U0001f600", "\u00df"]
+    assert [hear(alike, spell(chunk({"content": text}))) for text in texts] == [None, *texts[1:]]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        chunk({"content": 'a "quote"'}),
+        chunk({"content": "a\nline"}),
+        chunk({"content": "back\\slash"}),
+        chunk({"content": ""}),
+        chunk({"content": None}),
+        chunk({}),
+        chunk({"content": "x"}, {"finish_reason": "stop"}),
+        chunk({"content": "x"}, {"index": 1}),
+        chunk({"content": "x"}, {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}),
+        chunk({"content": "x", "reasoning_content": "y"}),
+        chunk({"content": "x", "tool_calls": []}),
+        chunk({"content": "x"}, usage={"prompt_tokens": 1, "completion_tokens": 2}),
+        chunk({"content": "x"}, error={"message": "no"}),
+        chunk({"content": "x"}, model="other"),
+        chunk({"content": "x"}, service_tier="flex"),
+        {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}},
+        {"error": {"message": "no"}},
+    ],
+)
+def test_what_differs_in_more_than_a_plain_text_is_read(other: dict[str, Any]) -> None:
+    alike = AlikeChunks()
+    hear(alike, spell(chunk({"content": "Hello"})))
+    assert hear(alike, spell(chunk({"content": "there"}))) == "there"
+    assert alike.tell(spell(other)) is None
+
+
+@pytest.mark.parametrize("raw", [b"\xff", b"\xed\xa0\x80", b"\x00", b"\x1f", b"\t", b"\x7f"])
+def test_bytes_that_are_no_plain_text_are_read(raw: bytes) -> None:
+    alike = AlikeChunks()
+    before, after = spell(chunk({"content": "Hello"})).split(b"Hello")
+    hear(alike, before + b"Hello" + after)
+    assert alike.tell(before + raw + after) is None
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        # The text that is decoded is spelled with an escape, and the same characters stand elsewhere.
+        rb'{"choices":[{"delta":{"content":"\u0068i"},"x":{"content":"hi"}}]}',
+        rb'{"choices":[{"delta":{"c\u006fntent":"hi"},"x":{"content":"hi"}}]}',
+        # Two fields of the name, of which one is the text.
+        b'{"choices":[{"delta":{"content":"hi"},"x":{"content":"hi"}}]}',
+        b'{"content":"hi","choices":[{"delta":{"content" : "hi"}}]}',
+        b'{"x":"content","choices":[{"delta":{"content":"hi"}}]}',
+        # More than may stand beside a text that is not searched for others.
+        b'{"x":"' + b"y" * 2_000 + b'","choices":[{"delta":{"content":"hi"}}]}',
+    ],
+)
+def test_a_text_that_may_be_another_fields_is_never_learned(payload: bytes) -> None:
+    alike = AlikeChunks()
+    hear(alike, payload)
+    assert alike.tell(payload) is None
+
+
+def test_a_name_that_was_asked_for_cannot_pass_for_the_text() -> None:
+    payload = spell(chunk({"content": "hi"}))
+    read = decode_chunk(payload)
+    alike = AlikeChunks()
+    alike.learn(payload, read, frame(tidy(payload, read, 'x"content":"hi"', REASONS)))
+    assert alike.tell(payload) is None
+
+
+def test_a_stream_whose_chunks_all_differ_is_soon_left_alone_and_one_that_changes_rarely_is_not() -> None:
+    differing, changing = AlikeChunks(), AlikeChunks()
+    for number in range(MOST_TRIES):
+        hear(differing, spell(chunk({"content": "x"}, created=number)))
+        for _ in range(3):
+            told = hear(changing, spell(chunk({"content": "x"}, created=number)))
+        assert told == "x"
+    hear(differing, spell(chunk({"content": "x"}, created=100)))
+    assert differing.tell(spell(chunk({"content": "x"}, created=100))) is None
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
+    ["content", '"', '","content":"', "hi", "m"]
+)
+deltas = st.dictionaries(
+    st.sampled_from(["content", "reasoning_content", "reasoning", "refusal", "role", "x"]),
+    texts | st.none(),
+    max_size=3,
+)
+rows = st.fixed_dictionaries(
+    {"delta": deltas},
+    optional={
+        "index": st.integers(0, 1),
+        "finish_reason": st.sampled_from([None, "stop", "end_turn"]),
+        "usage": st.sampled_from([None, {}, {"prompt_tokens": 1, "completion_tokens": 2}]),
+        "x": deltas,
+    },
+)
+chunks = st.fixed_dictionaries(
+    {"choices": st.lists(rows, min_size=1, max_size=2) | st.just([])},
+    optional={
+        "model": st.sampled_from(["m", ASKED, None, "hi"]),
+        "usage": st.sampled_from([None, {}, {"prompt_tokens": 1, "completion_tokens": 2}]),
+        "content": texts,
+        "error": st.sampled_from([None, {}]),
+    },
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(chunks, min_size=1, max_size=3), st.lists(texts, max_size=6), st.integers(0, len(SPELLINGS) - 1))
+def test_what_is_told_is_what_decoding_tells(kinds: list[dict[str, Any]], said: list[str], spelling: int) -> None:
+    alike = AlikeChunks()
+    for kind in kinds:
+        for text in [None, *said]:
+            for row in kind["choices"]:
+                row["delta"] |= {} if text is None else {"content": text}
+            hear(alike, spell(kind, spelling))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.binary(max_size=6) | texts.map(str.encode), max_size=8))
+def test_whatever_bytes_a_text_has_what_is_told_of_it_is_what_decoding_tells(raws: list[bytes]) -> None:
+    alike = AlikeChunks()
+    before, after = spell(chunk({"content": "Hello"})).split(b"Hello")
+    hear(alike, before + b"Hello" + after)
+    for raw in raws:
+        with suppress(UpstreamDown):
+            hear(alike, before + raw + after)
