@@ -43,7 +43,10 @@ def served(gateway: Gateway, connection: socket) -> Any:
     """Return a connection as the server has it; None when it is not there."""
     assert gateway._server is not None
     port = connection.getsockname()[1]
-    return next((found for found in list(gateway._server.server_state.connections) if found.client[1] == port), None)
+    return next(
+        (found for found in list(gateway._server.server_state.connections) if found.client and found.client[1] == port),
+        None,
+    )
 
 
 def test_few_are_parsed_ahead_and_each_is_answered_in_its_turn(gateway: Gateway) -> None:
