@@ -57,7 +57,7 @@ class Course:
 
 
 # A worker counts requests when they end, which few of the streams do between two reloads.
-FULL = Course(200, 600, 60, reload=20, nginx_reload=67, migration=300, kill=30, worker_requests=500, lease=60)
+FULL = Course(200, 600, 60, reload=20, nginx_reload=67, migration=300, kill=30, worker_requests=1000, lease=60)
 
 
 @pytest.fixture(scope="module")
