@@ -43,7 +43,10 @@ def served(gateway: Gateway, connection: socket) -> Any:
     """Return a connection as the server has it; None when it is not there."""
     assert gateway._server is not None
     port = connection.getsockname()[1]
-    return next((found for found in list(gateway._server.server_state.connections) if found.client[1] == port), None)
+    return next(
+        (found for found in list(gateway._server.server_state.connections) if found.client and found.client[1] == port),
+        None,
+    )
 
 
 def test_few_are_parsed_ahead_and_each_is_answered_in_its_turn(gateway: Gateway) -> None:
@@ -74,3 +77,14 @@ def test_nothing_is_read_behind_the_last_request(gateway: Gateway) -> None:
         heard = listen(connection, SILENCE_SECONDS)
     assert heard.is_closed
     assert heard.statuses == [200, 200]
+
+
+def test_half_a_head_behind_a_long_body_is_no_long_head(gateway: Gateway) -> None:
+    body = b'{"x":"%b"}' % (b"x" * 100_000)
+    head, rest = LIVE[:40], LIVE[40:].replace(LONG_HEADER, b"connection: close")
+    with connect(gateway) as connection:
+        connection.sendall(post(gateway.key, b"content-length: %d" % len(body)) + b"\r\n" + body + head)
+        connection.settimeout(SILENCE_SECONDS)
+        assert connection.recv(1 << 14).startswith(b"HTTP/1.1 400 ")
+        connection.sendall(rest)
+        assert listen(connection, SILENCE_SECONDS).statuses[-1] == 200

@@ -63,6 +63,8 @@ class Connection(HttpToolsProtocol):
     _head: asyncio.TimerHandle | None = None
     _is_in_head = False
     _head_bytes = 0
+    _is_behind = False
+    """Whether there is another request before a head in what is parsed now."""
     _is_draining = False
     _idle_since = 0.0
     _held = b""
@@ -118,9 +120,11 @@ class Connection(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         """Read on, and see to it that a head ends."""
+        self._is_behind = self.cycle is not None and self.cycle.more_body
         super().data_received(data)
         if self._is_in_head:
-            self._head_bytes += len(data)
+            # Where in this a head began behind another request is not known; what comes next is all of the head.
+            self._head_bytes += 0 if self._is_behind else len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(_too_large())
         if self._is_in_head or self.cycle is None or self.cycle.response_complete:
@@ -141,6 +145,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Let whoever reads the body know that it is here whole."""
         super().on_message_complete()
+        self._is_behind = True
         self.scope[IS_WHOLE] = True  # type: ignore[literal-required]  # a key of ours in ASGI's own scope
 
     def on_response_complete(self) -> None:
