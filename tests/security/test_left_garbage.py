@@ -1,7 +1,7 @@
 """What is refused, fails or is left costs the garbage collector nothing: its objects are gone when it is over.
 
 An error knows the frames that it came through, and they the request, which knows its error. A storm of such circles
-made the collector stop everybody for tens of milliseconds, several times a second.
+made the collector stop everybody for tens of milliseconds at a time.
 """
 
 import gc

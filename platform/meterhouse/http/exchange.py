@@ -51,7 +51,7 @@ class Exchange(msgspec.Struct):
         """Forget by which way its errors came, once nobody will ask.
 
         The frames that an error came through know the request, and the request its errors: what is not taken apart here
-        waits for the garbage collector, and a storm of refusals would make it stop everybody several times a second.
+        waits for the garbage collector, which in a storm would stop everybody again and again.
         """
         _forget_way(self.error)
         if self.tally is not None:
