@@ -112,9 +112,9 @@ def rerate_unpriced(
     from_ms, to_ms = read_moment_ms(start, "--from") or 0, read_moment_ms(end, "--to")
 
     async def work(stores: Stores) -> None:
-        now_ms = stores.clock.now_ms()
+        end_ms = to_ms or stores.clock.now_ms() + 1
         found = [price for price in await stores.catalog.prices.list_prices() if price.source == OPERATOR_SOURCE]
-        order = RerateOrder(from_ms, to_ms or now_ms + 1, organization, author(), now_ms, is_dry)
+        order = RerateOrder(from_ms, end_ms, organization, author(), stores.clock, is_dry)
         store = UnpricedStore(stores.engine)
         done = await rerate(store, stores.ledger, PriceBook(found), order, partial(apply_correction, settings))
         verb = "would be charged" if is_dry else "charged"

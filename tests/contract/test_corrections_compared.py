@@ -10,10 +10,11 @@ import pytest
 
 from fakes.crew import KEY, ORGANIZATION, PROJECT, Crew, slot
 from fakes.meter_oracle import settlement_of
+from meterhouse.billing.rerate import corrections_of
 from meterhouse.db.ledger import Adjustment
-from meterhouse.ids import new_id
+from meterhouse.db.tables import RERATED_ID_PREFIX
+from meterhouse.ids import new_id, new_request_id
 from meterhouse.limits.layout import keys_of
-from meterhouse.metering import Correction
 
 BUDGET = "spend 1000000 USD total"
 OTHER = "spend 900000 USD/month"
@@ -32,13 +33,18 @@ class Interleaved:
     nanos: int
     committed_before: int
     told_before: int
+    records: int = 0
+    """Where it is of so many records that are charged later."""
     step: int = 0
-    entry: Adjustment = field(init=False)
+    entries: list[Adjustment] = field(init=False)
 
     def __post_init__(self):
         at_ms = self.worker.meter._clock.now_ms()
-        words = ("late", at_ms, "op")
-        self.entry = Adjustment(new_id("adj"), ORGANIZATION, PROJECT, KEY, at_ms, self.nanos, 0, *words)
+        ids = [f"{RERATED_ID_PREFIX}{new_request_id()}_1" for _ in range(self.records)] or [new_id("adj")]
+        self.entries = [
+            Adjustment(name, ORGANIZATION, PROJECT, KEY, at_ms, self.nanos // len(ids), 0, "late", at_ms, "op")
+            for name in ids
+        ]
         learner = self.worker.learner
         self.begin, self.sums, self.correct = learner._begin, learner._sums, learner._correct
         learner._begin, learner._sums, learner._correct = self._begin, self, self._correct
@@ -47,11 +53,11 @@ class Interleaved:
         """Take those steps of the correction that come before a step of the comparison."""
         while self.step <= step:
             if self.step == self.committed_before:
-                await self.crew.ledger.insert_adjustment(self.entry)
+                for entry in self.entries:
+                    await self.crew.ledger.insert_adjustment(entry)
             if self.step == self.told_before:
-                entry = self.entry
-                at = (entry.period_start_ms, entry.nanos, entry.tokens)
-                await self.worker.meter.adjust(Correction(ORGANIZATION, PROJECT, KEY, *at, entry.id))
+                (told,) = corrections_of(self.entries)
+                await self.worker.meter.adjust(told)
             self.step += 1
 
     async def _begin(self, *asked):
@@ -101,6 +107,14 @@ async def test_a_correction_counts_once_whenever_it_comes(crew, worker, nanos):
     for _ in range(2):
         await compare(worker)
         assert await worker.counts(BUDGET) == (SPENT + count * nanos, 0)
+
+
+async def test_records_that_are_charged_later_count_once_though_the_meter_hears_of_them_as_one(crew, worker):
+    for count, order in enumerate(ORDERS, 1):
+        interleaved = Interleaved(crew, worker, 90, *order, records=3)
+        await compare(worker)
+        await interleaved.end()
+        assert await worker.counts(BUDGET) == (SPENT + count * 90, 0), order
 
 
 @pytest.mark.parametrize("nanos", [70, -70])

@@ -4,14 +4,19 @@ They are answered one after another, and few are parsed ahead: neither one long 
 had for the price of a few bytes each. nginx never sends like that; this is for who asks the gateway itself.
 """
 
+import json
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from socket import socket
+from socket import SO_LINGER, SOL_SOCKET, socket
 from typing import Any
 
+from api.asking import marked
 from fakes.gateway import Gateway
-from meterhouse.http.connection import FEW_LINES, MAX_HELD_BYTES, PIECE_BYTES
+from fakes.upstream import FakeUpstream
+from meterhouse.http.connection import FEW_LINES, MAX_HEAD_BYTES, MAX_HELD_BYTES, PIECE_BYTES
 from security.raw import connect, listen, post
 
 REQUESTS = 1_000
@@ -88,3 +93,45 @@ def test_half_a_head_behind_a_long_body_is_no_long_head(gateway: Gateway) -> Non
         assert connection.recv(1 << 14).startswith(b"HTTP/1.1 400 ")
         connection.sendall(rest)
         assert listen(connection, SILENCE_SECONDS).statuses[-1] == 200
+
+
+def test_a_head_behind_a_request_that_was_answered_early_has_its_bound(gateway: Gateway) -> None:
+    with connect(gateway) as connection:
+        connection.settimeout(SILENCE_SECONDS)
+        connection.sendall(post("sk-nobody", b"content-length: 5") + b"\r\n")
+        assert connection.recv(1 << 14).startswith(b"HTTP/1.1 401 ")
+        connection.sendall(b"12345" + LIVE[:-4] + b"\r\nx-endless: ")
+        sent = 0
+        with suppress(OSError):  # closed from the other side
+            while sent < 8 * MAX_HEAD_BYTES:
+                sent += connection.send(b"x" * 16_384)
+                time.sleep(0.02)
+        assert sent < 8 * MAX_HEAD_BYTES
+
+
+def test_a_client_that_leaves_with_a_request_still_waiting_is_seen_to_leave(gateway: Gateway, up: FakeUpstream) -> None:
+    marker, messages = marked()
+    body = json.dumps({"model": "fake/never-begins", "stream": True, "messages": messages}).encode()
+    connection = connect(gateway)
+    connection.sendall(post(gateway.key, b"content-length: %d" % len(body)) + b"\r\n" + body)
+    up.wait_for(lambda truth: truth.by_marker(marker))
+    connection.sendall(LIVE)
+    deadline = time.monotonic() + SILENCE_SECONDS
+    while not gateway.call(lambda: (found := served(gateway, connection)) is not None and len(found.pipeline)):
+        assert time.monotonic() < deadline
+    connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    up.wait_for(lambda truth: truth.by_marker(marker)[0].ended_by == "client_gone")
+
+
+def test_garbage_behind_a_request_is_not_written_into_its_answer(gateway: Gateway, up: FakeUpstream) -> None:
+    marker, messages = marked()
+    body = json.dumps({"model": "fake/infinite", "stream": True, "messages": messages}).encode()
+    with connect(gateway) as connection:
+        connection.sendall(post(gateway.key, b"content-length: %d" % len(body)) + b"\r\n" + body)
+        connection.settimeout(SILENCE_SECONDS)
+        heard = connection.recv(1 << 16)
+        connection.sendall(LIVE + b"no http at all\r\n\r\n")
+        heard += listen(connection, SILENCE_SECONDS).data
+    assert heard.count(b"HTTP/1.1 ") == 1
+    up.wait_for(lambda truth: truth.by_marker(marker)[0].ended_by == "client_gone")

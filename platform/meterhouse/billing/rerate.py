@@ -14,11 +14,11 @@ from meterhouse.audit import Action, Change
 from meterhouse.db.audit import AuditStore
 from meterhouse.db.engine import Source
 from meterhouse.db.ledger import Adjustment, LedgerStore
-from meterhouse.db.tables import DAY_MS
+from meterhouse.db.tables import DAY_MS, RERATED_ID_PREFIX
 from meterhouse.db.unpriced import UnpricedRecord, UnpricedStore
 from meterhouse.errors import MeterDown
 from meterhouse.identity import Author
-from meterhouse.metering import Correction
+from meterhouse.metering import Clock, Correction
 from meterhouse.money import charge
 from meterhouse.providers.prices import PriceBook, price_at
 
@@ -34,8 +34,7 @@ class RerateOrder:
     to_ms: int
     organization_id: str | None
     author: Author
-    at_ms: int
-    """Now."""
+    clock: Clock
     is_dry: bool = False
     """Whether to say only what would be charged."""
 
@@ -61,20 +60,23 @@ async def rerate(
     """Charge unpriced records by the prices that held when they were admitted; raises StoreDown."""
     done = Rerated()
     write_down = partial(_write_down, order.author)
+    at_ms = 0
     async for page in store.list_pages(order.from_ms, order.to_ms, order.organization_id):
-        priced = [entry for record in page if (entry := _adjustment_of(record, prices, order)) is not None]
+        at_ms = max(order.clock.now_ms(), at_ms + 1)  # tells the pages apart, see db.balances
+        made = [_adjustment_of(record, prices, order.author, at_ms) for record in page]
+        priced = [entry for entry in made if entry is not None]
         done.unpriced += len(page) - len(priced)
         new = priced if order.is_dry else await ledger.insert_adjustments(priced, write_down)
         done.records += len(new)
         done.nanos += sum(entry.nanos for entry in new)
         done.known += len(priced) - len(new)
         if not order.is_dry:
-            for correction in _corrections_of(new):
+            for correction in corrections_of(new):
                 done.is_applied = await _tell(apply, correction) and done.is_applied
     return done
 
 
-def _adjustment_of(record: UnpricedRecord, prices: PriceBook, order: RerateOrder) -> Adjustment | None:
+def _adjustment_of(record: UnpricedRecord, prices: PriceBook, author: Author, at_ms: int) -> Adjustment | None:
     price = price_at(prices.find(record.provider, record.upstream_model), record.admitted_at_ms)
     if price is None:
         return None
@@ -82,7 +84,7 @@ def _adjustment_of(record: UnpricedRecord, prices: PriceBook, order: RerateOrder
         price, record.usage, admitted_at_ms=record.admitted_at_ms, service_tier=record.service_tier or None
     )
     return Adjustment(
-        id=f"adj_rerate_{record.request_id}_{record.attempt}",
+        id=f"{RERATED_ID_PREFIX}{record.request_id}_{record.attempt}",
         organization_id=record.organization_id,
         project_id=record.project_id,
         root_key_id=record.root_key_id,
@@ -90,8 +92,8 @@ def _adjustment_of(record: UnpricedRecord, prices: PriceBook, order: RerateOrder
         nanos=charged.nanos,
         tokens=0,
         reason=f"priced later: {record.provider}/{record.upstream_model} by {price.id}",
-        created_at_ms=order.at_ms,
-        created_by=order.author.actor.id,
+        created_at_ms=at_ms,
+        created_by=author.actor.id,
     )
 
 
@@ -112,15 +114,15 @@ async def _write_down(author: Author, connection: Source, new: Sequence[Adjustme
         await audit.write(author, Change(Action.ADJUSTMENT_CREATED, entries[0].id, organization_id, after=fields))
 
 
-def _corrections_of(entries: Iterable[Adjustment]) -> list[Correction]:
-    """Put together what moves the same periods: those of one key on one day."""
+def corrections_of(entries: Iterable[Adjustment]) -> list[Correction]:
+    """Put together what moves the same periods: those of one key on one day, under the least of their ids."""
     sums: dict[tuple[str, str, str | None, int], int] = {}
     ids: dict[tuple[str, str, str | None, int], str] = {}
     for entry in entries:
         day_ms = entry.period_start_ms - entry.period_start_ms % DAY_MS
         key = (entry.organization_id, entry.project_id, entry.root_key_id, day_ms)
         sums[key] = sums.get(key, 0) + entry.nanos
-        ids.setdefault(key, entry.id)  # an adjustment is in one sum only
+        ids[key] = min(ids.get(key, entry.id), entry.id)  # an adjustment is in one sum only
     return [Correction(*key, nanos=nanos, tokens=0, id=ids[key]) for key, nanos in sums.items()]
 
 

@@ -16,12 +16,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from meterhouse.db.engine import reading
 from meterhouse.db.projection import record_measure
-from meterhouse.db.tables import CREDIT_PERIOD_MS, HOUR_MS, adjustment, usage_hour, usage_record
+from meterhouse.db.tables import (
+    CREDIT_PERIOD_MS,
+    DAY_MS,
+    HOUR_MS,
+    RERATED_ID_PREFIX,
+    adjustment,
+    usage_hour,
+    usage_record,
+)
 from meterhouse.metering import LedgerSums, Period, Scope, Sums
 
 YOUNG_MS = 15 * 60_000
 """After so long the meter has been told of a correction, or will not be: as long as it remembers which it was told."""
-MOST_YOUNG = 2_000
+MOST_YOUNG = 1_000
 """Of the corrections of an organization in that time, the newest; for others a comparison may be off until the next."""
 CHUNK_IDS = 10_000
 """Request ids in one statement of SQLite, which takes 32,766 variables; PostgreSQL gets them as one array."""
@@ -189,19 +197,25 @@ async def _find_excluded(connection: AsyncConnection, before_ms: int, excluded: 
 async def _list_young_corrections(
     connection: AsyncConnection, periods: Sequence[Period], since_ms: int
 ) -> Sequence[str]:
-    """Return the ids of the newest adjustments that count in any of these periods' limits."""
+    """Return the ids of the newest corrections that count in any of these periods' limits, as the meter is told them.
+
+    Of records that are charged later it is told by key and day of a page, under the least id of those.
+    """
     owners: dict[str, set[str]] = {}
     for period in periods:
         owners.setdefault(_SCOPE_COLUMNS[period.limit.scope], set()).add(period.limit.owner_and_token[0])
     columns = adjustment.c
+    own = sa.case((columns.id.startswith(RERATED_ID_PREFIX, autoescape=True), ""), else_=columns.id)
+    day = columns.period_start_ms // DAY_MS
     statement = (
-        sa.select(columns.id)
+        sa.select(sa.func.min(columns.id))
         .where(
             sa.or_(*(columns[name].in_(sorted(ids)) for name, ids in owners.items())),
             columns.created_at_ms >= since_ms,
             columns.period_start_ms != CREDIT_PERIOD_MS,
         )
-        .order_by(columns.created_at_ms.desc(), columns.id)
+        .group_by(columns.created_at_ms, columns.project_id, columns.root_key_id, day, own)
+        .order_by(columns.created_at_ms.desc())
         .limit(MOST_YOUNG)
     )
     return list((await connection.execute(statement)).scalars())

@@ -14,6 +14,8 @@ from meterhouse.usage import Usage
 
 HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
+RERATED_ID_PREFIX = "adj_rerate_"
+"""Of adjustments that charge a record later, of which the meter is told by key and day."""
 CREDIT_PERIOD_MS = 0
 """The period that a prepaid credit names: none. An adjustment of it corrects no charge (``db.credits``)."""
 

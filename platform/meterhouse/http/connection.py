@@ -14,7 +14,7 @@ import socket
 from typing import ClassVar
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import IS_WHOLE
@@ -62,11 +62,14 @@ class Connection(HttpToolsProtocol):
     _drop: asyncio.TimerHandle | None = None
     _head: asyncio.TimerHandle | None = None
     _is_in_head = False
+    _is_in_body = False
     _head_bytes = 0
     _is_behind = False
     """Whether there is another request before a head in what is parsed now."""
     _is_draining = False
     _idle_since = 0.0
+    _running: RequestResponseCycle | None = None
+    """The request that is being answered, or was last."""
     _held = b""
     """What came behind a request that waits for the one before it."""
 
@@ -120,7 +123,7 @@ class Connection(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         """Read on, and see to it that a head ends."""
-        self._is_behind = self.cycle is not None and self.cycle.more_body
+        self._is_behind = self._is_in_body
         super().data_received(data)
         if self._is_in_head:
             # Where in this a head began behind another request is not known; what comes next is all of the head.
@@ -134,6 +137,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a head."""
         self._is_in_head = True
+        self._is_in_body = False
         self._head_bytes = 0
         super().on_message_begin()
 
@@ -145,12 +149,15 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Let whoever reads the body know that it is here whole."""
         super().on_message_complete()
+        self._is_in_body = False
         self._is_behind = True
         self.scope[IS_WHOLE] = True  # type: ignore[literal-required]  # a key of ours in ASGI's own scope
 
     def on_response_complete(self) -> None:
         """Be idle again, or go on with what was held."""
         self._idle_since = self.loop.time()
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
         super().on_response_complete()
         if self._held and not self.pipeline and not self.transport.is_closing():
             self.flow.is_full = False
@@ -164,11 +171,14 @@ class Connection(HttpToolsProtocol):
             ValueError: Its head can be read in two ways, or has too many headers; uvicorn answers 400 then.
         """
         self._is_in_head = False
+        self._is_in_body = True
         if self._head is not None:
             self._head.cancel()
             self._head = None
         _check_headers(self.headers, self.parser.get_http_version())
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
         # What comes behind a head that asks for another protocol is not read as HTTP any more.
         if (self._is_draining or self.parser.should_upgrade()) and self.cycle is not None:
             self.cycle.keep_alive = False
@@ -201,6 +211,14 @@ class Connection(HttpToolsProtocol):
         if self._head is not None:
             self._head.cancel()
             self._head = None
+        running = self._running
+        if running is not None and running is not self.cycle and not running.response_complete:
+            # uvicorn tells the newest request only, which waits for this one.
+            running.disconnected = True
+            running.message_event.set()
+        self._running = None
+        self.pipeline.clear()
+        self._held = b""
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -210,7 +228,8 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: GatewayError) -> None:
         """Answer outside any request, and close."""
         self._is_in_head = False
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        running = self._running
+        if running is None or running.response_complete or not running.response_started:
             status, headers, body = render(error)
             lines = [b"%b: %b" % pair for pair in [*headers, (b"connection", b"close")]]
             self.transport.write(b"\r\n".join([b"HTTP/1.1 %d" % status + b" Refused", *lines, b"", body]))

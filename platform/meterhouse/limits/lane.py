@@ -310,7 +310,9 @@ class Lane:
                 wire.send([Item(pack(command), future) for command, future in zip(commands, futures, strict=True)])
                 replies = await asyncio.gather(*futures, return_exceptions=True)
                 run_id = self._check_replies(replies)
-                is_kept = True
+                is_kept = not wire.is_closed
+                if not is_kept:  # with the last reply, so that nobody was told
+                    return "the connection was closed"
         except TimeoutError:
             return f"no connection within {self._policy.connect_timeout_seconds * 1000:.0f} ms"
         except (OSError, UnicodeError, CommandRefused, LinkDown) as error:

@@ -123,13 +123,13 @@ class Wire(asyncio.Protocol):
         self.on_lost = on_lost
         self._reader = hiredis.Reader(replyError=CommandRefused, notEnoughData=_NOT_ENOUGH)
         self._transport: asyncio.Transport | None = None
-        self._is_closed = False
+        self.is_closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport, unless it is too late."""
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
         self._transport = transport  # type: ignore[assignment]  # uvloop's transports are not asyncio.Transport
-        if self._is_closed:
+        if self.is_closed:
             transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -137,7 +137,7 @@ class Wire(asyncio.Protocol):
         gets = self._reader.gets
         try:
             self._reader.feed(data)
-            while not self._is_closed and (reply := gets()) is not _NOT_ENOUGH:
+            while not self.is_closed and (reply := gets()) is not _NOT_ENOUGH:
                 item = self.in_flight.popleft()
                 future = item.future
                 if isinstance(reply, CommandRefused):
@@ -160,11 +160,11 @@ class Wire(asyncio.Protocol):
 
     def close(self) -> None:
         """Drop the connection and whatever it still brings."""
-        self._is_closed = True
+        self.is_closed = True
         if self._transport is not None:
             self._transport.abort()
 
     def _lose(self, reason: str) -> None:
-        if not self._is_closed:
+        if not self.is_closed:
             self.close()
             self.on_lost(self, reason)

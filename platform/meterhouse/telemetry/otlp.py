@@ -146,7 +146,7 @@ def _open_session(headers: Mapping[str, str]) -> requests.Session:
     retry = Retry(
         total=RETRIES,
         connect=0,
-        read=0,
+        read=False,  # no connection's failure: a collector that is merely slow has got the batch
         backoff_factor=0.5,
         status_forcelist=RETRIED_STATUSES,
         allowed_methods={"POST"},

@@ -22,13 +22,15 @@ WAIT_SECONDS = 30.0
 
 
 @contextmanager
-def answering(status: int, after_seconds: float) -> Iterator[int]:
+def answering(status: int, after_seconds: float, heard: list[bytes] | None = None) -> Iterator[int]:
     """Answer every export late, or with an error."""
     is_over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if heard is not None:
+                heard.append(body)
             is_over.wait(after_seconds)
             self.send_response(status)
             self.send_header("content-length", "0")
@@ -105,3 +107,18 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
         assert len(tracing._writer._processor._batch_processor._queue) <= MAX_QUEUED_REQUESTS
         tracing.CLOSE_SECONDS = 0.1  # type: ignore[misc]
         tracing.close()
+
+
+def test_a_batch_that_is_answered_too_late_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp, "EXPORT_TIMEOUT_SECONDS", 0.5)
+    heard: list[bytes] = []
+    with answering(200, WAIT_SECONDS, heard) as port:
+        tracing = Tracing(endpoint=f"http://127.0.0.1:{port}/v1/traces", ratio=1.0)
+        request = RequestSpans(
+            request_id="req_1", method="GET", route="/", status=200, interval=Interval(start_ns=1, end_ns=2)
+        )
+        tracing.finish(tracing.new_trace(None), request)
+        tracing.CLOSE_SECONDS = WAIT_SECONDS  # type: ignore[misc]
+        tracing.close()
+        assert tracing.figures.failed == 1
+    assert len(heard) == 1

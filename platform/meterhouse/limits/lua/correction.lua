@@ -24,5 +24,5 @@ end
 
 -- Notes which of the young ones a slot has from the ledger now, so that it is not moved by them again.
 local function note_corrections(slot, untold)
-  if untold == ' ' then call('HDEL', m, slot .. '|g') else call('HSET', m, slot .. '|g', untold) end
+  if untold == '  ' then call('HDEL', m, slot .. '|g') else call('HSET', m, slot .. '|g', untold) end
 end

@@ -8,11 +8,12 @@
 local head = call('HMGET', m, 'run', 'st', 'n', 'ck', 'o')
 if not is_known(head) then return {3} end
 local status, slots, reaped = 0, a[2], a[3]
-local young, untold = {}, ' '
+local young, untold = {}, {}
 for i = 1, #a[5] do
   young[a[5][i]] = true
-  if not is_settled(a[5][i]) then untold = untold .. a[5][i] .. ' ' end
+  if not is_settled(a[5][i]) then untold[#untold + 1] = a[5][i] end
 end
+untold = ' ' .. table.concat(untold, ' ') .. ' '
 for i = 1, #slots, 4 do
   local slot, start, delta = slots[i], slots[i + 1], slots[i + 2]
   local values = call('HMGET', m, slot .. '|t', slot .. '|p', slot .. '|k', slot .. '|w')
