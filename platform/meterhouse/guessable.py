@@ -1,6 +1,11 @@
 """Which secrets are none: placeholders out of an example, and what everybody tries first. Knows no setting."""
 
-PLACEHOLDERS = ("changeme", "change-me", "change_me", "example", "placeholder", "replace-me", "your-", "todo")
+import re
+
+PLACEHOLDERS = ("changeme", "change-me", "change_me", "example", "placeholder", "replace-me", "your-")
+"""Long enough that none occurs in what was made by chance."""
+SHORT_PLACEHOLDER = re.compile(r"(?<![a-z0-9])todo(?![a-z0-9])")
+"""One of 25,000 keys of 43 letters and digits has these four in a row."""
 FIRST_TRIED = frozenset(
     {"admin", "default", "guest", "letmein", "meterhouse", "pass", "passw0rd", "password", "postgres", "qwerty"}
     | {"redis", "root", "secret", "test", "user", "welcome", "1234", "12345", "123456", "1234567", "12345678"}
@@ -22,4 +27,4 @@ def is_guessable_password(password: str, user: str | None = None) -> bool:
 
 def _is_placeholder(text: str) -> bool:
     folded = text.lower()
-    return any(word in folded for word in PLACEHOLDERS)
+    return any(word in folded for word in PLACEHOLDERS) or SHORT_PLACEHOLDER.search(folded) is not None

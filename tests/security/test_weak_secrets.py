@@ -28,6 +28,7 @@ PEPPERS = [
     *(
         "1:your-pepper-here-0123456789-abcdefghij",
         "1:an-example-of-a-pepper-0123456789-abcdef",
+        "1:TODO_0123456789-abcdefghijklmnopqrstuvwx",
         f"{GOOD},2:" + "x" * 40,
     ),
 ]
@@ -61,6 +62,7 @@ def test_a_store_with_a_password_that_is_tried_first_starts_nothing(name: str, p
 
 def test_what_was_made_by_chance_is_good() -> None:
     check_settings(settings(), 2)
+    assert not is_guessable_key("ZEd99zJbKXBLYPeotODOEqkUvmW66DfxTq0bxMuPgia")
     for _ in range(2_000):
         assert not is_guessable_key(random_base62(43))
         assert not is_guessable_password(random_base62(24), "meterhouse")
