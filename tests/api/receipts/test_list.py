@@ -71,6 +71,7 @@ def test_no_other_key_appears(gateway: Gateway, tenant: Tenant) -> None:
 
 
 def test_what_a_client_token_asked_is_its_keys_and_the_token_lists_nothing(gateway: Gateway, tenant: Tenant) -> None:
+    gateway.set_price("fake", MODEL.removeprefix("fake/"), "1", "4")  # without one no budget lets it pass
     body = {"max_spend_usd": "0.10", "expires_in_seconds": 60}
     _, _, made = gateway.request("POST", "/v1/client_tokens", body, key=tenant.key)
     token = json.loads(made)["value"]

@@ -37,7 +37,8 @@ def test_a_key_may_be_in_either_header_and_in_both_only_if_it_is_the_same(gatewa
     assert ask(None, good)[0] == 200
     assert ask(f"bearer {good}", good)[0] == 200
     assert ask(None, "sk-mh-test-nothing")[0] == 401
-    for authorization in (f"Bearer {good[:-1]}x", "Basic abc", "Bearer"):
+    other = good[:-1] + ("y" if good.endswith("x") else "x")
+    for authorization in (f"Bearer {other}", "Basic abc", "Bearer"):
         status, answer = ask(authorization, good)
         assert (status, error_of(answer)["code"]) == (400, "ambiguous_credentials")
         assert good not in answer.decode()
