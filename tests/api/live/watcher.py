@@ -46,6 +46,7 @@ class Watcher:
         self._thread.join(5)
         self._answer.close()
         self._connection.close()
+        self._socket.close()
 
     def wait_for(self, predicate: Callable[[list[Event]], Any], seconds: float = 60) -> Any:
         """Wait until something holds of the events; returns what it gave."""
