@@ -88,6 +88,11 @@ class Journal:
         return self._has_alarm
 
     @property
+    def synced_by(self) -> str:
+        """Who makes it durable: the kernel, a thread (and why not the kernel), or nobody."""
+        return self._syncer.name if self._syncer is not None else "nobody"
+
+    @property
     def figures(self) -> JournalFigures:
         """What the metrics say."""
         return JournalFigures(
@@ -117,9 +122,8 @@ class Journal:
             self._syncer = await start_syncer(self._files, self._on_synced)
         self._is_open = True
         self._on_supply()  # what became of the reserve meanwhile
-        synced_by = self._syncer.name if self._syncer is not None else "nobody"
         folder = str(self.folder)
-        self._log.info(Event.JOURNAL_OPENED, journal_id=self.journal_id, folder=folder, synced_by=synced_by)
+        self._log.info(Event.JOURNAL_OPENED, journal_id=self.journal_id, folder=folder, synced_by=self.synced_by)
 
     async def close(self) -> None:
         """Make everything durable if the disk allows it, and let go of all files.

@@ -43,7 +43,7 @@ async def start_syncer(files: FileLayer, on_done: Callable[[OSError | None], Non
     """
     loop = asyncio.get_running_loop()
     if not has_plain_sync(files):
-        return ThreadSyncer(files, loop, on_done, "the file layer syncs by itself")
+        return ThreadSyncer(files, loop, on_done, "the file layer has a sync of its own")
     try:
         queue = await loop.run_in_executor(None, _open_queue)
     except OSError as error:
