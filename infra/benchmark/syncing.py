@@ -26,6 +26,7 @@ from meterhouse.stores import SystemClock
 from meterhouse.telemetry.logs import get_logger
 
 WAITERS = (1, 32)
+WARM_RECORDS = 100
 PAYLOAD = bytes(600)
 MICROSECONDS = 1e6
 
@@ -77,23 +78,24 @@ def compare_syncs(arguments: argparse.Namespace, folder: Path) -> Outcome:
 async def _measure(folder: Path, way: str, waiters: int, count: int) -> Synced:
     journal = Journal(folder, WAYS[way](), SystemClock(), JournalPolicy(), get_logger())
     await journal.open()
-    if journal.synced_by.split()[0] != way:
-        raise BenchError(f"the kernel's queue cannot be used here: {journal.synced_by}")
+    each_waiter = max(1, count // waiters)
 
     async def write(records: int) -> None:
         for _ in range(records):
             await journal.barrier(journal.append(PAYLOAD))
 
     try:
-        await write(100)
+        if journal.synced_by.split()[0] != way:
+            raise BenchError(f"the kernel's queue cannot be used here: {journal.synced_by}")
+        await write(WARM_RECORDS)
         (core,) = os.sched_getaffinity(0)
         syncs, kernel = journal.figures.syncs, read_kernel_seconds(core)
         cpu, began = time.process_time(), time.perf_counter()
-        await asyncio.gather(*(write(count // waiters) for _ in range(waiters)))
+        await asyncio.gather(*(write(each_waiter) for _ in range(waiters)))
         elapsed, own = time.perf_counter() - began, time.process_time() - cpu
         kernel, syncs = read_kernel_seconds(core) - kernel, journal.figures.syncs - syncs
     finally:
         await journal.close()
-    done = count // waiters * waiters
+    done = each_waiter * waiters
     each = MICROSECONDS / done
     return Synced(elapsed * each, own * each, kernel * each, syncs / done)

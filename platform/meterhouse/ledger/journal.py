@@ -1,4 +1,4 @@
-"""The journal of one process: records that survive it, written by the event loop, made durable behind its back.
+"""The journal of one process: records that survive it, written by the event loop, made durable off it.
 
 A position counts the records of this journal. ``append`` is one write and no wait; ``barrier`` waits until everything
 up to a position is durable, together with everybody else who waits (group commit).
