@@ -64,7 +64,7 @@ def _open_queue() -> SyncQueue:
 
 
 class ThreadSyncer:
-    """Syncs on a thread. A hanging disk hangs this thread only, and does not keep the process alive."""
+    """Syncs on a thread. A hanging disk hangs this thread only, and the interpreter does not wait for it at its end."""
 
     def __init__(
         self,
