@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import bodies, clients, comparison, hold, judge, keys, queries, shipping, soak, stages
+from benchmark import bodies, clients, comparison, hold, judge, keys, queries, shipping, soak, stages, syncing
 from benchmark.plot import draw
 from benchmark.report import Cell, Outcome
 from benchmark.servers import BenchError
@@ -27,6 +27,7 @@ MEASUREMENTS = {
     "keys": keys.compare_keys,
     "ledger": queries.query_ledger,
     "ship": shipping.ship,
+    "sync": syncing.compare_syncs,
     "soak": soak.soak,
     "body": bodies.compare_bodies,
     "stages": stages.measure_stages,
@@ -70,6 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     other.add_argument(
         "--ship", type=int, metavar="N", help="N records from a journal into PostgreSQL, and their seals"
     )
+    other.add_argument("--sync", type=int, metavar="N", help="N records made durable, by the kernel and by a thread")
     other.add_argument("--soak", type=float, metavar="MINUTES", help="does memory grow under load")
     other.add_argument("--body", type=int, nargs="+", metavar="KB", help="prompts so long; 1024 is a megabyte")
     other.add_argument(

@@ -45,6 +45,19 @@ def read_thread_seconds(pid: int) -> dict[int, float]:
     return found
 
 
+def read_kernel_seconds(core: int) -> float:
+    """Return for how long the kernel's own workers of a core have run."""
+    found = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "comm").read_text(encoding="utf-8", errors="replace").startswith(f"kworker/{core}:"):
+                    found += int((entry / "schedstat").read_text(encoding="utf-8").split()[0])
+            except OSError:
+                continue  # it has just ended
+    return found / _NANOS
+
+
 def read_watched(words: list[str]) -> dict[str, int]:
     """Read ``NAME=PID`` words."""
     return {name: int(pid) for name, _, pid in (word.partition("=") for word in words)}

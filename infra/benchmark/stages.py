@@ -57,7 +57,7 @@ STAGES = (
     ("path between the stages", ("/http/inference.py", "/http/guard.py", "/http/call.py", "/http/wire.py")),
     ("settlement", ("/ledger/settler.py", "/http/tokens.py", "/ledger/checkpointer.py")),
     ("journal", ("/ledger/journal.py", "/ledger/chain.py", "/ledger/segment.py", "/ledger/record.py")),
-    ("journal: sync thread", ("/ledger/syncer.py",)),
+    ("journal: sync", ("/ledger/syncer.py", "/ledger/kernel_syncer.py", "/ledger/aio.py")),
     ("log line", ("/telemetry/logs.py", "/telemetry/sink.py", "/telemetry/redact.py")),
     ("metrics", ("/telemetry/metrics.py", "/telemetry/timings.py", "/prometheus_client/", "/telemetry/board.py")),
     ("traces", ("/telemetry/traces.py", "/telemetry/spans.py", "/telemetry/otlp.py", "/opentelemetry/", "/google/")),

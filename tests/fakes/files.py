@@ -14,6 +14,13 @@ from pathlib import Path
 from meterhouse.ledger.files import OsFiles
 
 
+class AskedFiles(OsFiles):
+    """The operating system's files, whose fdatasync is not known to be the system's own: a thread has to call it."""
+
+    def fdatasync(self, descriptor: int, /) -> None:  # type: ignore[override]
+        os.fdatasync(descriptor)
+
+
 class FaultyFiles(OsFiles):
     """The operating system's files, until told otherwise."""
 

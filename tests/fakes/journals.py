@@ -168,7 +168,8 @@ async def opened_journal(folder: Path, **changes):
 
 async def abandon(journal: Journal) -> None:
     """Let go of a journal's files as death does: nothing is synced, nothing is marked."""
-    journal._syncer.stop()
+    if journal._syncer is not None:
+        await journal._syncer.stop()
     journal._is_open = False
     await journal._supply.close(released=journal.list_segments())
 

@@ -44,7 +44,8 @@ FRAMES = "run (/x/asyncio/runners.py:1);_serve (/x/meterhouse/worker.py:9);"
         (FRAMES + "__call__ (/x/meterhouse/http/middleware.py:2)", "edge: id, head, errors"),
         (FRAMES + "__call__ (/x/meterhouse/http/middleware.py:2);verify (/x/meterhouse/keys/keyring.py:7)", "key"),
         (FRAMES + "reserve (/x/meterhouse/limits/redis.py:7);dumps (/x/msgspec/json.py:7)", "meter"),
-        ("bootstrap (/x/threading.py:1);_run (/x/meterhouse/ledger/syncer.py:4)", "journal: sync thread"),
+        ("bootstrap (/x/threading.py:1);_run (/x/meterhouse/ledger/syncer.py:4)", "journal: sync"),
+        (FRAMES + "_sync (/x/meterhouse/ledger/journal.py:2);submit (/x/meterhouse/ledger/aio.py:4)", "journal: sync"),
         (FRAMES + "run (/x/meterhouse/ledger/shipper.py:4);execute (/x/sqlalchemy/engine.py:4)", "shipping, seals"),
     ],
 )

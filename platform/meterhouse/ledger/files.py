@@ -1,6 +1,7 @@
 """The few operations on files that the journal needs, behind a seam through which tests break the disk.
 
-Invariant: no other file of the ledger touches the operating system. Not here: what is in a file.
+Invariant: no other file of the ledger touches the operating system, but ``aio`` for what has no function of Python's.
+Not here: what is in a file.
 """
 
 import fcntl
@@ -182,6 +183,11 @@ class OsFiles:
         except OSError:
             return None
         return filesystem_of(folder.resolve(), mounts)
+
+
+def has_plain_sync(files: FileLayer) -> bool:
+    """Whether a layer's ``fdatasync`` is the system's own, so that the kernel may be asked for it in another way."""
+    return files.fdatasync is getattr(os, "fdatasync", None)
 
 
 def filesystem_of(folder: Path, mounts: str) -> str | None:

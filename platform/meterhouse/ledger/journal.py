@@ -1,4 +1,4 @@
-"""The journal of one process: records that survive it, written by the event loop, made durable by one other thread.
+"""The journal of one process: records that survive it, written by the event loop, made durable off it.
 
 A position counts the records of this journal. ``append`` is one write and no wait; ``barrier`` waits until everything
 up to a position is durable, together with everybody else who waits (group commit).
@@ -26,7 +26,7 @@ from meterhouse.ledger.folder import JournalPolicy, SegmentFolder
 from meterhouse.ledger.reader import Damage, JournalReader
 from meterhouse.ledger.segment import FRAME_BYTES, HEADER_BYTES, SegmentFile, SegmentWriter
 from meterhouse.ledger.supply import SegmentSupply
-from meterhouse.ledger.syncer import Syncer
+from meterhouse.ledger.syncer import Syncer, start_syncer
 from meterhouse.metering import Clock
 from meterhouse.telemetry.logs import Event, Log
 
@@ -42,10 +42,10 @@ class Journal:
         self._files = files
         self._policy = policy
         self._log = log
-        self._has_sync = policy.durability == "fsync"
         self._supply = SegmentSupply(SegmentFolder(folder, files, policy), self.journal_id)
-        self._chain = SegmentChain(files, clock, self._supply, has_sync=self._has_sync)
-        self._syncer = Syncer(files)
+        self._chain = SegmentChain(files, clock, self._supply, has_sync=policy.durability == "fsync")
+        self._syncer: Syncer | None = None
+        """None while it is not open, and with durability ``write``: nothing is synced then."""
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._syncing: tuple[int, list[SegmentWriter]] | None = None
         self._is_due = False
@@ -88,6 +88,11 @@ class Journal:
         return self._has_alarm
 
     @property
+    def synced_by(self) -> str:
+        """Who makes it durable: the kernel, a thread (and why not the kernel), or nobody."""
+        return self._syncer.name if self._syncer is not None else "nobody"
+
+    @property
     def figures(self) -> JournalFigures:
         """What the metrics say."""
         return JournalFigures(
@@ -103,21 +108,22 @@ class Journal:
     # --- opening and closing
 
     async def open(self) -> None:
-        """Make the first segment and start the sync thread.
+        """Make the first segment and start what syncs.
 
         Raises:
             JournalDown: The folder cannot keep a journal; the message says why and names it.
         """
-        loop = asyncio.get_running_loop()
         try:
             self._chain.begin(await self._supply.open(self._on_supply))
         except OSError as error:
             message = f"The journal folder {self.folder} cannot be written: {error.strerror or error}."
             raise JournalDown(message, detail=repr(error)) from error
-        self._syncer.start(loop, self._on_synced)
+        if self._policy.durability == "fsync":
+            self._syncer = await start_syncer(self._files, self._on_synced)
         self._is_open = True
-        self._update()
-        self._log.info(Event.JOURNAL_OPENED, journal_id=self.journal_id, folder=str(self.folder))
+        self._on_supply()  # what became of the reserve meanwhile
+        folder = str(self.folder)
+        self._log.info(Event.JOURNAL_OPENED, journal_id=self.journal_id, folder=folder, synced_by=self.synced_by)
 
     async def close(self) -> None:
         """Make everything durable if the disk allows it, and let go of all files.
@@ -135,8 +141,8 @@ class Journal:
             if timer is not None:
                 timer.cancel()
         self._fail_waiters("closed")
-        if not await asyncio.get_running_loop().run_in_executor(None, self._syncer.stop):
-            return  # the disk hangs: the files stay open and locked, with the thread that is stuck in them
+        if self._syncer is not None and not await self._syncer.stop():
+            return  # the disk hangs: the files stay open and locked, with whoever is stuck in them
         files = self._chain.list_files()
         if self._chain.position == 0:
             await self._supply.close(discarded=files)
@@ -240,14 +246,14 @@ class Journal:
     # --- durability
 
     def _dispatch(self) -> None:
-        """Give the sync thread its next job, if somebody waits for it and it has none."""
+        """Give the syncer its next job, if somebody waits for it and it has none."""
         self._is_due = False
         if self._waiting and self._syncing is None and not self._is_replacing:
             self._sync()
 
     def _sync(self) -> None:
         chain = self._chain
-        if self._has_sync and chain.written > chain.durable:
+        if self._syncer is not None and chain.written > chain.durable:
             segments = chain.list_unsynced()
             self._syncing = chain.written, segments
             self._stall = asyncio.get_running_loop().call_later(self._policy.stall_seconds, self._on_stall)
