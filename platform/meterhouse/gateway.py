@@ -41,7 +41,7 @@ from meterhouse.issuer import open_token_verifier
 from meterhouse.keys.changes import NOTICE
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer, charge_so_far
-from meterhouse.ledger.files import FileLayer, OsFiles
+from meterhouse.ledger.files import FileLayer
 from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.settler import Settler
 from meterhouse.live_channel import WANTED_NOTICE, LiveChannel
@@ -161,8 +161,7 @@ async def open_gateway(
         await supply.open(has_simulator=options.has_simulator)
         simulator = Simulator() if options.has_simulator else None
         upstream = await stack.enter_async_context(Upstream(simulator=simulator, client=settings.upstream_client))
-        files = options.files or OsFiles()
-        records = await stack.enter_async_context(open_records(settings, stores, files, metrics, options.clerk))
+        records = await stack.enter_async_context(open_records(settings, stores, options.files, metrics, options.clerk))
         parts = await stack.enter_async_context(open_meter(settings, stores, records, metrics))
         office = await stack.enter_async_context(open_back_office(settings, stores))
         refusals = await stack.enter_async_context(open_refusals(stores, supply.routes))

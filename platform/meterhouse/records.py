@@ -17,7 +17,7 @@ from meterhouse.http.tasks import Tasks
 from meterhouse.ledger.adopter import Adopter, AdoptionReport
 from meterhouse.ledger.balance import Balance
 from meterhouse.ledger.desk import ClerkLine
-from meterhouse.ledger.files import FileLayer
+from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.folder import JournalPolicy
 from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.record import UnreadableJournal
@@ -95,15 +95,22 @@ class Records:
 
 @asynccontextmanager
 async def open_records(
-    settings: Settings, stores: Stores, files: FileLayer, metrics: Metrics, clerk: Path | None = None
+    settings: Settings, stores: Stores, layer: FileLayer | None, metrics: Metrics, clerk: Path | None
 ) -> AsyncIterator[Records]:
-    """Adopt, open the journal, ship until closed; ``clerk`` is where somebody listens who writes for this process.
+    """Adopt, open the journal, ship until closed.
+
+    Args:
+        settings: of this process.
+        stores: where to.
+        layer: the journal's file layer; None: the operating system's.
+        metrics: where the figures are read from.
+        clerk: where somebody listens who writes for this process; None: nobody does.
 
     Raises:
         StoreDown: What a dead process left cannot be taken over now, and the meter in memory must know it.
         JournalDown: The journal cannot be written.
     """
-    folder = settings.data / JOURNALS
+    folder, files = settings.data / JOURNALS, layer or OsFiles()
     log = get_logger()
     adopter = Adopter(stores.ledger, files, log, on_shipped=WorkerStore(stores.engine).remove_journal)
     adoptions = Adoptions(adopter, folder, settings.adopt_seconds)
