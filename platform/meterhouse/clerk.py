@@ -51,7 +51,7 @@ PRIVATE_UMASK = 0o177
 
 
 @dataclass(frozen=True, slots=True)
-class Counter:
+class ClerkSocket:
     """Where the clerk listens: made by the parent, so that the next clerk goes on with it."""
 
     path: Path
@@ -59,7 +59,7 @@ class Counter:
 
 
 @contextmanager
-def open_counter(folder: Path) -> Iterator[Counter]:
+def open_clerk_socket(folder: Path) -> Iterator[ClerkSocket]:
     """Listen in a folder, as nobody but this user may; no clerk is there yet.
 
     Raises:
@@ -79,7 +79,7 @@ def open_counter(folder: Path) -> Iterator[Counter]:
         finally:
             os.umask(before)
         listener.listen(BACKLOG)
-        yield Counter(path, listener)
+        yield ClerkSocket(path, listener)
 
 
 def run_clerk(settings: Settings, listener: socket.socket, line: socket.socket) -> None:

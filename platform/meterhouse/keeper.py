@@ -85,13 +85,14 @@ class Keeper:
         """End every clerk; returns when they have gone, or were killed after ``LEAVE_SECONDS``."""
         self.replace()
         give_up_at = time.monotonic() + LEAVE_SECONDS
-        while self._children:
+        while self._children and (left_seconds := give_up_at - time.monotonic()) > 0:
+            select.select([child.line for child in self._children], [], [], left_seconds)
             now = time.monotonic()
-            select.select([child.line for child in self._children], [], [], max(0.0, give_up_at - now))
-            for child in list(self._children):
-                if now >= give_up_at:
-                    os.kill(child.pid, signal.SIGKILL)
-                self._look_at(child, now)
+            for child in [child for child in self._children if not _is_alive(child, now)]:
+                self._bury(child, now)
+        for child in list(self._children):
+            _end(child)
+            self._bury(child, give_up_at)
 
     def forget(self) -> None:
         """Let go of every line, in a process that was forked."""
@@ -103,11 +104,11 @@ class Keeper:
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            ours.close()
-            self.forget()
-            leave_parent()
-            os.dup(theirs.fileno())  # only the kernel closes this one: the line ends when the process has
             try:
+                ours.close()
+                self.forget()
+                leave_parent()
+                os.dup(theirs.fileno())  # only the kernel closes this one: the line ends when the process does
                 self._run(theirs)
             except BaseException as error:
                 # Nothing of what the parent does with an error may happen in here: it would stop the workers.
@@ -125,8 +126,7 @@ class Keeper:
         elif now - child.heard_at > STALL_SECONDS or (
             child.told_at is not None and now - child.told_at > LEAVE_SECONDS
         ):
-            get_logger().error(Event.CLERK_FAILED, pid=child.pid, detail="it hangs, and is ended")
-            os.kill(child.pid, signal.SIGKILL)
+            _end(child)
 
     def _bury(self, child: _Child, now: float) -> None:
         self._children.remove(child)
@@ -142,6 +142,11 @@ class Keeper:
         # The first time it is replaced at once, if it had served at all.
         self._start_after = now if child.is_ready and not self._failures else now + wait_seconds
         self._failures = min(self._failures + 1, _MOST_FAILURES)
+
+
+def _end(child: _Child) -> None:
+    get_logger().error(Event.CLERK_FAILED, pid=child.pid, detail="it hangs, and is ended")
+    os.kill(child.pid, signal.SIGKILL)
 
 
 def _is_alive(child: _Child, now: float) -> bool:

@@ -28,7 +28,7 @@ from pydantic import SecretStr
 from meterhouse import __version__
 from meterhouse.arbiter import FleetArbiter, Member
 from meterhouse.bootstrap import database_url, read_schema
-from meterhouse.clerk import MOST_PATH_BYTES, Counter, open_counter, run_clerk
+from meterhouse.clerk import MOST_PATH_BYTES, ClerkSocket, open_clerk_socket, run_clerk
 from meterhouse.errors import StoreDown
 from meterhouse.guessable import is_guessable_password
 from meterhouse.http.tokens import load_vocabulary
@@ -135,10 +135,12 @@ class QuietLog(Logger):  # type: ignore[misc]  # gunicorn has no types
 class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """What gunicorn runs: its configuration, and what the workers need to open."""
 
-    def __init__(self, address: Address, workers: int, read: ReadSettings, board: Board, counter: Counter) -> None:
+    def __init__(
+        self, address: Address, workers: int, read: ReadSettings, board: Board, clerk_socket: ClerkSocket
+    ) -> None:
         self.address = address
         self.board = board
-        self._counter = counter
+        self._clerk_socket = clerk_socket
         self.is_behind_proxy = address.path is not None
         """Only the proxy can reach a unix socket, so that what it says of the client's address is believed."""
         self.settings, self.environment = read()
@@ -177,7 +179,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
     @property
     def clerk_path(self) -> Path | None:
         """Where a worker that starts now finds the clerk; None: it ships and seals itself."""
-        return self._counter.path if self.wants_clerk() else None
+        return self._clerk_socket.path if self.wants_clerk() else None
 
     def wants_clerk(self) -> bool:
         """Whether there is to be a clerk, by the settings as they are now."""
@@ -185,7 +187,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
 
     def run_clerk(self, line: socket.socket) -> None:
         """Be the clerk, in a process of its own."""
-        run_clerk(self.settings, self._counter.listener, line)
+        run_clerk(self.settings, self._clerk_socket.listener, line)
 
     def prepare(self) -> None:
         """Read the settings again, for workers that start from now on.
@@ -212,7 +214,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
     def _leave_clerk(self, arbiter: FleetArbiter, _worker: Member) -> None:
         """Let go of what is the clerk's, in a worker that was just forked."""
         arbiter.forget_clerk()
-        self._counter.listener.close()
+        self._clerk_socket.listener.close()
 
     def _bury(self, _arbiter: FleetArbiter, worker: Member) -> None:
         self.board.bury(worker.age)
@@ -247,8 +249,8 @@ def run_serve(address: Address, workers: int | None, read: ReadSettings) -> None
     parent = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
     folder = Path(tempfile.mkdtemp(prefix=f"meterhouse-{owner}-", dir=parent))
     try:
-        with open_counter(folder) as counter:
-            application = Application(address, count, lambda: _read_checked(read, count), Board(folder), counter)
+        with open_clerk_socket(folder) as clerk_socket:
+            application = Application(address, count, lambda: _read_checked(read, count), Board(folder), clerk_socket)
             keeper = Keeper(application.run_clerk, application.wants_clerk)
             can_reload = settings.redis_url is not None
             FleetArbiter(application, application.prepare, keeper, can_reload=can_reload).run()

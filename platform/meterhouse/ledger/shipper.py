@@ -83,14 +83,13 @@ class _Batch:
 
     def add(self, entries: list[Entry], origin: str) -> None:
         """Take entries as they stand in the journal; only the first TERMINAL is decoded."""
-        for entry in entries:
-            data = entry[1]
+        self.entries += entries
+        for _, data in entries:
             self.size_bytes += len(data)
             if is_terminal(data):
                 self.terminals += 1
                 if self.oldest_ended_ms is None:
                     self.oldest_ended_ms = _ended_ms(data, origin)
-        self.entries += entries
 
     def is_full(self, most_records: int) -> bool:
         """Whether nothing more is to be read into it."""
