@@ -1,4 +1,4 @@
-"""What this process asks of the kernel and of the C library: no core dump, no look into its memory, none in vain; a name.
+"""What this process asks of the kernel and the C library: no core dump, no look into its memory, none in vain; a name.
 
 A core dump would hold every key, credential and prompt of the moment. Workers inherit that from the parent. Not here:
 limits of what it may open (``serve.raise_file_limit``).
