@@ -105,7 +105,7 @@ async def _serve(settings: Settings, listener: socket.socket, line: socket.socke
         desk = ClerkDesk(LedgerStore(engine))
         sealer = Sealer(SealStore(engine, hash_row), log, interval_seconds=SEAL_SECONDS)
         tasks.keep(partial(repeat, SEAL_SECONDS, sealer.step))
-        server = await asyncio.start_unix_server(desk.attend, sock=listener)
+        server = await asyncio.start_unix_server(desk.attend, sock=listener, backlog=BACKLOG)
         calm_garbage_collector()
         line.setblocking(False)
         tasks.keep(partial(_beat, line))
