@@ -1,7 +1,8 @@
 """Meterhouse as the server under test: in its production form, on PostgreSQL and Redis, or embedded.
 
 Everything is on: key check, four limits, journal with fsync, shipping, metrics, a log line each, traces at 10 %.
-In the production form the worker alone has the server's core; its parent, PostgreSQL and Redis share the others.
+In the production form the worker alone has the server's core; its parent, the clerk, PostgreSQL and Redis share the
+others.
 Invariant: the stores lie in the run's own folder, and end with it.
 """
 
@@ -10,6 +11,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ from benchmark.servers import (
     wait_ready,
 )
 from benchmark.wire import MODEL
+from meterhouse.clerk import NAME as CLERK
 from stack import process
 from stack.bring import make_keys, start_part
 from stack.parts import environment, make_roles, meterhouse, parts, run, write_settings
@@ -40,6 +43,8 @@ LIMITS = "requests 60000000/minute; tokens 400000000000/minute; concurrent 10000
 """Limits that never refuse, so that the meter has its work to do: two rates, a gauge, a budget."""
 PRICE = {"provider": "bench", "model": MODEL, "input_usd": "0.15", "output_usd": "0.60"}
 STOP_SECONDS = 60
+CLERK_SECONDS = 3
+"""Longer than the parent takes to start a clerk; there is none when METERHOUSE_CLERK says so."""
 STORES = ("postgres", "redis")
 
 
@@ -99,9 +104,10 @@ def run_production(cores: Cores, folder: Path, upstream: Server, extra: Mapping[
         with run_process(command, cores.server, log, {**_environment(upstream), **extra}) as running:
             wait_ready(running, port, "/health/ready", log)
             project_id, key = issue_key(port, place.secrets["admin_key"])
-            worker = _find_worker(running.pid)
-            # What the worker inherited stays with it; its parent, which only waits, moves away.
-            os.sched_setaffinity(running.pid, cores.others)
+            worker, clerk = _find_children(running.pid)
+            # What the worker inherited stays with it; its parent, which only waits, and the clerk move away.
+            for pid in (running.pid, *clerk.values()):
+                os.sched_setaffinity(pid, cores.others)
             yield Gateway(
                 "meterhouse",
                 worker,
@@ -111,7 +117,7 @@ def run_production(cores: Cores, folder: Path, upstream: Server, extra: Mapping[
                 project_id=project_id,
                 place=place,
                 start_ms=_read_start(log),
-                helpers={name: place.started[name].pid for name in STORES},
+                helpers={**clerk, **{name: place.started[name].pid for name in STORES}},
                 count=lambda: _count_postgres(place),
                 stop=lambda: _stop(place, running),
             )
@@ -170,11 +176,20 @@ def _environment(upstream: Server) -> dict[str, str]:
     }
 
 
-def _find_worker(parent: int) -> int:
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8").split()
-    if len(children) != 1:
-        raise BenchError(f"one worker was expected, there are {len(children)}")
-    return int(children[0])
+def _find_children(parent: int) -> tuple[int, dict[str, int]]:
+    """Return the worker, and the clerk by its name once it is there: it starts when the worker serves, if at all."""
+    give_up_at = time.monotonic() + CLERK_SECONDS
+    while True:
+        words = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8").split()
+        names = {int(word): Path(f"/proc/{word}/comm").read_text(encoding="utf-8").strip() for word in words}
+        clerks = [pid for pid, name in names.items() if name == CLERK]
+        if clerks or time.monotonic() > give_up_at:
+            break
+        time.sleep(0.05)
+    workers = [pid for pid in names if pid not in clerks]
+    if len(workers) != 1:
+        raise BenchError(f"one worker was expected, there are {len(workers)}")
+    return workers[0], {"clerk": clerks[0]} if clerks else {}
 
 
 def _read_start(log: Path) -> int:

@@ -106,7 +106,7 @@ class Cell:
     load_busy: float
     """The share of one core that everything else used together."""
     helper_us: Mapping[str, float] = field(default_factory=dict)
-    """CPU per answer of each other process, by name: load, upstream and, behind Meterhouse, postgres and redis."""
+    """CPU per answer of each other process, by name: load, upstream; and clerk, postgres and redis of Meterhouse."""
     ratio: float | None = None
     """To the pass-through."""
     p50_added_ms: float | None = None
@@ -231,12 +231,14 @@ def format_table(cells: list[Cell]) -> str:
 
 
 def format_stores(cells: list[Cell]) -> list[str]:
-    """Say what the stores cost per answer, where they are processes of their own."""
+    """Say what the stores and the clerk cost per answer, where they are processes of their own."""
     lines = []
     for cell in cells:
-        used = [f"{name} {cell.helper_us[name]:,.0f}" for name in ("postgres", "redis") if name in cell.helper_us]
+        used = [
+            f"{name} {cell.helper_us[name]:,.0f}" for name in ("clerk", "postgres", "redis") if name in cell.helper_us
+        ]
         if cell.target == "meterhouse" and used:
-            lines.append(f"stores ({_where(cell)}): CPU us per answer: {', '.join(used)}")
+            lines.append(f"beside it ({_where(cell)}): CPU us per answer: {', '.join(used)}")
     return lines
 
 

@@ -4,7 +4,7 @@ gunicorn's own ``reload`` tells the old workers to stop as soon as the new ones 
 replaces nothing meanwhile; a worker that cannot start ends all the others. Here old workers stop when as many new ones
 serve, a killed worker is replaced at once also during a reload, no worker is told to stop twice, and a worker that
 cannot start is tried again, ever less often, while the others serve. A worker that has served enough is replaced in the
-same way. Not here: what a worker does.
+same way. Beside them runs the clerk (``keeper``), which is none of them and goes last. Not here: what a worker does.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
+from meterhouse.keeper import Keeper
 from meterhouse.settings import SettingsError
 from meterhouse.telemetry.logs import Event, get_logger
 
@@ -50,10 +51,11 @@ class FleetArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
     WORKERS: dict[int, Member]
 
-    def __init__(self, app: Any, prepare: Callable[[], None], *, can_reload: bool) -> None:
+    def __init__(self, app: Any, prepare: Callable[[], None], keeper: Keeper, *, can_reload: bool) -> None:
         super().__init__(app)
         self.WORKERS = {}  # gunicorn's is one for the class
         self._prepare = prepare
+        self._keeper = keeper
         self._can_reload = can_reload
         self._failures = 0
         self._start_after = 0.0
@@ -77,9 +79,10 @@ class FleetArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self._failures, self._start_after = 0, 0.0
         for worker in self.WORKERS.values():
             worker.is_old = True
+        self._keeper.replace()
 
     def manage_workers(self) -> None:
-        """Start what is missing, and stop what is old, too many or overdue."""
+        """Start what is missing, and stop what is old, too many or overdue; the clerk comes when a worker serves."""
         now = time.monotonic()
         self._look()
         fresh = [worker for worker in self.WORKERS.values() if not worker.is_old and worker.told_at is None]
@@ -94,6 +97,8 @@ class FleetArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         for worker in list(self.WORKERS.values()):
             if worker.told_at is not None and now - worker.told_at > self.cfg.graceful_timeout:
                 self.kill_worker(worker.pid, signal.SIGKILL)
+        if self._has_served:
+            self._keeper.look_after(self._leave)
 
     def kill_worker(self, pid: int, sig: int) -> None:
         """Send a signal; a worker that is stopping is not told so again."""
@@ -119,9 +124,21 @@ class FleetArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
                 self._delay()
 
     def stop(self, graceful: bool = True) -> None:
-        """Stop every worker."""
+        """Stop every worker, and then the clerk, through which they ship to the end."""
         self._is_stopping = True
         super().stop(graceful)
+        self._keeper.close()
+
+    def forget_clerk(self) -> None:
+        """Let go of the clerk, in a worker that was just forked."""
+        self._keeper.forget()
+
+    def _leave(self) -> None:
+        """Let go of what is the workers', in a clerk that was just forked: it must not keep their address open."""
+        for listener in self.LISTENERS:
+            listener.close()
+        for worker in self.WORKERS.values():
+            worker.tmp.close()
 
     def _look(self) -> None:
         for worker in self.WORKERS.values():

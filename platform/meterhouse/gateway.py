@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 from meterhouse.admin.guard import TokenVerifier
@@ -40,7 +41,7 @@ from meterhouse.issuer import open_token_verifier
 from meterhouse.keys.changes import NOTICE
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer, charge_so_far
-from meterhouse.ledger.files import FileLayer, OsFiles
+from meterhouse.ledger.files import FileLayer
 from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.settler import Settler
 from meterhouse.live_channel import WANTED_NOTICE, LiveChannel
@@ -59,7 +60,7 @@ from meterhouse.supply import Supply
 from meterhouse.supply_changes import NOTICE as SUPPLY_NOTICE
 from meterhouse.supply_changes import SupplyChanges
 from meterhouse.telemetry.live import Live
-from meterhouse.telemetry.logs import Format, RequestLog, configure
+from meterhouse.telemetry.logs import RequestLog, choose_format, configure
 from meterhouse.telemetry.metrics import Metrics, Watched
 from meterhouse.telemetry.traces import Tracing
 from meterhouse.upkeep import open_refusals, repeat, start_upkeep
@@ -127,6 +128,8 @@ class Options:
     has_simulator: bool = False
     files: FileLayer | None = None
     """The journal's file layer; None: the operating system's."""
+    clerk: Path | None = None
+    """Where the clerk of this host listens; None: there is none, and this process ships and seals itself."""
 
 
 @asynccontextmanager
@@ -141,7 +144,7 @@ async def open_gateway(
         JournalDown: The journal cannot be written.
     """
     async with AsyncExitStack() as stack:
-        log_format: Format = _log_format(settings, log_stream)
+        log_format = choose_format(settings.log_format, log_stream)
         configure(format=log_format, level=settings.log_level, stream=log_stream)
         loop = asyncio.get_running_loop()
         request_log = RequestLog(
@@ -158,7 +161,7 @@ async def open_gateway(
         await supply.open(has_simulator=options.has_simulator)
         simulator = Simulator() if options.has_simulator else None
         upstream = await stack.enter_async_context(Upstream(simulator=simulator, client=settings.upstream_client))
-        records = await stack.enter_async_context(open_records(settings, stores, options.files or OsFiles(), metrics))
+        records = await stack.enter_async_context(open_records(settings, stores, options.files, metrics, options.clerk))
         parts = await stack.enter_async_context(open_meter(settings, stores, records, metrics))
         office = await stack.enter_async_context(open_back_office(settings, stores))
         refusals = await stack.enter_async_context(open_refusals(stores, supply.routes))
@@ -172,7 +175,7 @@ async def open_gateway(
         metrics.watch(Watched.DROPPED_LIVE_EVENTS, lambda: live.dropped_events)
         metrics.watch(Watched.LIVE_LISTENERS, lambda: len(live.listeners))
         _start_loops(inference, settings, stores)
-        start_upkeep(tasks, stores, metrics, parts)
+        start_upkeep(tasks, stores, metrics, parts, records.clerk)
         for every_seconds, work in office.beats:
             tasks.keep(partial(repeat, every_seconds, work))
         tasks.keep(lambda: supply.run(Probe(upstream, stores.clock), settings.probe_seconds))
@@ -335,12 +338,6 @@ def _otlp_headers(settings: Settings) -> dict[str, str]:
             raise SettingsError("METERHOUSE_OTLP_HEADERS: expected name=value[,name=value].")
         headers[name] = value
     return headers
-
-
-def _log_format(settings: Settings, stream: BinaryIO) -> Format:
-    if settings.log_format != "auto":
-        return settings.log_format
-    return "console" if stream.isatty() else "json"
 
 
 def _watch(metrics: Metrics, inference: InferenceParts, request_log: RequestLog) -> None:

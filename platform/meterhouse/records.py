@@ -1,7 +1,8 @@
 """The ledger's side of one process: adopts what dead processes left, then journals and ships.
 
-Opening adopts before anything is admitted, so that a budget spent before a crash is spent after it. Closing ships what
-there is for a few seconds; what remains is adopted at the next start.
+It ships by the clerk's hand where there is one. Opening adopts before anything is admitted, so that a budget spent
+before a crash is spent after it. Closing ships what there is for a few seconds; what remains is adopted at the next
+start.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ from meterhouse.errors import StoreDown
 from meterhouse.http.tasks import Tasks
 from meterhouse.ledger.adopter import Adopter, AdoptionReport
 from meterhouse.ledger.balance import Balance
-from meterhouse.ledger.files import FileLayer
+from meterhouse.ledger.desk import ClerkLine
+from meterhouse.ledger.files import FileLayer, OsFiles
 from meterhouse.ledger.folder import JournalPolicy
 from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.record import UnreadableJournal
@@ -68,6 +70,8 @@ class Records:
     shipper: Shipper
     balance: Balance
     adoptions: Adoptions
+    clerk: ClerkLine | None = None
+    """Who writes for this process; None: nobody else does."""
     on_drained: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """Called once nothing more is shipped, before the journal is closed."""
 
@@ -91,15 +95,22 @@ class Records:
 
 @asynccontextmanager
 async def open_records(
-    settings: Settings, stores: Stores, files: FileLayer, metrics: Metrics
+    settings: Settings, stores: Stores, layer: FileLayer | None, metrics: Metrics, clerk: Path | None
 ) -> AsyncIterator[Records]:
     """Adopt, open the journal, ship until closed.
+
+    Args:
+        settings: of this process.
+        stores: where to.
+        layer: the journal's file layer; None: the operating system's.
+        metrics: where the figures are read from.
+        clerk: where somebody listens who writes for this process; None: nobody does.
 
     Raises:
         StoreDown: What a dead process left cannot be taken over now, and the meter in memory must know it.
         JournalDown: The journal cannot be written.
     """
-    folder = settings.data / JOURNALS
+    folder, files = settings.data / JOURNALS, layer or OsFiles()
     log = get_logger()
     adopter = Adopter(stores.ledger, files, log, on_shipped=WorkerStore(stores.engine).remove_journal)
     adoptions = Adoptions(adopter, folder, settings.adopt_seconds)
@@ -123,9 +134,12 @@ async def open_records(
     journal = Journal(folder, files, stores.clock, policy, log)
     await journal.open()
     shipper = Shipper(stores.ledger, journal, stores.clock, log, interval_ms=int(settings.ship_seconds * 1000))
-    records = Records(journal, shipper, Balance(journal, shipper, stores.ledger), adoptions)
+    shipper.clerk = line = None if clerk is None else ClerkLine(clerk)
+    records = Records(journal, shipper, Balance(journal, shipper, stores.ledger), adoptions, line)
     _watch(metrics, records)
     shipping = Tasks()
+    if line is not None:
+        shipping.keep(line.run)
     shipping.keep(shipper.run)
     shipping.keep(adoptions.run)
     try:
@@ -145,6 +159,8 @@ def _watch(metrics: Metrics, records: Records) -> None:
     metrics.watch(Watched.UNSHIPPED_RECORDS, lambda: shipper.lag.unshipped_records)
     metrics.watch(Watched.UNSHIPPED_NANOS, lambda: shipper.lag.unshipped_nanos)
     metrics.watch(Watched.SHIPPING_LAG_SECONDS, lambda: shipper.lag.oldest_age_ms / 1000)
+    metrics.watch(Watched.SHIPPED_BATCHES, lambda: shipper.by_clerk, label="clerk")
+    metrics.watch(Watched.SHIPPED_BATCHES, lambda: shipper.by_hand, label="worker")
     metrics.watch(Watched.ADOPTED_RECORDS, lambda: records.adoptions.total.records)
     metrics.watch(Watched.WORKER_LOST_RECORDS, lambda: records.adoptions.total.worker_lost)
     metrics.watch(Watched.DEGRADED, lambda: int(not journal.is_writable), label="journal")

@@ -28,14 +28,16 @@ from pydantic import SecretStr
 from meterhouse import __version__
 from meterhouse.arbiter import FleetArbiter, Member
 from meterhouse.bootstrap import database_url, read_schema
+from meterhouse.clerk import MOST_PATH_BYTES, ClerkSocket, open_clerk_socket, run_clerk
 from meterhouse.errors import StoreDown
 from meterhouse.guessable import is_guessable_password
 from meterhouse.http.tokens import load_vocabulary
+from meterhouse.keeper import Keeper
 from meterhouse.process import forbid_dumps
 from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.stores import find_pepper_version, make_folder, parse_peppers
 from meterhouse.telemetry.board import Board
-from meterhouse.telemetry.logs import Event, Format, configure, get_logger
+from meterhouse.telemetry.logs import Event, choose_format, configure, get_logger
 from meterhouse.worker import CANCEL_SECONDS, KEEP_ALIVE_SECONDS, FleetWorker
 
 SHUTDOWN_SECONDS = 120.0
@@ -47,8 +49,6 @@ LEAST_RENEWALS = 3
 STALL_SECONDS = 30
 """A worker whose event loop has stood still for so long is ended."""
 BACKLOG = 2048
-MOST_PATH_BYTES = 107
-"""What Linux has room for in the address of a unix socket (unix(7)), without the zero at its end."""
 SOCKET_UMASK = 0o117
 """Only the owner and the group of a unix socket may use it."""
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - gunicorn and the metrics make private files of their own there
@@ -135,9 +135,12 @@ class QuietLog(Logger):  # type: ignore[misc]  # gunicorn has no types
 class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """What gunicorn runs: its configuration, and what the workers need to open."""
 
-    def __init__(self, address: Address, workers: int, read: ReadSettings, board: Board) -> None:
+    def __init__(
+        self, address: Address, workers: int, read: ReadSettings, board: Board, clerk_socket: ClerkSocket
+    ) -> None:
         self.address = address
         self.board = board
+        self._clerk_socket = clerk_socket
         self.is_behind_proxy = address.path is not None
         """Only the proxy can reach a unix socket, so that what it says of the client's address is believed."""
         self.settings, self.environment = read()
@@ -162,6 +165,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
             "umask": SOCKET_UMASK if self.address.path is not None else 0,
             "on_starting": self._check_address,
             "when_ready": self._say_started,
+            "post_fork": self._leave_clerk,
             "child_exit": self._bury,
             "on_exit": self._say_stopped,
         }
@@ -171,6 +175,19 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
     def load(self) -> object:
         """Give gunicorn something to load; each worker builds its application once its gateway is open."""
         return self
+
+    @property
+    def clerk_path(self) -> Path | None:
+        """Where a worker that starts now finds the clerk; None: it ships and seals itself."""
+        return self._clerk_socket.path if self.wants_clerk() else None
+
+    def wants_clerk(self) -> bool:
+        """Whether there is to be a clerk, by the settings as they are now."""
+        return self.settings.clerk
+
+    def run_clerk(self, line: socket.socket) -> None:
+        """Be the clerk, in a process of its own."""
+        run_clerk(self.settings, self._clerk_socket.listener, line)
 
     def prepare(self) -> None:
         """Read the settings again, for workers that start from now on.
@@ -194,6 +211,11 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
             pid=arbiter.pid,
         )
 
+    def _leave_clerk(self, arbiter: FleetArbiter, _worker: Member) -> None:
+        """Let go of what is the clerk's, in a worker that was just forked."""
+        arbiter.forget_clerk()
+        self._clerk_socket.listener.close()
+
     def _bury(self, _arbiter: FleetArbiter, worker: Member) -> None:
         self.board.bury(worker.age)
 
@@ -216,9 +238,7 @@ def run_serve(address: Address, workers: int | None, read: ReadSettings) -> None
     settings, _ = _read_checked(read)
     count = workers or (len(os.sched_getaffinity(0)) if settings.redis_url is not None else 1)
     check_settings(settings, count)
-    log_format: Format = "console" if sys.stderr.isatty() else "json"
-    if settings.log_format != "auto":
-        log_format = settings.log_format
+    log_format = choose_format(settings.log_format, sys.stderr.buffer)
     configure(format=log_format, level=settings.log_level, stream=sys.stderr.buffer)
     forbid_dumps()
     _check_schema(settings)
@@ -229,8 +249,11 @@ def run_serve(address: Address, workers: int | None, read: ReadSettings) -> None
     parent = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
     folder = Path(tempfile.mkdtemp(prefix=f"meterhouse-{owner}-", dir=parent))
     try:
-        application = Application(address, count, lambda: _read_checked(read, count), Board(folder))
-        FleetArbiter(application, application.prepare, can_reload=settings.redis_url is not None).run()
+        with open_clerk_socket(folder) as clerk_socket:
+            application = Application(address, count, lambda: _read_checked(read, count), Board(folder), clerk_socket)
+            keeper = Keeper(application.run_clerk, application.wants_clerk)
+            can_reload = settings.redis_url is not None
+            FleetArbiter(application, application.prepare, keeper, can_reload=can_reload).run()
     finally:
         if os.getpid() == owner:  # the workers leave through here too
             shutil.rmtree(folder, ignore_errors=True)

@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     migration_database_url: DatabaseAddress | None = Field(
         None, description="The same database as the role that owns the schema; unset: `database_url`"
     )
+    clerk: bool = Field(
+        True, description="Whether `serve` has a process beside the workers that ships and seals for them"
+    )
     database_connections: Count = Field(5, description="Most database connections of a worker")
     statement_timeout_seconds: Seconds = Field(2, description="Longest database statement of a request")
     lock_timeout_seconds: Seconds = Field(0.5, description="Longest wait for a database lock")

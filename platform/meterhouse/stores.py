@@ -40,6 +40,8 @@ EMBEDDED, PRODUCTION = "dev", "live"
 """What tenants' keys of each form carry in their text."""
 PEPPER_CHARACTERS = 43
 PATIENT_CONNECTIONS = 2
+CLERK_CONNECTIONS = 3
+"""Two batches are written at a time, while what is new is sealed."""
 OFFICE_CONNECTIONS = 1
 """Of the patient ones, what billing has besides: invoices and exports are made one after the other."""
 PATIENT_SECONDS = 60.0
@@ -151,6 +153,11 @@ def open_patient_engine(settings: Settings, connections: int = PATIENT_CONNECTIO
         statement_timeout_seconds=PATIENT_SECONDS,
     )
     return open_engine(_database_url(settings), policy)
+
+
+def open_small_engine(settings: Settings, connections: int) -> AsyncEngine:
+    """Open the same database as a worker does, with so many connections."""
+    return open_engine(_database_url(settings), replace(_policy(settings), connections=connections))
 
 
 def _database_url(settings: Settings) -> str:

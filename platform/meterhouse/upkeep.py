@@ -1,7 +1,8 @@
 """What goes on beside the requests so that the meter and the ledger stay in order.
 
 Leases are swept and counters reconciled, partitions made ahead of time, records sealed. Every process does it; where
-one is enough, the store decides which. Not here: shipping and adopting (``records``).
+one is enough, the store decides which. Records are sealed by the clerk while there is one (``clerk``). Not here:
+shipping and adopting (``records``).
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from meterhouse.db.seals import SealStore
 from meterhouse.errors import StoreDown
 from meterhouse.http.refusals import FLUSH_SECONDS, Refusals
 from meterhouse.http.tasks import Tasks
+from meterhouse.ledger.desk import ClerkLine
 from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.sealer import Sealer
 from meterhouse.meters import MeterParts
@@ -47,14 +49,21 @@ class Partitions:
         self.stray_records = await count_default_rows(self._engine)
 
 
-def start_upkeep(tasks: Tasks, stores: Stores, metrics: Metrics, parts: MeterParts) -> None:
-    """Start every loop; each ends with ``tasks``."""
+def start_upkeep(
+    tasks: Tasks, stores: Stores, metrics: Metrics, parts: MeterParts, clerk: ClerkLine | None = None
+) -> None:
+    """Start every loop; each ends with ``tasks``. While ``clerk`` is there, it seals."""
     for every_seconds, work in parts.beats:
         tasks.keep(partial(repeat, every_seconds, work))
     for run in parts.runs:
         tasks.keep(run)
     sealer = Sealer(SealStore(stores.engine, hash_row), get_logger(), interval_seconds=SEAL_SECONDS)
-    tasks.keep(partial(repeat, SEAL_SECONDS, sealer.step))
+
+    async def seal() -> None:
+        if clerk is None or not clerk.is_there:
+            await sealer.step()
+
+    tasks.keep(partial(repeat, SEAL_SECONDS, seal))
     partitions = Partitions(stores)
     metrics.watch(Watched.STRAY_RECORDS, lambda: partitions.stray_records)
     tasks.keep(partial(repeat, PARTITION_SECONDS, partitions.look_after, FIRST_SECONDS))

@@ -147,7 +147,7 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
         beats = Tasks()
         beats.keep(self._beat)
         try:
-            options = Options(has_simulator=self.app.settings.simulator is True)
+            options = Options(has_simulator=self.app.settings.simulator is True, clerk=self.app.clerk_path)
             async with open_gateway(self.app.settings, self.app.environment, sys.stderr.buffer, options) as gateway:
                 await _warm(gateway)
                 calm_garbage_collector()

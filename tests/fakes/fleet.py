@@ -25,6 +25,7 @@ from fakes.daemon import free_port
 from fakes.gateway import MESSAGES, http_request
 from fakes.nginx_server import NginxServer
 from meterhouse.bootstrap import bootstrap, migrate
+from meterhouse.clerk import NAME as CLERK
 from meterhouse.settings import Environment
 from meterhouse.stores import open_stores
 
@@ -142,7 +143,7 @@ class ServeProcess:
         if self.process is None:
             return 0
         if self.process.poll() is None:
-            for pid in self.pids():
+            for pid in self._children():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
             self.process.terminate()
@@ -171,6 +172,14 @@ class ServeProcess:
 
     def pids(self) -> list[int]:
         """Return the workers that run now, also those that start or drain; oldest first."""
+        return [pid for pid in self._children() if _name(pid) != CLERK]
+
+    @property
+    def clerk(self) -> int:
+        """The clerk that was started last; 0 when there is none."""
+        return next((pid for pid in reversed(self._children()) if _name(pid) == CLERK), 0)
+
+    def _children(self) -> list[int]:
         with suppress(FileNotFoundError, ProcessLookupError):
             found = [int(word) for word in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
             alive = [pid for pid in found if _state(pid) not in {"", "Z"}]
@@ -214,7 +223,7 @@ class ServeProcess:
         """``kill -9`` of the parent and of every worker, at once; also what a test may have left behind."""
         if self.process is None:
             return
-        workers = set(self.pids()) | self._seen
+        workers = set(self._children()) | self._seen
         for pid in [self.pid] if self.process.poll() is None else []:
             os.kill(pid, signal.SIGKILL)
             self.kills += 1
@@ -375,6 +384,12 @@ def _state(pid: int) -> str:
     """Return the letter that ps shows; empty for a process that is gone."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
+def _name(pid: int) -> str:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""
 
 

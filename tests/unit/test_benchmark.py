@@ -126,9 +126,11 @@ def test_a_pass_through_that_the_load_held_up_voids_and_a_held_up_meterhouse_is_
 
 
 def test_what_works_for_meterhouse_shares_the_other_core() -> None:
-    cells = cells_of(meterhouse=window(500, load=0.2, upstream=0.1, postgres=0.3, redis=0.1))
-    assert cells[0].load_busy == pytest.approx(0.7)
-    assert format_stores(cells) == ["stores (JSON, 32 connections): CPU us per answer: postgres 600, redis 200"]
+    cells = cells_of(meterhouse=window(500, load=0.2, upstream=0.1, clerk=0.05, postgres=0.3, redis=0.1))
+    assert cells[0].load_busy == pytest.approx(0.75)
+    assert format_stores(cells) == [
+        "beside it (JSON, 32 connections): CPU us per answer: clerk 100, postgres 600, redis 200"
+    ]
 
 
 def test_the_upstream_itself_is_one_of_the_others() -> None:

@@ -23,7 +23,14 @@ from meterhouse.db.policy import EnginePolicy
 from meterhouse.db.schema import check_schema
 from meterhouse.errors import StoreDown
 from meterhouse.settings import Settings, SettingsError
-from meterhouse.stores import MIGRATIONS, OFFICE_CONNECTIONS, PATIENT_CONNECTIONS, open_redis, parse_peppers
+from meterhouse.stores import (
+    CLERK_CONNECTIONS,
+    MIGRATIONS,
+    OFFICE_CONNECTIONS,
+    PATIENT_CONNECTIONS,
+    open_redis,
+    parse_peppers,
+)
 
 PATIENCE_SECONDS = 3.0
 """An operator who checks waits longer than a request."""
@@ -144,8 +151,10 @@ def _check_role(facts: DatabaseFacts) -> Finding:
 
 def _check_room(facts: DatabaseFacts, settings: Settings, workers: int) -> Finding:
     of_worker = settings.database_connections + PATIENT_CONNECTIONS + OFFICE_CONNECTIONS
-    needed = settings.hosts * (2 * workers * of_worker + 1)
-    text = f"{settings.hosts} host(s) x (2 x {workers} workers x {of_worker} + 1) = {needed} of {facts.room}"
+    of_clerk = CLERK_CONNECTIONS if settings.clerk else 0
+    needed = settings.hosts * (2 * (workers * of_worker + of_clerk) + 1)
+    of_host = f"2 x ({workers} workers x {of_worker} + {of_clerk}) + 1"
+    text = f"{settings.hosts} host(s) x ({of_host}) = {needed} of {facts.room}"
     if needed > facts.room:
         return failed("connections", f"{text}: raise max_connections, or lower METERHOUSE_DATABASE_CONNECTIONS.")
     if needed * 5 > facts.room * 4:

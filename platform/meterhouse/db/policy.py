@@ -10,10 +10,10 @@ from dataclasses import dataclass
 class EnginePolicy:
     """The bounds of one engine. Each process has its own.
 
-    PostgreSQL must take ``connections`` of every process at once, and three more for sums and invoices; during a reload
-    the old workers of a host drain while the new ones serve: ``max_connections`` >= hosts x (2 x workers x
-    (``connections`` + 3) + 1 for a command) + ``superuser_reserved_connections``. With 2 hosts of 4 workers and 5
-    connections each that is 2 x (64 + 1) + 3 = 133; PostgreSQL's default is 100.
+    PostgreSQL must take ``connections`` of every worker at once, three more for sums and invoices, and three of the
+    clerk of a host; during a reload the old processes of a host leave while the new ones serve: ``max_connections`` >=
+    hosts x (2 x (workers x (``connections`` + 3) + 3) + 1 for a command) + ``superuser_reserved_connections``. With 2
+    hosts of 4 workers and 5 connections each that is 2 x (70 + 1) + 3 = 145; PostgreSQL's default is 100.
     """
 
     connections: int = 5

@@ -64,6 +64,9 @@ class Terminal(msgspec.Struct, frozen=True, array_like=True, tag=3):
 Payload = Intent | Checkpoint | Terminal
 
 _PREFIX = bytes([VERSION])
+_TERMINAL_TAG = 3
+_TAG_OFFSET = 2
+"""Behind the version and the byte of an array of fewer than 16; an INTENT's is longer."""
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Payload)
 
@@ -71,6 +74,11 @@ _DECODER = msgspec.msgpack.Decoder(Payload)
 def encode(payload: Payload) -> bytes:
     """Encode a payload: the version byte, then msgpack."""
     return _PREFIX + _ENCODER.encode(payload)
+
+
+def is_terminal(data: bytes) -> bool:
+    """Tell a TERMINAL by its tag, without decoding it; of what an unknown version wrote, nothing is told."""
+    return data[:1] == _PREFIX and len(data) > _TAG_OFFSET and data[_TAG_OFFSET] == _TERMINAL_TAG
 
 
 def decode(data: bytes, *, origin: str) -> Payload:

@@ -1,31 +1,41 @@
 """Ships the journal of this process to SQL, by reading its files like everybody else who reads a journal.
 
+What is shipped when is decided here. Where there is a clerk, its hand writes: batches go to it as they stand in the
+journal, and come back as acknowledged. This process writes a batch itself where there is no clerk just now, after the
+clerk or itself found the store down, and while it is more than ``OWN_HAND_SECONDS`` behind: then the clerk is what is
+slow. A batch whose answer was lost is written once more, which changes nothing.
+
 Invariant: records reach SQL in their order; the place is kept until SQL has acknowledged; while somebody holds a pause
 at a position, nothing beyond it is in SQL. A batch is bounded, a store that is down is tried again for ever. Not here:
-the journals of dead processes (``adopter``).
+the journals of dead processes (``adopter``), and how to talk to the clerk (``desk``).
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from meterhouse.errors import StoreDown
+from meterhouse.ledger.batch import Contents, Summary, charged_nanos
 from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.reader import Damage, Entry, JournalReader
-from meterhouse.ledger.record import Intent, Payload, Terminal, decode
+from meterhouse.ledger.record import Payload, Terminal, decode, is_terminal
 from meterhouse.ledger.store import InsertsRecords
 from meterhouse.metering import Clock
 from meterhouse.telemetry.logs import Event, Log
-from meterhouse.usage import UsageRecord
 
 MAX_DELAY_MS = 5_000
+MOST_BATCH_BYTES = 4 * 1_048_576
+"""Of the entries of a batch; one more slice of them may be on top."""
+OWN_HAND_SECONDS = 3
 
 _SLICE_RECORDS = 64
-"""How many records are decoded before others get their turn on the event loop."""
+"""How many records are read before others get their turn on the event loop."""
 _OUTAGE_SLICES = 64
+_NOTHING = Summary([], [], 0)
 _TURN_SECONDS = 0.001
 
 
@@ -41,15 +51,50 @@ class Lag:
     """Charges that were read and are not in SQL; while SQL answers, what is not read yet is one interval old."""
 
 
+class ShipsBatches(Protocol):
+    """Writes batches for this process, in another one; ``desk.ClerkLine`` does."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be asked now."""
+        ...
+
+    async def ship(self, entries: list[Entry]) -> Summary | None:
+        """Write a batch; None when that is not known to be done.
+
+        Raises:
+            StoreDown: SQL does not take it now.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class _Batch:
     """What was read and not yet acknowledged by SQL."""
 
     position: int
-    entries: int = 0
-    records: list[UsageRecord] = field(default_factory=list)
-    settled: list[str] = field(default_factory=list)
-    nanos: int = 0
+    contents: Contents
+    """What of it was decoded here."""
+    entries: list[Entry] = field(default_factory=list)
+    size_bytes: int = 0
+    terminals: int = 0
+    oldest_ended_ms: int | None = None
+    """When the first request of it ended."""
+
+    def add(self, entries: list[Entry], origin: str) -> None:
+        """Take entries as they stand in the journal; only the first TERMINAL is decoded."""
+        self.entries += entries
+        for _, data in entries:
+            self.size_bytes += len(data)
+            if is_terminal(data):
+                self.terminals += 1
+                if self.oldest_ended_ms is None:
+                    self.oldest_ended_ms = _ended_ms(data, origin)
+
+    def is_full(self, most_records: int) -> bool:
+        """Whether nothing more is to be read into it."""
+        is_long = self.terminals >= most_records or len(self.entries) >= 4 * most_records
+        return is_long or self.size_bytes >= MOST_BATCH_BYTES
 
 
 class Pause:
@@ -102,7 +147,7 @@ class Shipper:
         self._batch_records = batch_records
         self._reader = journal.open_reader(self._report_damage)
         self._ahead: JournalReader | None = None
-        self._batch = _Batch(0)
+        self._batch = _Batch(0, Contents(self._see))
         self._open: dict[str, int] = {}
         """The position of the first INTENT of each request whose TERMINAL is not in SQL, in the order of positions."""
         self._turn = asyncio.Lock()
@@ -113,6 +158,11 @@ class Shipper:
         self._shipped_nanos = 0
         self._is_store_down = False
         self._damages = 0
+        self._caught_up_at = time.monotonic()
+        self.clerk: ShipsBatches | None = None
+        """Whose hand writes; None: this process's alone."""
+        self.by_clerk = self.by_hand = 0
+        """How many batches the one and the other has written."""
 
     @property
     def shipped_position(self) -> int:
@@ -132,10 +182,8 @@ class Shipper:
     @property
     def lag(self) -> Lag:
         """How far SQL is behind."""
-        records = self._batch.records
-        age_ms = 0
-        if records:
-            age_ms = self._clock.now_ms() - records[0].admitted_at_ms - records[0].duration_ms
+        ended_ms = self._batch.oldest_ended_ms
+        age_ms = 0 if ended_ms is None else self._clock.now_ms() - ended_ms
         return Lag(self._journal.position - self._shipped, max(0, age_ms), self._seen_nanos - self._shipped_nanos)
 
     async def run(self) -> None:
@@ -227,35 +275,54 @@ class Shipper:
 
     async def _ship_batch(self, until: int) -> None:
         batch = self._batch
-        while len(batch.records) < self._batch_records and batch.entries < 4 * self._batch_records:
+        while not batch.is_full(self._batch_records):
             entries = self._reader.read(until=until, max_records=_SLICE_RECORDS)
             batch.position = self._reader.position or 0
             if not entries:
+                self._caught_up_at = time.monotonic()
                 break
-            self._add(batch, entries)
+            batch.add(entries, self._reader.path)
             await asyncio.sleep(0)
-        if batch.records:
-            await self._store.insert(batch.records)
+        summary = _NOTHING
+        if batch.entries:
+            summary = await self._ask_clerk(batch) or await self._write(batch)
         if batch.position > self._shipped:
-            self._finish(batch)
+            self._finish(batch, summary)
 
-    def _add(self, batch: _Batch, entries: list[Entry]) -> None:
-        batch.entries += len(entries)
-        for position, data in entries:
-            payload = decode(data, origin=self._reader.path)
-            self._see(position, payload)
-            if isinstance(payload, Terminal):
-                batch.records.extend(payload.records)
-                batch.settled.extend(record.request_id for record in payload.records[:1])
-                batch.nanos += _nanos(payload)
-            elif isinstance(payload, Intent):
-                self._open.setdefault(payload.request_id, position)
+    async def _ask_clerk(self, batch: _Batch) -> Summary | None:
+        """Let the clerk write the batch; None when this process has to. Raises StoreDown as the clerk met it."""
+        is_known = batch.entries[0][0] <= self._seen  # its charges are counted, at least in part
+        is_behind = time.monotonic() - self._caught_up_at > OWN_HAND_SECONDS
+        if self.clerk is None or not self.clerk.is_there or self._is_store_down or is_known or is_behind:
+            return None
+        try:
+            summary = await self.clerk.ship(batch.entries)
+        except StoreDown:
+            await self._read(batch)  # so that what waits is known
+            raise
+        if summary is not None:
+            self.by_clerk += 1
+            self._seen = batch.entries[-1][0]
+            self._seen_nanos += summary.nanos
+        return summary
 
-    def _finish(self, batch: _Batch) -> None:
+    async def _write(self, batch: _Batch) -> Summary:
+        await self._read(batch)
+        if batch.contents.records:
+            await self._store.insert(batch.contents.records)
+        self.by_hand += 1
+        return batch.contents.summarize()
+
+    async def _read(self, batch: _Batch) -> None:
+        await batch.contents.read(batch.entries, origin=self._reader.path)
+
+    def _finish(self, batch: _Batch, summary: Summary) -> None:
         self._shipped = batch.position
-        self._shipped_nanos += batch.nanos
-        self._batch = _Batch(batch.position)
-        for request_id in batch.settled:
+        self._shipped_nanos += summary.nanos
+        self._batch = _Batch(batch.position, Contents(self._see))
+        for request_id, position in summary.opened:
+            self._open.setdefault(request_id, position)
+        for request_id in summary.settled:
             self._open.pop(request_id, None)
         # Whoever adopts this journal needs the INTENTs of running requests and everything after them.
         first_open = next(iter(self._open.values()), None)
@@ -264,7 +331,7 @@ class Shipper:
     def _see(self, position: int, payload: Payload) -> None:
         if position > self._seen:
             self._seen = position
-            self._seen_nanos += _nanos(payload)
+            self._seen_nanos += charged_nanos(payload)
 
     async def _look_ahead(self) -> None:
         """Sum up, while the store is down, what waits for it: a bounded part at each try."""
@@ -289,5 +356,9 @@ class Shipper:
         )
 
 
-def _nanos(payload: Payload) -> int:
-    return sum(record.charge_nanos for record in payload.records) if isinstance(payload, Terminal) else 0
+def _ended_ms(data: bytes, origin: str) -> int | None:
+    """Return when the request of a TERMINAL ended."""
+    payload = decode(data, origin=origin)
+    if not isinstance(payload, Terminal) or not payload.records:
+        return None
+    return payload.records[0].admitted_at_ms + payload.records[0].duration_ms

@@ -99,6 +99,10 @@ class Event(StrEnum):
     WORKER_STOPPED = "worker.stopped"
     WORKER_FAILED = "worker.failed"
     WORKER_CANCELLED_REQUESTS = "worker.cancelled_requests"
+    CLERK_STARTED = "clerk.started"
+    CLERK_STOPPED = "clerk.stopped"
+    CLERK_FAILED = "clerk.failed"
+    """It ended without being told to, or hangs; workers ship and seal until the next one serves."""
     LOG_LINES_DROPPED = "log.lines_dropped"
     SPANS_UNSENT = "spans.unsent"
     """The collector does not take them; told once until it does again."""
@@ -122,6 +126,13 @@ def configure(*, format: Format, level: Level, stream: BinaryIO) -> None:  # noq
     root.setLevel(LEVELS[level])
     for name in _QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(max(LEVELS[level], logging.WARNING))
+
+
+def choose_format(setting: Literal["auto", "console", "json"], stream: BinaryIO) -> Format:
+    """Return the format of a stream by the setting: ``auto`` is for people on a terminal."""
+    if setting != "auto":
+        return setting
+    return "console" if stream.isatty() else "json"
 
 
 def get_logger(**context: object) -> Log:

@@ -56,6 +56,12 @@ class Watched(Enum):
     UNSHIPPED_RECORDS = ("meterhouse_unshipped_records", "gauge", "Records that SQL does not have yet", None)
     UNSHIPPED_NANOS = ("meterhouse_unshipped_nanos", "gauge", "Charges that SQL does not have yet, nanos of USD", None)
     SHIPPING_LAG_SECONDS = ("meterhouse_shipping_lag_seconds", "gauge", "Age of the oldest unshipped record", None)
+    SHIPPED_BATCHES = (
+        "meterhouse_shipped_batches",
+        "counter",
+        "Batches of the journal in SQL, by who wrote them",
+        "by",
+    )
     BARRIER_FAILURES = ("meterhouse_barrier_failures", "counter", "Barriers that could not be made durable", None)
     ADOPTED_RECORDS = ("meterhouse_adopted_records", "counter", "Records taken over from dead processes", None)
     WORKER_LOST_RECORDS = ("meterhouse_worker_lost_records", "counter", "Attempts that died with their process", None)

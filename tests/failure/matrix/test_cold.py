@@ -19,7 +19,7 @@ from failure.matrix.house import House
 from fakes.fleet import PEPPER
 from meterhouse.keys.secret import Peppers, make
 from meterhouse.limits.scripts import load_scripts
-from meterhouse.stores import PATIENT_CONNECTIONS
+from meterhouse.stores import CLERK_CONNECTIONS, PATIENT_CONNECTIONS
 
 pytestmark = pytest.mark.slow_fault
 
@@ -174,7 +174,7 @@ def restart_all(house: House) -> None:
 
 
 def connections(house: House) -> int:
-    """Return how many connections to PostgreSQL all workers have now."""
+    """Return how many connections to PostgreSQL all workers and their clerk have now."""
     return house.postgres_proxy.open_connections
 
 
@@ -194,7 +194,7 @@ async def stampede(house: House, keys: Keys, times: int = TIMES) -> dict[str, fl
     )
     # Each worker reads a key once, however many ask for it at a time.
     assert len(keys.texts) <= read <= house.fleet.workers * len(keys.texts)
-    assert mark.most <= house.fleet.workers * (CONNECTIONS + PATIENT_CONNECTIONS)
+    assert mark.most <= house.fleet.workers * (CONNECTIONS + PATIENT_CONNECTIONS) + CLERK_CONNECTIONS
     return {"cold_keys_per_second": len(keys.texts) / seconds, "most_connections": mark.most}
 
 

@@ -158,7 +158,8 @@ async def test_a_sibling_adopts_what_a_killed_worker_had_not_shipped(
     assert adopted_seconds <= ADOPTED_SECONDS
     (adopted,) = house.fleet.events("journal.adopted")[adopted_before:]
     assert adopted["worker_lost"] == 1
-    assert adopted["records"] > 1
+    # What the worker had offered to the clerk before it was killed may have been written by that, and be new to nobody.
+    assert adopted["records"] >= 1
     await asyncio.to_thread(house.fleet.wait_workers, but={standing.pid})
     await settle_down(house, talks, [key])
     judge_kill(house, talks, killed_at)
