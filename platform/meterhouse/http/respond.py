@@ -90,10 +90,9 @@ def render(
 
 
 async def send_whole(send: Send, headers: Headers, body: bytes, content_type: bytes = JSON_TYPE[1]) -> None:
-    """Send a whole answer of status 200."""
-    head = [*headers, (b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+    """Send a whole answer of status 200, in one message (``cycle``)."""
+    head = [*headers, (b"content-type", content_type)]
+    await send({"type": "http.response.start", "status": 200, "headers": head, "body": body, "more_body": False})
 
 
 async def send_error(send: Send, error: GatewayError, envelope: Envelope, request_id: str) -> None:
