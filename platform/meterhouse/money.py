@@ -88,6 +88,35 @@ class Price(msgspec.Struct, frozen=True, array_like=True, dict=True):
         return hold_nanos(1, dearest_nanos_per_million(self, Meterable.REQUEST))
 
 
+class PossiblePrices(msgspec.Struct, frozen=True, dict=True):
+    """What a request may be charged by, over all that may serve it; None: somebody's price is not known.
+
+    The same object is given for most requests of a route, so that what they ask of it is worked out once.
+    """
+
+    prices: tuple[Price | None, ...]
+
+    @cached_property
+    def known(self) -> tuple[Price, ...]:
+        """The prices that there are."""
+        return tuple(price for price in self.prices if price is not None)
+
+    @cached_property
+    def dearest_input_nanos_per_million(self) -> int:
+        """The highest rate that an input token could meet; 0 without a price."""
+        return max((price.dearest_input_nanos_per_million for price in self.known), default=0)
+
+    @cached_property
+    def dearest_output_nanos_per_million(self) -> int:
+        """The highest rate that an output token could meet; 0 without a price."""
+        return max((price.dearest_output_nanos_per_million for price in self.known), default=0)
+
+    @cached_property
+    def dearest_request_nanos(self) -> int:
+        """The most that a request could cost beside its tokens; 0 without a price."""
+        return max((price.dearest_request_nanos for price in self.known), default=0)
+
+
 class Charge(msgspec.Struct, frozen=True, array_like=True):
     """A charge in nanos, and the same by component (they add up to it exactly)."""
 
