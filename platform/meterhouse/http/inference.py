@@ -43,7 +43,7 @@ from meterhouse.ids import public_request_id
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.journal import Journal
-from meterhouse.ledger.settler import Settler, charged_usage
+from meterhouse.ledger.settler import Settler
 from meterhouse.limits.demand import build_demand
 from meterhouse.metering import Clock, Demand, Meter, Refusal, Reservation
 from meterhouse.money import PossiblePrices
@@ -209,7 +209,7 @@ class InferenceEndpoint:
         finally:
             parts.checkpointer.forget(tally)
             position = parts.settler.settle(tally)
-        usage, _ = charged_usage(tally, tally.attempt)
+        usage = tally.records[-1].usage
         try:
             await parts.journal.barrier(position)
         except JournalDown as error:
