@@ -5,7 +5,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -160,7 +160,7 @@ class BodyLimit:
         self._memory = memory
         self._seconds = seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle a request.
 
         Raises:
@@ -170,8 +170,7 @@ class BodyLimit:
             UnsupportedMedia: The body is compressed.
         """
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         limit_bytes = self._long_paths.get(scope["path"], self._limit_bytes)
         declared = header(scope, b"content-length")
         if declared is not None and declared.isdecimal() and int(declared) > limit_bytes:
@@ -179,9 +178,10 @@ class BodyLimit:
         if (header(scope, b"content-encoding") or "identity").lower() != "identity":
             raise UnsupportedMedia("Compressed request bodies are not read. Send the body without Content-Encoding.")
         if declared is not None and declared.isdecimal() and int(declared) <= FREE_BYTES and self._seconds is None:
-            await self._app(scope, receive, send)
-            return
-        intake = _Intake(self._memory, receive, send, limit_bytes, self._seconds)
+            return self._app(scope, receive, send)
+        return self._pass_long(scope, _Intake(self._memory, receive, send, limit_bytes, self._seconds), limit_bytes)
+
+    async def _pass_long(self, scope: Scope, intake: "_Intake", limit_bytes: int) -> None:
         try:
             await self._app(scope, intake.receive, intake.send)
         except BodyTooLarge:
