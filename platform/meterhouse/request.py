@@ -234,8 +234,8 @@ def measure(request: ChatRequest, fields: dict[str, Raw]) -> InputSize:
         if name in _TEXT_FIELDS or name not in KNOWN_FIELDS:
             text_bytes += len(raw)
     for row in _messages_decoder.decode(fields["messages"]):
-        for name in row.keys() - _MEASURED_FIELDS:
-            text_bytes += len(row[name])
+        if not _MEASURED_FIELDS.issuperset(row):
+            text_bytes += sum(len(row[name]) for name in row.keys() - _MEASURED_FIELDS)
     images = 0
     unbounded = 0
     for message in request.messages:
@@ -266,8 +266,11 @@ def _length(text: str | None) -> int:
 
 
 def _side_text_bytes(message: Message) -> int:
-    total = _length(message.name) + _length(message.refusal) + _length(message.tool_call_id)
-    total += _length(message.reasoning_content) + _length(message.reasoning)
+    total = 0
+    texts = (message.name, message.refusal, message.tool_call_id, message.reasoning_content, message.reasoning)
+    for text in texts:
+        if text:
+            total += utf8_length(text)
     if message.function_call is not None:
         total += _length(message.function_call.name) + _length(message.function_call.arguments)
     for call in message.tool_calls or ():

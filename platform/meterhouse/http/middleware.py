@@ -56,7 +56,7 @@ class RequestContext:
         head: Message | None = None
         """Of the answer that is under way: it has begun, and not ended."""
 
-        async def reply(message: Message) -> None:
+        def reply(message: Message) -> Awaitable[None]:
             nonlocal head
             is_head = message["type"] == "http.response.start"
             if is_head:
@@ -64,7 +64,7 @@ class RequestContext:
                 head = message
             if not message.get("more_body", is_head):
                 head = None
-            await onward(message)
+            return onward(message)
 
         try:
             await self._app(scope, receive, reply)

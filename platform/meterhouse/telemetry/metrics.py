@@ -317,9 +317,10 @@ class _Watches(Collector):
 
 def _observe_usage(provider: _Provider, record: UsageRecord) -> None:
     for child, count in zip(provider.tokens, _token_counts(record.usage), strict=True):
-        child.value += count
+        if count:
+            child.value += count
     if record.outcome in _ANSWERED:
-        provider.sources[SUSPECT if record.is_suspect else record.exactness.value].value += 1
+        provider.sources[SUSPECT if record.is_suspect else record.exactness].value += 1
     if record.charge_nanos:
         provider.charge.value += record.charge_nanos
     elif record.outcome in _LOST_OUTCOMES:
