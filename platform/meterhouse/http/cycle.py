@@ -5,6 +5,9 @@ layer once, and leaves in one write, with a head that is checked as a whole inst
 says nothing of it (``TAKES_BODY``) gets the two messages that it knows. Everything else is uvicorn's.
 """
 
+from collections.abc import Coroutine
+from typing import Any
+
 from starlette.types import Message, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
@@ -19,15 +22,17 @@ _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 class Cycle(RequestResponseCycle):
     """A request and its answer."""
 
-    async def send(self, message: Message) -> None:  # type: ignore[override]  # Starlette's type of the same
+    def send(self, message: Message) -> Coroutine[Any, Any, None]:  # type: ignore[override]  # Starlette's type of it
         """Send a message of the application.
 
         Raises:
             RuntimeError: It is not what comes next, or has a header that none may be.
         """
         if "body" not in message or message["type"] != "http.response.start":
-            await super().send(message)  # type: ignore[arg-type]
-            return
+            return super().send(message)  # type: ignore[arg-type]
+        return self._send_both(message)
+
+    async def _send_both(self, message: Message) -> None:
         is_usual = not (self.response_started or self.access_log or self.scope["method"] == "HEAD")
         if is_usual and not (self.flow.write_paused or self.disconnected):
             self._write(message)

@@ -114,11 +114,12 @@ class InferenceEndpoint:
         exchange.model = asked.model
         # One snapshot for the whole request: it is charged by a price that it was held by.
         snapshot = parts.routes.snapshot
-        route = snapshot.resolve(asked.model, parts.clock.now_ms())
+        now_ms = parts.clock.now_ms()
+        route = snapshot.resolve(asked.model, now_ms)
         permit(principal, asked.model, route)
         route = self._serving(asked, route)
         size = with_rendered_tools(asked, route)
-        prices = snapshot.prices_around(route, parts.clock.now_ms())
+        prices = snapshot.prices_around(route, now_ms)
         demand, tally = await self._admit(exchange, (asked, size), route, prices)
         reservation = tally.reservation
         # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
