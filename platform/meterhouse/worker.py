@@ -29,6 +29,7 @@ from meterhouse.errors import GatewayError, StoreDown
 from meterhouse.gateway import Gateway, Options, open_gateway
 from meterhouse.http.connection import Connection
 from meterhouse.http.tasks import Tasks
+from meterhouse.process import keep_buffers
 from meterhouse.settings import SettingsError
 from meterhouse.telemetry.logs import Event, get_logger
 
@@ -131,6 +132,7 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
 
     def run(self) -> None:
         """Serve until told to stop; the last thing that the process does."""
+        keep_buffers()
         try:
             uvloop.run(self._serve())
         except SettingsError as error:

@@ -33,7 +33,7 @@ async def test_what_was_appended_is_read_back_at_its_positions(tmp_path):
 async def test_a_record_is_in_the_file_before_append_returns(tmp_path):
     async with opened_journal(tmp_path) as journal:
         journal.append(b"needle in a file")
-        assert any(b"needle in a file" in path.read_bytes() for path in tmp_path.iterdir())
+        assert any(b"needle in a file" in path.read_bytes() for path in tmp_path.glob("*.seg"))
 
 
 async def test_a_barrier_waits_for_the_sync_and_those_who_wait_share_it(tmp_path):

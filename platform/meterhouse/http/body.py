@@ -21,13 +21,14 @@ from meterhouse.http.adapt import OnDropped, adapt, adapt_parameters, text_of_ra
 from meterhouse.http.guard import ClientGone
 from meterhouse.providers.catalog import is_hidden_thinker
 from meterhouse.providers.provider import Deployment, Provider
-from meterhouse.request import ChatRequest
+from meterhouse.request import ChatRequest, PlainRequest
 from meterhouse.translate.tool_text import GRAMMARS
 from meterhouse.translate.tool_text.prompt import Prompt, render_prompt
 
 Checked = TypeVar("Checked", bound=msgspec.Struct)
 
 _request_decoder = msgspec.json.Decoder(ChatRequest)
+_plain_decoder: msgspec.json.Decoder[ChatRequest] = msgspec.json.Decoder(PlainRequest)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 _raws_decoder = msgspec.json.Decoder(list[Raw] | None)
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
@@ -115,7 +116,10 @@ def refuse_stream(fields: Mapping[str, Raw]) -> None:
 
 def parse_chat(body: bytes) -> ParsedBody:
     """Check a chat completion request (wire.md 1.2); raises Malformed as ``read_object``."""
-    fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
+    try:
+        fields, request = read_object(body, _plain_decoder, _LONG_FIELDS)
+    except Malformed:  # nothing may be wrong but that messages have other fields beside
+        fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
     _check_messages(request)
     _check_options(request)
     return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {})

@@ -20,6 +20,7 @@ from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import IS_WHOLE
 from meterhouse.http.cycle import TAKES_BODY, Cycle
 from meterhouse.http.respond import render
+from meterhouse.http.skeleton import has_more_than
 
 MAX_HEAD_BYTES = 65_536
 """More than nginx lets through (32 KB)."""
@@ -107,7 +108,7 @@ class Connection(HttpToolsProtocol):
         elif len(data) <= PIECE_BYTES and not self.pipeline:
             self._parse(data)
             return
-        begin, step = 0, len(data) if data.count(b"\n") <= FEW_LINES else PIECE_BYTES
+        begin, step = 0, PIECE_BYTES if has_more_than(data, b"\n", FEW_LINES) else len(data)
         while begin < len(data) and not self.pipeline and not self._is_closing_soon():
             self._parse(data[begin : begin + step])
             begin += step

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope
 
 from meterhouse.errors import Malformed
 from meterhouse.http.body import IS_WHOLE, read_body
+from meterhouse.http.skeleton import LONG_BODY_BYTES, leave_texts_out
 
 Parsed = TypeVar("Parsed")
 
@@ -76,6 +77,23 @@ def check_structure(body: bytes, most_values: int = MAX_VALUES) -> None:
     Raises:
         Malformed: see ``take_body``.
     """
+    if len(body) > LONG_BODY_BYTES:
+        skeleton = leave_texts_out(body)
+        if skeleton is not None and _is_well_built(skeleton, most_values):
+            return
+    _check_whole(body, most_values)
+
+
+def _is_well_built(skeleton: bytes, most_values: int) -> bool:
+    """Whether nothing is wrong with what is left of a body; what is, is said of the body itself."""
+    try:
+        _check_whole(skeleton, most_values)
+    except Malformed:
+        return False
+    return True
+
+
+def _check_whole(body: bytes, most_values: int) -> None:
     _check_size(body, most_values)
     if _is_canonical(body):
         return
