@@ -8,7 +8,6 @@ Invariant: what is told here is what decoding would have told, byte for byte. No
 """
 
 from collections.abc import Sequence
-from itertools import islice
 
 from meterhouse.http.chunk import UNSEEN_BYTES, Chunk, is_set
 
@@ -30,7 +29,10 @@ class AlikeChunks:
         before, after, sent_before, sent_after = self._before, self._after, self._sent_before, self._sent_after
         texts: list[str] = []
         sent: list[bytes] = []
-        for payload in islice(payloads, begin if before else len(payloads), None):
+        if not before:
+            return texts, sent
+        for position in range(begin, len(payloads)):
+            payload = payloads[position]
             if not payload.startswith(before) or not payload.endswith(after):
                 break
             raw = payload[len(before) : -len(after)]
