@@ -31,7 +31,7 @@ LOOP = "event loop, sockets"
 KINDS = ("json", "stream")
 
 STAGES = (
-    ("HTTP server", ("/uvicorn/", "/http/connection.py", "/starlette/")),
+    ("HTTP server", ("/uvicorn/", "/http/connection.py", "/http/cycle.py", "/starlette/")),
     ("edge: id, head, errors", ("/http/middleware.py", "/http/client_origin.py", "/http/shedding.py", "/ids.py")),
     ("key", ("/meterhouse/keys/",)),
     ("body in", ("/http/intake.py", "/http/body.py", "/json/decoder.py", "/meterhouse/asked.py", "/http/wires/")),
@@ -59,7 +59,8 @@ STAGES = (
     ("journal", ("/ledger/journal.py", "/ledger/chain.py", "/ledger/segment.py", "/ledger/record.py")),
     ("journal: sync", ("/ledger/syncer.py", "/ledger/kernel_syncer.py", "/ledger/aio.py")),
     ("log line", ("/telemetry/logs.py", "/telemetry/sink.py", "/telemetry/redact.py")),
-    ("metrics", ("/telemetry/metrics.py", "/telemetry/timings.py", "/prometheus_client/", "/telemetry/board.py")),
+    ("metrics", ("/telemetry/metrics.py", "/telemetry/counts.py", "/telemetry/timings.py", "/telemetry/board.py")),
+    ("metrics", ("/prometheus_client/",)),
     ("traces", ("/telemetry/traces.py", "/telemetry/spans.py", "/telemetry/otlp.py", "/opentelemetry/", "/google/")),
     ("traces", ("/requests/", "/urllib3/")),
     ("facts of log and traces", ("/http/exchange.py", "/telemetry/live.py")),

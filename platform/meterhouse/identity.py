@@ -1,6 +1,6 @@
 """Who speaks: the resolved identity of one request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from meterhouse.metering import Limit
@@ -32,6 +32,12 @@ class Principal:
     """Models that its project may not use, by the names under which they are listed."""
     origins: tuple[str, ...] | None = None
     """Of a client token: the pages that may use it, as far as a browser says; None: it is a key."""
+    has_budget: bool = field(init=False, repr=False, compare=False)
+    """Whether money is bounded, so that everything asked for must have a price."""
+
+    def __post_init__(self) -> None:
+        """Work out once what every request asks."""
+        object.__setattr__(self, "has_budget", any(limit.kind == "spend" for limit in self.limits))
 
     def may_use(self, *names: str) -> bool:
         """Say whether key and project may use a model, by the names that it goes by."""
@@ -40,11 +46,6 @@ class Principal:
         if self.project_models is not None and self.project_models.isdisjoint(names):
             return False
         return self.denied_models.isdisjoint(names)
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether money is bounded, so that everything asked for must have a price."""
-        return any(limit.kind == "spend" for limit in self.limits)
 
 
 class Role(StrEnum):

@@ -108,6 +108,17 @@ class Limit:
         return self.nature is Nature.BUDGET or (self.nature is Nature.QUOTA and self.kind is Kind.TOKENS)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelBounds:
+    """What the model's row says about the size of its answers and inputs; None: no bound is known."""
+
+    max_output_tokens: int
+    image_tokens: int | None
+    thinks_hidden: bool
+    model: str = ""
+    """The name that the model is listed under, however it was asked for: limits of a model go by it."""
+
+
 class Demand(msgspec.Struct, frozen=True):
     """The conservative estimate of what a request will use; the meter decides on it in one step."""
 

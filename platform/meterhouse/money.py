@@ -37,6 +37,16 @@ _FALLBACK = {
     Meterable.OUTPUT_AUDIO: Meterable.OUTPUT,
 }
 
+_KINDS = (
+    Meterable.INPUT,
+    Meterable.CACHED_INPUT,
+    Meterable.CACHE_WRITE,
+    Meterable.INPUT_AUDIO,
+    Meterable.OUTPUT,
+    Meterable.OUTPUT_AUDIO,
+    Meterable.REQUEST,
+)
+
 
 class Component(msgspec.Struct, frozen=True, array_like=True):
     """One line of a price: nanos per million tokens (or requests), and when the line applies."""
@@ -72,6 +82,19 @@ class Price(msgspec.Struct, frozen=True, array_like=True, dict=True):
         return {kind: lines or own.get(_FALLBACK.get(kind, kind), ()) for kind, lines in own.items()}
 
     @cached_property
+    def certain(self) -> Mapping[Meterable, Component | None]:
+        """What applies to a kind whatever is asked and whenever: its one component without a condition, or none at all.
+
+        Most prices are made of these alone.
+        """
+        alone = {kind: lines[0] if lines else None for kind, lines in self.lines.items() if len(lines) <= 1}
+        return {
+            kind: line
+            for kind, line in alone.items()
+            if line is None or line == Component(line.kind, line.nanos_per_million)
+        }
+
+    @cached_property
     def dearest_input_nanos_per_million(self) -> int:
         """The highest rate that an input token could meet, whatever becomes of it."""
         kinds = (Meterable.INPUT, Meterable.CACHED_INPUT, Meterable.CACHE_WRITE, Meterable.INPUT_AUDIO)
@@ -88,6 +111,35 @@ class Price(msgspec.Struct, frozen=True, array_like=True, dict=True):
         return hold_nanos(1, dearest_nanos_per_million(self, Meterable.REQUEST))
 
 
+class PossiblePrices(msgspec.Struct, frozen=True, dict=True):
+    """What a request may be charged by, over all that may serve it; None: somebody's price is not known.
+
+    The same object is given for most requests of a route, so that what they ask of it is worked out once.
+    """
+
+    prices: tuple[Price | None, ...]
+
+    @cached_property
+    def known(self) -> tuple[Price, ...]:
+        """The prices that there are."""
+        return tuple(price for price in self.prices if price is not None)
+
+    @cached_property
+    def dearest_input_nanos_per_million(self) -> int:
+        """The highest rate that an input token could meet; 0 without a price."""
+        return max((price.dearest_input_nanos_per_million for price in self.known), default=0)
+
+    @cached_property
+    def dearest_output_nanos_per_million(self) -> int:
+        """The highest rate that an output token could meet; 0 without a price."""
+        return max((price.dearest_output_nanos_per_million for price in self.known), default=0)
+
+    @cached_property
+    def dearest_request_nanos(self) -> int:
+        """The most that a request could cost beside its tokens; 0 without a price."""
+        return max((price.dearest_request_nanos for price in self.known), default=0)
+
+
 class Charge(msgspec.Struct, frozen=True, array_like=True):
     """A charge in nanos, and the same by component (they add up to it exactly)."""
 
@@ -102,13 +154,17 @@ def charge(
 
     ``request_units`` is how often the price of a request is charged: once, or for each image that one brought.
     """
+    certain = price.certain
     running = 0
     rounded = 0
     parts: list[tuple[Meterable, int]] = []
-    for kind, count in _counts(usage, request_units):
+    for kind, count in zip(_KINDS, _counts(usage, request_units), strict=True):
         if count == 0:
             continue
-        component = _applicable(price, kind, usage.input_tokens, admitted_at_ms, service_tier)
+        if kind in certain:
+            component = certain[kind]
+        else:
+            component = _applicable(price, kind, usage.input_tokens, admitted_at_ms, service_tier)
         if component is None:
             continue
         running += count * component.nanos_per_million
@@ -152,16 +208,17 @@ def format_usd(nanos: int) -> str:
     return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
 
 
-def _counts(usage: Usage, request_units: int) -> tuple[tuple[Meterable, int], ...]:
+def _counts(usage: Usage, request_units: int) -> tuple[int, ...]:
+    """Return how much there is of each of ``_KINDS``."""
     special = usage.cached_input_tokens + usage.cache_write_tokens + usage.input_audio_tokens
     return (
-        (Meterable.INPUT, max(0, usage.input_tokens - special)),
-        (Meterable.CACHED_INPUT, usage.cached_input_tokens),
-        (Meterable.CACHE_WRITE, usage.cache_write_tokens),
-        (Meterable.INPUT_AUDIO, usage.input_audio_tokens),
-        (Meterable.OUTPUT, max(0, usage.output_tokens - usage.output_audio_tokens)),
-        (Meterable.OUTPUT_AUDIO, usage.output_audio_tokens),
-        (Meterable.REQUEST, request_units),
+        max(0, usage.input_tokens - special),
+        usage.cached_input_tokens,
+        usage.cache_write_tokens,
+        usage.input_audio_tokens,
+        max(0, usage.output_tokens - usage.output_audio_tokens),
+        usage.output_audio_tokens,
+        request_units,
     )
 
 
@@ -179,8 +236,7 @@ def _applicable(
             continue
         if best is None or _rank(component) > _rank(best):
             best = component
-    fallback = _FALLBACK.get(kind)
-    if best is None and fallback is not None:
+    if best is None and (fallback := _FALLBACK.get(kind)) is not None:
         return _applicable(price, fallback, input_tokens, admitted_at_ms, service_tier)
     return best
 

@@ -277,8 +277,11 @@ def _length(text: str | None) -> int:
 
 
 def _side_text_bytes(message: Message) -> int:
-    total = _length(message.name) + _length(message.refusal) + _length(message.tool_call_id)
-    total += _length(message.reasoning_content) + _length(message.reasoning)
+    total = 0
+    texts = (message.name, message.refusal, message.tool_call_id, message.reasoning_content, message.reasoning)
+    for text in texts:
+        if text:
+            total += utf8_length(text)
     if message.function_call is not None:
         total += _length(message.function_call.name) + _length(message.function_call.arguments)
     for call in message.tool_calls or ():

@@ -38,7 +38,7 @@ def uncollected() -> Iterator[None]:
 
 def alive() -> int:
     """Return of how many requests there is something left."""
-    return sum(type(found) is RequestResponseCycle for found in gc.get_objects())
+    return sum(isinstance(found, RequestResponseCycle) for found in gc.get_objects())
 
 
 def chat(key: str, model: str, *, is_streamed: bool = True) -> bytes:

@@ -11,10 +11,10 @@ from meterhouse.asked import ask_chat
 from meterhouse.errors import NotPriced
 from meterhouse.http.body import parse_chat
 from meterhouse.identity import Principal
-from meterhouse.limits.demand import ModelBounds, build_demand, estimate_input_tokens
+from meterhouse.limits.demand import build_demand, estimate_input_tokens
 from meterhouse.limits.limit import parse_limits
-from meterhouse.metering import Demand, Scope
-from meterhouse.money import Component, Meterable, Price
+from meterhouse.metering import Demand, ModelBounds, Scope
+from meterhouse.money import Component, Meterable, PossiblePrices, Price
 from meterhouse.request import InputSize, measure
 
 BOUNDS = ModelBounds(max_output_tokens=16_384, image_tokens=None, thinks_hidden=False)
@@ -44,7 +44,7 @@ def demand_of(
 ) -> Demand:
     parsed = parse_chat(json.dumps({"model": "m", "messages": HELLO, **fields}).encode())
     size = measure(parsed.request, parsed.fields)
-    return build_demand("1" * 32, principal_of(limits), ask_chat(parsed), size, prices, bounds)
+    return build_demand("1" * 32, principal_of(limits), ask_chat(parsed), size, PossiblePrices(prices), bounds)
 
 
 # --- the input

@@ -28,9 +28,9 @@ def test_the_price_of_the_admission_holds_and_the_hold_covers_the_dearest_that_i
     route = found.resolve(MODEL, CHANGE_MS - 1)
     assert [d.price for d in route.deployments] == [OLD]
     assert [d.price for d in found.reprice(route, CHANGE_MS).deployments] == [NEW]
-    assert set(found.prices_around(route, CHANGE_MS - 1)) == {OLD, NEW}
+    assert set(found.prices_around(route, CHANGE_MS - 1).prices) == {OLD, NEW}
     late = found.resolve(MODEL, CHANGE_MS + 1)
-    assert set(found.prices_around(late, CHANGE_MS + 1)) == {OLD, NEW}
+    assert set(found.prices_around(late, CHANGE_MS + 1).prices) == {OLD, NEW}
     assert [d.price for d in found.reprice(late, CHANGE_MS - 1).deployments] == [OLD]
 
 
@@ -38,11 +38,11 @@ def test_far_from_a_change_nothing_is_made_anew():
     found = snapshot(OLD, NEW)
     route = found.resolve(MODEL, CHANGE_MS - ADMISSION_MS - 1)
     assert found.reprice(route, CHANGE_MS - 2) is route
-    assert found.prices_around(route, CHANGE_MS - ADMISSION_MS - 1) == (OLD,)
+    assert found.prices_around(route, CHANGE_MS - ADMISSION_MS - 1).prices == (OLD,)
 
 
 def test_a_model_whose_first_price_is_about_to_begin_is_not_priced_yet():
     found = snapshot(NEW)
     route = found.resolve(MODEL, CHANGE_MS - 1)
-    assert found.prices_around(route, CHANGE_MS - 1) == (None, NEW)
+    assert found.prices_around(route, CHANGE_MS - 1).prices == (None, NEW)
     assert Routes(found).resolve(MODEL, CHANGE_MS).deployments[0].price == NEW

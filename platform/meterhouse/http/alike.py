@@ -7,6 +7,8 @@ anything else, or whose text has an escape, is read as ever.
 Invariant: what is told here is what decoding would have told, byte for byte. Not here: what a chunk means (``relay``).
 """
 
+from collections.abc import Sequence
+
 from meterhouse.http.chunk import UNSEEN_BYTES, Chunk, is_set
 
 MOST_TRIES = 3
@@ -22,22 +24,31 @@ class AlikeChunks:
         self._before = self._after = self._sent_before = self._sent_after = b""
         self._tries = MOST_TRIES
 
-    def tell(self, payload: bytes) -> tuple[str, bytes] | None:
-        """Return the text of a chunk and what goes to the client for it; None: it has to be read."""
-        before, after = self._before, self._after
-        if not before or not payload.startswith(before) or not payload.endswith(after):
-            return None
-        raw = payload[len(before) : -len(after)]
-        if not raw or b'"' in raw or b"\\" in raw:
-            return None
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError:
-            return None
-        if not text.isprintable():
-            return None
-        self._tries = MOST_TRIES
-        return text, self._sent_before + raw + self._sent_after
+    def tell(self, payloads: Sequence[bytes], begin: int) -> tuple[list[str], list[bytes]]:
+        """Return the texts of the chunks from one on, and what goes to the client for each, up to one to be read."""
+        before, after, sent_before, sent_after = self._before, self._after, self._sent_before, self._sent_after
+        texts: list[str] = []
+        sent: list[bytes] = []
+        if not before:
+            return texts, sent
+        for position in range(begin, len(payloads)):
+            payload = payloads[position]
+            if not payload.startswith(before) or not payload.endswith(after):
+                break
+            raw = payload[len(before) : -len(after)]
+            if not raw or b'"' in raw or b"\\" in raw:
+                break
+            try:
+                text = raw.decode()
+            except UnicodeDecodeError:
+                break
+            if not text.isprintable():
+                break
+            texts.append(text)
+            sent.append(sent_before + raw + sent_after)
+        if texts:
+            self._tries = MOST_TRIES
+        return texts, sent
 
     def learn(self, payload: bytes, chunk: Chunk, sent: bytes) -> None:
         """Remember a chunk that was read, and what went to the client for it, if it says nothing but a text."""

@@ -69,7 +69,7 @@ class Attempts:
         """What extra attempts come out of."""
         return self._budget
 
-    async def open_stream(self, call: Call) -> OpenAnswer:
+    def open_stream(self, call: Call) -> Awaitable[OpenAnswer]:
         """Open a streamed answer up to its first data event.
 
         Raises:
@@ -77,11 +77,11 @@ class Attempts:
             Malformed: No deployment takes a parameter of the request.
             JournalDown: The attempt could not be recorded; nothing was sent.
         """
-        return await self._try_each(call, self._first_events)
+        return self._try_each(call, self._first_events)
 
-    async def fetch_whole(self, call: Call) -> WholeBody:
+    def fetch_whole(self, call: Call) -> Awaitable[WholeBody]:
         """Fetch an answer that is not streamed, as the call's passage decodes it; raises as ``open_stream``."""
-        return await self._try_each(call, self._whole)
+        return self._try_each(call, self._whole)
 
     async def _try_each(self, call: Call, fetch: Fetch[Result]) -> Result:
         self._budget.record_request()

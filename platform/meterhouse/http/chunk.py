@@ -21,7 +21,7 @@ UNSEEN_BYTES = 1_024
 
 _TEXTLESS_NAMES = frozenset({"role", "id", "type", "index", "audio", "annotations", "thinking_blocks"})
 """``thinking_blocks`` are the reasoning once more, with what its provider signed."""
-_NOTHING = (b"", b"null", b"{}", b'""', b"false")
+_NOTHING = (b"null", b"{}", b'""', b"false")
 
 
 class FunctionDelta(msgspec.Struct):
@@ -111,7 +111,7 @@ def decode_chunk(payload: bytes) -> Chunk:
 
 def is_set(raw: Raw) -> bool:
     """Whether a raw field holds something."""
-    return bytes(raw) not in _NOTHING
+    return bool(raw) and bytes(raw) not in _NOTHING
 
 
 def is_failure(chunk: Chunk) -> bool:

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import IS_WHOLE
+from meterhouse.http.cycle import TAKES_BODY, Cycle
 from meterhouse.http.respond import render
 from meterhouse.http.skeleton import has_more_than
 
@@ -177,7 +178,10 @@ class Connection(HttpToolsProtocol):
             self._head.cancel()
             self._head = None
         _check_headers(self.headers, self.parser.get_http_version())
+        self.scope[TAKES_BODY] = True  # type: ignore[literal-required]  # a key of ours in ASGI's own scope
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.__class__ = Cycle  # uvicorn does not ask which class it is to make; the request begins later
         if not self.pipeline:
             self._running = self.cycle
         # What comes behind a head that asks for another protocol is not read as HTTP any more.

@@ -144,14 +144,19 @@ def _log_fields(exchange: Exchange, duration_ms: int) -> dict[str, object]:
 
 def _record_fields(records: tuple[UsageRecord, ...]) -> dict[str, object]:
     last = records[-1]
+    input_tokens = output_tokens = charge_nanos = 0
+    for record in records:
+        input_tokens += record.usage.input_tokens
+        output_tokens += record.usage.output_tokens
+        charge_nanos += record.charge_nanos
     return {
         "provider": last.provider,
         "attempts": last.attempt,
-        "outcome": last.outcome.value,
-        "exactness": last.exactness.value,
-        "input_tokens": sum(record.usage.input_tokens for record in records),
-        "output_tokens": sum(record.usage.output_tokens for record in records),
-        "charge_nanos": sum(record.charge_nanos for record in records),
+        "outcome": last.outcome,
+        "exactness": last.exactness,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "charge_nanos": charge_nanos,
         "time_to_first_token_ms": last.time_to_first_token_ms,
     }
 

@@ -43,10 +43,10 @@ from meterhouse.ids import public_request_id
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.journal import Journal
-from meterhouse.ledger.settler import Settler, charged_usage
-from meterhouse.limits.demand import ModelBounds, build_demand
+from meterhouse.ledger.settler import Settler
+from meterhouse.limits.demand import build_demand
 from meterhouse.metering import Clock, Demand, Meter, Refusal, Reservation
-from meterhouse.money import Price
+from meterhouse.money import PossiblePrices
 from meterhouse.providers.provider import Route
 from meterhouse.providers.routes import Routes
 from meterhouse.request import InputSize, Tally
@@ -114,11 +114,12 @@ class InferenceEndpoint:
         exchange.model = asked.model
         # One snapshot for the whole request: it is charged by a price that it was held by.
         snapshot = parts.routes.snapshot
-        route = snapshot.resolve(asked.model, parts.clock.now_ms())
+        now_ms = parts.clock.now_ms()
+        route = snapshot.resolve(asked.model, now_ms)
         permit(principal, asked.model, route)
         route = self._serving(asked, route)
         size = with_rendered_tools(asked, route)
-        prices = snapshot.prices_around(route, parts.clock.now_ms())
+        prices = snapshot.prices_around(route, now_ms)
         demand, tally = await self._admit(exchange, (asked, size), route, prices)
         reservation = tally.reservation
         # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
@@ -143,7 +144,7 @@ class InferenceEndpoint:
             call.guard.clear()
 
     async def _admit(
-        self, exchange: Exchange, measured: tuple[Asked, InputSize], route: Route, prices: tuple[Price | None, ...]
+        self, exchange: Exchange, measured: tuple[Asked, InputSize], route: Route, prices: PossiblePrices
     ) -> tuple[Demand, Tally]:
         """Hold what a request may use; its tally owes a settlement.
 
@@ -153,7 +154,7 @@ class InferenceEndpoint:
         parts, principal = self._parts, exchange.principal
         assert principal is not None
         asked, size = measured
-        demand = _demand(exchange, principal, measured, route, prices)
+        demand = build_demand(exchange.request_id, principal, asked, size, prices, route.bounds)
         limits = self._limit_names.translate(principal.limits)
         if limits is not principal.limits:
             demand = structs.replace(demand, limits=limits)
@@ -209,7 +210,7 @@ class InferenceEndpoint:
         finally:
             parts.checkpointer.forget(tally)
             position = parts.settler.settle(tally)
-        usage, _ = charged_usage(tally, tally.attempt)
+        usage = tally.records[-1].usage
         try:
             await parts.journal.barrier(position)
         except JournalDown as error:
@@ -265,29 +266,6 @@ def permit(principal: Principal, model: str, route: Route) -> None:
             param="model",
             code="model_not_allowed",
         )
-
-
-def _demand(
-    exchange: Exchange,
-    principal: Principal,
-    measured: tuple[Asked, InputSize],
-    route: Route,
-    prices: tuple[Price | None, ...],
-) -> Demand:
-    """Build the demand over every deployment that may serve, so that a failover never exceeds its hold."""
-    models = [deployment.model for deployment in route.deployments]
-    defaults = [deployment.provider.default_max_tokens for deployment in route.deployments]
-    image_bounds = [model.image_tokens_bound for model in models]
-    bounds = ModelBounds(
-        max_output_tokens=max(
-            default or model.max_output_tokens for default, model in zip(defaults, models, strict=True)
-        ),
-        image_tokens=None if None in image_bounds else max(bound or 0 for bound in image_bounds),
-        thinks_hidden=any(model.thinks_hidden for model in models),
-        model=route.model,
-    )
-    asked, size = measured
-    return build_demand(exchange.request_id, principal, asked, size, prices, bounds)
 
 
 def _tally(exchange: Exchange, operation: str, admitted: tuple[Demand, InputSize, Reservation], asked_ns: int) -> Tally:

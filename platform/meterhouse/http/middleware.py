@@ -5,7 +5,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +18,7 @@ from meterhouse.errors import (
     Overloaded,
     UnsupportedMedia,
 )
+from meterhouse.http.cycle import TAKES_BODY, splitting
 from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_ROUTE, Exchange, Observer
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, send_error
@@ -51,16 +52,19 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         exchange = self._open(scope)
-        is_open_stream = False
+        onward = send if TAKES_BODY in scope else splitting(send)
+        head: Message | None = None
+        """Of the answer that is under way: it has begun, and not ended."""
 
-        async def reply(message: Message) -> None:
-            nonlocal is_open_stream
-            if message["type"] == "http.response.start":
+        def reply(message: Message) -> Awaitable[None]:
+            nonlocal head
+            is_head = message["type"] == "http.response.start"
+            if is_head:
                 _complete_head(exchange, message, self._envelope.request_id_header)
-                is_open_stream = _is_event_stream(message)
-            else:
-                is_open_stream = is_open_stream and message.get("more_body", False)
-            await send(message)
+                head = message
+            if not message.get("more_body", is_head):
+                head = None
+            return onward(message)
 
         try:
             await self._app(scope, receive, reply)
@@ -68,11 +72,11 @@ class RequestContext:
             exchange.status = exchange.status or CLIENT_CLOSED_STATUS
         except GatewayError as error:
             exchange.error = error
-            await self._fail(reply, exchange, error, is_open_stream=is_open_stream)
+            await self._fail(reply, exchange, error, head)
         except Exception as error:  # noqa: BLE001 - the request edge: anything unforeseen is a 500 and a page
             exchange.error = GatewayError("The server had an error. Try again; if it stays, tell the operator.")
             get_logger().error(Event.REQUEST_FAILED, request_id=public_request_id(exchange.request_id), exc_info=error)
-            await self._fail(reply, exchange, exchange.error, is_open_stream=is_open_stream)
+            await self._fail(reply, exchange, exchange.error, head)
         finally:
             if exchange.route == UNKNOWN_ROUTE:
                 exchange.route = route_of(scope)
@@ -93,12 +97,12 @@ class RequestContext:
         scope[SCOPE_NAME] = exchange
         return exchange
 
-    async def _fail(self, send: Send, exchange: Exchange, error: GatewayError, *, is_open_stream: bool) -> None:
+    async def _fail(self, send: Send, exchange: Exchange, error: GatewayError, head: Message | None) -> None:
         """Say what went wrong: as the answer, or as the last event of a stream that has begun (design.md 3)."""
         request_id = public_request_id(exchange.request_id)
         if not exchange.status:
             await send_error(send, error, self._envelope, request_id)
-        elif is_open_stream:
+        elif head is not None and _is_event_stream(head):
             await send({"type": "http.response.body", "body": self._envelope.event(error, request_id)})
 
 
@@ -156,7 +160,7 @@ class BodyLimit:
         self._memory = memory
         self._seconds = seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle a request.
 
         Raises:
@@ -166,8 +170,7 @@ class BodyLimit:
             UnsupportedMedia: The body is compressed.
         """
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         limit_bytes = self._long_paths.get(scope["path"], self._limit_bytes)
         declared = header(scope, b"content-length")
         if declared is not None and declared.isdecimal() and int(declared) > limit_bytes:
@@ -175,9 +178,10 @@ class BodyLimit:
         if (header(scope, b"content-encoding") or "identity").lower() != "identity":
             raise UnsupportedMedia("Compressed request bodies are not read. Send the body without Content-Encoding.")
         if declared is not None and declared.isdecimal() and int(declared) <= FREE_BYTES and self._seconds is None:
-            await self._app(scope, receive, send)
-            return
-        intake = _Intake(self._memory, receive, send, limit_bytes, self._seconds)
+            return self._app(scope, receive, send)
+        return self._pass_long(scope, _Intake(self._memory, receive, send, limit_bytes, self._seconds), limit_bytes)
+
+    async def _pass_long(self, scope: Scope, intake: "_Intake", limit_bytes: int) -> None:
         try:
             await self._app(scope, intake.receive, intake.send)
         except BodyTooLarge:

@@ -101,8 +101,8 @@ class Outlet:
         self.wrote_at_ns = self.sending_since_ns = time.monotonic_ns()
         try:
             if not self.is_started:
-                await self._start()
-            if data or is_last:
+                await self._start(data, more_body=not is_last)
+            elif data or is_last:
                 await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         finally:
             self.sending_since_ns = None
@@ -129,6 +129,9 @@ class Outlet:
         unsent = self._dialect.frames(self.unsent) if self._dialect is not None and self.unsent else self.unsent
         await self.write(unsent + self._fail_event(error, self._request_id), is_last=True, is_plain=True)
 
-    async def _start(self) -> None:
+    async def _start(self, data: bytes, *, more_body: bool) -> None:
+        """Send the head and what comes first, in one message (``cycle``)."""
         self.is_started = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": self._head() + STREAM_HEADERS})
+        headers = self._head() + STREAM_HEADERS
+        message = {"type": "http.response.start", "status": 200, "headers": headers}
+        await self._send({**message, "body": data, "more_body": more_body})

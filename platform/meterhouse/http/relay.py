@@ -186,16 +186,21 @@ class StreamRelay:
         """Read payloads and return the frames to forward now; the end is kept in ``progress.end``."""
         progress = self._progress
         frames: list[bytes] = []
-        for index, payload in enumerate(payloads):
+        position = 0
+        while position < len(payloads):
+            if not progress.finished:
+                texts, told = self._alike.tell(payloads, position)
+                if texts:
+                    self.note_text("".join(texts), len(texts))
+                    frames += told
+                    position += len(texts)
+                    continue
+            payload = payloads[position]
+            position += 1
             if payload.startswith(DONE):
                 progress.failure = None if progress.is_finished else ended_early()
                 progress.has_ended = progress.is_done = progress.is_finished
                 break
-            told = None if progress.finished else self._alike.tell(payload)
-            if told is not None:
-                self.note_text(told[0])
-                frames.append(told[1])
-                continue
             try:
                 chunk = decode_chunk(payload)
                 is_charged = self._note(chunk, payload)
@@ -217,7 +222,7 @@ class StreamRelay:
             if progress.is_finished and len(progress.finished) >= self._choices:
                 progress.has_ended = True
                 with suppress(UpstreamError):
-                    self._take_tail(payloads[index + 1 :])
+                    self._take_tail(payloads[position:])
                 break
         return frames
 
@@ -242,11 +247,7 @@ class StreamRelay:
         """Return what goes to the client for a payload: one frame, put right, with the asked model's name in it."""
         if chunk.usage and chunk.choices and is_set(chunk.usage):
             payload = leave_out_usage(payload, chunk.usage)
-        payload = tidy(payload, chunk, self._model, self._finish_reasons)
-        if b"\n" in payload or b"\r" in payload:
-            return frame(payload)
-        # What ``frame`` does, without a call for each event.
-        return b"data: " + payload + b"\n\n"
+        return frame(tidy(payload, chunk, self._model, self._finish_reasons))
 
     def _note(self, chunk: Chunk, payload: bytes) -> bool:
         """Take from a chunk what the ledger and the end need; says whether its usage is what will be charged."""
@@ -279,11 +280,11 @@ class StreamRelay:
             progress.finished.add(choice.index)
             attempt.finish_reasons.append(choice.finish_reason)
 
-    def note_text(self, text: str) -> None:
+    def note_text(self, text: str, events: int = 1) -> None:
         """Count what the model wrote against what is held, and keep it as long as nobody reports a usage."""
         attempt = self._attempt
         length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        attempt.output_events += 1
+        attempt.output_events += events
         attempt.output_bytes += length
         self._progress.used_tokens += length
         if attempt.reported is not None:

@@ -18,6 +18,10 @@ from meterhouse.metering import Kind, LimitState, Nature, Refusal, RefusalKind
 Headers = list[tuple[bytes, bytes]]
 
 JSON_TYPE = (b"content-type", b"application/json")
+_RATE_LIMIT_HEADERS = tuple(
+    (kind, b"x-ratelimit-limit-" + name, b"x-ratelimit-remaining-" + name, b"x-ratelimit-reset-" + name)
+    for kind, name in ((Kind.REQUESTS, b"requests"), (Kind.TOKENS, b"tokens"))
+)
 MAX_RETRY_WAIT_SECONDS = 60
 """Node's SDK waits at most this long; a longer wait is left to the caller (wire.md 1.1)."""
 
@@ -90,10 +94,9 @@ def render(
 
 
 async def send_whole(send: Send, headers: Headers, body: bytes, content_type: bytes = JSON_TYPE[1]) -> None:
-    """Send a whole answer of status 200."""
-    head = [*headers, (b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+    """Send a whole answer of status 200, in one message (``cycle``)."""
+    head = [*headers, (b"content-type", content_type)]
+    await send({"type": "http.response.start", "status": 200, "headers": head, "body": body, "more_body": False})
 
 
 async def send_error(send: Send, error: GatewayError, envelope: Envelope, request_id: str) -> None:
@@ -160,14 +163,14 @@ def refused(refusal: Refusal, model: str, now_ms: int) -> GatewayError:
 def rate_limit_headers(states: Sequence[LimitState], now_ms: int) -> Headers:
     """Return the ``x-ratelimit-*`` headers of the tightest limit of requests and of tokens (wire.md 1.6)."""
     headers: Headers = []
-    for kind, name in ((Kind.REQUESTS, b"requests"), (Kind.TOKENS, b"tokens")):
-        state = _tightest(states, kind)
-        if state is None:
+    for kind, limit, remaining, reset in _RATE_LIMIT_HEADERS:
+        found = [state for state in states if state.limit.kind is kind]
+        if not found:
             continue
-        reset_ms = max(0, (state.resets_at_ms or now_ms) - now_ms)
-        headers.append((b"x-ratelimit-limit-" + name, str(state.limit.amount).encode()))
-        headers.append((b"x-ratelimit-remaining-" + name, str(state.free).encode()))
-        headers.append((b"x-ratelimit-reset-" + name, go_duration(reset_ms).encode()))
+        state = found[0] if len(found) == 1 else min(found, key=_tightness)
+        headers.append((limit, b"%d" % state.limit.amount))
+        headers.append((remaining, b"%d" % state.free))
+        headers.append((reset, go_duration(max(0, (state.resets_at_ms or now_ms) - now_ms)).encode()))
     return headers
 
 
@@ -175,24 +178,14 @@ def go_duration(milliseconds: int) -> str:
     """Write a duration as Go does: ``12ms``, ``1s``, ``6m0s``, ``1h2m3.5s``."""
     if milliseconds < 1000:  # noqa: PLR2004 - a second
         return f"{milliseconds}ms"
+    if milliseconds < 60_000:  # noqa: PLR2004 - a minute
+        return f"{milliseconds / 1000:g}s"
     seconds, rest_ms = divmod(milliseconds, 1000)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     fraction = f".{rest_ms:03d}".rstrip("0") if rest_ms else ""
-    text = f"{seconds}{fraction}s"
-    if hours or minutes:
-        text = f"{minutes}m{text}"
+    text = f"{minutes}m{seconds}{fraction}s"
     return f"{hours}h{text}" if hours else text
-
-
-def _tightest(states: Sequence[LimitState], kind: Kind) -> LimitState | None:
-    best: LimitState | None = None
-    for state in states:
-        if state.limit.kind is not kind:
-            continue
-        if best is None or _tightness(state) < _tightness(best):
-            best = state
-    return best
 
 
 def _tightness(state: LimitState) -> tuple[int, int]:

@@ -15,6 +15,7 @@ DONE_FRAME = b"data: [DONE]\n\n"
 KEEP_ALIVE_FRAME = b": keep-alive\n\n"
 
 _DATA_PREFIX = b"data: "
+_BETWEEN = b"\n\n" + _DATA_PREFIX
 _KIND = re.compile(r"[a-z0-9_.]{1,64}")
 
 
@@ -88,7 +89,11 @@ class SseReader:
             complete = data[:end]
             rest += data[end + 2 :]
         _check_length(len(rest))
-        payloads: list[bytes] = []
+        if complete.startswith(_DATA_PREFIX) and len(complete) <= MAX_EVENT_BYTES:
+            payloads = complete[6:].split(_BETWEEN)
+            if complete.count(b"\n") == 2 * (len(payloads) - 1):
+                return payloads  # every event is one line of data: almost always
+        payloads = []
         for event in complete.split(b"\n\n"):
             if event.startswith(_DATA_PREFIX) and b"\n" not in event:
                 _check_length(len(event))

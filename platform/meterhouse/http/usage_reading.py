@@ -109,9 +109,9 @@ def note_usage(attempt: Attempt, read: ReadUsage) -> None:
 
 
 def _read_totals(input_tokens: Any, output_tokens: Any) -> ReadUsage:
-    known = [value for value in (input_tokens, output_tokens) if value is not None]
-    if not all(_is_believable(value) for value in known):
-        return ReadUsage(is_suspect=True)
+    for value in (input_tokens, output_tokens):
+        if value is not None and not _is_believable(value):
+            return ReadUsage(is_suspect=True)
     return ReadUsage(input_tokens=input_tokens, output_tokens=output_tokens)
 
 
@@ -139,14 +139,13 @@ def _compose(
 
 
 def _is_believable(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= SUSPECT_TOKENS
+    return type(value) is int and 0 <= value <= SUSPECT_TOKENS  # a bool is no count
 
 
 def _part(*values: object) -> int:
     """Return the first count that is one; an explicit 0 counts."""
     for value in values:
-        if _is_believable(value):
-            assert isinstance(value, int)
+        if type(value) is int and 0 <= value <= SUSPECT_TOKENS:
             return value
     return 0
 

@@ -17,6 +17,7 @@ from meterhouse.http.chunk import (
 )
 from meterhouse.http.tidy import tidy
 from meterhouse.http.usage_reading import note_usage, usage_on_wire
+from meterhouse.request import utf8_length
 from meterhouse.usage import Outcome, Usage
 
 
@@ -39,7 +40,7 @@ class WholeAnswer:
                 text = text_of(choice.message)
                 if len(body) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
                     text = all_text_of(body, choice.index)
-                attempt.output_bytes += len(text.encode("utf-8", "surrogatepass"))
+                attempt.output_bytes += utf8_length(text)
                 attempt.output_events += bool(text)
                 attempt.text.append(text)
                 if is_set(choice.message.audio):

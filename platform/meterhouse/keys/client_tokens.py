@@ -75,9 +75,10 @@ _decode_grant = msgspec.json.Decoder(Grant).decode
 
 def find_token(authorization: str | None) -> str | None:
     """Return the token in an ``Authorization`` header, good or not; None when it carries something else."""
-    scheme, _, value = (authorization or "").partition(" ")
-    value = value.strip()
-    return value if scheme.lower() == "bearer" and value.count(".") == 2 else None  # noqa: PLR2004 - a JWT's dots
+    if authorization is None or authorization.count(".") != 2:  # noqa: PLR2004 - a JWT's dots
+        return None
+    scheme, _, value = authorization.partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else None
 
 
 def key_id_of(key_or_token_id: str) -> str:

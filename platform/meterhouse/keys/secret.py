@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from meterhouse.ids import BASE62, random_base62
 
 ADMIN_ENVIRONMENT = "admin"
@@ -38,13 +40,18 @@ class NewSecret:
     redacted: str
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedSecret:
-    """A text that has the form of a key; whether it opens anything is another question."""
+class ParsedSecret(msgspec.Struct, frozen=True):
+    """A text that has the form of a key; whether it opens anything is another question.
 
-    value: str = field(repr=False)
+    A struct, because one is made for every request; as a text it does not show its value.
+    """
+
+    value: str
     environment: str
     key_id: str
+
+    def __repr__(self) -> str:
+        return f"ParsedSecret(environment={self.environment!r}, key_id={self.key_id!r})"
 
     @property
     def is_admin(self) -> bool:

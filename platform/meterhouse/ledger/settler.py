@@ -10,7 +10,6 @@ from typing import Protocol
 
 from msgspec import structs
 
-from meterhouse.errors import GatewayError
 from meterhouse.ledger.record import Terminal, encode
 from meterhouse.metering import Meter, Settlement
 from meterhouse.money import Charge, charge
@@ -50,13 +49,17 @@ class Settler:
         finally:
             self._meter.settle(
                 tally.reservation,
-                Settlement(
-                    requests=sum(record.requests for record in records),
-                    total_tokens=sum(record.usage.total_tokens for record in records),
-                    charge_nanos=sum(record.charge_nanos for record in records),
-                    exactness=records[-1].exactness,
-                ),
+                _settlement(records),
             )
+
+
+def _settlement(records: tuple[UsageRecord, ...]) -> Settlement:
+    requests = total_tokens = charge_nanos = 0
+    for record in records:
+        requests += record.requests
+        total_tokens += record.usage.total_tokens
+        charge_nanos += record.charge_nanos
+    return Settlement(requests, total_tokens, charge_nanos, records[-1].exactness)
 
 
 def build_records(tally: Tally, now_ns: int) -> tuple[UsageRecord, ...]:
@@ -157,7 +160,7 @@ def _record(tally: Tally, attempt: Attempt, now_ns: int, *, is_last: bool, spent
         service_tier=attempt.service_tier,
         outcome=outcome,
         exactness=exactness,
-        error_owner=_owner(attempt.error),
+        error_owner=attempt.error.owner if attempt.error else "",
         error_code=(attempt.error.code or "") if attempt.error else "",
         is_streamed=tally.is_streamed,
         is_suspect=attempt.is_suspect,
@@ -174,7 +177,7 @@ def _record(tally: Tally, attempt: Attempt, now_ns: int, *, is_last: bool, spent
 
 
 def _charge(attempt: Attempt, usage: Usage, admitted_at_ms: int) -> Charge:
-    if attempt.price is None or (usage == Usage() and _is_free(attempt)):
+    if attempt.price is None or (_is_free(attempt) and usage == Usage()):
         return Charge()
     return charge(
         attempt.price,
@@ -183,10 +186,6 @@ def _charge(attempt: Attempt, usage: Usage, admitted_at_ms: int) -> Charge:
         service_tier=attempt.service_tier or None,
         request_units=attempt.request_units,
     )
-
-
-def _owner(error: GatewayError | None) -> str:
-    return error.owner if error is not None else ""
 
 
 def _milliseconds(start_ns: int, end_ns: int | None) -> int | None:

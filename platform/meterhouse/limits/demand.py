@@ -4,13 +4,11 @@ Pure arithmetic on sizes; it knows neither prices' origin nor counters. A rate w
 budget or quota holds what cannot be exceeded.
 """
 
-from dataclasses import dataclass
-
 from meterhouse.asked import Asked
 from meterhouse.errors import NotPriced
 from meterhouse.identity import Principal
-from meterhouse.metering import Demand
-from meterhouse.money import Meterable, Price
+from meterhouse.metering import Demand, ModelBounds
+from meterhouse.money import Meterable, PossiblePrices, Price
 from meterhouse.request import InputSize
 
 BYTES_PER_TOKEN = 3
@@ -21,37 +19,25 @@ UNASKED_RATE_TOKENS = 4_096
 corrects it. Debiting a model's maximum (up to 384,000) would refuse such requests for ever."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelBounds:
-    """What the model's row says about the size of its answers and inputs; None: no bound is known."""
-
-    max_output_tokens: int
-    image_tokens: int | None
-    thinks_hidden: bool
-    model: str = ""
-    """The name that the model is listed under, however it was asked for: limits of a model go by it."""
-
-
 def build_demand(
     request_id: str,
     principal: Principal,
     asked: Asked,
     size: InputSize,
-    prices: tuple[Price | None, ...],
+    prices: PossiblePrices,
     bounds: ModelBounds,
 ) -> Demand:
-    """Estimate what a request will use over any deployment that may serve it (``prices``: one for each).
+    """Estimate what a request will use over any deployment that may serve it.
 
     ``size`` is the request's own, or what it grows to on its way.
 
     Raises:
         NotPriced: The principal has a budget, and something asked for has no price or no bound.
     """
-    known = [price for price in prices if price is not None]
     if principal.has_budget:
-        _check_priced(asked, is_priced=len(known) == len(prices))
-        _check_bounded(asked, size, bounds, known)
-        _check_tier(asked, known)
+        _check_priced(asked, is_priced=len(prices.known) == len(prices.prices))
+        _check_bounded(asked, size, bounds, prices.known)
+        _check_tier(asked, prices.known)
     output_tokens = asked.output_tokens
     if output_tokens is None:
         output_tokens = bounds.max_output_tokens
@@ -70,9 +56,9 @@ def build_demand(
         choices=asked.choices,
         is_streamed=asked.is_streamed,
         holds_whole_allowance=bounds.thinks_hidden,
-        input_nanos_per_million=max((price.dearest_input_nanos_per_million for price in known), default=0),
-        output_nanos_per_million=max((price.dearest_output_nanos_per_million for price in known), default=0),
-        request_nanos=asked.request_units * max((price.dearest_request_nanos for price in known), default=0),
+        input_nanos_per_million=prices.dearest_input_nanos_per_million,
+        output_nanos_per_million=prices.dearest_output_nanos_per_million,
+        request_nanos=asked.request_units * prices.dearest_request_nanos,
     )
 
 
@@ -81,7 +67,7 @@ def estimate_input_tokens(size: InputSize) -> int:
     return -(-size.text_bytes // BYTES_PER_TOKEN) + size.tokens
 
 
-def _check_tier(asked: Asked, prices: list[Price]) -> None:
+def _check_tier(asked: Asked, prices: tuple[Price, ...]) -> None:
     tier = asked.service_tier
     if tier in _STANDARD_TIERS:
         return
@@ -104,7 +90,7 @@ def _check_priced(asked: Asked, *, is_priced: bool) -> None:
         raise NotPriced(f"{asked.unpriced.message} This key has a budget.", param=asked.unpriced.param)
 
 
-def _check_bounded(asked: Asked, size: InputSize, bounds: ModelBounds, prices: list[Price]) -> None:
+def _check_bounded(asked: Asked, size: InputSize, bounds: ModelBounds, prices: tuple[Price, ...]) -> None:
     is_unbounded = bool(size.unbounded_parts) or (size.images > 0 and bounds.image_tokens is None)
     if is_unbounded and any(_costs_by_token(price) for price in prices):
         raise NotPriced(

@@ -315,9 +315,10 @@ def _flatten(limits: Iterable[Limit]) -> list[str | int]:
 
 
 def _read_states(limits: Sequence[Limit], flat: Reply) -> list[LimitState]:
+    numbers = iter(flat)
     return [
-        LimitState(limit, flat[at], flat[at + 1], None if flat[at + 2] == NO else flat[at + 2])
-        for limit, at in zip(limits, range(0, len(flat), 3), strict=True)
+        LimitState(limit, spent, reserved, None if resets_at_ms == NO else resets_at_ms)
+        for limit, spent, reserved, resets_at_ms in zip(limits, numbers, numbers, numbers, strict=True)
     ]
 
 

@@ -7,10 +7,12 @@ only for a wire. Not here: the rows (``catalog``), the choice of a deployment (`
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
-from meterhouse.money import Price
+from meterhouse.metering import ModelBounds
+from meterhouse.money import PossiblePrices, Price
 
 Wire = Literal["openai", "ollama", "anthropic", "simulator"]
 EndpointName = Literal[
@@ -271,12 +273,38 @@ class Deployment:
     is_public_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Route:
-    """The ordered deployments that may answer a model; never empty."""
+    """The ordered deployments that may answer a model; never empty.
+
+    What every request asks of a route is worked out once and kept beside its fields.
+    """
 
     model: str
     deployments: tuple[Deployment, ...]
+    from_ms: int = field(default=0, compare=False)
+    until_ms: int = field(default=0, compare=False)
+    """Within these, no price of a deployment changes; the same moment: that is not known."""
+
+    @cached_property
+    def prices(self) -> PossiblePrices:
+        """The prices of the deployments, one for each."""
+        return PossiblePrices(tuple(deployment.price for deployment in self.deployments))
+
+    @cached_property
+    def bounds(self) -> ModelBounds:
+        """What bounds a request over every deployment that may serve it, so that a failover never exceeds its hold."""
+        models = [deployment.model for deployment in self.deployments]
+        defaults = [deployment.provider.default_max_tokens for deployment in self.deployments]
+        image_bounds = [model.image_tokens_bound for model in models]
+        return ModelBounds(
+            max_output_tokens=max(
+                default or model.max_output_tokens for default, model in zip(defaults, models, strict=True)
+            ),
+            image_tokens=None if None in image_bounds else max(bound or 0 for bound in image_bounds),
+            thinks_hidden=any(model.thinks_hidden for model in models),
+            model=self.model,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

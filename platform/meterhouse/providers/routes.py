@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 
 from meterhouse.errors import UnknownModel
-from meterhouse.money import Price
+from meterhouse.money import PossiblePrices, Price
 from meterhouse.providers.activation import activate
 from meterhouse.providers.catalog import (
     PROVIDERS,
@@ -67,6 +67,8 @@ MAX_UNLISTED = 1_024
 """Names that callers asked for, of which the routes are kept; when there are more, they are made anew."""
 ADMISSION_MS = 5_000
 """How far the meter, whose clock decides what a request costs, may be from the clock by which it was routed."""
+
+FOREVER_MS = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,19 +149,23 @@ class Snapshot:
 
     def reprice(self, route: Route, at_ms: int) -> Route:
         """Return a route with the prices of another moment; the route itself where they are the same."""
+        if route.from_ms <= at_ms < route.until_ms:
+            return route
         for deployment in route.deployments:
             if price_at(self._find_prices(deployment), at_ms) is not deployment.price:
                 return Route(route.model, tuple(self._priced(d, at_ms) for d in route.deployments))
         return route
 
-    def prices_around(self, route: Route, at_ms: int) -> tuple[Price | None, ...]:
+    def prices_around(self, route: Route, at_ms: int) -> PossiblePrices:
         """Return what a request may be charged by that is admitted about now: a hold covers the dearest of them."""
-        prices = tuple(deployment.price for deployment in route.deployments)
+        if route.from_ms <= at_ms - ADMISSION_MS and at_ms + ADMISSION_MS < route.until_ms:
+            return route.prices
+        prices = route.prices.prices
         for moment_ms in (at_ms - ADMISSION_MS, at_ms + ADMISSION_MS):
             other = self.reprice(route, moment_ms)
             if other is not route:
-                prices += tuple(d.price for d in other.deployments if d.price is not None)
-        return prices
+                prices += other.prices.known
+        return PossiblePrices(prices)
 
     def listed_name(self, name: str) -> str:
         """Return the name under which a model is listed, however it is asked for.
@@ -255,7 +261,11 @@ class Snapshot:
     def _entry(self, name: str, deployments: Sequence[Deployment]) -> _Entry:
         changes = {price.effective_from_ms for d in deployments for price in self._find_prices(d)}
         starts = tuple(sorted(changes | {0}))
-        routes = tuple(Route(name, tuple(self._priced(d, start) for d in deployments)) for start in starts)
+        ends = (*starts[1:], FOREVER_MS)
+        routes = tuple(
+            Route(name, tuple(self._priced(d, start) for d in deployments), start, end)
+            for start, end in zip(starts, ends, strict=True)
+        )
         return _Entry(starts, routes)
 
     def _priced(self, deployment: Deployment, at_ms: int) -> Deployment:

@@ -6,7 +6,7 @@ refusal), timeouts between events.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from types import TracebackType
 from typing import Literal, Self
 
@@ -45,7 +45,7 @@ class Upstream:
         """Connections in use now; those that idle in the pool do not count."""
         return self._client.open_connections
 
-    async def open(
+    def open(
         self,
         endpoint: Endpoint,
         path: str,
@@ -54,7 +54,7 @@ class Upstream:
         is_streamed: bool,
         headers: Mapping[str, str] | None = None,
         timeout_seconds: float | None = None,
-    ) -> Answer:
+    ) -> Awaitable[Answer]:
         """Send a POST and return when the answer's head is there, whatever its status.
 
         ``headers`` may carry a trace context, a content type other than JSON and, to Anthropic, a version; everything
@@ -68,10 +68,10 @@ class Upstream:
         if endpoint.provider.wire == "simulator":
             if self._simulator is None:
                 raise UpstreamDown("The simulator is switched off.")
-            return await self._simulator.open(endpoint, path, body, is_streamed=is_streamed)
+            return self._simulator.open(endpoint, path, body, is_streamed=is_streamed)
         timeouts = endpoint.provider.timeouts
         seconds = timeout_seconds or (timeouts.first_token_seconds if is_streamed else timeouts.total_seconds)
-        return await self._client.post(endpoint, path, body, is_streamed=is_streamed, headers=headers, seconds=seconds)
+        return self._client.post(endpoint, path, body, is_streamed=is_streamed, headers=headers, seconds=seconds)
 
     async def fetch(
         self, endpoint: Endpoint, path: str, *, timeout_seconds: float, limit_bytes: int

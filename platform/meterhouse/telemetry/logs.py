@@ -40,6 +40,9 @@ _NAME_CHARACTERS = 64
 _QUIET_LIBRARIES = ("aiosqlite", "alembic", "asyncio", "urllib3", "uvicorn", "sqlalchemy.engine")
 
 
+_encoder = msgspec.json.Encoder()
+
+
 class Event(StrEnum):
     """Every event that is logged: a noun, a dot, and what happened to it."""
 
@@ -257,7 +260,7 @@ class RequestLog:
         """Add the line of one request; ``timestamp``, ``level`` and ``event`` come from here. Never raises."""
         if not self._is_on:
             return
-        record = {"timestamp": datetime.now(UTC), "level": "info", "event": Event.REQUEST_FINISHED.value, **fields}
+        record = {"timestamp": datetime.now(UTC), "level": "info", "event": Event.REQUEST_FINISHED, **fields}
         self._add(self._render(record))
 
     def close(self) -> None:
@@ -293,7 +296,7 @@ class RequestLog:
         if self._is_console:
             return request_line(redact(record), is_coloured=self._sink.is_terminal).encode()[:MAX_LINE_BYTES]
         try:
-            line = msgspec.json.encode(record)
+            line = _encoder.encode(record)
         except (TypeError, ValueError):
             return encode_line(redact(record))
         if len(line) > MAX_LINE_BYTES or may_hold_secret(line):

@@ -1,7 +1,7 @@
 """The counters, histograms and gauges behind the promises, in a registry of their own.
 
 Every label has a bounded set of values: models, keys and organizations are never labels, and a family that has met
-``MAX_CHILDREN`` combinations counts the rest as ``other``. Counting a request takes a few microseconds and cannot
+``MAX_CHILDREN`` combinations counts the rest as ``other``. Counting a request takes a few additions and cannot
 fail. What is not here: where gauges get their values (composition hands in functions with ``watch``), and how the
 figures of several processes are added up (``board``).
 """
@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     GCCollector,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
@@ -25,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from meterhouse.metering import Refusal
 from meterhouse.telemetry.board import Family, Merged, freeze, merge
+from meterhouse.telemetry.counts import Count, Counts, Spread, Spreads
 from meterhouse.telemetry.timings import Timings
 from meterhouse.telemetry.tool_texts import ToolTexts
 from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
@@ -43,6 +42,7 @@ _SOURCES = (*(exactness.value for exactness in Exactness), SUSPECT)
 _ANSWERED = frozenset({Outcome.COMPLETED, Outcome.CLIENT_GONE, Outcome.CUT})
 """Of other outcomes it says nothing about the provider that no usage came."""
 _MS_PER_SECOND = 1000
+_TOKEN_KINDS = ("input", "cached_input", "cache_write", "output", "reasoning", "input_audio", "output_audio")
 _STATUS_CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
@@ -104,15 +104,16 @@ class Watched(Enum):
 
 
 class _Provider(NamedTuple):
-    """The children of one provider, looked up once."""
+    """What counts for one provider, looked up once."""
 
-    tokens: dict[str, Counter]
-    charge: Counter
-    overrun: Counter
-    sources: dict[str, Counter]
-    unbilled: Counter
-    unpriced: Counter
-    first_token: Histogram
+    tokens: tuple[Count, ...]
+    """By kind, as ``_token_counts`` has them."""
+    charge: Count
+    overrun: Count
+    sources: dict[str, Count]
+    unbilled: Count
+    unpriced: Count
+    first_token: Spread
 
 
 class Metrics:
@@ -121,66 +122,48 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "meterhouse_requests_total",
-            "Finished requests",
-            ("route", "status_class", "owner", "code"),
-            registry=registry,
-        )
-        self._attempts = Counter(
-            "meterhouse_attempts_total", "Attempts at providers", ("provider", "outcome"), registry=registry
-        )
-        self._tokens = Counter(
-            "meterhouse_tokens_total", "Tokens of the ledger's records", ("provider", "kind"), registry=registry
-        )
-        self._charge = Counter(
-            "meterhouse_charge_nanos_total", "Charges, nanos of USD", ("provider",), registry=registry
-        )
+        requests = ("route", "status_class", "owner", "code")
+        self._requests = Counts("meterhouse_requests_total", "Finished requests", requests, registry)
+        attempts = ("provider", "outcome")
+        self._attempts = Counts("meterhouse_attempts_total", "Attempts at providers", attempts, registry)
+        kinds = ("provider", "kind")
+        self._tokens = Counts("meterhouse_tokens_total", "Tokens of the ledger's records", kinds, registry)
+        by_provider = ("provider",)
+        self._charge = Counts("meterhouse_charge_nanos_total", "Charges, nanos of USD", by_provider, registry)
         text = "Charged beyond what was held, nanos of USD"
-        self._overrun = Counter("meterhouse_overrun_nanos_total", text, ("provider",), registry=registry)
-        self._sources = Counter(
-            "meterhouse_usages_total",
-            "Answers by how their tokens are known; suspect: reported, but it cannot be true",
-            ("provider", "source"),
-            registry=registry,
-        )
-        self._unbilled = Counter(
-            "meterhouse_unbilled_attempts_total", "Attempts charged 0: our loss", ("provider",), registry=registry
-        )
-        self._unpriced = Counter(
-            "meterhouse_unpriced_attempts_total", "Attempts without a price", ("provider",), registry=registry
-        )
+        self._overrun = Counts("meterhouse_overrun_nanos_total", text, by_provider, registry)
+        text = "Answers by how their tokens are known; suspect: reported, but it cannot be true"
+        self._sources = Counts("meterhouse_usages_total", text, ("provider", "source"), registry)
+        text = "Attempts charged 0: our loss"
+        self._unbilled = Counts("meterhouse_unbilled_attempts_total", text, by_provider, registry)
+        text = "Attempts without a price"
+        self._unpriced = Counts("meterhouse_unpriced_attempts_total", text, by_provider, registry)
         words = ("kind", "scope", "window", "refusal")
-        self._refusals = Counter("meterhouse_refusals_total", "Requests refused by a limit", words, registry=registry)
-        self._first_token = Histogram(
+        self._refusals = Counts("meterhouse_refusals_total", "Requests refused by a limit", words, registry)
+        self._first_token = Spreads(
             "meterhouse_time_to_first_token_seconds",
             "From the request to its first data event",
-            ("provider",),
-            buckets=FIRST_TOKEN_BUCKETS_SECONDS,
-            registry=registry,
+            FIRST_TOKEN_BUCKETS_SECONDS,
+            registry,
+            by_provider,
         )
-        self._duration = Histogram(
+        self._duration = Spreads(
             "meterhouse_request_duration_seconds",
             "From the request's head to the end of its answer",
+            DURATION_BUCKETS_SECONDS,
+            registry,
             ("route",),
-            buckets=DURATION_BUCKETS_SECONDS,
-            registry=registry,
         )
-        self._loop_lag = Histogram(
-            "meterhouse_event_loop_lag_seconds",
-            "How late the event loop ran a timer",
-            buckets=LAG_BUCKETS_SECONDS,
-            registry=registry,
-        )
+        text = "How late the event loop ran a timer"
+        self._loop_lag = Spreads("meterhouse_event_loop_lag_seconds", text, LAG_BUCKETS_SECONDS, registry).of()
         self._read_others: Callable[[], list[list[Family]]] | None = None
         self._watches = _Watches()
         registry.register(self._watches)
         ProcessCollector(namespace="meterhouse", registry=registry)
         GCCollector(registry=registry)
-        self._request_children: dict[tuple[str, int, str, str], Counter] = {}
-        self._duration_children: dict[str, Histogram] = {}
-        self._attempt_children: dict[tuple[str, Outcome], Counter] = {}
-        self._refusal_children: dict[tuple[str, str, str, str], Counter] = {}
+        self._request_children: dict[tuple[str, int, str, str], Count] = {}
+        self._duration_children: dict[str, Spread] = {}
+        self._attempt_children: dict[tuple[str, Outcome], Count] = {}
         self.timings = Timings(registry)
         self._tool_texts = ToolTexts(registry)
         self._providers: dict[str, _Provider] = {}
@@ -201,12 +184,12 @@ class Metrics:
         duration = self._duration_children.get(route)
         if duration is None:
             duration = self._duration_child(route)
-        duration.observe(duration_ms / _MS_PER_SECOND)
+        duration.add(duration_ms / _MS_PER_SECOND)
         key = (route, status // 100, owner, code)
         child = self._request_children.get(key)
         if child is None:
             child = self._request_child(key)
-        child.inc()
+        child.value += 1
         for record in records:
             self.observe_record(record)
 
@@ -217,7 +200,7 @@ class Metrics:
         attempt = self._attempt_children.get((record.provider, record.outcome))
         if attempt is None:
             attempt = self._attempt_child(record.provider, record.outcome)
-        attempt.inc()
+        attempt.value += 1
         provider = self._providers.get(record.provider)
         if provider is None:
             provider = self._provider(record.provider)
@@ -226,12 +209,8 @@ class Metrics:
     def observe_refusal(self, refusal: Refusal) -> None:
         """Count a refusal by the kind of limit that refused and how it did."""
         limit = refusal.limit
-        key = (limit.kind.value, limit.scope.value, limit.window.value, refusal.kind.value)
-        child = self._refusal_children.get(key)
-        if child is None:
-            child = self._refusals.labels(*key)
-            self._refusal_children[key] = child
-        child.inc()
+        words = (limit.kind.value, limit.scope.value, limit.window.value, refusal.kind.value)
+        self._refusals.of(*words).value += 1
 
     def observe_tool_texts(self, provider: str, results: Mapping[str, int]) -> None:
         """Count the tool calls that a model wrote as text; a result is ``parsed`` or why it stayed text."""
@@ -239,7 +218,7 @@ class Metrics:
 
     def observe_loop_lag(self, seconds: float) -> None:
         """Count how late a timer ran."""
-        self._loop_lag.observe(seconds)
+        self._loop_lag.add(seconds)
 
     def watch(self, watched: Watched, read: Callable[[], float], *, label: str = "") -> None:
         """Read a value at each scrape. ``read`` must not raise or wait; ``label`` only where ``watched`` has one."""
@@ -264,28 +243,28 @@ class Metrics:
         merged = Merged(merge([self.snapshot(), *self._read_others()]))
         return generate_latest(merged), CONTENT_TYPE_PLAIN_0_0_4
 
-    def _request_child(self, key: tuple[str, int, str, str]) -> Counter:
+    def _request_child(self, key: tuple[str, int, str, str]) -> Count:
         route, status_class, owner, code = key
         if len(self._request_children) >= MAX_CHILDREN:
             # Errors of many kinds shall not take a route its successes. Not remembered under its own key: the memory of
             # the cache is what is bounded here.
             known = route if route in self._duration_children else OTHER
-            return self._requests.labels(known, _status_class(status_class), owner, code and OTHER)
-        child = self._requests.labels(route, _status_class(status_class), owner, code)
+            return self._requests.of(known, _status_class(status_class), owner, code and OTHER)
+        child = self._requests.of(route, _status_class(status_class), owner, code)
         self._request_children[key] = child
         return child
 
-    def _duration_child(self, route: str) -> Histogram:
+    def _duration_child(self, route: str) -> Spread:
         if len(self._duration_children) >= MAX_CHILDREN:
-            return self._duration.labels(OTHER)
-        child = self._duration.labels(route)
+            return self._duration.of(OTHER)
+        child = self._duration.of(route)
         self._duration_children[route] = child
         return child
 
-    def _attempt_child(self, provider: str, outcome: Outcome) -> Counter:
+    def _attempt_child(self, provider: str, outcome: Outcome) -> Count:
         if len(self._attempt_children) >= MAX_CHILDREN:
-            return self._attempts.labels(OTHER, outcome.value)
-        child = self._attempts.labels(provider, outcome.value)
+            return self._attempts.of(OTHER, outcome.value)
+        child = self._attempts.of(provider, outcome.value)
         self._attempt_children[provider, outcome] = child
         return child
 
@@ -293,13 +272,13 @@ class Metrics:
         is_full = len(self._providers) >= MAX_CHILDREN
         label = OTHER if is_full else name
         children = _Provider(
-            tokens={kind: self._tokens.labels(label, kind) for kind, _ in _token_counts(Usage())},
-            charge=self._charge.labels(label),
-            overrun=self._overrun.labels(label),
-            sources={source: self._sources.labels(label, source) for source in _SOURCES},
-            unbilled=self._unbilled.labels(label),
-            unpriced=self._unpriced.labels(label),
-            first_token=self._first_token.labels(label),
+            tokens=tuple(self._tokens.of(label, kind) for kind in _TOKEN_KINDS),
+            charge=self._charge.of(label),
+            overrun=self._overrun.of(label),
+            sources={source: self._sources.of(label, source) for source in _SOURCES},
+            unbilled=self._unbilled.of(label),
+            unpriced=self._unpriced.of(label),
+            first_token=self._first_token.of(label),
         )
         if not is_full:
             self._providers[name] = children
@@ -343,34 +322,34 @@ class _Watches(Collector):
 
 
 def _observe_usage(provider: _Provider, record: UsageRecord) -> None:
-    for kind, count in _token_counts(record.usage):
+    for child, count in zip(provider.tokens, _token_counts(record.usage), strict=True):
         if count:
-            provider.tokens[kind].inc(count)
+            child.value += count
     if record.outcome in _ANSWERED:
-        provider.sources[SUSPECT if record.is_suspect else record.exactness.value].inc()
+        provider.sources[SUSPECT if record.is_suspect else record.exactness].value += 1
     if record.charge_nanos:
-        provider.charge.inc(record.charge_nanos)
+        provider.charge.value += record.charge_nanos
     elif record.outcome in _LOST_OUTCOMES:
-        provider.unbilled.inc()
-    if record.overrun_nanos:
-        provider.overrun.inc(record.overrun_nanos)
+        provider.unbilled.value += 1
+    provider.overrun.value += record.overrun_nanos
     if record.price_id is None:
-        provider.unpriced.inc()
+        provider.unpriced.value += 1
     if record.time_to_first_token_ms is not None:
-        provider.first_token.observe(record.time_to_first_token_ms / _MS_PER_SECOND)
+        provider.first_token.add(record.time_to_first_token_ms / _MS_PER_SECOND)
 
 
 def _status_class(hundreds: int) -> str:
     return _STATUS_CLASSES[hundreds] if 0 < hundreds < len(_STATUS_CLASSES) else _STATUS_CLASSES[0]
 
 
-def _token_counts(usage: Usage) -> tuple[tuple[str, int], ...]:
+def _token_counts(usage: Usage) -> tuple[int, ...]:
+    """Return a usage by ``_TOKEN_KINDS``."""
     return (
-        ("input", usage.input_tokens),
-        ("cached_input", usage.cached_input_tokens),
-        ("cache_write", usage.cache_write_tokens),
-        ("output", usage.output_tokens),
-        ("reasoning", usage.reasoning_tokens),
-        ("input_audio", usage.input_audio_tokens),
-        ("output_audio", usage.output_audio_tokens),
+        usage.input_tokens,
+        usage.cached_input_tokens,
+        usage.cache_write_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        usage.input_audio_tokens,
+        usage.output_audio_tokens,
     )

@@ -27,6 +27,7 @@ from meterhouse.http.tokens import COUNT_SECONDS
 from meterhouse.http.wires.messages import MESSAGES, MESSAGES_ENVELOPE, MessagesEndpoint, ask_messages
 from meterhouse.http.wires.passed_messages import PassedMessages
 from meterhouse.limits.demand import estimate_input_tokens
+from meterhouse.money import PossiblePrices
 from meterhouse.providers.provider import Provider, Route
 from meterhouse.request import Attempt, InputSize
 from meterhouse.translate.anthropic.reading import read_request
@@ -39,6 +40,7 @@ COUNTED_BYTES = 32_768
 _FIELDS = ("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control")
 
 _NOTHING = InputSize(0, 0, 0, 0)
+_FREE = PossiblePrices(())
 """What is held of tokens and money for a count that no provider makes."""
 
 
@@ -133,7 +135,7 @@ class CountTokensEndpoint(MessagesEndpoint):
             assert asked.chat_refusal is not None
             raise asked.chat_refusal
         asked.service_tier = None
-        _, tally = await self._admit(exchange, (asked, _NOTHING), route, ())
+        _, tally = await self._admit(exchange, (asked, _NOTHING), route, _FREE)
         attempt = Attempt(1, provider="", deployment="", upstream_model="", price=None, started_ns=tally.admitted_ns)
         attempt.reported = Usage()
         tally.attempts.append(attempt)

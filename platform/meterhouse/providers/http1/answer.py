@@ -75,8 +75,9 @@ class Http1Answer:
         """Take the next bytes of the body."""
         self._parts.append(data)
         self._waiting_bytes += len(data) + _PIECE_BYTES
-        if self._waiter is not None:
-            self._wake()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():  # as ``_wake``, which would be called for each piece of a read
+            waiter.set_result(None)
 
     @property
     def is_full(self) -> bool:
