@@ -124,9 +124,10 @@ class InferenceEndpoint:
         # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
         route = snapshot.reprice(route, reservation.admitted_at_ms)
         headers = _headers(asked, demand, reservation, parts.clock.now_ms())
+        reservation.states = ()  # the headers say it, and nobody else asks
         if degraded := parts.degraded(reservation):
             headers.append((b"x-meterhouse-degraded", degraded))
-        outlet = Outlet(send, lambda: headers, self._wire.envelope, public_request_id(exchange.request_id))
+        outlet = Outlet(send, headers, self._wire.envelope, public_request_id(exchange.request_id))
         call = Call(self._wire, asked, route, tally, outlet, Guard(), receive)
         parts.checkpointer.watch(tally)
         parts.pacer.watch(call)

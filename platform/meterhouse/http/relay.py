@@ -47,7 +47,8 @@ LONGEST_TOKEN_BYTES = 32
 """No answer has so many bytes per token over a whole allowance."""
 MAX_TAIL_BYTES = 1_048_576
 """What may come between the finish and ``[DONE]``; a provider that sends more is hung up on."""
-KEPT_PIECES = 64
+KEPT_PIECES = 8
+"""Of the text that is kept; more are joined, because each takes 50 bytes beside its letters."""
 
 
 class Progress(msgspec.Struct):
@@ -56,7 +57,7 @@ class Progress(msgspec.Struct):
     completion_id: str = ""
     created: int = 0
     seen: set[int] = set()
-    finished: set[int] = set()
+    finished: set[int] | frozenset[int] = frozenset()
     end: list[bytes] = []
     """Frames since every choice that was seen had finished; released after the barrier."""
     usage_frame: bytes = b""
@@ -75,6 +76,12 @@ class Progress(msgspec.Struct):
     def is_finished(self) -> bool:
         """Whether every choice that was seen has its finish reason."""
         return bool(self.finished) and len(self.finished) == len(self.seen)
+
+    def finish(self, index: int) -> None:
+        """Note that a choice has its finish reason."""
+        if isinstance(self.finished, frozenset):
+            self.finished = set()  # made at the end: an empty one takes 216 bytes, for as long as the answer runs
+        self.finished.add(index)
 
 
 class StreamRelay:
@@ -132,13 +139,14 @@ class StreamRelay:
     async def _relay(self) -> bool:
         """Forward until the end begins; False if the hold is used up and no more is to be had."""
         call, progress = self._call, self._progress
-        payloads = self._opened.payloads
+        payloads, self._opened.payloads = self._opened.payloads, []
         while True:
-            told, kept = progress.finished.copy(), progress.end.copy()
+            told = progress.finished.copy() if progress.finished else frozenset()
+            kept = progress.end.copy() if progress.end else None
             frames = self._take(payloads)
             if not (self._is_surely_held() or await self._is_held()):
                 # Nothing of this read is forwarded, so a finish in it was not told either.
-                progress.finished, progress.end = told, kept
+                progress.finished, progress.end = told, kept or []
                 return False
             self._note_covered()
             if progress.has_ended:
@@ -154,6 +162,9 @@ class StreamRelay:
                 raise progress.failure
             if progress.has_ended:
                 return True
+            # Most of its life a stream waits here: what was forwarded is not kept until the next comes.
+            payloads = frames = []
+            data = b""
             payloads = await self._read()
 
     async def _read(self) -> list[bytes]:
@@ -276,7 +287,7 @@ class StreamRelay:
             if delta.audio and is_set(delta.audio):
                 attempt.is_countable = False
         if choice.finish_reason:
-            progress.finished.add(choice.index)
+            progress.finish(choice.index)
             attempt.finish_reasons.append(choice.finish_reason)
 
     def note_text(self, text: str) -> None:
