@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import IS_WHOLE
+from meterhouse.http.leaving import put_leaving, tell_leaving
 from meterhouse.http.respond import render
 from meterhouse.http.signal import Signal
 
@@ -220,6 +221,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not before:
             self.cycle.message_event = Signal()  # type: ignore[assignment]  # as far as uvicorn uses it
+            put_leaving(self.cycle.scope, self.flow)  # type: ignore[arg-type]  # ASGI's own scope
         if not self.pipeline:
             self._running = self.cycle
         # What comes behind a head that asks for another protocol is not read as HTTP any more.
@@ -262,6 +264,8 @@ class Connection(HttpToolsProtocol):
         self.pipeline.clear()
         self._held = b""
         super().connection_lost(exc)
+        if running is not None and not running.response_complete:
+            tell_leaving(running.scope)  # type: ignore[arg-type]  # ASGI's own scope
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be read."""

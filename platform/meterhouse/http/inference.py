@@ -128,7 +128,7 @@ class InferenceEndpoint:
         if degraded := parts.degraded(reservation):
             headers.append((b"x-meterhouse-degraded", degraded))
         outlet = Outlet(send, headers, self._wire.envelope, public_request_id(exchange.request_id))
-        call = Call(self._wire, asked, route, tally, outlet, Guard(), receive)
+        call = Call(self._wire, asked, route, tally, outlet, Guard(), scope)
         parts.checkpointer.watch(tally)
         parts.pacer.watch(call)
         try:

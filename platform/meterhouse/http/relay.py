@@ -182,6 +182,7 @@ class StreamRelay:
         """Read what comes after the finish (usage, ``[DONE]``), for a few seconds at most."""
         call, progress = self._call, self._progress
         call.tail_since_ns = time.monotonic_ns()
+        call.look_at_ns = 0
         try:
             while not progress.is_done:
                 data = await call.guard.wait(self._opened.answer.read())
