@@ -5,7 +5,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -156,8 +156,8 @@ class BodyLimit:
         self._memory = memory
         self._seconds = seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request.
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Handle a request; a short one without a coroutine of its own.
 
         Raises:
             BodyTooLarge: The body is, or says it is, longer than the limit.
@@ -166,8 +166,7 @@ class BodyLimit:
             UnsupportedMedia: The body is compressed.
         """
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         limit_bytes = self._long_paths.get(scope["path"], self._limit_bytes)
         declared = header(scope, b"content-length")
         if declared is not None and declared.isdecimal() and int(declared) > limit_bytes:
@@ -175,13 +174,14 @@ class BodyLimit:
         if (header(scope, b"content-encoding") or "identity").lower() != "identity":
             raise UnsupportedMedia("Compressed request bodies are not read. Send the body without Content-Encoding.")
         if declared is not None and declared.isdecimal() and int(declared) <= FREE_BYTES and self._seconds is None:
-            await self._app(scope, receive, send)
-            return
-        intake = _Intake(self._memory, receive, send, limit_bytes, self._seconds)
+            return self._app(scope, receive, send)
+        return self._count(scope, _Intake(self._memory, receive, send, limit_bytes, self._seconds))
+
+    async def _count(self, scope: Scope, intake: "_Intake") -> None:
         try:
             await self._app(scope, intake.receive, intake.send)
         except BodyTooLarge:
-            raise _too_large(limit_bytes) from None
+            raise _too_large(intake.limit_bytes) from None
         finally:
             intake.let_go()
 
@@ -201,7 +201,7 @@ class _Intake:
         self._memory = memory
         self._receive = receive
         self._send = send
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._received = self._held = 0
         self._is_whole = False
@@ -212,7 +212,7 @@ class _Intake:
             count = len(message.get("body", b""))
             self._received += count
             self._is_whole = not message.get("more_body", False)
-            if self._received > self._limit_bytes:
+            if self._received > self.limit_bytes:
                 raise BodyTooLarge("")
             self._memory.grow(count)
             self._held += count
