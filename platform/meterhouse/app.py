@@ -5,7 +5,7 @@ errors too), ``RequestContext``, ``BodyLimit``, then the router. Every answer, a
 error envelope.
 """
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -86,11 +86,11 @@ class Application:
         self._inference = inference
         self._rest = rest
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Answer a request; without a coroutine of its own, which would be resumed with each token of a stream."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
         is_post = scope["type"] == "http" and scope["method"] == "POST"
         endpoint = self._inference.get(scope["path"]) if is_post else None
-        return (endpoint or self._rest)(scope, receive, send)
+        await (endpoint or self._rest)(scope, receive, send)
 
 
 def build_app(gateway: Gateway) -> ASGIApp:

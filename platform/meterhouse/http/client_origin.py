@@ -5,7 +5,7 @@ A preflight carries no token, so that it cannot say whose page asks: it is answe
 request itself. Not here: pages that the operator names for every key (``app``).
 """
 
-from collections.abc import Awaitable, Collection
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,15 +44,12 @@ class ClientTokenCors:
         self._paths = frozenset(paths)
         self._exposed = ", ".join(exposed)
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Handle a request; of no page's concern, as most are, without a coroutine of its own."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
         origin = header(scope, b"origin") if scope["type"] == "http" else None
         if origin is None or len(origin) > MAX_ORIGIN_LENGTH or scope["path"] not in self._paths:
-            return self._app(scope, receive, send)
-        return self._answer_page(origin, (scope, receive, send))
-
-    async def _answer_page(self, origin: str, connection: tuple[Scope, Receive, Send]) -> None:
-        scope, receive, send = connection
+            await self._app(scope, receive, send)
+            return
         headers = Headers(scope=scope)
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             await _answer_preflight(send, origin, headers.get("access-control-request-headers", ""))
