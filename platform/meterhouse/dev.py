@@ -126,6 +126,7 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
     """Return how uvicorn serves a gateway. Nothing stands before it, so no header is believed about the address."""
     return uvicorn.Config(
         build_app(gateway),
+        interface="asgi3",
         loop="none",
         http=connection_type(gateway.settings.write_stall_seconds),
         lifespan="off",

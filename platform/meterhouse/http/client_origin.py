@@ -5,7 +5,7 @@ A preflight carries no token, so that it cannot say whose page asks: it is answe
 request itself. Not here: pages that the operator names for every key (``app``).
 """
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,12 +44,15 @@ class ClientTokenCors:
         self._paths = frozenset(paths)
         self._exposed = ", ".join(exposed)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle a request."""
         origin = header(scope, b"origin") if scope["type"] == "http" else None
         if origin is None or len(origin) > MAX_ORIGIN_LENGTH or scope["path"] not in self._paths:
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
+        return self._answer(origin, scope, receive, send)
+
+    async def _answer(self, origin: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a page."""
         headers = Headers(scope=scope)
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             await _answer_preflight(send, origin, headers.get("access-control-request-headers", ""))
