@@ -9,11 +9,13 @@ import time
 from dataclasses import dataclass
 
 import msgspec
-from starlette.types import Receive
+from starlette.types import Scope
 
 from meterhouse.asked import Asked
 from meterhouse.errors import GatewayError, UpstreamTimeout
 from meterhouse.http.guard import ClientGone, Guard
+from meterhouse.http.leaving import leaving_of
+from meterhouse.http.middleware import let_go_headers
 from meterhouse.http.outlet import Outlet
 from meterhouse.http.passage import ClientWire, Passage
 from meterhouse.http.tasks import Tasks
@@ -46,7 +48,8 @@ class Call(msgspec.Struct, eq=False):
     tally: Tally
     outlet: Outlet
     guard: Guard
-    receive: Receive
+    scope: Scope
+    """ASGI's, of the request."""
     deployment: Deployment | None = None
     passage: Passage | None = None
     """How the deployment that works for this call is asked."""
@@ -59,7 +62,12 @@ class Call(msgspec.Struct, eq=False):
     gone_since_ns: int | None = None
     is_ending: bool = False
     """The answer is over, its end on the way: nothing interrupts that."""
-    watch: "asyncio.Task[None] | None" = None
+    is_watched: bool = False
+    """Whether the pacer will hear when the client leaves."""
+    has_let_go: bool = False
+    """Whether what only the beginning of an answer needs is gone."""
+    look_at_ns: int = 0
+    """Nothing is due before; who brings something nearer sets it to 0."""
     occupied: Breaker | None = None
     """Of the deployment that works for this call."""
 
@@ -111,9 +119,8 @@ class Pacer:
         self._calls.discard(call)
         if call.is_draining:
             self._drains -= 1
-        if call.watch is not None:
-            call.watch.cancel()
-            call.watch = None  # it knows the call
+        if call.is_watched and (leaving := leaving_of(call.scope)) is not None:
+            leaving.forget()
 
     async def run(self) -> None:
         """Look at every call, over and over."""
@@ -128,19 +135,50 @@ class Pacer:
 
     def _look_at_all(self, now_ns: int) -> None:
         for call in tuple(self._calls):
-            self._look_at(call, now_ns)
+            # Of thousands of streams few have anything due: the others cost a comparison.
+            if call.look_at_ns <= now_ns:
+                self._look_at(call, now_ns)
 
     def _look_at(self, call: Call, now_ns: int) -> None:
-        if call.watch is None and now_ns - call.tally.admitted_ns > self._pace.tick * NANOS_PER_SECOND:
+        if now_ns - call.tally.admitted_ns > self._pace.tick * NANOS_PER_SECOND:
             # An answer that is over by the next look has no need of it.
-            call.watch = self._tasks.start(self._wait_for_leaving(call))
+            self._settle_down(call)
         if call.is_ending:
             return
+        call.look_at_ns = self._next_look_ns(call, now_ns)
         reason = self._overdue(call, now_ns)
         if reason is not None:
             call.guard.interrupt(reason)
         elif call.tally.is_streamed and not call.outlet.is_gone:
             self._keep_alive(call, now_ns)
+
+    def _settle_down(self, call: Call) -> None:
+        """Be told when the client leaves, and, once the answer has begun, drop what only its beginning needed."""
+        if not call.is_watched:
+            call.is_watched = True
+            if (leaving := leaving_of(call.scope)) is not None:
+                leaving.watch(self, call)
+        if call.outlet.is_started and not call.has_let_go:
+            call.has_let_go = True
+            let_go_headers(call.scope)
+
+    def _next_look_ns(self, call: Call, now_ns: int) -> int:
+        """Return when something can be due at the earliest, whatever happens meanwhile to the answer."""
+        pace, timeouts, outlet = self._pace, call.timeouts, call.outlet
+        attempts = call.tally.attempts
+        has_begun = call.has_let_go and attempts and attempts[-1].first_event_ns is not None
+        if not has_begun or outlet.sending_since_ns is not None:
+            return now_ns
+        waits = [
+            (outlet.wrote_at_ns, pace.keep_alive),
+            (call.event_at_ns, timeouts.idle_seconds),
+            (call.tally.admitted_ns, timeouts.total_seconds),
+        ]
+        if call.gone_since_ns is not None:
+            waits.append((call.gone_since_ns, pace.drain))
+        if call.tail_since_ns is not None:
+            waits.append((call.tail_since_ns, pace.tail))
+        return min(since_ns + int(seconds * NANOS_PER_SECOND) for since_ns, seconds in waits)
 
     def _overdue(self, call: Call, now_ns: int) -> Exception | None:
         """Return the reason to interrupt a call whose time is up."""
@@ -172,14 +210,10 @@ class Pacer:
         if outlet.sending_since_ns is None and now_ns - since_ns > patience * NANOS_PER_SECOND:
             self._tasks.start(outlet.keep_alive())
 
-    async def _wait_for_leaving(self, call: Call) -> None:
-        while (await call.receive())["type"] != "http.disconnect":
-            pass
-        self._leave(call)
-
-    def _leave(self, call: Call) -> None:
+    def leave(self, call: Call, /) -> None:
         """Act on a client that left: nothing at the end, else read on or hang up, as the provider's row says."""
         call.outlet.is_gone = True
+        call.look_at_ns = 0
         if call.is_ending or call.has_finish or call.is_draining:
             return
         drains = call.deployment is not None and call.deployment.provider.on_client_gone == "drain"

@@ -11,15 +11,20 @@ answered in our envelope.
 
 import asyncio
 import socket
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import IS_WHOLE
 from meterhouse.http.cycle import TAKES_BODY, Cycle
+from meterhouse.http.leaving import put_leaving, tell_leaving
 from meterhouse.http.respond import render
+from meterhouse.http.signal import Signal
 from meterhouse.http.skeleton import has_more_than
 
 MAX_HEAD_BYTES = 65_536
@@ -44,10 +49,23 @@ class Flow(FlowControl):
 
     is_full = False
 
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.read_paused = self.write_paused = False
+        self._is_writable_event = Signal(is_set=True)  # type: ignore[assignment]  # as far as uvicorn uses it
+
     def resume_reading(self) -> None:
         """Read on, unless there is no room."""
         if not self.is_full:
             super().resume_reading()
+
+
+class Pipeline(list[tuple[RequestResponseCycle, ASGI3Application]]):
+    """Requests that wait for the one before them, the next one last: few, so that a deque's 760 bytes are too many."""
+
+    def appendleft(self, waiting: tuple[RequestResponseCycle, ASGI3Application]) -> None:
+        """Let another one wait."""
+        self.insert(0, waiting)
 
 
 class Connection(HttpToolsProtocol):
@@ -61,19 +79,42 @@ class Connection(HttpToolsProtocol):
     head_seconds: ClassVar[float] = 10.0
     """How long the head of a request may take, from when the connection was made or the head began."""
 
-    _drop: asyncio.TimerHandle | None = None
-    _head: asyncio.TimerHandle | None = None
-    _is_in_head = False
-    _is_in_body = False
-    _head_bytes = 0
-    _is_behind = False
-    """Whether there is another request before a head in what is parsed now."""
-    _is_draining = False
-    _idle_since = 0.0
-    _running: RequestResponseCycle | None = None
-    """The request that is being answered, or was last."""
-    _held = b""
-    """What came behind a request that waits for the one before it."""
+    # Python keeps up to 30 attributes in place. Beside uvicorn's these would be too many, and then all of them are in a
+    # dictionary, which takes 1,200 bytes more.
+    __slots__ = (
+        "_drop",
+        "_head",
+        "_head_bytes",
+        "_held",
+        "_idle_since",
+        "_is_behind",
+        "_is_draining",
+        "_is_in_body",
+        "_is_in_head",
+        "_running",
+    )
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.pipeline = Pipeline()  # type: ignore[assignment]  # as far as uvicorn uses it
+        self._drop: asyncio.TimerHandle | None = None
+        self._head: asyncio.TimerHandle | None = None
+        self._is_in_head = self._is_in_body = False
+        self._head_bytes = 0
+        self._is_behind = False
+        """Whether there is another request before a head in what is parsed now."""
+        self._is_draining = False
+        self._idle_since = 0.0
+        self._running: RequestResponseCycle | None = None
+        """The request that is being answered, or was last."""
+        self._held = b""
+        """What came behind a request that waits for the one before it."""
 
     def drain(self) -> None:
         """Say with the next head that is sent that the connection is closed after its answer.
@@ -172,6 +213,7 @@ class Connection(HttpToolsProtocol):
         Raises:
             ValueError: Its head can be read in two ways, or has too many headers; uvicorn answers 400 then.
         """
+        before = self.cycle
         self._is_in_head = False
         self._is_in_body = True
         if self._head is not None:
@@ -187,6 +229,9 @@ class Connection(HttpToolsProtocol):
         # What comes behind a head that asks for another protocol is not read as HTTP any more.
         if (self._is_draining or self.parser.should_upgrade()) and self.cycle is not None:
             self.cycle.keep_alive = False
+        if self.cycle is not before:
+            self.cycle.message_event = Signal()  # type: ignore[assignment]  # as far as uvicorn uses it
+            put_leaving(self.cycle.scope, self.flow)  # type: ignore[arg-type]  # ASGI's own scope
 
     def pause_writing(self) -> None:
         """Begin to wait for a client that does not read."""
@@ -216,15 +261,16 @@ class Connection(HttpToolsProtocol):
         if self._head is not None:
             self._head.cancel()
             self._head = None
-        running = self._running
+        running, self._running = self._running, None
         if running is not None and running is not self.cycle and not running.response_complete:
             # uvicorn tells the newest request only, which waits for this one.
             running.disconnected = True
             running.message_event.set()
-        self._running = None
         self.pipeline.clear()
         self._held = b""
         super().connection_lost(exc)
+        if running is not None and not running.response_complete:
+            tell_leaving(running.scope)  # type: ignore[arg-type]  # ASGI's own scope
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be read."""

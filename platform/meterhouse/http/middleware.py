@@ -255,6 +255,13 @@ def first_headers(scope: Scope) -> dict[bytes, bytes]:
     return found
 
 
+def let_go_headers(scope: Scope) -> None:
+    """Forget a request's headers once its answer has begun: they can be some kilobytes of each that is open."""
+    scope.pop(_HEADERS, None)
+    # In place: the connection has the same list.
+    scope["headers"].clear()
+
+
 def credential_of(scope: Scope) -> str | None:
     """Return a request's credential as the value of an ``Authorization`` header: that one's, or ``x-api-key``'s.
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import msgspec
 
-from meterhouse.errors import MeterDown, UpstreamDown, UpstreamError
+from meterhouse.errors import GatewayError, MeterDown, UpstreamDown, UpstreamError
 from meterhouse.http.alike import AlikeChunks
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import (
@@ -30,6 +30,7 @@ from meterhouse.http.chunk import (
 )
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.passage import OpenAnswer, RelayParts
+from meterhouse.http.progress import Progress
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
 from meterhouse.http.tidy import leave_out_usage, tidy
 from meterhouse.http.usage_reading import ReadUsage, usage_on_wire
@@ -47,34 +48,8 @@ LONGEST_TOKEN_BYTES = 32
 """No answer has so many bytes per token over a whole allowance."""
 MAX_TAIL_BYTES = 1_048_576
 """What may come between the finish and ``[DONE]``; a provider that sends more is hung up on."""
-KEPT_PIECES = 64
-
-
-class Progress(msgspec.Struct):
-    """How far a stream is."""
-
-    completion_id: str = ""
-    created: int = 0
-    seen: set[int] = set()
-    finished: set[int] = set()
-    end: list[bytes] = []
-    """Frames since every choice that was seen had finished; released after the barrier."""
-    usage_frame: bytes = b""
-    tail_bytes: int = 0
-    has_ended: bool = False
-    is_done: bool = False
-    failure: UpstreamError | None = None
-    """Raised once what came before it, in the same read, is forwarded."""
-    used_tokens: int = 0
-    """Output so far, counted so that it can't be too low: a token per byte, or the provider's own count."""
-    extension: "asyncio.Task[bool] | None" = None
-    is_refused: bool = False
-    """The last extension was refused; it is asked for again only when it is needed at once."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every choice that was seen has its finish reason."""
-        return bool(self.finished) and len(self.finished) == len(self.seen)
+KEPT_PIECES = 8
+"""Of the text that is kept; more are joined, because each takes 50 bytes beside its letters."""
 
 
 class StreamRelay:
@@ -113,11 +88,22 @@ class StreamRelay:
                 self._attempt.outcome = Outcome.CLIENT_GONE if self._call.is_draining else Outcome.COMPLETED
             else:
                 self._attempt.outcome = Outcome.CUT
+        except GatewayError:
+            self._call.outlet.unsent = self._unsent()
+            raise
         finally:
             self._attempt.ended_ns = time.monotonic_ns()
             self._opened.answer.release()
             if self._progress.extension is not None:
                 self._progress.extension.cancel()
+            self._report()
+
+    def _unsent(self) -> bytes:
+        """Return what a failed answer still owes its client."""
+        return b""
+
+    def _report(self) -> None:
+        """Say what was found in the answer, now that it is over."""
 
     def end(self, usage: Usage) -> bytes:
         """Return what is sent after the barrier: the finish, the usage if it was asked for, ``[DONE]``."""
@@ -132,13 +118,14 @@ class StreamRelay:
     async def _relay(self) -> bool:
         """Forward until the end begins; False if the hold is used up and no more is to be had."""
         call, progress = self._call, self._progress
-        payloads = self._opened.payloads
+        payloads, self._opened.payloads = self._opened.payloads, []
         while True:
-            told, kept = progress.finished.copy(), progress.end.copy()
+            told = progress.finished.copy() if progress.finished else progress.finished
+            kept = progress.end.copy() if progress.end else None
             frames = self._take(payloads)
             if not (self._is_surely_held() or await self._is_held()):
                 # Nothing of this read is forwarded, so a finish in it was not told either.
-                progress.finished, progress.end = told, kept
+                progress.finished, progress.end = told, kept or []
                 return False
             self._note_covered()
             if progress.has_ended:
@@ -154,6 +141,9 @@ class StreamRelay:
                 raise progress.failure
             if progress.has_ended:
                 return True
+            # Most of its life a stream waits here: what was forwarded is not kept until the next comes.
+            payloads = frames = []
+            data = b""
             payloads = await self._read()
 
     async def _read(self) -> list[bytes]:
@@ -171,6 +161,7 @@ class StreamRelay:
         """Read what comes after the finish (usage, ``[DONE]``), for a few seconds at most."""
         call, progress = self._call, self._progress
         call.tail_since_ns = time.monotonic_ns()
+        call.look_at_ns = 0
         try:
             while not progress.is_done:
                 data = await call.guard.wait(self._opened.answer.read())
@@ -277,7 +268,7 @@ class StreamRelay:
             if delta.audio and is_set(delta.audio):
                 attempt.is_countable = False
         if choice.finish_reason:
-            progress.finished.add(choice.index)
+            progress.finish(choice.index)
             attempt.finish_reasons.append(choice.finish_reason)
 
     def note_text(self, text: str, events: int = 1) -> None:

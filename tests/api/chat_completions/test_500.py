@@ -77,16 +77,19 @@ def test_a_fault_after_the_head_ends_the_stream_with_an_error_event_and_one_reco
 ) -> None:
     marker, messages = marked()
     tenant = Tenant(gateway, limits="concurrent 5")
-    genuine = StreamRelay._read
+    genuine_take, genuine_read = StreamRelay._take, StreamRelay._read
     seen: list[bytes] = []
 
-    async def fail_later(relay: StreamRelay) -> list[bytes]:
-        if word(marker, 0).encode() in b"".join([*relay._opened.payloads, *seen]):
-            raise ZeroDivisionError(SECRET_TEXT)
-        events = await genuine(relay)
-        seen.extend(events)
-        return events
+    def take(relay: StreamRelay, payloads: list[bytes]) -> list[bytes]:
+        seen.extend(payloads)
+        return genuine_take(relay, payloads)
 
+    async def fail_later(relay: StreamRelay) -> list[bytes]:
+        if word(marker, 0).encode() in b"".join(seen):
+            raise ZeroDivisionError(SECRET_TEXT)
+        return await genuine_read(relay)
+
+    monkeypatch.setattr(StreamRelay, "_take", take)
     monkeypatch.setattr(StreamRelay, "_read", fail_later)
     # The provider stands at its gate until it is hung up on, however busy the machine is.
     model = "fake/normal?tokens=40&gate=20"

@@ -131,7 +131,12 @@ class Http1Answer:
                 raise self._failure
             if self._is_whole:
                 return b""
-            await self._wait()
+            # As in ``_wait``, without a coroutine more for each event of a stream.
+            waiter = self._waiter = self._loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
 
     async def read_all(self, limit_bytes: int, *, timeout_seconds: float | None = None) -> bytes:
         """Return the rest of the body; raises as ``Answer.read_all``."""

@@ -255,6 +255,10 @@ class Connection(asyncio.Protocol):
             encoding is None and b"content-length" not in headers and status not in _WITHOUT_BODY
         )
         self._deadline_seconds = 0.0
+        if b"content-length" not in headers and self._timer is not None:
+            # What has no length may go on for minutes, and a timer takes half a kilobyte.
+            self._timer.cancel()
+            self._timer = None
         answer.begin(status, headers)
 
     def on_body(self, data: bytes) -> None:
@@ -312,7 +316,7 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_at(at_seconds, self._look_at_clock)
 
     def _look_at_clock(self) -> None:
-        """Fail a head that is late. The timer stays while requests come and go, and is set anew only as it rings."""
+        """Fail a head that is late. The timer stays while short answers come and go, and is set anew as it rings."""
         self._timer = None
         if not self._deadline_seconds:
             return

@@ -1,0 +1,73 @@
+"""Whether the client of a request is still there: its connection says so, and no task has to wait for it.
+
+A task, its coroutines and what they wait for take more than a kilobyte of each stream. Not here: what is done about a
+client that left (``call``).
+"""
+
+from typing import Any, Protocol, TypeVar
+
+from starlette.types import Scope
+from uvicorn.protocols.http.flow_control import FlowControl
+
+_LEAVING = "meterhouse.leaving"
+
+Subject = TypeVar("Subject")
+Subject_contra = TypeVar("Subject_contra", contravariant=True)
+
+
+class Watcher(Protocol[Subject_contra]):
+    """Who wants to know."""
+
+    def leave(self, subject: Subject_contra, /) -> None:
+        """Hear that the client has left."""
+        ...
+
+
+class Leaving:
+    """The client of one request. It knows its watcher until ``forget``, so that none is kept by a connection."""
+
+    __slots__ = ("_flow", "_subject", "_watcher", "is_gone")
+
+    def __init__(self, flow: FlowControl) -> None:
+        self._flow = flow
+        self._watcher: Watcher[Any] | None = None
+        self._subject: object = None
+        self.is_gone = False
+
+    def watch(self, watcher: Watcher[Subject], subject: Subject) -> None:
+        """Tell somebody once the client is gone, at once if it is; until then the connection is read."""
+        if self.is_gone:
+            watcher.leave(subject)
+            return
+        self._watcher, self._subject = watcher, subject
+        # The end of a connection that is not read is not seen.
+        self._flow.resume_reading()
+
+    def forget(self) -> None:
+        """Tell nobody."""
+        self._watcher = self._subject = None
+
+    def tell(self) -> None:
+        """Note that the client is gone."""
+        self.is_gone = True
+        watcher, subject = self._watcher, self._subject
+        self.forget()
+        if watcher is not None:
+            watcher.leave(subject)
+
+
+def put_leaving(scope: Scope, flow: FlowControl) -> None:
+    """Let a request's scope know its client."""
+    scope[_LEAVING] = Leaving(flow)
+
+
+def tell_leaving(scope: Scope) -> None:
+    """Say that a request's client is gone."""
+    leaving: Leaving = scope[_LEAVING]
+    leaving.tell()
+
+
+def leaving_of(scope: Scope) -> Leaving | None:
+    """Return the client of a request; None for a server that does not say."""
+    found: Leaving | None = scope.get(_LEAVING)
+    return found
