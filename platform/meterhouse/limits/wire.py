@@ -54,6 +54,8 @@ class LinkPolicy:
     """TCP, TLS and sign-in together."""
     probe_seconds: float = 0.25
     """Between two attempts to reach a server that is away."""
+    most_unsent: int = 4
+    """So many commands do not wait for the end of the tick: Redis works on them while this process goes on."""
     most_in_batch: int = 2_000
     """Commands per write; the rest of a tick follows in further writes."""
     most_waiting: int = 20_000
