@@ -1,13 +1,14 @@
 """One Redis server: its one connection, the batches on it, and its breaker.
 
-Commands that reach a lane in one tick of the event loop are written together, a few at a time, so that Redis works while
-this process goes on. Replies are matched to commands by their order alone, in the callbacks of the transport: no request
-ever reads from the connection, so a request that is cancelled leaves no reply behind for another. Invariant: a
-connection that was late, broke or spoke nonsense is closed and never used again. One connection, because Redis runs one command at a time anyway: what is written first is
-done first (a settlement before the reservation that follows it), and a second connection would only reorder. A batch
-does not wait for the one before it; a slow script holds up what comes behind it, at most until its own timeout, which
-takes all of them to the breaker. Its time is counted while this loop runs: a process that was stopped, or gets too
-little of a processor, says nothing about Redis. Not here: which server a key is on, and what the replies mean.
+Commands that reach a lane in one tick of the event loop are written together, a few at a time, so that Redis works
+while this process goes on. Replies are matched to commands by their order alone, in the callbacks of the transport:
+no request ever reads from the connection, so a request that is cancelled leaves no reply behind for another.
+Invariant: a connection that was late, broke or spoke nonsense is closed and never used again. One connection, because
+Redis runs one command at a time anyway: what is written first is done first (a settlement before the reservation that
+follows it), and a second connection would only reorder. A batch does not wait for the one before it; a slow script
+holds up what comes behind it, at most until its own timeout, which takes all of them to the breaker. Its time is
+counted while this loop runs: a process that was stopped, or gets too little of a processor, says nothing about Redis.
+Not here: which server a key is on, and what the replies mean.
 """
 
 import asyncio
