@@ -45,14 +45,14 @@ class ClientTokenCors:
         self._exposed = ", ".join(exposed)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Handle a request; of no page's concern, as most are, without a coroutine of its own."""
+        """Handle a request."""
         origin = header(scope, b"origin") if scope["type"] == "http" else None
         if origin is None or len(origin) > MAX_ORIGIN_LENGTH or scope["path"] not in self._paths:
             return self._app(scope, receive, send)
-        return self._answer_page(origin, (scope, receive, send))
+        return self._answer(origin, scope, receive, send)
 
-    async def _answer_page(self, origin: str, connection: tuple[Scope, Receive, Send]) -> None:
-        scope, receive, send = connection
+    async def _answer(self, origin: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a page."""
         headers = Headers(scope=scope)
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             await _answer_preflight(send, origin, headers.get("access-control-request-headers", ""))

@@ -211,22 +211,22 @@ class Connection(HttpToolsProtocol):
         Raises:
             ValueError: Its head can be read in two ways, or has too many headers; uvicorn answers 400 then.
         """
+        before = self.cycle
         self._is_in_head = False
         self._is_in_body = True
         if self._head is not None:
             self._head.cancel()
             self._head = None
         _check_headers(self.headers, self.parser.get_http_version())
-        before = self.cycle
         super().on_headers_complete()
-        if self.cycle is not before:
-            self.cycle.message_event = Signal()  # type: ignore[assignment]  # as far as uvicorn uses it
-            put_leaving(self.cycle.scope, self.flow)  # type: ignore[arg-type]  # ASGI's own scope
         if not self.pipeline:
             self._running = self.cycle
         # What comes behind a head that asks for another protocol is not read as HTTP any more.
         if (self._is_draining or self.parser.should_upgrade()) and self.cycle is not None:
             self.cycle.keep_alive = False
+        if self.cycle is not before:
+            self.cycle.message_event = Signal()  # type: ignore[assignment]  # as far as uvicorn uses it
+            put_leaving(self.cycle.scope, self.flow)  # type: ignore[arg-type]  # ASGI's own scope
 
     def pause_writing(self) -> None:
         """Begin to wait for a client that does not read."""

@@ -157,7 +157,7 @@ class BodyLimit:
         self._seconds = seconds
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Handle a request; a short one without a coroutine of its own.
+        """Handle a request.
 
         Raises:
             BodyTooLarge: The body is, or says it is, longer than the limit.
@@ -175,13 +175,13 @@ class BodyLimit:
             raise UnsupportedMedia("Compressed request bodies are not read. Send the body without Content-Encoding.")
         if declared is not None and declared.isdecimal() and int(declared) <= FREE_BYTES and self._seconds is None:
             return self._app(scope, receive, send)
-        return self._count(scope, _Intake(self._memory, receive, send, limit_bytes, self._seconds))
+        return self._pass_long(scope, _Intake(self._memory, receive, send, limit_bytes, self._seconds), limit_bytes)
 
-    async def _count(self, scope: Scope, intake: "_Intake") -> None:
+    async def _pass_long(self, scope: Scope, intake: "_Intake", limit_bytes: int) -> None:
         try:
             await self._app(scope, intake.receive, intake.send)
         except BodyTooLarge:
-            raise _too_large(intake.limit_bytes) from None
+            raise _too_large(limit_bytes) from None
         finally:
             intake.let_go()
 
@@ -201,7 +201,7 @@ class _Intake:
         self._memory = memory
         self._receive = receive
         self._send = send
-        self.limit_bytes = limit_bytes
+        self._limit_bytes = limit_bytes
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._received = self._held = 0
         self._is_whole = False
@@ -212,7 +212,7 @@ class _Intake:
             count = len(message.get("body", b""))
             self._received += count
             self._is_whole = not message.get("more_body", False)
-            if self._received > self.limit_bytes:
+            if self._received > self._limit_bytes:
                 raise BodyTooLarge("")
             self._memory.grow(count)
             self._held += count

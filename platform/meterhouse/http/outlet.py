@@ -49,7 +49,7 @@ class Dialect(Protocol):
 
 
 class Outlet:
-    """Writes an answer to one client. ``headers`` are let go when the head of a stream is sent.
+    """Writes an answer to one client. ``head`` gives the headers at the moment that the head is sent.
 
     With a dialect, all that is written as chat completions is turned into it here, errors in the stream included.
     """
@@ -57,7 +57,7 @@ class Outlet:
     __slots__ = (
         "_dialect",
         "_fail_event",
-        "_headers",
+        "_head",
         "_is_over",
         "_request_id",
         "_send",
@@ -68,9 +68,9 @@ class Outlet:
         "wrote_at_ns",
     )
 
-    def __init__(self, send: Send, headers: Headers, envelope: Envelope, request_id: str) -> None:
+    def __init__(self, send: Send, head: Callable[[], Headers], envelope: Envelope, request_id: str) -> None:
         self._send = send
-        self._headers = headers
+        self._head = head
         self._dialect: Dialect | None = None
         self._fail_event: FailEvent = envelope.event
         self._request_id = request_id
@@ -131,6 +131,4 @@ class Outlet:
 
     async def _start(self) -> None:
         self.is_started = True
-        headers = self._headers + STREAM_HEADERS
-        self._headers.clear()
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._head() + STREAM_HEADERS})

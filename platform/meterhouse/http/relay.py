@@ -30,6 +30,7 @@ from meterhouse.http.chunk import (
 )
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.passage import OpenAnswer, RelayParts
+from meterhouse.http.progress import Progress
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
 from meterhouse.http.tidy import leave_out_usage, tidy
 from meterhouse.http.usage_reading import ReadUsage, usage_on_wire
@@ -49,39 +50,6 @@ MAX_TAIL_BYTES = 1_048_576
 """What may come between the finish and ``[DONE]``; a provider that sends more is hung up on."""
 KEPT_PIECES = 8
 """Of the text that is kept; more are joined, because each takes 50 bytes beside its letters."""
-
-
-class Progress(msgspec.Struct):
-    """How far a stream is."""
-
-    completion_id: str = ""
-    created: int = 0
-    seen: set[int] = set()
-    finished: set[int] | frozenset[int] = frozenset()
-    end: list[bytes] = []
-    """Frames since every choice that was seen had finished; released after the barrier."""
-    usage_frame: bytes = b""
-    tail_bytes: int = 0
-    has_ended: bool = False
-    is_done: bool = False
-    failure: UpstreamError | None = None
-    """Raised once what came before it, in the same read, is forwarded."""
-    used_tokens: int = 0
-    """Output so far, counted so that it can't be too low: a token per byte, or the provider's own count."""
-    extension: "asyncio.Task[bool] | None" = None
-    is_refused: bool = False
-    """The last extension was refused; it is asked for again only when it is needed at once."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every choice that was seen has its finish reason."""
-        return bool(self.finished) and len(self.finished) == len(self.seen)
-
-    def finish(self, index: int) -> None:
-        """Note that a choice has its finish reason."""
-        if isinstance(self.finished, frozenset):
-            self.finished = set()  # made at the end: an empty one takes 216 bytes, for as long as the answer runs
-        self.finished.add(index)
 
 
 class StreamRelay:
@@ -141,7 +109,7 @@ class StreamRelay:
         call, progress = self._call, self._progress
         payloads, self._opened.payloads = self._opened.payloads, []
         while True:
-            told = progress.finished.copy() if progress.finished else frozenset()
+            told = progress.finished.copy() if progress.finished else progress.finished
             kept = progress.end.copy() if progress.end else None
             frames = self._take(payloads)
             if not (self._is_surely_held() or await self._is_held()):

@@ -1,0 +1,51 @@
+"""What an open stream keeps, and what is done for it while nothing is due: little, because there are thousands."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from api.asking import Tenant, marked
+from fakes.gateway import Gateway
+from fakes.upstream import FakeUpstream
+from meterhouse.http.call import Call
+
+PATIENCE_SECONDS = 60
+SECOND_NS = 1_000_000_000
+
+
+@pytest.fixture
+def call(gateway: Gateway, up: FakeUpstream) -> Iterator[Call]:
+    """A stream that has begun and stands, half of its answer sent."""
+    marker, messages = marked()
+    tenant = Tenant(gateway, limits="requests 1000/minute; concurrent 5")
+    asking = threading.Thread(
+        target=lambda: gateway.chat("fake/normal?gate=3&tokens=6", key=tenant.key, messages=messages, stream=True)
+    )
+    asking.start()
+    up.wait_for(lambda truth: any(attempt.is_held for attempt in truth.by_marker(marker)))
+    calls = gateway.call(lambda: gateway.parts.inference.pacer.calls)
+    (found,) = [call for call in calls if call.tally.principal.key_id == tenant.key_id]
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not gateway.call(lambda: found.has_let_go):
+        assert time.monotonic() < deadline
+    yield found
+    up.release(name="normal")
+    asking.join(PATIENCE_SECONDS)
+
+
+def test_what_only_the_beginning_needed_is_let_go(gateway: Gateway, call: Call) -> None:
+    assert call.is_watched
+    assert call.scope["headers"] == []
+    assert call.tally.reservation.states == ()
+    assert gateway.call(lambda: len(call.tally.attempt.text)) > 0  # to be counted, should no usage come
+
+
+def test_it_is_looked_at_when_something_can_be_due(gateway: Gateway, call: Call) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    pace = gateway.parts.inference.pacer.pace
+    while (ahead_ns := gateway.call(lambda: call.look_at_ns - call.outlet.wrote_at_ns)) <= 0:
+        assert time.monotonic() < deadline
+    least = min(pace.keep_alive, call.timeouts.idle_seconds, call.timeouts.total_seconds)
+    assert ahead_ns <= least * SECOND_NS + SECOND_NS
