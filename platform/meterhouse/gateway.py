@@ -362,6 +362,7 @@ def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) 
     inference.tasks.start(inference.counter.warm())
     keep(inference.pacer.run)
     keep(lambda: _repeat(settings.checkpoint_seconds, inference.checkpointer.checkpoint))
+    keep(lambda: repeat(settings.checkpoint_seconds, inference.checkpointer.make_durable))
     uses = inference.checkpointer.collect_uses
     keep(lambda: repeat(settings.renew_seconds, lambda: inference.meter.renew(uses())))
     keep(lambda: _watch_keys(inference, settings.key_check_seconds))

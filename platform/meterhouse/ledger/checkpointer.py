@@ -5,6 +5,7 @@ that is written at once. Every quarter of a lease, the reservations are renewed 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from meterhouse.errors import JournalDown
@@ -26,11 +27,20 @@ class RenewsLeases(Protocol):
         ...
 
 
+class KeepsCheckpoints(AppendsToJournal, Protocol):
+    """What checkpoints need of the journal."""
+
+    async def barrier(self, position: int) -> None:
+        """Wait until everything up to a position is durable; raises JournalDown where it cannot be made so."""
+        ...
+
+
 class Checkpointer:
     """The live tallies of this process, and how far each is on disk."""
 
-    def __init__(self, journal: AppendsToJournal) -> None:
+    def __init__(self, journal: KeepsCheckpoints) -> None:
         self._journal = journal
+        self._position = 0
         self._live: dict[str, Tally] = {}
         self._on_watched: Callable[[Tally], None] | None = None
 
@@ -68,6 +78,15 @@ class Checkpointer:
         if moved:
             self._write(moved)
 
+    async def make_durable(self) -> None:
+        """Have the disk keep what was written last.
+
+        No answer waits for a checkpoint, and where none ends for a while nothing else has the journal synced: all that
+        long it would keep every record in memory too, half a megabyte a second of ten thousand streams.
+        """
+        with suppress(JournalDown):
+            await self._journal.barrier(self._position)
+
     def collect_uses(self) -> dict[str, Use]:
         """Say what each live request has used so far, for the renewal of its lease."""
         return {tally.request_id: _use(tally) for tally in self._live.values()}
@@ -78,7 +97,7 @@ class Checkpointer:
             for t in tallies
         )
         try:
-            self._journal.append(encode(Checkpoint(entries)))
+            self._position = self._journal.append(encode(Checkpoint(entries)))
         except JournalDown:
             return  # the stream goes on; its TERMINAL decides whether its end is released
         for tally in tallies:
