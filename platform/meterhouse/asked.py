@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from meterhouse.errors import Malformed
-from meterhouse.request import ChatRequest, InputSize, measure
+from meterhouse.request import ChatRequest, InputSize, Message, measure
 
 _CALLERS_TOOLS = frozenset({"function", "custom"})
 """What runs at the caller. Tools of any other type run at the provider, who charges for them."""
@@ -26,15 +26,6 @@ class ParsedBody:
     stream_options: dict[str, object]
     defaulted: frozenset[str] = frozenset()
     """Fields that the caller left out and an endpoint filled in: no provider is to refuse the request for them."""
-
-    def let_go(self, kept_bytes: int) -> None:
-        """Drop what nobody needs once an answer has begun: all that may be long, and a prompt longer than stated."""
-        request = self.request
-        if "messages" in self.fields and len(self.fields["messages"]) > kept_bytes:
-            request.messages = []
-        # Decoded they take many times their bytes. Who searches an answer for calls has taken what it needs of them.
-        request.tools = request.functions = request.prediction = None
-        self.fields = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +78,8 @@ class Asked(msgspec.Struct, kw_only=True):
     """What goes upstream with the body, beside what goes with every body."""
     texts: list[str] = []
     """The prompt, to be counted where nobody reports a usage and there is no ``chat``."""
+    kept_messages: list[Message] = []
+    """The same of what was a ``chat`` until its answer began."""
 
     @property
     def length_bytes(self) -> int:
@@ -94,10 +87,17 @@ class Asked(msgspec.Struct, kw_only=True):
         fields = self.chat.fields if self.chat is not None else self.fields
         return sum(map(len, fields.values())) + sum(len(part.content) for part in self.form)
 
+    @property
+    def messages(self) -> list[Message]:
+        """The prompt of a chat; empty where there is none, or it is longer than is kept."""
+        return self.kept_messages if self.chat is None else self.chat.request.messages
+
     def let_go(self, kept_bytes: int) -> None:
         """Drop what nobody needs once an answer has begun; a prompt longer than stated is not counted any more."""
-        if self.chat is not None:
-            self.chat.let_go(kept_bytes)
+        chat, self.chat = self.chat, None
+        # Tools and schemas go too: who searches an answer for calls has taken what it needs of them.
+        if chat is not None and len(chat.fields.get("messages", b"")) <= kept_bytes:
+            self.kept_messages = chat.request.messages
         self.fields = {}
         self.form = ()
         if sum(map(len, self.texts)) > kept_bytes:

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import msgspec
 
-from meterhouse.errors import MeterDown, UpstreamDown, UpstreamError
+from meterhouse.errors import GatewayError, MeterDown, UpstreamDown, UpstreamError
 from meterhouse.http.alike import AlikeChunks
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import (
@@ -88,11 +88,22 @@ class StreamRelay:
                 self._attempt.outcome = Outcome.CLIENT_GONE if self._call.is_draining else Outcome.COMPLETED
             else:
                 self._attempt.outcome = Outcome.CUT
+        except GatewayError:
+            self._call.outlet.unsent = self._unsent()
+            raise
         finally:
             self._attempt.ended_ns = time.monotonic_ns()
             self._opened.answer.release()
             if self._progress.extension is not None:
                 self._progress.extension.cancel()
+            self._report()
+
+    def _unsent(self) -> bytes:
+        """Return what a failed answer still owes its client."""
+        return b""
+
+    def _report(self) -> None:
+        """Say what was found in the answer, now that it is over."""
 
     def end(self, usage: Usage) -> bytes:
         """Return what is sent after the barrier: the finish, the usage if it was asked for, ``[DONE]``."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from meterhouse.errors import GatewayError
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import Chunk
 from meterhouse.http.relay import StreamRelay
@@ -84,16 +83,13 @@ class RewritingRelay(StreamRelay):
         self._rewriting = rewriting
         return self
 
-    async def run(self) -> None:
-        """Forward the answer as ``StreamRelay.run`` does; what is held back goes out with the failure."""
-        try:
-            await super().run()
-        except GatewayError:
-            self._call.outlet.unsent = self._waiting_frames()
-            raise
-        finally:
-            if self._rewriting.tool_text is not None:
-                report(self._call, self._rewriting.tool_text, self._parts.metrics)
+    def _unsent(self) -> bytes:
+        # What is held back goes out with the failure.
+        return self._waiting_frames()
+
+    def _report(self) -> None:
+        if self._rewriting.tool_text is not None:
+            report(self._call, self._rewriting.tool_text, self._parts.metrics)
 
     def end(self, usage: Usage) -> bytes:
         """Return what is sent after the barrier; of an answer that was cut also what was held back until then."""

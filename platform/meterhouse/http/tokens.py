@@ -56,8 +56,8 @@ class TokenCounter:
         output_tokens = attempt.known_output_tokens
         try:
             async with asyncio.timeout(COUNT_SECONDS):
-                if input_tokens is None and asked.chat is not None and asked.chat.request.messages:
-                    input_tokens = await self._run(self._count_prompt, asked.chat.request.messages)
+                if input_tokens is None and asked.messages:
+                    input_tokens = await self._run(self._count_prompt, asked.messages)
                 elif input_tokens is None and asked.texts:
                     input_tokens = await self._run(self._count_texts, tuple(asked.texts))
                 if output_tokens is None:
