@@ -50,13 +50,12 @@ class Flow(FlowControl):
     is_full = False
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self.read_paused = self.write_paused = False
+        super().__init__(transport)
         self._is_writable_event = Signal(is_set=True)  # type: ignore[assignment]  # as far as uvicorn uses it
 
     def resume_reading(self) -> None:
-        """Read on, unless there is no room."""
-        if not self.is_full:
+        """Read on, unless there is no room, or nothing to be read from."""
+        if not self.is_full and not self._transport.is_closing():
             super().resume_reading()
 
 

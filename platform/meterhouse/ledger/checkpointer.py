@@ -65,15 +65,16 @@ class Checkpointer:
 
     def note(self, tally: Tally) -> None:
         """Write a checkpoint at once if a stream is 256 tokens past its last one."""
-        if _output_tokens(tally.attempt) - tally.checkpointed_tokens >= TOKENS_PER_CHECKPOINT:
-            self._write([tally])
+        tokens = _output_tokens(tally.attempts[-1])
+        if tokens - tally.checkpointed_tokens >= TOKENS_PER_CHECKPOINT:
+            self._write([(tally, tokens)])
 
     def checkpoint(self) -> None:
         """Write one record for all streams that moved since their last checkpoint."""
         moved = [
-            tally
+            (tally, tokens)
             for tally in self._live.values()
-            if tally.attempts and _output_tokens(tally.attempt) != tally.checkpointed_tokens
+            if tally.attempts and (tokens := _output_tokens(tally.attempts[-1])) != tally.checkpointed_tokens
         ]
         if moved:
             self._write(moved)
@@ -91,17 +92,15 @@ class Checkpointer:
         """Say what each live request has used so far, for the renewal of its lease."""
         return {tally.request_id: _use(tally) for tally in self._live.values()}
 
-    def _write(self, tallies: list[Tally]) -> None:
-        entries = tuple(
-            CheckpointEntry(t.request_id, t.attempt.number, _usage(t, t.attempt), t.attempt.reported is not None)
-            for t in tallies
-        )
+    def _write(self, moved: list[tuple[Tally, int]]) -> None:
+        """Write how far these are, each with its output tokens by now."""
+        entries = tuple([_entry(tally, tally.attempts[-1], tokens) for tally, tokens in moved])
         try:
             self._position = self._journal.append(encode(Checkpoint(entries)))
         except JournalDown:
             return  # the stream goes on; its TERMINAL decides whether its end is released
-        for tally in tallies:
-            tally.checkpointed_tokens = _output_tokens(tally.attempt)
+        for tally, tokens in moved:
+            tally.checkpointed_tokens = tokens
 
 
 def charge_so_far(tally: Tally) -> int | None:
@@ -113,10 +112,15 @@ def _output_tokens(attempt: Attempt) -> int:
     return attempt.reported.output_tokens if attempt.reported is not None else attempt.output_tokens_estimate
 
 
-def _usage(tally: Tally, attempt: Attempt) -> Usage:
+def _entry(tally: Tally, attempt: Attempt, output_tokens: int) -> CheckpointEntry:
+    is_reported = attempt.reported is not None
+    return CheckpointEntry(tally.request_id, attempt.number, _usage(tally, attempt, output_tokens), is_reported)
+
+
+def _usage(tally: Tally, attempt: Attempt, output_tokens: int) -> Usage:
     if attempt.reported is not None:
         return attempt.reported
-    output_tokens, held_tokens = attempt.output_tokens_estimate, tally.reservation.held_output_tokens
+    held_tokens = tally.reservation.held_output_tokens
     if held_tokens is not None:
         # A quarter of the bytes may be more than the provider was told to stop at, and a budget holds no more.
         output_tokens = min(output_tokens, held_tokens)
@@ -129,7 +133,7 @@ def _use(tally: Tally) -> Use:
     attempt = tally.attempt
     if attempt.first_event_ns is None and attempt.reported is None:
         return Use(is_sent=True, total_tokens=0, charge_nanos=0)
-    usage = _usage(tally, attempt)
+    usage = _usage(tally, attempt, attempt.output_tokens_estimate)
     nanos = 0
     if attempt.price is not None:
         nanos = charge(
