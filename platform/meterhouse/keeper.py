@@ -72,8 +72,13 @@ class Keeper:
         for child in list(self._children):
             self._look_at(child, now)
         is_missing = all(child.told_at is not None for child in self._children)
-        if is_missing and now >= self._start_after and self._is_wanted():
+        if not is_missing or now < self._start_after or not self._is_wanted():
+            return
+        try:
             self._start(leave_parent)
+        except OSError as error:  # too many files or processes: that is no reason for the parent to end
+            get_logger().error(Event.CLERK_FAILED, detail=f"it cannot be started: {error}")
+            self._delay(now)
 
     def replace(self) -> None:
         """Let the one that serves leave, so that the next has the settings as they are now."""
@@ -101,8 +106,14 @@ class Keeper:
         self._children.clear()
 
     def _start(self, leave_parent: Callable[[], None]) -> None:
+        """Fork a clerk; in there this does not return. Raises OSError when the system has no room for it."""
         ours, theirs = socket.socketpair()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         if pid == 0:
             try:
                 ours.close()
@@ -138,9 +149,14 @@ class Keeper:
         get_logger().error(Event.CLERK_FAILED, pid=child.pid, detail="it ended; workers ship meanwhile")
         if now - child.began >= STEADY_SECONDS:
             self._failures = 0
-        wait_seconds = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self._failures)
-        # The first time it is replaced at once, if it had served at all.
-        self._start_after = now if child.is_ready and not self._failures else now + wait_seconds
+        is_first = child.is_ready and not self._failures
+        self._delay(now)
+        if is_first:
+            self._start_after = now
+
+    def _delay(self, now: float) -> None:
+        """Let the next attempt wait, longer each time."""
+        self._start_after = now + min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self._failures)
         self._failures = min(self._failures + 1, _MOST_FAILURES)
 
 

@@ -1,6 +1,7 @@
 """The parent's side of the clerk, with clerks that are real processes and do one thing each."""
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -127,6 +128,17 @@ def test_there_is_none_where_none_is_wanted(parent_of):
     parent.keeper.replace()
     parent.wait(lambda: parent.clerks == [])
     assert parent.pids == [first]
+
+
+def test_where_the_system_has_no_room_for_one_the_parent_goes_on_and_tries_again(parent_of):
+    parent = parent_of(serve)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        assert parent.look() == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    parent.wait_ready()
 
 
 def test_one_without_a_parent_ends(parent_of):
