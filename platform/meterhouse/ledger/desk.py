@@ -176,6 +176,8 @@ class ClerkDesk:
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError, Misspoken, msgspec.MsgspecError):
             return
+        except asyncio.CancelledError:
+            return  # the process ends; asyncio would report it as an error in a callback of its own
         finally:
             self._lines -= 1
             writer.close()
