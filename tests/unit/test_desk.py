@@ -306,6 +306,21 @@ async def test_a_clerk_that_leaves_finishes_what_it_writes_and_begins_nothing(of
     assert await shipping == (1, 0)
 
 
+async def test_a_line_that_is_open_when_the_clerk_ends_is_no_error(office):
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    server = await asyncio.start_unix_server(ClerkDesk(office.clerks).attend, office.path)
+    await until(lambda: office.line.is_there)
+    attending = [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "ClerkDesk.attend"]
+    for task in attending:
+        task.cancel()  # as what runs a loop does with what is left at its end
+    await asyncio.wait(attending)
+    server.close()
+    await until(lambda: not office.line.is_there)
+    assert len(attending) == 1
+    assert errors == []
+
+
 def test_a_terminal_is_told_by_its_first_bytes():
     assert is_terminal(terminal())
     assert is_terminal(terminal(make_record(), make_record(attempt=2)))

@@ -176,6 +176,8 @@ class ClerkDesk:
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError, Misspoken, msgspec.MsgspecError):
             return
+        except asyncio.CancelledError:
+            return  # the loop ends; asyncio would log every line whose task ends as cancelled as an error
         finally:
             self._lines -= 1
             writer.close()
