@@ -78,6 +78,7 @@ class Office:
 @pytest.fixture
 async def office(tmp_path, monkeypatch):
     monkeypatch.setattr(desk, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(desk, "AWAY_SECONDS", 0.01)
     async with opened_journal(tmp_path / "journals", policy=WIDE) as journal:
         office = Office(tmp_path, journal)
         running = asyncio.create_task(office.line.run())
@@ -147,10 +148,23 @@ async def test_the_clerks_store_is_down_and_the_worker_says_so_and_tries_itself(
     assert office.own.batches == []
     assert await office.shipped() == (0, 1)
     office.clerks.is_down = False
+    await until(lambda: office.line.is_there)
     office.append()
     assert await office.shipped() == (1, 1)
     assert [name for name, _ in office.log.lines] == ["shipper.retrying", "shipper.recovered"]
     assert office.shipper.lag.unshipped_nanos == 0
+
+
+async def test_a_clerk_that_alone_has_no_database_is_done_without_for_a_while(office, monkeypatch):
+    """Else it would be asked for every batch, each time be waited for in vain, and never seal what others wrote."""
+    monkeypatch.setattr(desk, "AWAY_SECONDS", 60)
+    await office.start_clerk()
+    office.clerks.is_down = True
+    for batches in range(1, 4):
+        office.append()
+        assert await office.shipped() == (0, batches)
+    assert not office.line.is_there
+    assert [name for name, _ in office.log.lines] == ["shipper.retrying", "shipper.recovered"]
 
 
 async def test_the_text_of_a_store_that_is_down_comes_over_the_line(office):
@@ -304,6 +318,21 @@ async def test_a_clerk_that_leaves_finishes_what_it_writes_and_begins_nothing(of
     office.clerks.gate.set()
     await leaving
     assert await shipping == (1, 0)
+
+
+async def test_a_line_that_is_open_when_the_clerk_ends_is_no_error(office):
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    server = await asyncio.start_unix_server(ClerkDesk(office.clerks).attend, office.path)
+    await until(lambda: office.line.is_there)
+    attending = [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "ClerkDesk.attend"]
+    for task in attending:
+        task.cancel()  # as what runs a loop does with what is left at its end
+    await asyncio.wait(attending)
+    server.close()
+    await until(lambda: not office.line.is_there)
+    assert len(attending) == 1
+    assert errors == []
 
 
 def test_a_terminal_is_told_by_its_first_bytes():

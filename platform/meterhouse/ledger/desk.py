@@ -25,6 +25,8 @@ ANSWER_SECONDS = 2.0
 """How long a worker waits for an answer, before it writes the batch itself: less than it may ship when it stops."""
 RETRY_SECONDS = 0.2
 """After a lost connection, how long until the next is tried."""
+AWAY_SECONDS = 10.0
+"""How long a worker does without a clerk that has no database: so long that it also seals in its place."""
 BODY_SECONDS = 5.0
 """How long a frame may take to arrive once its length did."""
 AT_ONCE = 2
@@ -90,6 +92,8 @@ class ClerkLine:
         self._path = path
         self._writer: asyncio.StreamWriter | None = None
         self._answer: asyncio.Future[bytes] | None = None
+        self._is_away = False
+        """Whether the clerk has said so, as the last that it said."""
 
     @property
     def is_there(self) -> bool:
@@ -101,13 +105,15 @@ class ClerkLine:
         while True:
             with suppress(OSError, asyncio.IncompleteReadError, Misspoken):
                 await self._listen()
-            await asyncio.sleep(RETRY_SECONDS)
+            rest_seconds = AWAY_SECONDS if self._is_away else RETRY_SECONDS
+            self._is_away = False
+            await asyncio.sleep(rest_seconds)
 
     async def ship(self, entries: list[Entry]) -> Summary | None:
         """Let the clerk write a batch; None when it did not, or did not say so: then it is to be written again.
 
         Raises:
-            StoreDown: The clerk met it.
+            StoreDown: The clerk met it, and is not there for ``AWAY_SECONDS``.
         """
         writer = self._writer
         if writer is None or self._answer is not None:
@@ -129,6 +135,8 @@ class ClerkLine:
         finally:
             self._answer = None
         if isinstance(answer, Away):
+            self._is_away = True
+            self._hang_up(writer)
             raise StoreDown(answer.message, detail=answer.detail)
         return answer if isinstance(answer, Summary) else None
 
