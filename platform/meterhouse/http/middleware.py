@@ -53,17 +53,15 @@ class RequestContext:
             return
         exchange = self._open(scope)
         onward = send if TAKES_BODY in scope else splitting(send)
-        head: Message | None = None
-        """Of the answer that is under way: it has begun, and not ended."""
+        is_open_stream = False
 
         def reply(message: Message) -> Awaitable[None]:
-            nonlocal head
-            is_head = message["type"] == "http.response.start"
-            if is_head:
+            nonlocal is_open_stream
+            if message["type"] == "http.response.start":
                 _complete_head(exchange, message, self._envelope.request_id_header)
-                head = message
-            if not message.get("more_body", is_head):
-                head = None
+                is_open_stream = message.get("more_body", True) and _is_event_stream(message)
+            else:
+                is_open_stream = is_open_stream and message.get("more_body", False)
             return onward(message)
 
         try:
@@ -72,11 +70,11 @@ class RequestContext:
             exchange.status = exchange.status or CLIENT_CLOSED_STATUS
         except GatewayError as error:
             exchange.error = error
-            await self._fail(reply, exchange, error, head)
+            await self._fail(reply, exchange, error, is_open_stream=is_open_stream)
         except Exception as error:  # noqa: BLE001 - the request edge: anything unforeseen is a 500 and a page
             exchange.error = GatewayError("The server had an error. Try again; if it stays, tell the operator.")
             get_logger().error(Event.REQUEST_FAILED, request_id=public_request_id(exchange.request_id), exc_info=error)
-            await self._fail(reply, exchange, exchange.error, head)
+            await self._fail(reply, exchange, exchange.error, is_open_stream=is_open_stream)
         finally:
             if exchange.route == UNKNOWN_ROUTE:
                 exchange.route = route_of(scope)
@@ -97,12 +95,12 @@ class RequestContext:
         scope[SCOPE_NAME] = exchange
         return exchange
 
-    async def _fail(self, send: Send, exchange: Exchange, error: GatewayError, head: Message | None) -> None:
+    async def _fail(self, send: Send, exchange: Exchange, error: GatewayError, *, is_open_stream: bool) -> None:
         """Say what went wrong: as the answer, or as the last event of a stream that has begun (design.md 3)."""
         request_id = public_request_id(exchange.request_id)
         if not exchange.status:
             await send_error(send, error, self._envelope, request_id)
-        elif head is not None and _is_event_stream(head):
+        elif is_open_stream:
             await send({"type": "http.response.body", "body": self._envelope.event(error, request_id)})
 
 

@@ -1,5 +1,6 @@
 """What an open stream keeps, and what is done for it while nothing is due: little, because there are thousands."""
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from api.asking import Tenant, marked
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 from meterhouse.http.call import Call
+from meterhouse.ids import public_request_id
 
 PATIENCE_SECONDS = 60
 SECOND_NS = 1_000_000_000
@@ -40,6 +42,12 @@ def test_what_only_the_beginning_needed_is_let_go(gateway: Gateway, call: Call) 
     assert call.scope["headers"] == []
     assert call.tally.reservation.states == ()
     assert gateway.call(lambda: len(call.tally.attempt.text)) > 0  # to be counted, should no usage come
+
+
+def test_the_head_is_not_kept_once_it_is_sent(gateway: Gateway, call: Call) -> None:
+    mine = (b"x-request-id", public_request_id(call.tally.request_id).encode())
+    dictionaries = [thing for thing in gateway.call(gc.get_objects) if isinstance(thing, dict)]
+    assert not [one for one in dictionaries if one.get("type") == "http.response.start" and mine in one["headers"]]
 
 
 def test_it_is_looked_at_when_something_can_be_due(gateway: Gateway, call: Call) -> None:
