@@ -16,7 +16,7 @@ BENCH = "cli.py"
 CONSOLE = "console/beside.py"
 """`meterhouse dev` starts the console beside itself, from no input of a request."""
 KEEPER = "keeper.py"
-"""`meterhouse serve` forks the clerk, as it forks its workers, before any request is there."""
+"""`meterhouse serve` forks the clerk as it forks its workers: in the parent, which sees no request."""
 TEMPLATES = [
     "{{7*7}}",
     "${7*7}",
