@@ -187,6 +187,23 @@ async def test_a_clerk_that_hangs_is_waited_for_once(office, monkeypatch):
     assert len(office.clerks.rows) == 2
 
 
+async def test_a_batch_that_waited_too_long_for_its_turn_is_the_workers_alone(office, monkeypatch):
+    monkeypatch.setattr(desk, "ANSWER_SECONDS", 0.05)
+    clerk = ClerkDesk(office.clerks)
+    await office.start_clerk(clerk.attend)
+    await clerk.finish(60)  # takes every turn, as other workers' batches do
+    office.append()
+    assert await office.shipped() == (0, 1)
+    await until(lambda: office.line.is_there)  # again: by then the clerk knows that the line before has ended
+    for _ in range(desk.AT_ONCE):
+        clerk._turns.release()
+    await until(lambda: clerk._lines == 1)
+    monkeypatch.setattr(desk, "ANSWER_SECONDS", 20)
+    office.append()
+    assert await office.shipped() == (1, 1)
+    assert office.clerks.batches == [1]
+
+
 async def test_a_clerk_that_takes_connections_and_does_not_greet_is_not_there(office):
     async def be_mute(reader, writer):
         await reader.read()

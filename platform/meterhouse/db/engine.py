@@ -87,19 +87,21 @@ def open_engine(url: str, policy: EnginePolicy = DEFAULT_POLICY) -> AsyncEngine:
         policy: how many connections, and how long anything may take.
     """
     parsed = sa.make_url(url)
-    pool = {
+    options = {
         "poolclass": AsyncAdaptedQueuePool,
         "pool_size": policy.connections,
         "max_overflow": 0,
         "pool_timeout": policy.acquire_timeout_seconds,
+        # An error is logged: it may say which statement it is of, and not whose rows it was to write.
+        "hide_parameters": True,
     }
     if parsed.get_backend_name() != "sqlite":
         opened = partial(postgres.open_connection, postgres.dsn_of(url), policy)
-        engine = create_async_engine("postgresql+asyncpg://", async_creator=opened, **pool)
+        engine = create_async_engine("postgresql+asyncpg://", async_creator=opened, **options)
         event.listen(engine.sync_engine, "close", postgres.hang_up)
         return engine
     opened = partial(open_file, parsed.database or "", policy.busy_timeout_ms)
-    engine = create_async_engine(url, async_creator=opened, **pool)
+    engine = create_async_engine(url, async_creator=opened, **options)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine
 

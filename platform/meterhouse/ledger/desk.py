@@ -180,7 +180,10 @@ class ClerkDesk:
             writer.write(GREETING)
             while True:
                 entries = _OFFERS.decode(await _read_frame(reader))
-                writer.write(_frame(await self._write(entries)))
+                async with self._turns:
+                    if reader.at_eof():
+                        return  # whoever offered it waits no more and writes it: two at it would meet in SQL's locks
+                    writer.write(_frame(await self._write(entries)))
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError, Misspoken, msgspec.MsgspecError):
             return
@@ -198,14 +201,13 @@ class ClerkDesk:
                     await self._turns.acquire()
 
     async def _write(self, entries: list[Entry]) -> Answer:
-        async with self._turns:
-            contents = Contents()
-            try:
-                await contents.read(entries, origin=_ORIGIN)
-                if contents.records:
-                    await self._store.insert(contents.records)
-            except UnreadableJournal:
-                return Unable()
-            except StoreDown as error:
-                return Away(error.message, error.detail)
-            return contents.summarize()
+        contents = Contents()
+        try:
+            await contents.read(entries, origin=_ORIGIN)
+            if contents.records:
+                await self._store.insert(contents.records)
+        except UnreadableJournal:
+            return Unable()
+        except StoreDown as error:
+            return Away(error.message, error.detail)
+        return contents.summarize()
