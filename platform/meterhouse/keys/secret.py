@@ -8,7 +8,7 @@ stored nowhere: only its HMAC-SHA256 under a pepper that is not in the database.
 import hmac
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -53,10 +53,9 @@ class ParsedSecret(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"ParsedSecret(environment={self.environment!r}, key_id={self.key_id!r})"
 
-    def __rich_repr__(self) -> Iterator[tuple[str, str]]:
+    def __rich_repr__(self) -> list[tuple[str, str]]:
         # A struct's own shows every field to whatever prints with rich.
-        yield "environment", self.environment
-        yield "key_id", self.key_id
+        return [("environment", self.environment), ("key_id", self.key_id)]
 
     @property
     def is_admin(self) -> bool:
