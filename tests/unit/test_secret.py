@@ -3,6 +3,7 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.pretty import pretty_repr
 
 from meterhouse.ids import BASE62
 from meterhouse.keys.secret import MAX_LENGTH, Peppers, looks_like_ours, make, parse
@@ -68,7 +69,8 @@ def test_keys_have_one_length_a_safe_alphabet_and_differ():
 def test_neither_the_redacted_form_nor_a_repr_shows_any_of_the_secret():
     made = make("live")
     secret = made.value[-38:]
-    shown = made.redacted + repr(made) + repr(parse(made.value))
+    parsed = parse(made.value)
+    shown = made.redacted + repr(made) + repr(parsed) + pretty_repr(parsed)
     assert made.redacted == made.value[:-38] + "..."
     assert not any(secret[i : i + 4] in shown for i in range(len(secret) - 3))
 

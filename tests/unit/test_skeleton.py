@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from meterhouse.errors import Malformed
 from meterhouse.http.intake import check_structure
-from meterhouse.http.skeleton import LONG_BODY_BYTES, MOST_QUOTES, has_more_than, leave_texts_out
+from meterhouse.http.skeleton import BYTES_PER_QUOTE, LONG_BODY_BYTES, MOST_QUOTES, has_more_than, leave_texts_out
 
 PADDING = b'"' + b"a, [b] {c} " * (LONG_BODY_BYTES // 11 + 1) + b'"'
 """A text that makes its body a long one, with everything in it that is structure elsewhere."""
@@ -90,9 +90,19 @@ def test_long_keys_stay() -> None:
 
 def test_what_has_too_many_quotes_is_left_whole() -> None:
     """Looking has an end."""
-    assert leave_texts_out(b"[" + b'"",' * (MOST_QUOTES + 1) + b"]") is None
-    assert leave_texts_out(b'["' + b'\\"' * (MOST_QUOTES + 1) + b'"]') is None
+    long = b'"' + b"x" * BYTES_PER_QUOTE * MOST_QUOTES * 2 + b'"'
+    few = MOST_QUOTES - 2
+    assert leave_texts_out(b"[" + long + b',""' * (few // 2) + b"]") == b'[""' + b',""' * (few // 2) + b"]"
+    assert leave_texts_out(b"[" + long + b',""' * (few // 2 + 1) + b"]") is None
+    assert leave_texts_out(b"[" + long[:-1] + b'\\"' * (few + 1) + b'"]') is None
     assert leave_texts_out(b'["' + b"\\" * 100_000 + b'"]') is None
+
+
+def test_what_is_mostly_short_strings_is_left_whole() -> None:
+    """Nothing is gained by jumping through messages and tools, each of a few short strings."""
+    short = b',"' + b"s" * 30 + b'"'
+    assert leave_texts_out(b"[" + PADDING + short * (len(PADDING) // BYTES_PER_QUOTE) + b"]") is None
+    assert leave_texts_out(b"[" + b"1," * LONG_BODY_BYTES + b'"k"]') is None
 
 
 def test_bytes_are_counted_no_further_than_asked() -> None:

@@ -10,8 +10,10 @@ import msgspec
 LONG_BODY_BYTES = 16_384
 """A shorter body is looked at as it is."""
 LONG_TEXT_BYTES = 1_024
-MOST_QUOTES = 1_024
-"""Where jumping ends: with more ends of strings, escaped quotes included, nothing would be gained."""
+MOST_QUOTES = 2_048
+"""With more, escaped ones included, a body is looked at as it is."""
+BYTES_PER_QUOTE = 512
+"""With fewer, too: a jump takes as long as some hundred bytes that are looked at."""
 MOST_BACKSLASHES = 64
 """As many before a quote, and it is not counted whether they are more."""
 
@@ -37,36 +39,39 @@ def has_more_than(data: bytes, mark: bytes, most: int) -> bool:
 
 def leave_texts_out(body: bytes) -> bytes | None:
     """Return a body with an empty text for each long one, all of which are good; None: it has to be looked at whole."""
+    if has_more_than(body, _QUOTE, min(MOST_QUOTES, len(body) // BYTES_PER_QUOTE)):
+        return None
     kept: list[bytes] = []
     view = memoryview(body)
-    begin = at = looks = 0
+    begin = at = 0
     while (opened := body.find(_QUOTE, at)) >= 0:
-        closed, looked = _find_end(body, opened, MOST_QUOTES - looks)
+        closed = _find_end(body, opened)
         if closed < 0:
             return None
-        looks += looked
         at = closed + 1
         if closed - opened > LONG_TEXT_BYTES and not _is_key(body, at):
             if not _is_text(view[opened:at]):
                 return None
             kept += [body[begin:opened], _EMPTY]
             begin = at
+    if not kept:
+        return None  # it would be looked at twice
     kept.append(body[begin:])
     return b"".join(kept)
 
 
-def _find_end(body: bytes, opened: int, most_looks: int) -> tuple[int, int]:
-    """Return where a string ends, -1 where that is not told, and how many quotes were looked at."""
-    closed = opened
-    for looks in range(1, most_looks + 1):
-        closed = body.find(_QUOTE, closed + 1)
-        before = body[max(opened + 1, closed - MOST_BACKSLASHES) : max(0, closed)]
+def _find_end(body: bytes, opened: int) -> int:
+    """Return where a string ends; -1 where that is not told."""
+    closed = body.find(_QUOTE, opened + 1)
+    while closed >= 0:
+        before = body[max(opened + 1, closed - MOST_BACKSLASHES) : closed]
         backslashes = len(before) - len(before.rstrip(_BACKSLASH))
-        if closed < 0 or backslashes == MOST_BACKSLASHES:
+        if backslashes == MOST_BACKSLASHES:
             break
         if backslashes % 2 == 0:
-            return closed, looks
-    return -1, most_looks
+            return closed
+        closed = body.find(_QUOTE, closed + 1)
+    return -1
 
 
 def _is_key(body: bytes, behind: int) -> bool:

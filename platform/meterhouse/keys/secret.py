@@ -53,6 +53,10 @@ class ParsedSecret(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"ParsedSecret(environment={self.environment!r}, key_id={self.key_id!r})"
 
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        # A struct's own shows every field to whatever prints with rich.
+        return [("environment", self.environment), ("key_id", self.key_id)]
+
     @property
     def is_admin(self) -> bool:
         """Whether it is an operator's key."""
