@@ -35,6 +35,8 @@ MOST_LINES = 256
 """How many connections the clerk attends to: more than a host has workers, also while it replaces them."""
 _LENGTH_BYTES = 4
 _ORIGIN = "a batch"
+_GONE = (TimeoutError, ConnectionError, RuntimeError)
+"""What a line that is gone raises: uvloop says RuntimeError where asyncio's own loop says nothing."""
 
 
 class Misspoken(Exception):
@@ -126,7 +128,7 @@ class ClerkLine:
             writer.write(frame)
             async with asyncio.timeout(ANSWER_SECONDS):
                 answer = _ANSWERS.decode(await asked)
-        except (TimeoutError, ConnectionError, msgspec.MsgspecError):
+        except (*_GONE, msgspec.MsgspecError):
             self._hang_up(writer)
             return None
         except asyncio.CancelledError:
