@@ -11,6 +11,7 @@ TASKS_ALLOWED = {
     "limits/lane.py": "the one task that keeps a server connected, awaited by close(); it catches what can fail",
     "limits/link.py": "announcements and the map of slots, cancelled and awaited by close()",
     "limits/pool.py": "the one draw of a pool, awaited by close()",
+    "http/connection.py": "one for each request; kept in the server's state, which is waited for, until it ends",
     "http/tasks.py": "the helper: keeps the reference, logs a failure, is awaited at shutdown",
     "limits/learning.py": "one operation for all who wait; kept in its flight until it ends",
     "limits/counters.py": "one reading of the ledger for all who wait; kept in _flights until it ends",

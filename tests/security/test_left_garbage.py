@@ -11,11 +11,11 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from fakes.daemon import wait_until
 from fakes.gateway import MESSAGES, Gateway
 from fakes.upstream import FakeUpstream
+from meterhouse.http.cycle import Cycle
 from meterhouse.keys.secret import make
 from security.raw import connect, listen, post
 
@@ -38,7 +38,7 @@ def uncollected() -> Iterator[None]:
 
 def alive() -> int:
     """Return of how many requests there is something left."""
-    return sum(isinstance(found, RequestResponseCycle) for found in gc.get_objects())
+    return sum(isinstance(found, Cycle) for found in gc.get_objects())
 
 
 def chat(key: str, model: str, *, is_streamed: bool = True) -> bytes:

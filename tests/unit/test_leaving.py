@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 from starlette.types import Scope
 
-from meterhouse.http.connection import Flow
-from meterhouse.http.leaving import Leaving, leaving_of, put_leaving, tell_leaving
+from meterhouse.http.flow import Flow
+from meterhouse.http.leaving import CLIENT, Leaving, leaving_of
 
 
 class Hearing:
@@ -35,38 +35,34 @@ def client_of(scope: Scope) -> Leaving:
 
 
 async def test_it_is_told_when_it_happens_and_once(flow: Flow) -> None:
-    scope: Scope = {}
+    scope: Scope = {CLIENT: Leaving(flow)}
     hearing = Hearing()
-    put_leaving(scope, flow)
     client_of(scope).watch(hearing, "mine")
     assert hearing.heard == []
-    tell_leaving(scope)
-    tell_leaving(scope)
+    client_of(scope).tell()
+    client_of(scope).tell()
     assert hearing.heard == ["mine"]
 
 
 async def test_who_asks_too_late_hears_it_at_once(flow: Flow) -> None:
-    scope: Scope = {}
+    scope: Scope = {CLIENT: Leaving(flow)}
     hearing = Hearing()
-    put_leaving(scope, flow)
-    tell_leaving(scope)
+    client_of(scope).tell()
     client_of(scope).watch(hearing, "mine")
     assert hearing.heard == ["mine"]
 
 
 async def test_who_no_longer_asks_hears_nothing(flow: Flow) -> None:
-    scope: Scope = {}
+    scope: Scope = {CLIENT: Leaving(flow)}
     hearing = Hearing()
-    put_leaving(scope, flow)
     client_of(scope).watch(hearing, "mine")
     client_of(scope).forget()
-    tell_leaving(scope)
+    client_of(scope).tell()
     assert hearing.heard == []
 
 
 async def test_a_connection_is_read_while_somebody_waits_for_its_end(flow: Flow) -> None:
-    scope: Scope = {}
-    put_leaving(scope, flow)
+    scope: Scope = {CLIENT: Leaving(flow)}
     flow.pause_reading()
     client_of(scope).watch(Hearing(), "mine")
     assert not flow.read_paused

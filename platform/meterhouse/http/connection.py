@@ -1,35 +1,41 @@
-"""A client's connection: uvicorn's own, which also drops a client that does not read, and can be drained.
+"""A client's connection, as uvicorn's server has it: requests are parsed, begun one after another, and bounded.
 
-Everything that is sent ends here, so this is the one place where a stalled client is dropped, whoever waits for it;
-to the request it looks like any client that left. Without it, a connection that is closed while its client reads
-nothing would stay open for ever, because closing waits for what is still to be sent.
+It is in the place of uvicorn's own protocol (decision 0041), and uses what that uses: httptools, the server's state and
+settings. A request's head is gone through once. Everything that is sent ends here, so this is the one place where a
+stalled client is dropped, whoever waits for it; to the request it looks like any client that left. Without it, a
+connection that is closed while its client reads nothing would stay open for ever, because closing waits for what is
+still to be sent.
 
 It also bounds what uvicorn leaves to a proxy: how long a request's head may take, also the first one, how long it may
 be, how often it may name its host, and how many requests may wait for the one before them; and what is no HTTP is
-answered in our envelope.
+answered in our envelope. Not here: WebSockets, ``limit_concurrency``, ``reset_contextvars`` (nobody sets them).
 """
 
 import asyncio
+import logging
 import socket
-from typing import Any, ClassVar
+from collections.abc import Coroutine
+from typing import Any
 
-from uvicorn._types import ASGI3Application
+import httptools
+from starlette.types import Scope
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import IS_WHOLE
 from meterhouse.http.cycle import TAKES_BODY, Cycle
-from meterhouse.http.leaving import put_leaving, tell_leaving
+from meterhouse.http.flow import Flow
+from meterhouse.http.head import HEADERS, LOOKED_AT, MAX_HEADERS, check_headers, is_expecting, read_target
+from meterhouse.http.leaving import CLIENT
+from meterhouse.http.patient import NEVER, PatientConnection
 from meterhouse.http.respond import render
-from meterhouse.http.signal import Signal
 from meterhouse.http.skeleton import has_more_than
 
 MAX_HEAD_BYTES = 65_536
 """More than nginx lets through (32 KB)."""
-MAX_HEADERS = 256
 KERNEL_BYTES = 262_144
 """What the kernel may take of an answer that its client does not read. Left to itself it takes some megabytes, and a
 few hundred such clients use up what all connections of the machine share."""
@@ -40,50 +46,17 @@ FEW_LINES = 64
 """What came in so few lines is parsed at once: it holds twenty requests at most. So does a long body, in one line."""
 MAX_HELD_BYTES = 65_536
 """What may wait behind a request that is being answered before nothing more is read; one read of it comes on top."""
-_ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-encoding"})
-"""Who reads the first and who reads the last of several must not disagree about these."""
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
-class Flow(FlowControl):
-    """uvicorn's, which can be kept from reading on, whoever asks for more."""
-
-    is_full = False
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__(transport)
-        self._is_writable_event = Signal(is_set=True)  # type: ignore[assignment]  # as far as uvicorn uses it
-
-    def resume_reading(self) -> None:
-        """Read on, unless there is no room, or nothing to be read from."""
-        if not self.is_full and not self._transport.is_closing():
-            super().resume_reading()
-
-
-class Pipeline(list[tuple[RequestResponseCycle, ASGI3Application]]):
-    """Requests that wait for the one before them, the next one last: few, so that a deque's 760 bytes are too many."""
-
-    def appendleft(self, waiting: tuple[RequestResponseCycle, ASGI3Application]) -> None:
-        """Let another one wait."""
-        self.insert(0, waiting)
-
-
-class Connection(HttpToolsProtocol):
+class Connection(PatientConnection):
     """One connection."""
 
-    flow: Flow
-
-    stall_seconds: ClassVar[float] = 30.0
-    """How long a client may leave unread what waits for it, once that is more than 64 KB."""
-
-    head_seconds: ClassVar[float] = 10.0
-    """How long the head of a request may take, from when the connection was made or the head began."""
-
-    # Python keeps up to 30 attributes in place. Beside uvicorn's these would be too many, and then all of them are in a
-    # dictionary, which takes 1,200 bytes more.
     __slots__ = (
-        "_drop",
-        "_head",
+        "_app_state",
+        "_config",
         "_head_bytes",
+        "_headers",
         "_held",
         "_idle_since",
         "_is_behind",
@@ -91,6 +64,14 @@ class Connection(HttpToolsProtocol):
         "_is_in_body",
         "_is_in_head",
         "_running",
+        "_scheme",
+        "_server",
+        "_server_state",
+        "_target",
+        "_url",
+        "client",
+        "parser",
+        "pipeline",
     )
 
     def __init__(
@@ -100,20 +81,32 @@ class Connection(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self.pipeline = Pipeline()  # type: ignore[assignment]  # as far as uvicorn uses it
-        self._drop: asyncio.TimerHandle | None = None
-        self._head: asyncio.TimerHandle | None = None
+        if not config.loaded:
+            config.load()
+        self._config = config
+        self._server_state = server_state
+        self._app_state = app_state
+        super().__init__(_loop or asyncio.get_running_loop())
+        self.parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
+        # What comes behind a request that closes the connection is nobody's, and no error.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._target = (b"", "", b"", b"")
+        """The address of the last request, and what it says: most ask for the same one again."""
+        self._running: Cycle | None = None
+        """The request that is being answered, or was last."""
+        self.pipeline: list[Cycle] = []
+        """Requests that wait for the one before them, the next one last: few, so that a deque's 760 bytes are too
+        many."""
+        self._held = b""
+        """What came behind a request that waits for the one before it."""
         self._is_in_head = self._is_in_body = False
         self._head_bytes = 0
         self._is_behind = False
         """Whether there is another request before a head in what is parsed now."""
         self._is_draining = False
         self._idle_since = 0.0
-        self._running: RequestResponseCycle | None = None
-        """The request that is being answered, or was last."""
-        self._held = b""
-        """What came behind a request that waits for the one before it."""
 
     def drain(self) -> None:
         """Say with the next head that is sent that the connection is closed after its answer.
@@ -127,19 +120,51 @@ class Connection(HttpToolsProtocol):
 
     def release(self, idle_seconds: float) -> None:
         """Close the connection if it has been idle for so long."""
-        is_idle = self.cycle is None or self.cycle.response_complete
-        if is_idle and self.loop.time() - self._idle_since >= idle_seconds:
+        if self._is_idle() and self.loop.time() - self._idle_since >= idle_seconds:
             self.shutdown()
+
+    def shutdown(self) -> None:
+        """Close the connection when its request is over; what its client has not read then is not waited for."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+        if self.transport.is_closing():
+            self._drop_later()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn says it
         """Begin to be idle."""
-        self._idle_since = self.loop.time()
+        self._server_state.connections.add(self)  # type: ignore[arg-type]  # its own protocols are what it knows
+        self.transport = transport
+        self.flow = Flow(transport)
+        self._server = get_local_addr(transport)
+        self.client = get_remote_addr(transport)
+        self._scheme = "https" if is_ssl(transport) else "http"
         found = transport.get_extra_info("socket")
         if found is not None and found.family != socket.AF_UNIX:  # that has a bound of its own
             found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
-        super().connection_made(transport)
-        self.flow = Flow(transport)
+        self._idle_since = self.loop.time()
         self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Clean up, and tell the requests that are here that their client is gone."""
+        self._server_state.connections.discard(self)
+        self._wait_no_more()
+        running, self._running = self._running, None
+        open_cycles = [one for one in {running, self.cycle} if one is not None and not one.response_complete]
+        for cycle in open_cycles:
+            cycle.is_gone = True
+            cycle.wake()
+        for cycle in self.pipeline:  # they never began
+            cycle.scope.pop(CLIENT, None)
+        self.pipeline.clear()
+        self._held = b""
+        self.flow.resume_writing()
+        if exc is None:
+            self.transport.close()
+        del self.parser  # it knows this connection
+        if running is not None and not running.response_complete:
+            running.tell()
 
     def data_received(self, data: bytes) -> None:
         """Read on, up to the first request that has to wait for another; the rest is held."""
@@ -166,114 +191,138 @@ class Connection(HttpToolsProtocol):
     def _parse(self, data: bytes) -> None:
         """Read on, and see to it that a head ends."""
         self._is_behind = self._is_in_body
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            _logger().warning("Unsupported upgrade request.")
+        except httptools.HttpParserError:
+            _logger().warning("Invalid HTTP request received.")
+            self._refuse(Malformed("Invalid HTTP request received. Check its form.", code="invalid_request"))
         if self._is_in_head:
             # Where in this a head began behind another request is not known; what comes next is all of the head.
             self._head_bytes += 0 if self._is_behind else len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(_too_large())
         if self._is_in_head or self.cycle is None or self.cycle.response_complete:
-            # uvicorn no longer waits for a next request, although what came may be none.
+            # What came may be no request at all.
             self._expect_head()
 
     def on_message_begin(self) -> None:
         """Begin a head."""
-        self._is_in_head = True
-        self._is_in_body = False
+        self._is_in_head, self._is_in_body = True, False
         self._head_bytes = 0
-        super().on_message_begin()
+        self._url = b""
+        self._headers = []
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the address."""
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; those behind a body are nobody's."""
         if self._is_in_head:
-            super().on_header(name, value)
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Begin a request, or let it wait for the one before it.
+
+        Raises:
+            ValueError: Its head can be read in two ways, or has too many headers; the parser ends at it.
+            HttpParserInvalidURLError: Its address is none; as above.
+        """
+        self._is_in_head, self._is_in_body = False, True
+        self._deadline, self._is_waiting_for_head = NEVER, False
+        headers, parser, url = self._headers, self.parser, self._url
+        version, method = parser.get_http_version(), parser.get_method()
+        found = dict(headers)
+        is_usual = version == "1.1" and b"host" in found and len(found) == len(headers) and LOOKED_AT.isdisjoint(found)
+        if not is_usual or len(headers) > MAX_HEADERS:
+            found = check_headers(headers, version)
+        if url != self._target[0]:
+            self._target = read_target(url, self._config.root_path)
+        scope: Scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "server": self._server,
+            "client": self.client,
+            "scheme": self._scheme,
+            "method": "POST" if method == b"POST" else method.decode("ascii"),
+            "root_path": self._config.root_path,
+            "path": self._target[1],
+            "raw_path": self._target[2],
+            "query_string": self._target[3],
+            "headers": headers,
+            HEADERS: found,
+            TAKES_BODY: True,
+        }
+        if self._app_state:
+            scope["state"] = self._app_state.copy()
+        before = self.cycle
+        cycle = self.cycle = Cycle(scope, self.transport, self.flow, self._server_state, self._on_response)
+        # What comes behind a head that asks for another protocol is not read as HTTP any more.
+        if self._is_draining or version == "1.0" or not parser.should_keep_alive() or parser.should_upgrade():
+            cycle.keep_alive = False
+        if not is_usual:
+            cycle.waiting_for_100_continue = is_expecting(headers)
+        cycle.is_head = method == b"HEAD"
+        if self._config.access_log and _access_logger().hasHandlers():
+            cycle.access_logger = _access_logger()
+        if before is None or before.response_complete:
+            self._start(cycle)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.insert(0, cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of the body until it is received; an answer that is over has no need of it."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return
+        if not cycle.body:
+            cycle.body = body
+        elif isinstance(cycle.body, bytearray):
+            cycle.body += body
+        else:
+            cycle.body = bytearray(cycle.body + body)
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.wake()
 
     def on_message_complete(self) -> None:
         """Let whoever reads the body know that it is here whole."""
-        super().on_message_complete()
-        self._is_in_body = False
-        self._is_behind = True
-        self.scope[IS_WHOLE] = True  # type: ignore[literal-required]  # a key of ours in ASGI's own scope
+        self._is_in_body, self._is_behind = False, True
+        cycle = self.cycle
+        if cycle is None:
+            return
+        cycle.scope[IS_WHOLE] = True
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.wake()
 
-    def on_response_complete(self) -> None:
-        """Be idle again, or go on with what was held."""
+    def _start(self, cycle: Cycle) -> None:
+        self._running = cycle
+        answering: Coroutine[Any, Any, None] = self._config.loaded_app(cycle.scope, cycle.receive, cycle.send)
+        task = self.loop.create_task(answering)
+        self._server_state.tasks.add(task)
+        task.add_done_callback(cycle.finish)
+
+    def _on_response(self) -> None:
+        """Be idle again, or go on with what waited for the answer that is complete now."""
         self._idle_since = self.loop.time()
+        self._server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
-            self._running = self.pipeline[-1][0]
-        super().on_response_complete()
-        if self._held and not self.pipeline and not self.transport.is_closing():
+            self._start(self.pipeline.pop())
+        else:
+            self._expect_request(self._idle_since, self._config.timeout_keep_alive)
+        if self._held and not self.pipeline:
             self.flow.is_full = False
             self.data_received(b"")
             self.flow.resume_reading()
-
-    def on_headers_complete(self) -> None:
-        """Begin a request.
-
-        Raises:
-            ValueError: Its head can be read in two ways, or has too many headers; uvicorn answers 400 then.
-        """
-        before = self.cycle
-        self._is_in_head = False
-        self._is_in_body = True
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
-        _check_headers(self.headers, self.parser.get_http_version())
-        self.scope[TAKES_BODY] = True  # type: ignore[literal-required]  # a key of ours in ASGI's own scope
-        super().on_headers_complete()
-        if self.cycle is not None:
-            self.cycle.__class__ = Cycle  # uvicorn does not ask which class it is to make; the request begins later
-        if not self.pipeline:
-            self._running = self.cycle
-        # What comes behind a head that asks for another protocol is not read as HTTP any more.
-        if (self._is_draining or self.parser.should_upgrade()) and self.cycle is not None:
-            self.cycle.keep_alive = False
-        if self.cycle is not before:
-            self.cycle.message_event = Signal()  # type: ignore[assignment]  # as far as uvicorn uses it
-            put_leaving(self.cycle.scope, self.flow)  # type: ignore[arg-type]  # ASGI's own scope
-
-    def pause_writing(self) -> None:
-        """Begin to wait for a client that does not read."""
-        super().pause_writing()
-        self._drop_later()
-
-    def resume_writing(self) -> None:
-        """Forget that the client did not read."""
-        super().resume_writing()
-        if not self.transport.is_closing():
-            self._keep()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection; what its client has not read yet is not waited for without an end."""
-        super().timeout_keep_alive_handler()
-        self._drop_later()
-
-    def shutdown(self) -> None:
-        """Close the connection when its request is over, as above."""
-        super().shutdown()
-        if self.transport.is_closing():
-            self._drop_later()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Clean up."""
-        self._keep()
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
-        running, self._running = self._running, None
-        if running is not None and running is not self.cycle and not running.response_complete:
-            # uvicorn tells the newest request only, which waits for this one.
-            running.disconnected = True
-            running.message_event.set()
-        self.pipeline.clear()
-        self._held = b""
-        super().connection_lost(exc)
-        if running is not None and not running.response_complete:
-            tell_leaving(running.scope)  # type: ignore[arg-type]  # ASGI's own scope
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be read."""
-        self._refuse(Malformed(f"{msg} Check its form.", code="invalid_request"))
 
     def _refuse(self, error: GatewayError) -> None:
         """Answer outside any request, and close."""
@@ -283,43 +332,7 @@ class Connection(HttpToolsProtocol):
             status, headers, body = render(error)
             lines = [b"%b: %b" % pair for pair in [*headers, (b"connection", b"close")]]
             self.transport.write(b"\r\n".join([b"HTTP/1.1 %d" % status + b" Refused", *lines, b"", body]))
-        self.transport.close()
-        self._drop_later()
-
-    def _expect_head(self) -> None:
-        if self._head is None and not self.transport.is_closing():
-            self._head = self.loop.call_later(self.head_seconds, self._end_waiting)
-
-    def _end_waiting(self) -> None:
-        """Close a connection on which no head has come in time."""
-        self._head = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-            self._drop_later()
-
-    def _drop_later(self) -> None:
-        if self._drop is None:
-            self._drop = self.loop.call_later(self.stall_seconds, self.transport.abort)
-
-    def _keep(self) -> None:
-        if self._drop is not None:
-            self._drop.cancel()
-            self._drop = None
-
-
-def _check_headers(headers: list[tuple[bytes, bytes]], version: str) -> None:
-    if len(headers) > MAX_HEADERS:
-        raise ValueError("too many headers")
-    seen: set[bytes] = set()
-    for name, value in headers:
-        if name in _ONCE:
-            if name in seen:
-                raise ValueError("a header is there twice")
-            seen.add(name)
-            if name == b"transfer-encoding" and (value.lower() != b"chunked" or version != "1.1"):
-                raise ValueError("a transfer coding that is not read")
-    if version == "1.1" and b"host" not in seen:
-        raise ValueError("no host is named")
+        self._close()
 
 
 def _too_large() -> GatewayError:
@@ -328,6 +341,14 @@ def _too_large() -> GatewayError:
     return error
 
 
+def _logger() -> logging.Logger:
+    return logging.getLogger("uvicorn.error")
+
+
+def _access_logger() -> logging.Logger:
+    return logging.getLogger("uvicorn.access")
+
+
 def connection_type(stall_seconds: float) -> type[Connection]:
     """Return the class of connections whose clients are dropped after so long."""
-    return type("Connection", (Connection,), {"stall_seconds": stall_seconds})
+    return type("Connection", (Connection,), {"__slots__": (), "stall_seconds": stall_seconds})

@@ -7,9 +7,11 @@ client that left (``call``).
 from typing import Any, Protocol, TypeVar
 
 from starlette.types import Scope
-from uvicorn.protocols.http.flow_control import FlowControl
 
-_LEAVING = "meterhouse.leaving"
+from meterhouse.http.flow import Flow
+
+CLIENT = "meterhouse.client"
+"""The key in the scope of a request whose client can be asked after."""
 
 Subject = TypeVar("Subject")
 Subject_contra = TypeVar("Subject_contra", contravariant=True)
@@ -26,10 +28,10 @@ class Watcher(Protocol[Subject_contra]):
 class Leaving:
     """The client of one request. It knows its watcher until ``forget``, so that none is kept by a connection."""
 
-    __slots__ = ("_flow", "_subject", "_watcher", "is_gone")
+    __slots__ = ("_subject", "_watcher", "flow", "is_gone")
 
-    def __init__(self, flow: FlowControl) -> None:
-        self._flow = flow
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
         self._watcher: Watcher[Any] | None = None
         self._subject: object = None
         self.is_gone = False
@@ -41,7 +43,7 @@ class Leaving:
             return
         self._watcher, self._subject = watcher, subject
         # The end of a connection that is not read is not seen.
-        self._flow.resume_reading()
+        self.flow.resume_reading()
 
     def forget(self) -> None:
         """Tell nobody."""
@@ -56,18 +58,7 @@ class Leaving:
             watcher.leave(subject)
 
 
-def put_leaving(scope: Scope, flow: FlowControl) -> None:
-    """Let a request's scope know its client."""
-    scope[_LEAVING] = Leaving(flow)
-
-
-def tell_leaving(scope: Scope) -> None:
-    """Say that a request's client is gone."""
-    leaving: Leaving = scope[_LEAVING]
-    leaving.tell()
-
-
 def leaving_of(scope: Scope) -> Leaving | None:
     """Return the client of a request; None for a server that does not say."""
-    found: Leaving | None = scope.get(_LEAVING)
+    found: Leaving | None = scope.get(CLIENT)
     return found

@@ -21,12 +21,12 @@ from meterhouse.errors import (
 from meterhouse.http.cycle import TAKES_BODY, splitting
 from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_ROUTE, Exchange, Observer
 from meterhouse.http.guard import ClientGone
+from meterhouse.http.head import HEADERS
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, send_error
 from meterhouse.ids import new_request_id, public_request_id
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.traces import Tracing
 
-_HEADERS = "meterhouse.headers"
 OPENAI_VERSION = (b"openai-version", b"2020-10-01")
 FREE_BYTES = 65_536
 """A body that is no longer is not counted: as many of them as there may be requests are no burden."""
@@ -247,15 +247,15 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 def first_headers(scope: Scope) -> dict[bytes, bytes]:
     """Return the request's headers by name; of one that came more than once the first counts. Made once a request."""
-    found: dict[bytes, bytes] | None = scope.get(_HEADERS)
+    found: dict[bytes, bytes] | None = scope.get(HEADERS)
     if found is None:
-        found = scope[_HEADERS] = dict(reversed(scope["headers"]))
+        found = scope[HEADERS] = dict(reversed(scope["headers"]))
     return found
 
 
 def let_go_headers(scope: Scope) -> None:
     """Forget a request's headers once its answer has begun: they can be some kilobytes of each that is open."""
-    scope.pop(_HEADERS, None)
+    scope.pop(HEADERS, None)
     # In place: the connection has the same list.
     scope["headers"].clear()
 

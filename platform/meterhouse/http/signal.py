@@ -1,4 +1,4 @@
-"""What uvicorn makes two of for each connection, without the queue of 760 bytes that asyncio's own brings along.
+"""What wakes those who wait for a client, without the queue of 760 bytes that asyncio's own event brings along.
 
 Not here: fairness among those that wait, who are one as a rule; all are woken at once.
 """
@@ -7,7 +7,7 @@ import asyncio
 
 
 class Signal:
-    """An ``asyncio.Event`` as far as uvicorn uses it."""
+    """An ``asyncio.Event``, as far as a connection needs one."""
 
     __slots__ = ("_is_set", "_waiters")
 
