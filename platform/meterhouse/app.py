@@ -29,7 +29,7 @@ from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import InferenceEndpoint
 from meterhouse.http.live import build_live_router
-from meterhouse.http.middleware import BodyLimit, BodyMemory, RequestContext
+from meterhouse.http.middleware import BodyLimit, BodyMemory, RequestContext, first_headers
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.passage import ClientWire
 from meterhouse.http.receipts import build_receipts_router
@@ -83,14 +83,24 @@ class Application:
     other layers that only pass a request on, no coroutine of their own is made: each is resumed at each step.
     """
 
-    def __init__(self, inference: Mapping[str, ASGIApp], rest: ASGIApp) -> None:
+    def __init__(self, inference: Mapping[str, ASGIApp], for_pages: Mapping[str, ASGIApp], rest: ASGIApp) -> None:
+        """Take the endpoints by path.
+
+        Args:
+            inference: for requests that no page of a browser sends: these have no ``Origin``.
+            for_pages: the same, behind what says which pages may read an answer.
+            rest: whatever else there is.
+        """
         self._inference = inference
+        self._for_pages = for_pages
         self._rest = rest
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request."""
-        is_post = scope["type"] == "http" and scope["method"] == "POST"
-        endpoint = self._inference.get(scope["path"]) if is_post else None
+        endpoint = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoints = self._for_pages if b"origin" in first_headers(scope) else self._inference
+            endpoint = endpoints.get(scope["path"])
         return (endpoint or self._rest)(scope, receive, send)
 
 
@@ -106,7 +116,9 @@ def build_app(gateway: Gateway) -> ASGIApp:
     settings = gateway.settings
     most_bytes = settings.max_body_bytes
     long = Middleware(BodyLimit, limit_bytes=most_bytes, memory=BodyMemory(settings.body_memory_bytes))
-    inference = {wire.path: _wrap(endpoint, [*_outer(gateway, wire.envelope, paths), long]) for wire, endpoint in made}
+    inference = {wire.path: _wrap(endpoint, [_context(gateway, wire.envelope), long]) for wire, endpoint in made}
+    cors = _cors(gateway, paths)
+    for_pages = {path: _wrap(endpoint, cors) for path, endpoint in inference.items()}
     # FastAPI reads and decodes a body before it asks who sent it, so that these are short, and have their own memory.
     short = Middleware(
         BodyLimit,
@@ -115,16 +127,12 @@ def build_app(gateway: Gateway) -> ASGIApp:
         seconds=BODY_SECONDS,
         long_paths={VERIFY: most_bytes},
     )
-    outer = _outer(gateway, OPENAI_ENVELOPE, paths)
-    return Application(inference, _build_rest(gateway, [*outer, short], endpoints))
+    middleware = [*cors, _context(gateway, OPENAI_ENVELOPE), short]
+    return Application(inference, for_pages, _build_rest(gateway, middleware, endpoints))
 
 
-def _outer(gateway: Gateway, envelope: Envelope, client_token_paths: Sequence[str]) -> list[Middleware]:
-    return [
-        Middleware(ClientTokenCors, paths=client_token_paths, exposed=EXPOSED_HEADERS),
-        *_cors(gateway.settings.cors_origins),
-        Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing, envelope=envelope),
-    ]
+def _context(gateway: Gateway, envelope: Envelope) -> Middleware:
+    return Middleware(RequestContext, observer=gateway.observer, tracing=gateway.tracing, envelope=envelope)
 
 
 def _wrap(endpoint: ASGIApp, middleware: Sequence[Middleware]) -> ASGIApp:
@@ -168,12 +176,18 @@ def _wires() -> tuple[ClientWire, ...]:
     return (ChatWire(), CompletionsWire(), EmbeddingsWire(), ResponsesWire(), *MEDIA_WIRES, *simple)
 
 
-def _cors(origins: str | None) -> list[Middleware]:
-    """Let these origins call from a browser. Keys travel in a header, so no credentials (cookies) are allowed."""
+def _cors(gateway: Gateway, client_token_paths: Sequence[str]) -> list[Middleware]:
+    """Let pages of a browser call: those that a token names, and, where origins are set, theirs for every key.
+
+    Keys travel in a header, so no credentials (cookies) are allowed. All of it is for requests with an ``Origin``.
+    """
+    tokens = Middleware(ClientTokenCors, paths=client_token_paths, exposed=EXPOSED_HEADERS)
+    origins = gateway.settings.cors_origins
     if origins is None:
-        return []
+        return [tokens]
     named = [origin.strip() for origin in origins.split(",")]
     return [
+        tokens,
         Middleware(
             CORSMiddleware,
             allow_origins=named,
@@ -181,7 +195,7 @@ def _cors(origins: str | None) -> list[Middleware]:
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
             max_age=600,
-        )
+        ),
     ]
 
 

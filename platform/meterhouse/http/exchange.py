@@ -12,7 +12,6 @@ from starlette.types import Scope
 from meterhouse.errors import GatewayError
 from meterhouse.http.refusals import Refusals
 from meterhouse.identity import Principal
-from meterhouse.ids import public_request_id
 from meterhouse.request import Attempt, Tally
 from meterhouse.telemetry.live import Live
 from meterhouse.telemetry.logs import RequestLog
@@ -30,6 +29,8 @@ class Exchange(msgspec.Struct):
     """What is known of an HTTP request at its edge. ``started_ns`` is monotonic, ``began_ns`` wall time."""
 
     request_id: str
+    public_id: str
+    """As clients see it."""
     trace: TraceContext
     method: str
     address: str | None
@@ -53,10 +54,12 @@ class Exchange(msgspec.Struct):
         The frames that an error came through know the request, and the request its errors: what is not taken apart here
         waits for the garbage collector, which in a storm would stop everybody again and again.
         """
-        _forget_way(self.error)
+        if self.error is not None:
+            _forget_way(self.error)
         if self.tally is not None:
             for attempt in self.tally.attempts:
-                _forget_way(attempt.error)
+                if attempt.error is not None:
+                    _forget_way(attempt.error)
 
 
 def exchange_of(scope: Scope) -> Exchange:
@@ -88,36 +91,36 @@ class Observer:
         """Write the log line, count the metrics, make the spans if the request is sampled, failed or slow."""
         duration_ns = time.monotonic_ns() - exchange.started_ns
         duration_ms = duration_ns // 1_000_000
-        error = exchange.error
+        error, tally = exchange.error, exchange.tally
+        records = () if tally is None else tally.records
         self._metrics.observe_request(
             route=exchange.route,
             status=exchange.status,
             owner=error.owner if error else "",
             code=(error.code or "") if error else "",
             duration_ms=duration_ms,
-            records=exchange.records,
+            records=records,
         )
-        tally = exchange.tally
         if tally is not None:
             self._metrics.timings.observe(tally, duration_ns)
         elif error is not None and exchange.method == "POST" and exchange.principal is not None:
             self._refusals.note(exchange.principal, exchange.model, error)
-        fields = _log_fields(exchange, duration_ms)
+        fields = _log_fields(exchange, records, duration_ms)
         self._request_log.write(fields)
         if self._live.is_on and exchange.model and exchange.principal is not None:
             self._live.note_finished(exchange.principal.root_key_id, fields)
-        is_failed = exchange.status >= 500 or _has_failed_attempt(exchange)  # noqa: PLR2004 - server errors
+        is_failed = exchange.status >= 500 or (error is not None and _has_failed_attempt(records))  # noqa: PLR2004 - server errors
         if self._tracing.wants(exchange.trace, is_failed=is_failed, duration_ns=duration_ns):
             self._tracing.finish(exchange.trace, _spans(exchange))
 
 
-def _has_failed_attempt(exchange: Exchange) -> bool:
-    return exchange.error is not None and any(r.outcome is Outcome.UPSTREAM_FAILED for r in exchange.records)
+def _has_failed_attempt(records: tuple[UsageRecord, ...]) -> bool:
+    return any(record.outcome is Outcome.UPSTREAM_FAILED for record in records)
 
 
-def _log_fields(exchange: Exchange, duration_ms: int) -> dict[str, object]:
+def _log_fields(exchange: Exchange, records: tuple[UsageRecord, ...], duration_ms: int) -> dict[str, object]:
     fields: dict[str, object] = {
-        "request_id": public_request_id(exchange.request_id),
+        "request_id": exchange.public_id,
         "method": exchange.method,
         "route": exchange.route,
         "status": exchange.status,
@@ -132,33 +135,27 @@ def _log_fields(exchange: Exchange, duration_ms: int) -> dict[str, object]:
         fields["key_id"] = principal.key_id
     if exchange.model:
         fields["model"] = exchange.model
-    if exchange.records:
-        fields.update(_record_fields(exchange.records))
+    if records:
+        last = records[-1]
+        fields["provider"] = last.provider
+        fields["attempts"] = last.attempt
+        fields["outcome"] = last.outcome
+        fields["exactness"] = last.exactness
+        input_tokens = output_tokens = charge_nanos = 0
+        for record in records:
+            input_tokens += record.usage.input_tokens
+            output_tokens += record.usage.output_tokens
+            charge_nanos += record.charge_nanos
+        fields["input_tokens"] = input_tokens
+        fields["output_tokens"] = output_tokens
+        fields["charge_nanos"] = charge_nanos
+        fields["time_to_first_token_ms"] = last.time_to_first_token_ms
     if exchange.error is not None:
         fields["error_code"] = exchange.error.code
         fields["error_owner"] = exchange.error.owner
         if exchange.error.detail:
             fields["error_detail"] = exchange.error.detail
     return fields
-
-
-def _record_fields(records: tuple[UsageRecord, ...]) -> dict[str, object]:
-    last = records[-1]
-    input_tokens = output_tokens = charge_nanos = 0
-    for record in records:
-        input_tokens += record.usage.input_tokens
-        output_tokens += record.usage.output_tokens
-        charge_nanos += record.charge_nanos
-    return {
-        "provider": last.provider,
-        "attempts": last.attempt,
-        "outcome": last.outcome,
-        "exactness": last.exactness,
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
-        "charge_nanos": charge_nanos,
-        "time_to_first_token_ms": last.time_to_first_token_ms,
-    }
 
 
 def _spans(exchange: Exchange) -> RequestSpans:
@@ -177,7 +174,7 @@ def _spans(exchange: Exchange) -> RequestSpans:
             for attempt, record in zip(tally.attempts, exchange.records, strict=False)
         )
     return RequestSpans(
-        request_id=public_request_id(exchange.request_id),
+        request_id=exchange.public_id,
         method=exchange.method,
         route=exchange.route,
         status=exchange.status,

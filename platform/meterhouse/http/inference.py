@@ -8,7 +8,6 @@ when its record is durable. What differs from wire to wire is behind ``ClientWir
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from msgspec import structs
 from starlette.types import Receive, Scope, Send
@@ -40,7 +39,6 @@ from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.tool_text import with_rendered_tools
 from meterhouse.identity import Principal
-from meterhouse.ids import public_request_id
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.journal import Journal
@@ -129,7 +127,7 @@ class InferenceEndpoint:
         reservation.states = ()  # the headers say it, and nobody else asks
         if degraded := parts.degraded(reservation):
             headers.append((b"x-meterhouse-degraded", degraded))
-        outlet = Outlet(send, partial(_give_away, headers), self._wire.envelope, public_request_id(exchange.request_id))
+        outlet = Outlet(scope, send, headers, self._wire.envelope, exchange.public_id)
         call = Call(self._wire, asked, route, tally, outlet, Guard(), scope)
         parts.checkpointer.watch(tally)
         parts.pacer.watch(call)
@@ -297,13 +295,6 @@ def _headers(asked: Asked, demand: Demand, reservation: Reservation, now_ms: int
     if allowance is not None and (asked.output_tokens is None or allowance < demand.output_tokens):
         headers.append((b"x-meterhouse-max-tokens", str(allowance).encode()))
     return headers
-
-
-def _give_away(headers: Headers) -> Headers:
-    """Return the headers of a stream's head, once: for as long as it is open nobody needs them again."""
-    given = headers.copy()
-    headers.clear()
-    return given
 
 
 def _note_failure(tally: Tally, error: Exception) -> None:

@@ -58,10 +58,10 @@ class RequestContext:
         def reply(message: Message) -> Awaitable[None]:
             nonlocal is_open_stream
             if message["type"] == "http.response.start":
-                _complete_head(exchange, message, self._envelope.request_id_header)
+                self._complete_head(exchange, message)
                 is_open_stream = message.get("more_body", True) and _is_event_stream(message)
-            else:
-                is_open_stream = is_open_stream and message.get("more_body", False)
+            elif is_open_stream:
+                is_open_stream = message.get("more_body", False)
             return onward(message)
 
         try:
@@ -73,7 +73,7 @@ class RequestContext:
             await self._fail(reply, exchange, error, is_open_stream=is_open_stream)
         except Exception as error:  # noqa: BLE001 - the request edge: anything unforeseen is a 500 and a page
             exchange.error = GatewayError("The server had an error. Try again; if it stays, tell the operator.")
-            get_logger().error(Event.REQUEST_FAILED, request_id=public_request_id(exchange.request_id), exc_info=error)
+            get_logger().error(Event.REQUEST_FAILED, request_id=exchange.public_id, exc_info=error)
             await self._fail(reply, exchange, exchange.error, is_open_stream=is_open_stream)
         finally:
             if exchange.route == UNKNOWN_ROUTE:
@@ -82,26 +82,44 @@ class RequestContext:
             exchange.let_go()
 
     def _open(self, scope: Scope) -> Exchange:
-        traceparent = header(scope, b"traceparent")
+        traceparent = first_headers(scope).get(b"traceparent")
         client = scope.get("client")
-        exchange = Exchange(
-            request_id=new_request_id(),
-            trace=self._tracing.new_trace(traceparent),
-            method=scope["method"],
-            address=client[0] if client else None,
-            started_ns=time.monotonic_ns(),
-            began_ns=time.time_ns(),
+        request_id = new_request_id()
+        exchange: Exchange = Exchange(
+            request_id,
+            public_request_id(request_id),
+            self._tracing.new_trace(None if traceparent is None else str(traceparent, "latin-1")),
+            scope["method"],
+            client[0] if client else None,
+            time.monotonic_ns(),
+            time.time_ns(),
         )
         scope[SCOPE_NAME] = exchange
         return exchange
 
+    def _complete_head(self, exchange: Exchange, message: Message) -> None:
+        """Add what every answer says, and note its status."""
+        exchange.status = message["status"]
+        elapsed_ms = (time.monotonic_ns() - exchange.started_ns) // 1_000_000
+        request_id = exchange.public_id.encode()
+        message["headers"] = headers = [
+            *message.get("headers", ()),
+            (b"x-request-id", request_id),
+            (b"openai-processing-ms", b"%d" % elapsed_ms),
+            OPENAI_VERSION,
+        ]
+        other_id_header = self._envelope.request_id_header
+        if other_id_header is not None:
+            headers.append((other_id_header, request_id))
+        if exchange.principal is not None:
+            headers.append((b"openai-organization", exchange.principal.organization_id.encode()))
+
     async def _fail(self, send: Send, exchange: Exchange, error: GatewayError, *, is_open_stream: bool) -> None:
         """Say what went wrong: as the answer, or as the last event of a stream that has begun (design.md 3)."""
-        request_id = public_request_id(exchange.request_id)
         if not exchange.status:
-            await send_error(send, error, self._envelope, request_id)
+            await send_error(send, error, self._envelope, exchange.public_id)
         elif is_open_stream:
-            await send({"type": "http.response.body", "body": self._envelope.event(error, request_id)})
+            await send({"type": "http.response.body", "body": self._envelope.event(error, exchange.public_id)})
 
 
 class BodyMemory:
@@ -169,13 +187,15 @@ class BodyLimit:
         """
         if scope["type"] != "http":
             return self._app(scope, receive, send)
-        limit_bytes = self._long_paths.get(scope["path"], self._limit_bytes)
-        declared = header(scope, b"content-length")
-        if declared is not None and declared.isdecimal() and int(declared) > limit_bytes:
+        headers = first_headers(scope)
+        declared = headers.get(b"content-length", b"")
+        declared_bytes = int(declared) if declared.isdigit() else None
+        limit_bytes = self._long_paths.get(scope["path"], self._limit_bytes) if self._long_paths else self._limit_bytes
+        if declared_bytes is not None and declared_bytes > limit_bytes:
             raise _too_large(limit_bytes)
-        if (header(scope, b"content-encoding") or "identity").lower() != "identity":
+        if b"content-encoding" in headers and (headers[b"content-encoding"] or b"identity").lower() != b"identity":
             raise UnsupportedMedia("Compressed request bodies are not read. Send the body without Content-Encoding.")
-        if declared is not None and declared.isdecimal() and int(declared) <= FREE_BYTES and self._seconds is None:
+        if declared_bytes is not None and declared_bytes <= FREE_BYTES and self._seconds is None:
             return self._app(scope, receive, send)
         return self._pass_long(scope, _Intake(self._memory, receive, send, limit_bytes, self._seconds), limit_bytes)
 
@@ -241,7 +261,8 @@ class _Intake:
 
 def header(scope: Scope, name: bytes) -> str | None:
     """Return a request header's value, or None; the first one counts."""
-    value = first_headers(scope).get(name)
+    found: dict[bytes, bytes] | None = scope.get(HEADERS)
+    value = (first_headers(scope) if found is None else found).get(name)
     return None if value is None else str(value, "latin-1")
 
 
@@ -278,25 +299,11 @@ def credential_of(scope: Scope) -> str | None:
     return f"Bearer {key.decode('latin-1')}"
 
 
-def _complete_head(exchange: Exchange, message: Message, other_id_header: bytes | None) -> None:
-    exchange.status = message["status"]
-    elapsed_ms = (time.monotonic_ns() - exchange.started_ns) // 1_000_000
-    request_id = public_request_id(exchange.request_id).encode()
-    headers = [
-        *message.get("headers", ()),
-        (b"x-request-id", request_id),
-        (b"openai-processing-ms", str(elapsed_ms).encode()),
-        OPENAI_VERSION,
-    ]
-    if other_id_header is not None:
-        headers.append((other_id_header, request_id))
-    if exchange.principal is not None:
-        headers.append((b"openai-organization", exchange.principal.organization_id.encode()))
-    message["headers"] = headers
-
-
 def _is_event_stream(head: Message) -> bool:
-    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in head["headers"])
+    for name, value in head["headers"]:
+        if name == b"content-type":
+            return bool(value.startswith(b"text/event-stream"))
+    return False
 
 
 def route_of(scope: Scope) -> str:

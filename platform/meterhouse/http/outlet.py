@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from starlette.types import Send
+from starlette.types import Scope, Send
 
 from meterhouse.errors import GatewayError
-from meterhouse.http.respond import Envelope, Headers, send_whole
+from meterhouse.http.cycle import put_of
+from meterhouse.http.respond import Envelope, Headers
 from meterhouse.http.sse import KEEP_ALIVE_FRAME
 
 STREAM_HEADERS: Headers = [
@@ -49,7 +50,7 @@ class Dialect(Protocol):
 
 
 class Outlet:
-    """Writes an answer to one client. ``head`` gives the headers at the moment that the head is sent.
+    """Writes an answer to one client. The headers are read at the moment that the head is sent.
 
     With a dialect, all that is written as chat completions is turned into it here, errors in the stream included.
     """
@@ -57,8 +58,9 @@ class Outlet:
     __slots__ = (
         "_dialect",
         "_fail_event",
-        "_head",
+        "_headers",
         "_is_over",
+        "_put",
         "_request_id",
         "_send",
         "is_gone",
@@ -68,9 +70,10 @@ class Outlet:
         "wrote_at_ns",
     )
 
-    def __init__(self, send: Send, head: Callable[[], Headers], envelope: Envelope, request_id: str) -> None:
+    def __init__(self, scope: Scope, send: Send, headers: Headers, envelope: Envelope, request_id: str) -> None:
         self._send = send
-        self._head = head
+        self._put = put_of(scope)
+        self._headers = headers
         self._dialect: Dialect | None = None
         self._fail_event: FailEvent = envelope.event
         self._request_id = request_id
@@ -91,6 +94,18 @@ class Outlet:
         """Say an error in the stream with this event, for an answer that is passed through."""
         self._fail_event = fail_event
 
+    def pass_on(self, data: bytes) -> bool:
+        """Write more of a stream at once; False: nothing was written, and ``write`` is to be awaited.
+
+        So it is for the first bytes, in a dialect, and where the client has to be waited for.
+        """
+        if not self.is_started or self.is_gone or self._is_over or self._dialect is not None or self._put is None:
+            return False
+        if not self._put(data):
+            return False
+        self.wrote_at_ns = time.monotonic_ns()
+        return True
+
     async def write(self, data: bytes, *, is_last: bool = False, is_plain: bool = False) -> None:
         """Send bytes, and the head before the first of them. ``is_plain``: they are the client's own already."""
         if self.is_gone or self._is_over:
@@ -101,7 +116,13 @@ class Outlet:
         self.wrote_at_ns = self.sending_since_ns = time.monotonic_ns()
         try:
             if not self.is_started:
-                await self._start(data, more_body=not is_last)
+                self.is_started = True
+                headers = self._headers + STREAM_HEADERS
+                # For as long as the stream is open nobody needs them again.
+                self._headers.clear()
+                start = {"type": "http.response.start", "status": 200, "headers": headers, "body": data}
+                start["more_body"] = not is_last
+                await self._send(start)
             elif data or is_last:
                 await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         finally:
@@ -115,7 +136,9 @@ class Outlet:
             body = self._dialect.write_body(body)
         self.sending_since_ns = time.monotonic_ns()
         try:
-            await send_whole(self._send, headers, body, content_type)
+            head = [*headers, (b"content-type", content_type)]
+            start = {"type": "http.response.start", "status": 200, "headers": head, "body": body, "more_body": False}
+            await self._send(start)
         finally:
             self.sending_since_ns = None
 
@@ -128,10 +151,3 @@ class Outlet:
         """End a started stream with what was held back of it, one error event and no ``[DONE]`` (design.md 3)."""
         unsent = self._dialect.frames(self.unsent) if self._dialect is not None and self.unsent else self.unsent
         await self.write(unsent + self._fail_event(error, self._request_id), is_last=True, is_plain=True)
-
-    async def _start(self, data: bytes, *, more_body: bool) -> None:
-        """Send the head and what comes first, in one message (``cycle``)."""
-        self.is_started = True
-        headers = self._head() + STREAM_HEADERS
-        message = {"type": "http.response.start", "status": 200, "headers": headers}
-        await self._send({**message, "body": data, "more_body": more_body})

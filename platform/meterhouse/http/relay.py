@@ -135,7 +135,8 @@ class StreamRelay:
             if data:
                 # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
                 self._checkpointer.note(call.tally)
-                await call.guard.wait(call.outlet.write(data))
+                if call.guard.reason is not None or not call.outlet.pass_on(data):
+                    await call.guard.wait(call.outlet.write(data))
                 call.event_at_ns = time.monotonic_ns()
             if progress.failure is not None:
                 raise progress.failure

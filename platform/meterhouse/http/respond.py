@@ -22,6 +22,7 @@ _RATE_LIMIT_HEADERS = tuple(
     (kind, b"x-ratelimit-limit-" + name, b"x-ratelimit-remaining-" + name, b"x-ratelimit-reset-" + name)
     for kind, name in ((Kind.REQUESTS, b"requests"), (Kind.TOKENS, b"tokens"))
 )
+SECOND_MS, MINUTE_MS = 1_000, 60_000
 MAX_RETRY_WAIT_SECONDS = 60
 """Node's SDK waits at most this long; a longer wait is left to the caller (wire.md 1.1)."""
 
@@ -164,22 +165,31 @@ def rate_limit_headers(states: Sequence[LimitState], now_ms: int) -> Headers:
     """Return the ``x-ratelimit-*`` headers of the tightest limit of requests and of tokens (wire.md 1.6)."""
     headers: Headers = []
     for kind, limit, remaining, reset in _RATE_LIMIT_HEADERS:
-        found = [state for state in states if state.limit.kind is kind]
-        if not found:
+        found: LimitState | None = None
+        for state in states:
+            if state.limit.kind is kind and (found is None or _tightness(state) < _tightness(found)):
+                found = state
+        if found is None:
             continue
-        state = found[0] if len(found) == 1 else min(found, key=_tightness)
-        headers.append((limit, b"%d" % state.limit.amount))
-        headers.append((remaining, b"%d" % state.free))
-        headers.append((reset, go_duration(max(0, (state.resets_at_ms or now_ms) - now_ms)).encode()))
+        resets_in_ms = found.resets_at_ms - now_ms if found.resets_at_ms else 0
+        if SECOND_MS <= resets_in_ms < MINUTE_MS:  # most windows are a minute
+            duration = b"%gs" % (resets_in_ms / SECOND_MS)
+        else:
+            duration = go_duration(max(0, resets_in_ms)).encode()
+        headers += (
+            (limit, b"%d" % found.limit.amount),
+            (remaining, b"%d" % found.free),
+            (reset, duration),
+        )
     return headers
 
 
 def go_duration(milliseconds: int) -> str:
     """Write a duration as Go does: ``12ms``, ``1s``, ``6m0s``, ``1h2m3.5s``."""
-    if milliseconds < 1000:  # noqa: PLR2004 - a second
+    if milliseconds < SECOND_MS:
         return f"{milliseconds}ms"
-    if milliseconds < 60_000:  # noqa: PLR2004 - a minute
-        return f"{milliseconds / 1000:g}s"
+    if milliseconds < MINUTE_MS:
+        return f"{milliseconds / SECOND_MS:g}s"
     seconds, rest_ms = divmod(milliseconds, 1000)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)

@@ -7,7 +7,6 @@ health, metrics and administration are never refused here. Not here: limits that
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -30,7 +29,8 @@ class LoopProbe:
     def __init__(self, observe: Callable[[float], None] | None = None) -> None:
         self._observe = observe
         self._due = self._used = 0.0
-        self._last_seconds = self._before_seconds = 0.0
+        self.last_seconds = self._before_seconds = 0.0
+        """How late the loop was at the last probe, and at the one before it."""
         self._is_running = False
 
     async def run(self) -> None:
@@ -41,7 +41,7 @@ class LoopProbe:
                 self._due = time.monotonic() + PROBE_SECONDS
                 self._used = time.thread_time()
                 await asyncio.sleep(PROBE_SECONDS)
-                self._before_seconds, self._last_seconds = self._last_seconds, self._late_seconds(0.0)
+                self._before_seconds, self.last_seconds = self.last_seconds, self._late_seconds(0.0)
                 if self._observe is not None:
                     self._observe(max(0.0, time.monotonic() - self._due))
         finally:
@@ -53,9 +53,9 @@ class LoopProbe:
         Args:
             noticed_seconds: less than this is not looked at closely: asking for the time used costs a system call.
         """
-        if not self._is_running or self._last_seconds <= noticed_seconds:
+        if not self._is_running or self.last_seconds <= noticed_seconds:
             return 0.0
-        return min(self._last_seconds, max(self._before_seconds, self._late_seconds(noticed_seconds)))
+        return min(self.last_seconds, max(self._before_seconds, self._late_seconds(noticed_seconds)))
 
     def _late_seconds(self, noticed_seconds: float) -> float:
         late_seconds = time.monotonic() - self._due
@@ -98,7 +98,7 @@ class Slots:
         self._most_lag_seconds = most_lag_seconds
         self._probe = probe
         self._taken = 0
-        self._by_organization: defaultdict[str, int] = defaultdict(int)
+        self._by_organization: dict[str, int] = {}
         self.refused_for_slots = self.refused_for_share = self.refused_for_lag = 0
         """How many requests were refused, since the start."""
 
@@ -116,34 +116,34 @@ class Slots:
         if self._taken >= self._most:
             self.refused_for_slots += 1
             raise _overloaded(f"{self._taken} requests are under way")
-        lag_seconds = self._probe.lag_seconds(self._most_lag_seconds)
-        if lag_seconds > self._most_lag_seconds:
-            self.refused_for_lag += 1
-            raise _overloaded(f"the event loop is {lag_seconds:.2f} s late")
+        if self._probe.last_seconds > self._most_lag_seconds:
+            lag_seconds = self._probe.lag_seconds(self._most_lag_seconds)
+            if lag_seconds > self._most_lag_seconds:
+                self.refused_for_lag += 1
+                raise _overloaded(f"the event loop is {lag_seconds:.2f} s late")
         self._taken += 1
         return Slot(self)
 
     def check_share(self, organization_id: str) -> None:
         """Count a request for its organization, if it may have one more."""
-        mine = self._by_organization[organization_id] + 1
-        # As if one more came: where there is only one, it leaves room for a second.
-        share = max(1, self._most // (len(self._by_organization) + 1))
-        if self._most - self._taken < self._reserved and mine > share:
-            self._forget(organization_id)
-            self.refused_for_share += 1
-            raise _overloaded(f"{mine - 1} of {self._taken} requests under way are of {organization_id}")
+        mine = self._by_organization.get(organization_id, 0) + 1
+        if self._most - self._taken < self._reserved:
+            # As if one more came: where there is only one, it leaves room for a second.
+            others = len(self._by_organization) + (mine == 1)
+            if mine > max(1, self._most // (others + 1)):
+                self.refused_for_share += 1
+                raise _overloaded(f"{mine - 1} of {self._taken} requests under way are of {organization_id}")
         self._by_organization[organization_id] = mine
 
     def give_back(self, organization_id: str | None) -> None:
         """Count a request as ended."""
         self._taken -= 1
         if organization_id is not None:
-            self._by_organization[organization_id] -= 1
-            self._forget(organization_id)
-
-    def _forget(self, organization_id: str) -> None:
-        if not self._by_organization[organization_id]:
-            del self._by_organization[organization_id]
+            mine = self._by_organization[organization_id] - 1
+            if mine:
+                self._by_organization[organization_id] = mine
+            else:
+                del self._by_organization[organization_id]
 
 
 def _overloaded(detail: str) -> Overloaded:
