@@ -26,6 +26,7 @@ from meterhouse.http.body import BODY_SECONDS
 from meterhouse.http.client_origin import ClientTokenCors
 from meterhouse.http.client_tokens import build_client_token_router
 from meterhouse.http.exchange import exchange_of
+from meterhouse.http.head import HEADERS
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import InferenceEndpoint
 from meterhouse.http.live import build_live_router
@@ -99,7 +100,9 @@ class Application:
         """Answer a request."""
         endpoint = None
         if scope["type"] == "http" and scope["method"] == "POST":
-            endpoints = self._for_pages if b"origin" in first_headers(scope) else self._inference
+            endpoints = (
+                self._for_pages if b"origin" in (scope.get(HEADERS) or first_headers(scope)) else self._inference
+            )
             endpoint = endpoints.get(scope["path"])
         return (endpoint or self._rest)(scope, receive, send)
 

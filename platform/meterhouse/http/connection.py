@@ -287,7 +287,9 @@ class Connection(PatientConnection):
             cycle.body = bytearray(cycle.body + body)
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
-        cycle.wake()
+        cycle.has_news = True
+        if cycle.news is not None:
+            cycle.wake()
 
     def on_message_complete(self) -> None:
         """Let whoever reads the body know that it is here whole."""
@@ -297,8 +299,9 @@ class Connection(PatientConnection):
             return
         cycle.scope[IS_WHOLE] = True
         if not cycle.response_complete:
-            cycle.more_body = False
-            cycle.wake()
+            cycle.more_body, cycle.has_news = False, True
+            if cycle.news is not None:
+                cycle.wake()
 
     def _start(self, cycle: Cycle) -> None:
         self._running = cycle
@@ -317,8 +320,10 @@ class Connection(PatientConnection):
             self.flow.resume_reading()
         if self.pipeline:
             self._start(self.pipeline.pop())
-        else:
-            self._expect_request(self._idle_since, self._config.timeout_keep_alive)
+        elif not self._is_waiting_for_head:
+            self._deadline = self._idle_since + self._config.timeout_keep_alive
+            if self._timer is None or self._timer_at > self._deadline:
+                self._set_timer()
         if self._held and not self.pipeline:
             self.flow.is_full = False
             self.data_received(b"")

@@ -3,7 +3,7 @@
 A ``http.response.start`` may have ``body`` and ``more_body`` as a ``http.response.body`` has them. It then passes every
 layer once, and leaves in one write, with a head that is checked as a whole. Other servers, which do not say
 ``TAKES_BODY``, get the two messages that they know. And what goes on of an answer in chunks may be put on the wire with
-no layer between (``put_of``). Not here: where requests come from (``connection``).
+no layer between (``put``). Not here: where requests come from (``connection``).
 """
 
 import asyncio
@@ -44,7 +44,6 @@ class Cycle(Leaving):
     __slots__ = (
         "_expected_bytes",
         "_is_chunked",
-        "_news",
         "_server_state",
         "_transport",
         "access_logger",
@@ -53,6 +52,7 @@ class Cycle(Leaving):
         "is_head",
         "keep_alive",
         "more_body",
+        "news",
         "on_response",
         "response_complete",
         "response_started",
@@ -84,7 +84,7 @@ class Cycle(Leaving):
         self.more_body = True
         self.has_news = False
         """Whether there is something to be received."""
-        self._news: Signal | None = None
+        self.news: Signal | None = None
         """Made by the first who waits."""
         self.response_started = self.response_complete = False
         self._is_chunked: bool | None = None
@@ -94,7 +94,7 @@ class Cycle(Leaving):
     def wake(self) -> None:
         """Let whoever waits receive what there is."""
         self.has_news = True
-        news, self._news = self._news, None
+        news, self.news = self.news, None
         if news is not None:
             news.set()
 
@@ -107,9 +107,9 @@ class Cycle(Leaving):
             if self.flow.read_paused:
                 self.flow.resume_reading()
             if not self.has_news:
-                if self._news is None:
-                    self._news = Signal()
-                await self._news.wait()
+                if self.news is None:
+                    self.news = Signal()
+                await self.news.wait()
             self.has_news = False
         if self.is_gone or self.response_complete:
             return {"type": "http.disconnect"}
@@ -148,7 +148,10 @@ class Cycle(Leaving):
     def finish(self, task: "asyncio.Task[None]") -> None:
         """Take note that the request is over, and end an answer that has no end."""
         self._server_state.tasks.discard(task)
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        try:
+            error = task.exception()
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
         if error is not None or not (self.response_complete or self.is_gone):
             self._end_badly(error)
         # What is left of a request knows itself no more: it is gone without the garbage collector.
@@ -234,7 +237,7 @@ class Cycle(Leaving):
 
     def _complete(self) -> None:
         self.response_complete = self.has_news = True
-        if self._news is not None:
+        if self.news is not None:
             self.wake()
         if not self.keep_alive:
             self._transport.close()
@@ -246,13 +249,13 @@ class Cycle(Leaving):
         logger.info('%s - "%s %s HTTP/%s" %d', *where, status)
 
 
-def put_of(scope: Scope) -> Callable[[bytes], bool] | None:
-    """Return what writes more of an answer in chunks, past the layers; None for a server that has nothing like it.
+def cycle_of(scope: Scope) -> Cycle | None:
+    """Return what answers a request, past the layers; None for another server.
 
-    For what only goes on: no layer has to see it. The head and the end are sent through all of them.
+    For what only goes on of an answer in chunks: no layer has to see it. Head and end are sent through all of them.
     """
-    found = scope.get(CLIENT)
-    return found.put if isinstance(found, Cycle) else None
+    found: Cycle | None = scope.get(CLIENT)
+    return found
 
 
 def splitting(send: Send) -> Send:

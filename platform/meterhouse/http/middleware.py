@@ -82,7 +82,7 @@ class RequestContext:
             exchange.let_go()
 
     def _open(self, scope: Scope) -> Exchange:
-        traceparent = first_headers(scope).get(b"traceparent")
+        traceparent = (scope.get(HEADERS) or first_headers(scope)).get(b"traceparent")
         client = scope.get("client")
         request_id = new_request_id()
         exchange: Exchange = Exchange(
@@ -187,7 +187,7 @@ class BodyLimit:
         """
         if scope["type"] != "http":
             return self._app(scope, receive, send)
-        headers = first_headers(scope)
+        headers = scope.get(HEADERS) or first_headers(scope)
         declared = headers.get(b"content-length", b"")
         declared_bytes = int(declared) if declared.isdigit() else None
         limit_bytes = self._long_paths.get(scope["path"], self._limit_bytes) if self._long_paths else self._limit_bytes
@@ -261,8 +261,7 @@ class _Intake:
 
 def header(scope: Scope, name: bytes) -> str | None:
     """Return a request header's value, or None; the first one counts."""
-    found: dict[bytes, bytes] | None = scope.get(HEADERS)
-    value = (first_headers(scope) if found is None else found).get(name)
+    value = (scope.get(HEADERS) or first_headers(scope)).get(name)
     return None if value is None else str(value, "latin-1")
 
 
@@ -287,7 +286,7 @@ def credential_of(scope: Scope) -> str | None:
     Raises:
         Malformed: It has both, and they are not the same: nobody is to guess who is meant.
     """
-    headers = first_headers(scope)
+    headers: dict[bytes, bytes] = scope.get(HEADERS) or first_headers(scope)
     authorization, key = headers.get(b"authorization"), headers.get(b"x-api-key")
     if key is None:
         return None if authorization is None else str(authorization, "latin-1")

@@ -11,7 +11,7 @@ from typing import Protocol
 from starlette.types import Scope, Send
 
 from meterhouse.errors import GatewayError
-from meterhouse.http.cycle import put_of
+from meterhouse.http.cycle import cycle_of
 from meterhouse.http.respond import Envelope, Headers
 from meterhouse.http.sse import KEEP_ALIVE_FRAME
 
@@ -56,11 +56,11 @@ class Outlet:
     """
 
     __slots__ = (
+        "_cycle",
         "_dialect",
         "_fail_event",
         "_headers",
         "_is_over",
-        "_put",
         "_request_id",
         "_send",
         "is_gone",
@@ -72,7 +72,7 @@ class Outlet:
 
     def __init__(self, scope: Scope, send: Send, headers: Headers, envelope: Envelope, request_id: str) -> None:
         self._send = send
-        self._put = put_of(scope)
+        self._cycle = cycle_of(scope)
         self._headers = headers
         self._dialect: Dialect | None = None
         self._fail_event: FailEvent = envelope.event
@@ -99,9 +99,9 @@ class Outlet:
 
         So it is for the first bytes, in a dialect, and where the client has to be waited for.
         """
-        if not self.is_started or self.is_gone or self._is_over or self._dialect is not None or self._put is None:
+        if not self.is_started or self.is_gone or self._is_over or self._dialect is not None:
             return False
-        if not self._put(data):
+        if self._cycle is None or not self._cycle.put(data):
             return False
         self.wrote_at_ns = time.monotonic_ns()
         return True

@@ -25,7 +25,17 @@ class PatientConnection(asyncio.Protocol):
     head_seconds: ClassVar[float] = 10.0
     """How long the head of a request may take, from when the connection was made or the head began."""
 
-    __slots__ = ("_deadline", "_drop", "_is_waiting_for_head", "_timer", "cycle", "flow", "loop", "transport")
+    __slots__ = (
+        "_deadline",
+        "_drop",
+        "_is_waiting_for_head",
+        "_timer",
+        "_timer_at",
+        "cycle",
+        "flow",
+        "loop",
+        "transport",
+    )
 
     flow: Flow
     transport: asyncio.Transport
@@ -36,7 +46,7 @@ class PatientConnection(asyncio.Protocol):
         """The last request that came."""
         self._drop: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._deadline = NEVER
+        self._timer_at = self._deadline = NEVER
         """When the connection is closed, if it is idle then."""
         self._is_waiting_for_head = False
         """Whether the deadline is that of a head."""
@@ -71,27 +81,22 @@ class PatientConnection(asyncio.Protocol):
             return
         self._is_waiting_for_head = True
         self._deadline = self.loop.time() + self.head_seconds
-        if self._timer is not None and self._timer.when() > self._deadline:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = self.loop.call_later(self.head_seconds, self._look)
+        if self._timer is None or self._timer_at > self._deadline:
+            self._set_timer()
 
-    def _expect_request(self, since: float, seconds: float) -> None:
-        """Be idle for so long at most, unless a head has its time already."""
-        if self._is_waiting_for_head:
-            return
-        self._deadline = since + seconds
-        if self._timer is None:
-            self._timer = self.loop.call_later(seconds, self._look)
+    def _set_timer(self) -> None:
+        """Look at the deadline when it is there, if the timer would come later or there is none."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._deadline
+        self._timer = self.loop.call_at(self._deadline, self._look)
 
     def _look(self) -> None:
         """Close a connection that was idle, or in the head of a request, for as long as it may."""
         self._timer = None
-        left_seconds = self._deadline - self.loop.time()
-        if left_seconds > EARLY_SECONDS:
-            if left_seconds < NEVER:
-                self._timer = self.loop.call_later(left_seconds, self._look)
+        if self._deadline - self.loop.time() > EARLY_SECONDS:
+            if self._deadline < NEVER:
+                self._set_timer()
             return
         self._deadline, self._is_waiting_for_head = NEVER, False
         if self._is_idle() and not self.transport.is_closing():

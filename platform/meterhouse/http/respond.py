@@ -171,15 +171,11 @@ def rate_limit_headers(states: Sequence[LimitState], now_ms: int) -> Headers:
                 found = state
         if found is None:
             continue
-        resets_in_ms = found.resets_at_ms - now_ms if found.resets_at_ms else 0
-        if SECOND_MS <= resets_in_ms < MINUTE_MS:  # most windows are a minute
-            duration = b"%gs" % (resets_in_ms / SECOND_MS)
-        else:
-            duration = go_duration(max(0, resets_in_ms)).encode()
+        resets_in_ms = max(0, found.resets_at_ms - now_ms) if found.resets_at_ms else 0
         headers += (
             (limit, b"%d" % found.limit.amount),
             (remaining, b"%d" % found.free),
-            (reset, duration),
+            (reset, go_duration(resets_in_ms).encode()),
         )
     return headers
 
@@ -190,12 +186,8 @@ def go_duration(milliseconds: int) -> str:
         return f"{milliseconds}ms"
     if milliseconds < MINUTE_MS:
         return f"{milliseconds / SECOND_MS:g}s"
-    seconds, rest_ms = divmod(milliseconds, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    fraction = f".{rest_ms:03d}".rstrip("0") if rest_ms else ""
-    text = f"{minutes}m{seconds}{fraction}s"
-    return f"{hours}h{text}" if hours else text
+    minutes, seconds = milliseconds // MINUTE_MS, milliseconds % MINUTE_MS / SECOND_MS
+    return f"{minutes}m{seconds:g}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60}m{seconds:g}s"  # noqa: PLR2004 - an hour
 
 
 def _tightness(state: LimitState) -> tuple[int, int]:

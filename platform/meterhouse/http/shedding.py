@@ -129,8 +129,8 @@ class Slots:
         mine = self._by_organization.get(organization_id, 0) + 1
         if self._most - self._taken < self._reserved:
             # As if one more came: where there is only one, it leaves room for a second.
-            others = len(self._by_organization) + (mine == 1)
-            if mine > max(1, self._most // (others + 1)):
+            organizations = len(self._by_organization) + (mine == 1)
+            if mine > max(1, self._most // (organizations + 1)):
                 self.refused_for_share += 1
                 raise _overloaded(f"{mine - 1} of {self._taken} requests under way are of {organization_id}")
         self._by_organization[organization_id] = mine
