@@ -31,7 +31,18 @@ LOOP = "event loop, sockets"
 KINDS = ("json", "stream")
 
 STAGES = (
-    ("HTTP server", ("/uvicorn/", "/http/connection.py", "/http/cycle.py", "/starlette/")),
+    (
+        "HTTP server",
+        (
+            "/uvicorn/",
+            "/http/connection.py",
+            "/http/cycle.py",
+            "/http/flow.py",
+            "/http/head.py",
+            "/http/patient.py",
+            "/starlette/",
+        ),
+    ),
     ("edge: id, head, errors", ("/http/middleware.py", "/http/client_origin.py", "/http/shedding.py", "/ids.py")),
     ("key", ("/meterhouse/keys/",)),
     ("body in", ("/http/intake.py", "/http/body.py", "/json/decoder.py", "/meterhouse/asked.py", "/http/wires/")),
