@@ -77,17 +77,26 @@ class SegmentWriter:
             raise OSError(f"the header of {file.path} was written in part")
         self.offset = len(head)
 
-    def has_room(self, payload: bytes) -> bool:
-        """Whether a payload fits into what is left."""
-        return self.offset + FRAME_BYTES + len(payload) <= self.file.size_bytes
+    def append(self, *payloads: bytes) -> bool:
+        """Write records in one go, in this order.
 
-    def append(self, payload: bytes) -> bool:
-        """Write one record; False when it was written in part, and then it does not count. Raises OSError."""
-        frame = _FRAME.pack(len(payload), crc32(payload, self._seed), self.file.number) + payload
-        if self._pwrite(self.file.descriptor, frame, self.offset) != len(frame):
+        Returns:
+            False when there is no room for them, or they were written in part; then none of them counts.
+
+        Raises:
+            OSError: The disk takes nothing; none of them counts either.
+        """
+        file, seed = self.file, self._seed
+        number = file.number
+        pieces: list[bytes] = []
+        for payload in payloads:
+            pieces += _FRAME.pack(len(payload), crc32(payload, seed), number), payload
+        data = b"".join(pieces)
+        end = self.offset + len(data)
+        if end > file.size_bytes or self._pwrite(file.descriptor, data, self.offset) != len(data):
             return False
-        self.offset += len(frame)
-        self.last_position += 1
+        self.offset = end
+        self.last_position += len(payloads)
         return True
 
 
