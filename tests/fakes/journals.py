@@ -170,6 +170,8 @@ async def abandon(journal: Journal) -> None:
     """Let go of a journal's files as death does: nothing is written, synced or marked."""
     journal._chain._deferred.clear()
     journal._is_open = journal._is_admitting = False
+    if journal._retry is not None:
+        journal._retry.cancel()
     if journal._syncer is not None:
         await journal._syncer.stop()
     await journal._supply.close(released=journal.list_segments())
