@@ -308,10 +308,9 @@ def _build_live(settings: Settings, stores: Stores, inference: InferenceParts) -
 
 def _name_degraded(records: Records, reservation: Reservation) -> bytes:
     """Name what an answer was made without: the meter, or the ledger's database (its records wait in the journal)."""
-    words = [b"meter"] if reservation.is_degraded else []
     if records.is_late:
-        words.append(b"ledger")
-    return b", ".join(words)
+        return b"meter, ledger" if reservation.is_degraded else b"ledger"
+    return b"meter" if reservation.is_degraded else b""
 
 
 def _most_requests(settings: Settings) -> int:

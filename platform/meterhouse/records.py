@@ -86,7 +86,7 @@ class Records:
     @property
     def is_late(self) -> bool:
         """Whether the database is away, or so far behind that its state must be said."""
-        return self.shipper.is_store_down or self.shipper.lag.oldest_age_ms > LATE_MS
+        return self.shipper.is_late(LATE_MS)
 
     async def ship_all(self) -> None:
         """Ship what was recorded before this call."""

@@ -44,7 +44,7 @@ def scan(file):
     scanner = SegmentScanner(OsFiles(), file)
     found = []
     while (payload := scanner.read_record()) is not None:
-        found.append(payload)
+        found += [payload, *scanner.read_ahead(2)]
     return found, scanner
 
 

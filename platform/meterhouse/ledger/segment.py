@@ -144,6 +144,28 @@ class SegmentScanner:
         self.header = Header(journal_id.hex(), number, first_position, created_at_ms)
         return self.header
 
+    def read_ahead(self, most_records: int) -> list[bytes]:
+        """Return the next payloads that are buffered, whole and sound, at most so many.
+
+        Empty says nothing of what stands there: ``read_record`` does.
+        """
+        found: list[bytes] = []
+        buffer, seed, number = self._buffer, self._seed, self.file.number
+        start = self.offset - self._base
+        last_start = min(len(buffer), self.file.size_bytes - self._base) - FRAME_BYTES
+        while start <= last_start and len(found) < most_records:
+            length, crc, of_segment = _FRAME.unpack_from(buffer, start)
+            end = start + FRAME_BYTES + length
+            if length == 0 or of_segment != number or end > last_start + FRAME_BYTES:
+                break
+            payload = buffer[start + FRAME_BYTES : end]
+            if crc32(payload, seed) != crc:
+                break
+            found.append(payload)
+            start = end
+        self.offset = self._base + start
+        return found
+
     def read_record(self) -> bytes | None:
         """Return the next payload; None at the end (then ``is_torn`` says what kind of end). Raises as above."""
         if self.read_header() is None:

@@ -22,7 +22,7 @@ from meterhouse.errors import StoreDown
 from meterhouse.ledger.batch import Contents, Summary, charged_nanos
 from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.reader import Damage, Entry, JournalReader
-from meterhouse.ledger.record import Payload, Terminal, decode, is_terminal
+from meterhouse.ledger.record import Payload, Terminal, decode, select_terminals
 from meterhouse.ledger.store import InsertsRecords
 from meterhouse.metering import Clock
 from meterhouse.telemetry.logs import Event, Log
@@ -84,12 +84,11 @@ class _Batch:
     def add(self, entries: list[Entry], origin: str) -> None:
         """Take entries as they stand in the journal; only the first TERMINAL is decoded."""
         self.entries += entries
-        for _, data in entries:
-            self.size_bytes += len(data)
-            if is_terminal(data):
-                self.terminals += 1
-                if self.oldest_ended_ms is None:
-                    self.oldest_ended_ms = _ended_ms(data, origin)
+        self.size_bytes += sum([len(data) for _, data in entries])
+        terminals = select_terminals(entries)
+        self.terminals += len(terminals)
+        if terminals and self.oldest_ended_ms is None:
+            self.oldest_ended_ms = _ended_ms(terminals[0], origin)
 
     def is_full(self, most_records: int) -> bool:
         """Whether nothing more is to be read into it."""
@@ -185,6 +184,11 @@ class Shipper:
         ended_ms = self._batch.oldest_ended_ms
         age_ms = 0 if ended_ms is None else self._clock.now_ms() - ended_ms
         return Lag(self._journal.position - self._shipped, max(0, age_ms), self._seen_nanos - self._shipped_nanos)
+
+    def is_late(self, limit_ms: int) -> bool:
+        """Whether the store is down, or a request ended longer ago than this that SQL is known not to have."""
+        ended_ms = self._batch.oldest_ended_ms
+        return self._is_store_down or (ended_ms is not None and self._clock.now_ms() - ended_ms > limit_ms)
 
     async def run(self) -> None:
         """Ship for ever, at every interval what there is; slower while the store is down."""
