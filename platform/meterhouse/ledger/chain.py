@@ -8,9 +8,6 @@ Invariant: the records of the segments, in their order and without repetitions, 
 here: when to sync, and what to do about failures (``journal``).
 """
 
-from collections import deque
-from itertools import islice
-
 from meterhouse.ledger.files import FileLayer
 from meterhouse.ledger.segment import FRAME_BYTES, HEADER_BYTES, SegmentFile, SegmentWriter
 from meterhouse.ledger.supply import SegmentSupply
@@ -34,7 +31,7 @@ class SegmentChain:
         self._has_sync = has_sync
         self._segments: list[SegmentWriter] = []
         self._dirty: list[SegmentWriter] = []
-        self._pending: deque[bytes] = deque()
+        self._pending: list[bytes] = []
         self._deferred: list[bytes] = []
         """The last of ``_pending``: what waits for the next record."""
         self._deferred_bytes = 0
@@ -137,10 +134,12 @@ class SegmentChain:
         """
         self._deferred.clear()
         self._deferred_bytes = 0
-        for payload in list(islice(self._pending, self.written - self.durable, None)):
-            if not self._append(payload):
-                return False
-            self.written += 1
+        try:
+            for payload in self._pending[self.written - self.durable :]:
+                if not self._append(payload):
+                    return False
+                self.written += 1
+        finally:
             if not self._has_sync:
                 self.acknowledge(self.written)
         return True
@@ -178,8 +177,9 @@ class SegmentChain:
 
     def acknowledge(self, position: int) -> None:
         """Forget the records up to a position: they are safe."""
-        for _ in range(position - self.durable):
-            self.pending_bytes -= len(self._pending.popleft())
+        count = position - self.durable
+        self.pending_bytes -= sum(map(len, self._pending[:count]))
+        del self._pending[:count]
         self.durable = position
 
     def take_shipped(self, position: int, busy: list[SegmentWriter]) -> list[SegmentFile]:

@@ -28,6 +28,8 @@ from meterhouse.metering import Clock
 from meterhouse.telemetry.logs import Event, Log
 
 MAX_DELAY_MS = 5_000
+LATE_MS = 60_000
+"""Where the store takes records, but slowly, one that is this late means that it is degraded."""
 MOST_BATCH_BYTES = 4 * 1_048_576
 """Of the entries of a batch; one more slice of them may be on top."""
 OWN_HAND_SECONDS = 3
@@ -185,10 +187,11 @@ class Shipper:
         age_ms = 0 if ended_ms is None else self._clock.now_ms() - ended_ms
         return Lag(self._journal.position - self._shipped, max(0, age_ms), self._seen_nanos - self._shipped_nanos)
 
-    def is_late(self, limit_ms: int) -> bool:
-        """Whether the store is down, or a request ended longer ago than this that SQL is known not to have."""
+    @property
+    def is_late(self) -> bool:
+        """Whether the store is down, or so far behind that its state must be said; every request asks."""
         ended_ms = self._batch.oldest_ended_ms
-        return self._is_store_down or (ended_ms is not None and self._clock.now_ms() - ended_ms > limit_ms)
+        return self._is_store_down or (ended_ms is not None and self._clock.now_ms() - ended_ms > LATE_MS)
 
     async def run(self) -> None:
         """Ship for ever, at every interval what there is; slower while the store is down."""
