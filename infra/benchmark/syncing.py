@@ -82,7 +82,7 @@ async def _measure(folder: Path, way: str, waiters: int, count: int) -> Synced:
 
     async def write(records: int) -> None:
         for _ in range(records):
-            await journal.barrier(journal.append(PAYLOAD))
+            await journal.barrier(journal.append_end(PAYLOAD))
 
     try:
         if journal.synced_by.split()[0] != way:

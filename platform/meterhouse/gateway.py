@@ -44,6 +44,7 @@ from meterhouse.ledger.checkpointer import Checkpointer, charge_so_far
 from meterhouse.ledger.files import FileLayer
 from meterhouse.ledger.seal import hash_row
 from meterhouse.ledger.settler import Settler
+from meterhouse.ledger.shipper import Shipper
 from meterhouse.live_channel import WANTED_NOTICE, LiveChannel
 from meterhouse.metering import Meter, Reservation
 from meterhouse.meters import open_meter
@@ -282,7 +283,7 @@ def _build_inference(
         metrics=metrics,
         clock=stores.clock,
         slots=Slots(_most_requests(settings), settings.max_lag_seconds, probe),
-        degraded=partial(_name_degraded, records),
+        degraded=partial(_name_degraded, records.shipper),
         default_model=settings.default_model,
     )
 
@@ -306,12 +307,11 @@ def _build_live(settings: Settings, stores: Stores, inference: InferenceParts) -
     return live
 
 
-def _name_degraded(records: Records, reservation: Reservation) -> bytes:
+def _name_degraded(shipper: Shipper, reservation: Reservation) -> bytes:
     """Name what an answer was made without: the meter, or the ledger's database (its records wait in the journal)."""
-    words = [b"meter"] if reservation.is_degraded else []
-    if records.is_late:
-        words.append(b"ledger")
-    return b", ".join(words)
+    if shipper.is_late:
+        return b"meter, ledger" if reservation.is_degraded else b"ledger"
+    return b"meter" if reservation.is_degraded else b""
 
 
 def _most_requests(settings: Settings) -> int:

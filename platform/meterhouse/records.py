@@ -29,8 +29,6 @@ from meterhouse.telemetry.metrics import Metrics, Watched
 
 DRAIN_SECONDS = 5.0
 JOURNALS = "journals"
-LATE_MS = 60_000
-"""Where the database takes records, but slowly, one that is this late means that it is degraded."""
 
 
 class Adoptions:
@@ -82,11 +80,6 @@ class Records:
     def unshipped_age_ms(self) -> int:
         """Return how long ago the oldest request ended that the database does not have yet."""
         return self.shipper.lag.oldest_age_ms
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the database is away, or so far behind that its state must be said."""
-        return self.shipper.is_store_down or self.shipper.lag.oldest_age_ms > LATE_MS
 
     async def ship_all(self) -> None:
         """Ship what was recorded before this call."""
@@ -164,4 +157,4 @@ def _watch(metrics: Metrics, records: Records) -> None:
     metrics.watch(Watched.ADOPTED_RECORDS, lambda: records.adoptions.total.records)
     metrics.watch(Watched.WORKER_LOST_RECORDS, lambda: records.adoptions.total.worker_lost)
     metrics.watch(Watched.DEGRADED, lambda: int(not journal.is_writable), label="journal")
-    metrics.watch(Watched.DEGRADED, lambda: int(records.is_late), label="ledger")
+    metrics.watch(Watched.DEGRADED, lambda: int(shipper.is_late), label="ledger")

@@ -33,7 +33,7 @@ async def main(folder: Path, kind: str) -> None:
             await asyncio.sleep(0)
             journal.append(checkpoint(request_id, 5))
             await asyncio.sleep(0)
-            await journal.barrier(journal.append(terminal(make_record(request_id))))
+            await journal.barrier(journal.append_end(terminal(make_record(request_id))))
             os.write(1, request_id.encode() + b"\n")
 
     await asyncio.gather(*(write() for _ in range(8)))

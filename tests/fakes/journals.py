@@ -167,10 +167,13 @@ async def opened_journal(folder: Path, **changes):
 
 
 async def abandon(journal: Journal) -> None:
-    """Let go of a journal's files as death does: nothing is synced, nothing is marked."""
+    """Let go of a journal's files as death does: nothing is written, synced or marked."""
+    journal._chain._deferred.clear()
+    journal._is_open = journal._is_admitting = False
+    if journal._retry is not None:
+        journal._retry.cancel()
     if journal._syncer is not None:
         await journal._syncer.stop()
-    journal._is_open = False
     await journal._supply.close(released=journal.list_segments())
 
 

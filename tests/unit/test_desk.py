@@ -12,7 +12,7 @@ from meterhouse.ids import new_request_id
 from meterhouse.ledger import desk, shipper
 from meterhouse.ledger.desk import GREETING, ClerkDesk, ClerkLine
 from meterhouse.ledger.folder import JournalPolicy
-from meterhouse.ledger.record import is_terminal
+from meterhouse.ledger.record import select_terminals
 from meterhouse.ledger.shipper import Shipper
 
 WIDE = JournalPolicy(segment_bytes=1 << 20, retry_seconds=0.01)
@@ -353,9 +353,6 @@ async def test_a_line_that_is_open_when_the_clerk_ends_is_no_error(office):
 
 
 def test_a_terminal_is_told_by_its_first_bytes():
-    assert is_terminal(terminal())
-    assert is_terminal(terminal(make_record(), make_record(attempt=2)))
-    assert not is_terminal(intent(new_request_id()))
-    assert not is_terminal(checkpoint(new_request_id(), 3))
-    assert not is_terminal(b"\x09" + terminal()[1:])
-    assert not is_terminal(b"")
+    ends = [terminal(), terminal(make_record(), make_record(attempt=2))]
+    others = [intent(new_request_id()), checkpoint(new_request_id(), 3), b"\x09" + terminal()[1:], b"", b"\x01"]
+    assert select_terminals(enumerate([*others, *ends, *others])) == ends

@@ -252,6 +252,8 @@ class Parts:
 
     def __init__(self, failure: JournalDown | None = None) -> None:
         self.payloads: list[bytes] = []
+        self.ends: list[bytes] = []
+        """Those of the payloads whose barrier somebody is about to await."""
         self.settled: list[tuple[Reservation, Settlement]] = []
         self._failure = failure
 
@@ -261,6 +263,10 @@ class Parts:
             raise self._failure
         self.payloads.append(payload)
         return 77
+
+    def append_end(self, payload: bytes) -> int:
+        self.ends.append(payload)
+        return self.append(payload)
 
     def settle(self, reservation: Reservation, settlement: Settlement) -> None:
         self.settled.append((reservation, settlement))
@@ -278,6 +284,13 @@ def test_a_settlement_is_what_the_records_add_up_to() -> None:
     assert parts.settled == [(tally.reservation, Settlement(1, 43 + 18, charge_nanos, Exactness.REPORTED))]
     assert sum(record.charge_nanos for record in tally.records) == charge_nanos
     assert tally.settled_ns is not None
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.WORKER_LOST])
+def test_only_the_end_of_a_completed_request_waits_for_its_barrier_to_be_written(outcome: Outcome) -> None:
+    parts = Parts()
+    Settler(parts, parts).settle(tally_of(attempt_of(outcome)))  # type: ignore[arg-type]
+    assert parts.ends == (parts.payloads if outcome is Outcome.COMPLETED else [])
 
 
 def test_a_request_that_reached_no_provider_counts_against_no_quota() -> None:

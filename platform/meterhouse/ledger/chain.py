@@ -1,19 +1,20 @@
 """The row of segments that a journal writes, and the records that are not acknowledged yet.
 
 Positions: ``durable`` <= ``written`` <= ``position``. Every record after ``durable`` stands in memory, so that it can
-be written again. With durability ``write`` a record counts as durable when it is written.
+be written again. With durability ``write`` a record counts as durable when it is written. What is not written waits
+for the next record, to share its system call (``defer``), or for a disk that takes it (``is_owing``).
 
 Invariant: the records of the segments, in their order and without repetitions, are the records 1 to ``written``. Not
 here: when to sync, and what to do about failures (``journal``).
 """
 
-from collections import deque
-from itertools import islice
-
 from meterhouse.ledger.files import FileLayer
-from meterhouse.ledger.segment import HEADER_BYTES, SegmentFile, SegmentWriter
+from meterhouse.ledger.segment import FRAME_BYTES, HEADER_BYTES, SegmentFile, SegmentWriter
 from meterhouse.ledger.supply import SegmentSupply
 from meterhouse.metering import Clock
+
+MOST_DEFERRED = 64
+"""How many records wait for the next one; one more is written with them at once."""
 
 
 class SegmentChain:
@@ -30,8 +31,16 @@ class SegmentChain:
         self._has_sync = has_sync
         self._segments: list[SegmentWriter] = []
         self._dirty: list[SegmentWriter] = []
-        self._pending: deque[bytes] = deque()
+        self._pending: list[bytes] = []
+        self._deferred: list[bytes] = []
+        """The last of ``_pending``: what waits for the next record."""
+        self._deferred_bytes = 0
         self._retired_bytes = 0
+
+    @property
+    def is_owing(self) -> bool:
+        """Whether a record is not written because the disk does not take it, or there is no segment for it."""
+        return self.written + len(self._deferred) < self.position
 
     @property
     def appended_bytes(self) -> int:
@@ -53,16 +62,57 @@ class SegmentChain:
         self._dirty.append(segment)
 
     def write(self, payload: bytes) -> bool:
-        """Append one record if it simply fits; False when it does not. Raises OSError."""
-        segment = self._segments[-1]
-        if self.written != self.position or not segment.has_room(payload) or not segment.append(payload):
+        """Write one record, and before it what waits for it.
+
+        Returns:
+            False when they do not simply fit; then nothing has changed.
+
+        Raises:
+            OSError: The disk does not take them; nothing has changed either.
+        """
+        deferred = self._deferred
+        if self.written + len(deferred) != self.position or not self._segments[-1].append(*deferred, payload):
             return False
         self.position = self.written = self.position + 1
+        if deferred:
+            deferred.clear()
+            self._deferred_bytes = 0
         if self._has_sync:
             self._pending.append(payload)
             self.pending_bytes += len(payload)
         else:
             self.durable = self.position
+        return True
+
+    def defer(self, payload: bytes) -> bool:
+        """Append one record in memory, to be written with the next or by ``write_deferred``.
+
+        Returns:
+            False when it has to be written by itself: it does not simply fit, too many wait, or nothing is synced.
+        """
+        deferred, segment = self._deferred, self._segments[-1]
+        length = len(payload)
+        waiting_bytes = self._deferred_bytes + FRAME_BYTES + length
+        is_full = segment.offset + waiting_bytes > segment.file.size_bytes or len(deferred) >= MOST_DEFERRED
+        if is_full or self.written + len(deferred) != self.position or not self._has_sync:
+            return False
+        deferred.append(payload)
+        self._deferred_bytes = waiting_bytes
+        self._pending.append(payload)
+        self.pending_bytes += length
+        self.position += 1
+        return True
+
+    def write_deferred(self) -> bool:
+        """Write what waits for the next record, if anything does; returns and raises as ``write``."""
+        deferred = self._deferred
+        if not deferred:
+            return True
+        if not self._segments[-1].append(*deferred):
+            return False
+        self.written += len(deferred)
+        deferred.clear()
+        self._deferred_bytes = 0
         return True
 
     def hold(self, payload: bytes) -> None:
@@ -82,10 +132,14 @@ class SegmentChain:
         Raises:
             OSError: The reserve cannot be written either.
         """
-        for payload in list(islice(self._pending, self.written - self.durable, None)):
-            if not self._append(payload):
-                return False
-            self.written += 1
+        self._deferred.clear()
+        self._deferred_bytes = 0
+        try:
+            for payload in self._pending[self.written - self.durable :]:
+                if not self._append(payload):
+                    return False
+                self.written += 1
+        finally:
             if not self._has_sync:
                 self.acknowledge(self.written)
         return True
@@ -117,13 +171,15 @@ class SegmentChain:
 
     def list_unsynced(self) -> list[SegmentWriter]:
         """Return what a sync of everything written must cover, in order."""
-        self._dirty = [s for s in self._dirty if s is self._segments[-1] or s.last_position > self.durable]
-        return list(self._dirty)
+        if len(self._dirty) > 1:
+            self._dirty = [s for s in self._dirty if s is self._segments[-1] or s.last_position > self.durable]
+        return self._dirty.copy()
 
     def acknowledge(self, position: int) -> None:
         """Forget the records up to a position: they are safe."""
-        for _ in range(position - self.durable):
-            self.pending_bytes -= len(self._pending.popleft())
+        count = position - self.durable
+        self.pending_bytes -= sum(map(len, self._pending[:count]))
+        del self._pending[:count]
         self.durable = position
 
     def take_shipped(self, position: int, busy: list[SegmentWriter]) -> list[SegmentFile]:
@@ -134,13 +190,11 @@ class SegmentChain:
         return [segment.file for segment in done]
 
     def _append(self, payload: bytes) -> bool:
-        segment = self._segments[-1]
-        if segment.has_room(payload):
-            try:
-                if segment.append(payload):
-                    return True
-            except OSError:
-                pass  # what the disk does not take here, it may take in the reserve
+        try:
+            if self._segments[-1].append(payload):
+                return True
+        except OSError:
+            pass  # what the disk does not take here, it may take in the reserve
         file = self._supply.take()
         if file is None:
             return False

@@ -1,7 +1,8 @@
 """The journal of one process: records that survive it, written by the event loop, made durable off it.
 
-A position counts the records of this journal. ``append`` is one write and no wait; ``barrier`` waits until everything
-up to a position is durable, together with everybody else who waits (group commit).
+A position counts the records of this journal. ``append`` is one write and no wait; ``append_end`` lets its record
+share the write of the next one; ``barrier`` waits until everything up to a position is durable, together with everybody
+else who waits (group commit).
 
 When a sync fails, nothing that it covered is believed: all that is not acknowledged yet is written again into a new
 segment and that is synced. When this fails too, the journal is down: whoever waits is told, nothing is admitted, and
@@ -15,6 +16,7 @@ lives. Never fork after ``open``. Not here: what a record says (``record``), whi
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from meterhouse.errors import JournalDown
@@ -26,7 +28,9 @@ from meterhouse.ledger.folder import JournalPolicy, SegmentFolder
 from meterhouse.ledger.reader import Damage, JournalReader
 from meterhouse.ledger.segment import FRAME_BYTES, HEADER_BYTES, SegmentFile, SegmentWriter
 from meterhouse.ledger.supply import SegmentSupply
+from meterhouse.ledger.sync_watch import SyncWatch
 from meterhouse.ledger.syncer import Syncer, start_syncer
+from meterhouse.ledger.waiters import Waiters
 from meterhouse.metering import Clock
 from meterhouse.telemetry.logs import Event, Log
 
@@ -46,11 +50,11 @@ class Journal:
         self._chain = SegmentChain(files, clock, self._supply, has_sync=policy.durability == "fsync")
         self._syncer: Syncer | None = None
         """None while it is not open, and with durability ``write``: nothing is synced then."""
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._waiters = Waiters()
+        self._watch = SyncWatch(policy.stall_seconds, self._write_deferred, self._go_down)
         self._syncing: tuple[int, list[SegmentWriter]] | None = None
         self._is_due = False
         self._retry: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
         self._shipped = 0
         self._is_open = False
         self._is_closing = False
@@ -60,10 +64,6 @@ class Journal:
         """Everything that is not acknowledged is about to be written again; waits for a segment or a sync."""
         self._has_alarm = False
         self._failed_in_a_row = 0
-        self._barriers = 0
-        self._failed_barriers = 0
-        self._syncs = 0
-        self._sync_failures = 0
 
     # --- what it says of itself
 
@@ -98,10 +98,10 @@ class Journal:
         return JournalFigures(
             records=self._chain.position,
             appended_bytes=self._chain.appended_bytes,
-            barriers=self._barriers,
-            failed_barriers=self._failed_barriers,
-            syncs=self._syncs,
-            sync_failures=self._sync_failures,
+            barriers=self._waiters.came,
+            failed_barriers=self._waiters.failed,
+            syncs=self._watch.syncs,
+            sync_failures=self._watch.failures,
             spool_bytes=self._supply.spool_bytes,
         )
 
@@ -133,14 +133,15 @@ class Journal:
         if not self._is_open or self._is_closing:
             return
         self._is_closing = True
+        self._write_deferred()
         self._update()
         with suppress(JournalDown, TimeoutError):
             await asyncio.wait_for(self.barrier(self._chain.position), _CLOSE_SECONDS)
         self._is_open = False
-        for timer in (self._retry, self._stall):
-            if timer is not None:
-                timer.cancel()
-        self._fail_waiters("closed")
+        self._watch.close()
+        if self._retry is not None:
+            self._retry.cancel()
+        self._waiters.fail(partial(_down, "closed"))
         if self._syncer is not None and not await self._syncer.stop():
             return  # the disk hangs: the files stay open and locked, with whoever is stuck in them
         files = self._chain.list_files()
@@ -166,9 +167,28 @@ class Journal:
         """
         if not self._is_admitting and (is_admission or not self._is_open):
             raise _down("not writable")
-        if not self._write(payload):
-            self._append_slowly(payload, is_admission=is_admission)
-        return self._chain.position
+        chain = self._chain
+        try:
+            if chain.write(payload):
+                return chain.position
+        except OSError as error:
+            self._log.error(Event.JOURNAL_WRITE_FAILED, journal_id=self.journal_id, error=str(error))
+        self._append_slowly(payload, is_admission=is_admission)
+        return chain.position
+
+    def append_end(self, payload: bytes) -> int:
+        """Append one record that somebody is about to await the barrier of; returns and raises as ``append``.
+
+        It is written with the next record, and at the latest in the loop's next turn or, where a sync runs, when that
+        has ended or is looked at (``sync_watch``). What the disk does not take then is kept in memory, as ever.
+        """
+        chain = self._chain
+        if not self._is_admitting or not chain.defer(payload):
+            return self.append(payload)
+        if self._syncing is None and not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+        return chain.position
 
     async def barrier(self, position: int) -> None:
         """Wait until everything up to a position is durable (written, with durability ``write``).
@@ -178,18 +198,14 @@ class Journal:
         """
         if position <= self._chain.durable:
             return
-        self._barriers += 1
         if self._is_down or not self._is_open:
-            self._failed_barriers += 1
+            self._waiters.refuse()
             raise _down("down")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((position, future))
         if self._syncing is None and not self._is_due:
             # Not at once: whoever else comes to a barrier in this turn of the loop shares the sync.
             self._is_due = True
-            loop.call_soon(self._dispatch)
-        await future
+            asyncio.get_running_loop().call_soon(self._dispatch)
+        await self._waiters.add(position)
 
     # --- shipping
 
@@ -202,7 +218,8 @@ class Journal:
         return self._chain.durable if self._failed_in_a_row or self._is_replacing else self._chain.written
 
     def list_segments(self) -> list[SegmentFile]:
-        """Return the segments that hold records and are not given up, by number."""
+        """Return the segments that hold records and are not given up, by number; nothing waits to be written then."""
+        self._write_deferred()
         return self._chain.list_files()
 
     def mark_shipped(self, position: int) -> None:
@@ -214,12 +231,15 @@ class Journal:
 
     # --- the slow path
 
-    def _write(self, payload: bytes) -> bool:
+    def _write_deferred(self) -> None:
+        """Write what waits for the next record; what the disk does not take is kept in memory, like any record."""
         try:
-            return self._chain.write(payload)
+            if self._chain.write_deferred():
+                return
         except OSError as error:
             self._log.error(Event.JOURNAL_WRITE_FAILED, journal_id=self.journal_id, error=str(error))
-            return False
+        self._flush()
+        self._update()
 
     def _append_slowly(self, payload: bytes, *, is_admission: bool) -> None:
         """Append a record that does not simply fit: the segment is full, or the disk takes nothing."""
@@ -228,12 +248,13 @@ class Journal:
             raise _down(f"a record of {len(payload)} bytes is larger than a segment")
         if chain.pending_bytes + len(payload) > self._policy.max_pending_bytes:
             raise _down("too much waits for the disk")
-        is_first = chain.written == chain.position
+        is_first = not chain.is_owing
         chain.hold(payload)
         if is_first:  # otherwise others wait already, until there is a segment
             self._flush()
         if is_admission and chain.written < chain.position:
             chain.take_back()
+            self._update()  # what waited for this record may be owed now
             raise _down("no segment to write to")
         self._update()
 
@@ -248,29 +269,31 @@ class Journal:
     def _dispatch(self) -> None:
         """Give the syncer its next job, if somebody waits for it and it has none."""
         self._is_due = False
-        if self._waiting and self._syncing is None and not self._is_replacing:
-            self._sync()
+        if self._syncing is None:
+            self._write_deferred()
+            if self._waiters and not self._is_replacing:
+                self._sync()
 
     def _sync(self) -> None:
         chain = self._chain
         if self._syncer is not None and chain.written > chain.durable:
             segments = chain.list_unsynced()
             self._syncing = chain.written, segments
-            self._stall = asyncio.get_running_loop().call_later(self._policy.stall_seconds, self._on_stall)
-            self._syncs += 1
+            self._watch.begin()
             self._syncer.sync([segment.file.descriptor for segment in segments])
 
     def _on_synced(self, failure: OSError | None) -> None:
-        if self._syncing is None:
+        syncing, self._syncing = self._syncing, None
+        if syncing is None:
             return
-        target = self._syncing[0]
-        self._syncing = None
-        if self._stall is not None:
-            self._stall.cancel()
+        self._watch.end(failure)
         if failure is None:
             self._failed_in_a_row = 0
-            self._chain.acknowledge(target)
-            self._wake_waiters()
+            self._chain.acknowledge(syncing[0])
+            self._waiters.wake(self._chain.durable)
+            if self._is_admitting and not self._is_replacing:  # nothing is amiss
+                self._dispatch()
+                return
         else:
             self._note_sync_failure(failure)
         if not self._is_open:
@@ -279,7 +302,7 @@ class Journal:
             self._go_down(failure)
         elif self._is_replacing or failure is not None:
             self._replace()
-        elif self._chain.written < self._chain.position:
+        elif self._chain.is_owing:
             self._go_on()  # the reserve may have come during the sync
         self._settle_down()
         self._dispatch()
@@ -288,29 +311,12 @@ class Journal:
         """Write on in the reserve, unless a sync of what stands before it has failed: a rewrite comes first then."""
         if self._failed_in_a_row == 0:
             self._flush()
-            self._wake_waiters()
+            self._waiters.wake(self._chain.durable)
             self._dispatch()
-
-    def _wake_waiters(self) -> None:
-        durable = self._chain.durable
-        waiting, self._waiting = self._waiting, []
-        for position, future in waiting:
-            if position > durable:
-                self._waiting.append((position, future))
-            elif not future.done():
-                future.set_result(None)
-
-    def _fail_waiters(self, reason: str) -> None:
-        waiting, self._waiting = self._waiting, []
-        for _, future in waiting:
-            if not future.done():
-                self._failed_barriers += 1
-                future.set_exception(_down(reason))
 
     # --- when the disk fails
 
     def _note_sync_failure(self, failure: OSError) -> None:
-        self._sync_failures += 1
         self._failed_in_a_row += 1
         records = self._chain.position - self._chain.durable
         self._log.error(
@@ -337,17 +343,13 @@ class Journal:
         self._is_down = True
         self._is_replacing = False
         self._log.error(Event.JOURNAL_WRITE_FAILED, journal_id=self.journal_id, error=str(reason), is_down=True)
-        self._fail_waiters(str(reason))
+        self._waiters.fail(partial(_down, str(reason)))
         self._update()
         self._retry_later()
 
-    def _on_stall(self) -> None:
-        """Give up waiting for a disk that takes a sync and never ends it; it may come back."""
-        self._go_down(OSError("the disk does not finish a sync"))
-
     def _settle_down(self) -> None:
         """Come back up once nothing is owed any more."""
-        is_owing = self._chain.written < self._chain.position or self._failed_in_a_row > 0
+        is_owing = self._chain.is_owing or self._failed_in_a_row > 0
         if self._is_down and not is_owing and not self._is_replacing and self._syncing is None:
             self._is_down = False
             self._log.warning(Event.JOURNAL_OPENED, journal_id=self.journal_id, is_recovered=True)
@@ -370,7 +372,7 @@ class Journal:
         if not self._is_open:
             return
         failure = self._supply.failure
-        is_owing = self._is_replacing or self._chain.written < self._chain.position
+        is_owing = self._is_replacing or self._chain.is_owing
         if failure is not None:
             self._retry_later()
             if self._is_replacing or (is_owing and not self._is_down):
@@ -389,7 +391,7 @@ class Journal:
             self._log.warning(Event.JOURNAL_FILLED, spool_bytes=spool_bytes, max_bytes=max_bytes)
         self._has_alarm = has_alarm
         is_blocked = self._is_closing or self._is_down or self._supply.failure is not None or spool_bytes >= max_bytes
-        self._is_admitting = self._is_open and not is_blocked and self._chain.written == self._chain.position
+        self._is_admitting = self._is_open and not is_blocked and not self._chain.is_owing
 
 
 def _down(detail: str) -> JournalDown:

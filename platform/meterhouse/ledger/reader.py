@@ -87,11 +87,18 @@ class JournalReader:
         entries: list[Entry] = []
         if self._is_lost() and not self._advance():
             return entries
-        while len(entries) < max_records:
+        while True:
             assert self._scanner is not None
             assert self.position is not None
-            if until is not None and self.position >= until:
+            room = max_records - len(entries)
+            if until is not None:
+                room = min(room, until - self.position)
+            if room <= 0:
                 break
+            if not self._skipped and (ahead := self._scanner.read_ahead(room)):
+                entries += enumerate(ahead, self.position + 1)
+                self.position += len(ahead)
+                continue
             payload = self._scanner.read_record()
             if payload is None:
                 if entries or not self._advance():

@@ -4,6 +4,8 @@ Invariant: counts and ids only, never a text of a request or an answer. Fields a
 anything else is a new version. Not here: framing, checksums and files (``segment``).
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from meterhouse.money import Price
@@ -64,8 +66,8 @@ class Terminal(msgspec.Struct, frozen=True, array_like=True, tag=3):
 Payload = Intent | Checkpoint | Terminal
 
 _PREFIX = bytes([VERSION])
-_TERMINAL_TAG = 3
-_TAG_OFFSET = 2
+_TERMINAL_TAG = bytes([3])
+_TAG = slice(2, 3)
 """Behind the version and the byte of an array of fewer than 16; an INTENT's is longer."""
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Payload)
@@ -76,9 +78,9 @@ def encode(payload: Payload) -> bytes:
     return _PREFIX + _ENCODER.encode(payload)
 
 
-def is_terminal(data: bytes) -> bool:
-    """Tell a TERMINAL by its tag, without decoding it; of what an unknown version wrote, nothing is told."""
-    return data[:1] == _PREFIX and len(data) > _TAG_OFFSET and data[_TAG_OFFSET] == _TERMINAL_TAG
+def select_terminals(entries: Iterable[tuple[int, bytes]]) -> list[bytes]:
+    """Tell the TERMINALs by their tag, without decoding them; of what an unknown version wrote, nothing is told."""
+    return [data for _, data in entries if data[_TAG] == _TERMINAL_TAG and data[:1] == _PREFIX]
 
 
 def decode(data: bytes, *, origin: str) -> Payload:

@@ -77,17 +77,26 @@ class SegmentWriter:
             raise OSError(f"the header of {file.path} was written in part")
         self.offset = len(head)
 
-    def has_room(self, payload: bytes) -> bool:
-        """Whether a payload fits into what is left."""
-        return self.offset + FRAME_BYTES + len(payload) <= self.file.size_bytes
+    def append(self, *payloads: bytes) -> bool:
+        """Write records in one go, in this order.
 
-    def append(self, payload: bytes) -> bool:
-        """Write one record; False when it was written in part, and then it does not count. Raises OSError."""
-        frame = _FRAME.pack(len(payload), crc32(payload, self._seed), self.file.number) + payload
-        if self._pwrite(self.file.descriptor, frame, self.offset) != len(frame):
+        Returns:
+            False when there is no room for them, or they were written in part; then none of them counts.
+
+        Raises:
+            OSError: The disk takes nothing; none of them counts either.
+        """
+        file, seed = self.file, self._seed
+        number = file.number
+        pieces: list[bytes] = []
+        for payload in payloads:
+            pieces += _FRAME.pack(len(payload), crc32(payload, seed), number), payload
+        data = b"".join(pieces)
+        end = self.offset + len(data)
+        if end > file.size_bytes or self._pwrite(file.descriptor, data, self.offset) != len(data):
             return False
-        self.offset += len(frame)
-        self.last_position += 1
+        self.offset = end
+        self.last_position += len(payloads)
         return True
 
 
@@ -134,6 +143,28 @@ class SegmentScanner:
         self._seed = crc
         self.header = Header(journal_id.hex(), number, first_position, created_at_ms)
         return self.header
+
+    def read_ahead(self, most_records: int) -> list[bytes]:
+        """Return the next payloads that are buffered, whole and sound, at most so many.
+
+        Empty says nothing of what stands there: ``read_record`` does.
+        """
+        found: list[bytes] = []
+        buffer, seed, number = self._buffer, self._seed, self.file.number
+        start = self.offset - self._base
+        last_start = min(len(buffer), self.file.size_bytes - self._base) - FRAME_BYTES
+        while start <= last_start and len(found) < most_records:
+            length, crc, of_segment = _FRAME.unpack_from(buffer, start)
+            end = start + FRAME_BYTES + length
+            if length == 0 or of_segment != number or end > last_start + FRAME_BYTES:
+                break
+            payload = buffer[start + FRAME_BYTES : end]
+            if crc32(payload, seed) != crc:
+                break
+            found.append(payload)
+            start = end
+        self.offset = self._base + start
+        return found
 
     def read_record(self) -> bytes | None:
         """Return the next payload; None at the end (then ``is_torn`` says what kind of end). Raises as above."""

@@ -18,20 +18,31 @@ from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
 
 _FREE_WITHOUT_EVENTS = frozenset({Outcome.UPSTREAM_FAILED})
 _FREE_UNLESS_REPORTED = frozenset({Outcome.NOT_SENT, Outcome.REFUSED})
+_NO_USAGE = Usage()
+_NO_CHARGE = Charge()
+_NS_PER_MS = 1_000_000
 
 
 class AppendsToJournal(Protocol):
-    """What settle needs of the journal."""
+    """What whoever leaves a record needs of the journal."""
 
     def append(self, payload: bytes, *, is_admission: bool = False) -> int:
         """Write a record; returns its position."""
         ...
 
 
+class AppendsEnds(AppendsToJournal, Protocol):
+    """What settle needs of the journal."""
+
+    def append_end(self, payload: bytes) -> int:
+        """Append a record that somebody is about to await the barrier of; returns its position."""
+        ...
+
+
 class Settler:
     """Settles tallies. The records of a settled request stay in its tally, for the log and the metrics."""
 
-    def __init__(self, journal: AppendsToJournal, meter: Meter) -> None:
+    def __init__(self, journal: AppendsEnds, meter: Meter) -> None:
         self._journal = journal
         self._meter = meter
 
@@ -44,13 +55,13 @@ class Settler:
         now_ns = time.monotonic_ns()
         tally.settled_ns = now_ns
         tally.records = records = build_records(tally, now_ns)
+        journal = self._journal
+        # Whoever completed a request awaits the barrier next. Nobody need await that of another, which is written now.
+        append = journal.append_end if records[-1].outcome is Outcome.COMPLETED else journal.append
         try:
-            return self._journal.append(encode(Terminal(records)))
+            return append(encode(Terminal(records)))
         finally:
-            self._meter.settle(
-                tally.reservation,
-                _settlement(records),
-            )
+            self._meter.settle(tally.reservation, _settlement(records))
 
 
 def _settlement(records: tuple[UsageRecord, ...]) -> Settlement:
@@ -64,12 +75,12 @@ def _settlement(records: tuple[UsageRecord, ...]) -> Settlement:
 
 def build_records(tally: Tally, now_ns: int) -> tuple[UsageRecord, ...]:
     """Make one record for each attempt, or the one of a request that reached no provider (attempt 0)."""
-    if not tally.attempts:
-        return (_record(tally, _unsent(tally), now_ns, is_last=True, spent_nanos=0),)
+    attempts = tally.attempts or (_unsent(tally),)
+    last = attempts[-1]
     records: list[UsageRecord] = []
     spent_nanos = 0
-    for attempt in tally.attempts:
-        record = _record(tally, attempt, now_ns, is_last=attempt is tally.attempts[-1], spent_nanos=spent_nanos)
+    for attempt in attempts:
+        record = _record(tally, attempt, now_ns, is_last=attempt is last, spent_nanos=spent_nanos)
         spent_nanos += record.charge_nanos
         records.append(record)
     return tuple(records)
@@ -139,14 +150,25 @@ def _record(tally: Tally, attempt: Attempt, now_ns: int, *, is_last: bool, spent
     attempt.outcome = outcome
     usage, exactness = charged_usage(tally, attempt)
     admitted_at_ms = tally.reservation.admitted_at_ms
-    charged = _charge(attempt, usage, admitted_at_ms)
-    held_nanos = tally.reservation.held_nanos
-    overrun = max(0, spent_nanos + charged.nanos - max(held_nanos, spent_nanos)) if held_nanos else 0
+    price, error = attempt.price, attempt.error
+    if price is None or (usage == _NO_USAGE and _is_free(attempt)):
+        charged = _NO_CHARGE
+    else:
+        charged = charge(
+            price,
+            usage,
+            admitted_at_ms=admitted_at_ms,
+            service_tier=attempt.service_tier or None,
+            request_units=attempt.request_units,
+        )
+    nanos, held_nanos = charged.nanos, tally.reservation.held_nanos
+    beyond_nanos = spent_nanos + nanos - held_nanos
     principal = tally.principal
+    started_ns, first_event_ns = attempt.started_ns, attempt.first_event_ns
     return UsageRecord(
         request_id=tally.request_id,
         attempt=attempt.number,
-        requests=int(is_last and attempt.number > 0 and outcome is not Outcome.NOT_SENT),
+        requests=1 if is_last and attempt.number > 0 and outcome is not Outcome.NOT_SENT else 0,
         organization_id=principal.organization_id,
         project_id=principal.project_id,
         key_id=principal.key_id,
@@ -160,33 +182,17 @@ def _record(tally: Tally, attempt: Attempt, now_ns: int, *, is_last: bool, spent
         service_tier=attempt.service_tier,
         outcome=outcome,
         exactness=exactness,
-        error_owner=attempt.error.owner if attempt.error else "",
-        error_code=(attempt.error.code or "") if attempt.error else "",
+        error_owner=error.owner if error else "",
+        error_code=(error.code or "") if error else "",
         is_streamed=tally.is_streamed,
         is_suspect=attempt.is_suspect,
         usage=usage,
-        price_id=attempt.price.id if attempt.price else None,
-        charge_nanos=charged.nanos,
+        price_id=price.id if price else None,
+        charge_nanos=nanos,
         charges=charged.by_component,
-        overrun_nanos=overrun,
+        overrun_nanos=min(nanos, beyond_nanos) if held_nanos and beyond_nanos > 0 else 0,
         admitted_at_ms=admitted_at_ms,
-        time_to_first_token_ms=_milliseconds(attempt.started_ns, attempt.first_event_ns),
-        duration_ms=_milliseconds(attempt.started_ns, attempt.ended_ns or now_ns) or 0,
+        time_to_first_token_ms=None if first_event_ns is None else (first_event_ns - started_ns) // _NS_PER_MS,
+        duration_ms=((attempt.ended_ns or now_ns) - started_ns) // _NS_PER_MS,
         trace_id=tally.trace_id,
     )
-
-
-def _charge(attempt: Attempt, usage: Usage, admitted_at_ms: int) -> Charge:
-    if attempt.price is None or (_is_free(attempt) and usage == Usage()):
-        return Charge()
-    return charge(
-        attempt.price,
-        usage,
-        admitted_at_ms=admitted_at_ms,
-        service_tier=attempt.service_tier or None,
-        request_units=attempt.request_units,
-    )
-
-
-def _milliseconds(start_ns: int, end_ns: int | None) -> int | None:
-    return None if end_ns is None else (end_ns - start_ns) // 1_000_000

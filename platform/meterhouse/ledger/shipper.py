@@ -22,12 +22,14 @@ from meterhouse.errors import StoreDown
 from meterhouse.ledger.batch import Contents, Summary, charged_nanos
 from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.reader import Damage, Entry, JournalReader
-from meterhouse.ledger.record import Payload, Terminal, decode, is_terminal
+from meterhouse.ledger.record import Payload, Terminal, decode, select_terminals
 from meterhouse.ledger.store import InsertsRecords
 from meterhouse.metering import Clock
 from meterhouse.telemetry.logs import Event, Log
 
 MAX_DELAY_MS = 5_000
+LATE_MS = 60_000
+"""Where the store takes records, but slowly, one that is this late means that it is degraded."""
 MOST_BATCH_BYTES = 4 * 1_048_576
 """Of the entries of a batch; one more slice of them may be on top."""
 OWN_HAND_SECONDS = 3
@@ -84,12 +86,11 @@ class _Batch:
     def add(self, entries: list[Entry], origin: str) -> None:
         """Take entries as they stand in the journal; only the first TERMINAL is decoded."""
         self.entries += entries
-        for _, data in entries:
-            self.size_bytes += len(data)
-            if is_terminal(data):
-                self.terminals += 1
-                if self.oldest_ended_ms is None:
-                    self.oldest_ended_ms = _ended_ms(data, origin)
+        self.size_bytes += sum([len(data) for _, data in entries])
+        terminals = select_terminals(entries)
+        self.terminals += len(terminals)
+        if terminals and self.oldest_ended_ms is None:
+            self.oldest_ended_ms = _ended_ms(terminals[0], origin)
 
     def is_full(self, most_records: int) -> bool:
         """Whether nothing more is to be read into it."""
@@ -185,6 +186,12 @@ class Shipper:
         ended_ms = self._batch.oldest_ended_ms
         age_ms = 0 if ended_ms is None else self._clock.now_ms() - ended_ms
         return Lag(self._journal.position - self._shipped, max(0, age_ms), self._seen_nanos - self._shipped_nanos)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the store is down, or so far behind that its state must be said; every request asks."""
+        ended_ms = self._batch.oldest_ended_ms
+        return self._is_store_down or (ended_ms is not None and self._clock.now_ms() - ended_ms > LATE_MS)
 
     async def run(self) -> None:
         """Ship for ever, at every interval what there is; slower while the store is down."""
