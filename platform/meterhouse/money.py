@@ -121,6 +121,11 @@ class PossiblePrices(msgspec.Struct, frozen=True, dict=True):
         return tuple(price for price in self.prices if price is not None)
 
     @cached_property
+    def is_whole(self) -> bool:
+        """Whether everybody's price is known."""
+        return None not in self.prices
+
+    @cached_property
     def dearest_input_nanos_per_million(self) -> int:
         """The highest rate that an input token could meet; 0 without a price."""
         return max((price.dearest_input_nanos_per_million for price in self.known), default=0)

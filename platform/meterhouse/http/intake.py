@@ -17,7 +17,7 @@ import msgspec
 from starlette.types import Receive, Scope
 
 from meterhouse.errors import Malformed
-from meterhouse.http.body import IS_WHOLE, read_body
+from meterhouse.http.body import IS_WHOLE, read_body, read_pieces
 from meterhouse.http.skeleton import LONG_BODY_BYTES, leave_texts_out
 
 Parsed = TypeVar("Parsed")
@@ -56,13 +56,13 @@ async def take_body(
         BodyTooSlow: It took more than two minutes.
         Malformed: It is no JSON, has an object with a key in it twice, or is too deep or too wide.
     """
-    body = await read_body(receive, is_whole=IS_WHOLE in scope)
-    return await work_on(len(body), lambda: _parse(body, parse, most_values))
-
-
-async def work_on(length_bytes: int, work: Callable[[], Parsed]) -> Parsed:
-    """Do what takes time by a length: on a thread where that is long, so that nobody else waits for it."""
-    return work() if length_bytes <= INLINE_BYTES else await asyncio.to_thread(work)
+    # Of most requests the server has all of the body already: then there is no time to be bounded.
+    body = await (read_pieces(receive) if IS_WHOLE in scope else read_body(receive))
+    if len(body) > INLINE_BYTES:
+        return await asyncio.to_thread(_parse, body, parse, most_values)
+    if most_values:
+        check_structure(body, most_values)
+    return parse(body)
 
 
 def _parse(body: bytes, parse: Callable[[bytes], Parsed], most_values: int) -> Parsed:
@@ -94,7 +94,10 @@ def _is_well_built(skeleton: bytes, most_values: int) -> bool:
 
 
 def _check_whole(body: bytes, most_values: int) -> None:
-    _check_size(body, most_values)
+    opened = body.count(b"[") + body.count(b"{")
+    # Most bodies have too few brackets, and are too short for as many values.
+    if opened > MAX_DEPTH or len(body) > most_values:
+        _check_size(body, opened, most_values)
     if _is_canonical(body):
         return
     try:
@@ -116,19 +119,16 @@ def _is_canonical(body: bytes) -> bool:
     What the official SDKs send is, and this takes a third of the time of a decoder that looks at each key. With few
     quotes there are few objects, so that what is built on the way is small.
     """
-    if body.count(b'"') > FEW_QUOTES:
+    if len(body) > FEW_QUOTES and body.count(b'"') > FEW_QUOTES:
         return False
     try:
-        return msgspec.json.encode(msgspec.json.decode(body)) == body
+        return _value_encoder.encode(_value_decoder.decode(body)) == body
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
 
 
-def _check_size(body: bytes, most_values: int) -> None:
-    """Refuse too many values, or too deep ones. Most bodies have too few brackets and commas to be either."""
-    opened = body.count(b"[") + body.count(b"{")
-    if opened <= MAX_DEPTH and len(body) <= most_values:
-        return
+def _check_size(body: bytes, opened: int, most_values: int) -> None:
+    """Refuse too many values, or too deep ones, in a body with so many brackets that open something."""
     if opened <= MAX_DEPTH and opened + body.count(b",") <= most_values:
         return
     if body.count(b'"') <= FEW_QUOTES:
@@ -189,4 +189,6 @@ def _refuse_constant(text: str) -> None:
     raise _NotJson(f"it is not valid JSON, which has no {text}")
 
 
+_value_decoder = msgspec.json.Decoder()
+_value_encoder = msgspec.json.Encoder()
 _decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)
