@@ -29,6 +29,7 @@ from meterhouse.http.exchange import exchange_of
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import InferenceEndpoint
 from meterhouse.http.live import build_live_router
+from meterhouse.http.long_chat import ask_long_chat
 from meterhouse.http.middleware import BodyLimit, BodyMemory, RequestContext
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.passage import ClientWire
@@ -96,8 +97,10 @@ class Application:
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """Assemble the application over an open gateway."""
-    made = [(wire, InferenceEndpoint(gateway.inference, wire)) for wire in _wires()]
-    made += [
+    chat = ChatWire()
+    made: list[tuple[ClientWire, InferenceEndpoint]] = [
+        (chat, InferenceEndpoint(gateway.inference, chat, ask_long_chat)),
+        *((wire, InferenceEndpoint(gateway.inference, wire)) for wire in _wires()),
         (messages := MessagesWire(), MessagesEndpoint(gateway.inference, messages)),
         (counting := CountTokensWire(), CountTokensEndpoint(gateway.inference, counting)),
     ]
@@ -163,9 +166,9 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
 
 
 def _wires() -> tuple[ClientWire, ...]:
-    """Return every wire that clients may speak; a new one is a line here."""
+    """Return every wire that clients may speak and that needs no more than that; a new one is a line here."""
     simple = (SimpleWire(simple) for simple in SIMPLE_CHATS)
-    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), ResponsesWire(), *MEDIA_WIRES, *simple)
+    return (CompletionsWire(), EmbeddingsWire(), ResponsesWire(), *MEDIA_WIRES, *simple)
 
 
 def _cors(origins: str | None) -> list[Middleware]:

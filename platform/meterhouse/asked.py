@@ -25,7 +25,7 @@ class ParsedBody:
     fields: dict[str, Raw]
     stream_options: dict[str, object]
     length_bytes: int
-    """Of the body that it was."""
+    """Of the body that it was; of a long one that was read by its skeleton, of that."""
     defaulted: frozenset[str] = frozenset()
     """Fields that the caller left out and an endpoint filled in: no provider is to refuse the request for them."""
 

@@ -37,6 +37,7 @@ from meterhouse.http.passage import ClientWire, RelayParts, Whole
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.respond import Headers, rate_limit_headers, refused
 from meterhouse.http.shedding import Slot, Slots
+from meterhouse.http.skeleton import Skeleton
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.tool_text import with_rendered_tools
@@ -55,6 +56,7 @@ from meterhouse.request import InputSize, Tally
 from meterhouse.telemetry.metrics import Metrics
 from meterhouse.usage import Outcome
 
+ReadLong = Callable[[Skeleton], Asked | None]
 KEPT_PROMPT_BYTES = 65_536
 """A longer prompt is let go once the answer has begun; if it must be counted, its estimate is charged."""
 
@@ -85,8 +87,10 @@ class InferenceParts:
 class InferenceEndpoint:
     """The endpoint of one wire."""
 
-    def __init__(self, parts: InferenceParts, wire: ClientWire) -> None:
+    def __init__(self, parts: InferenceParts, wire: ClientWire, read_long: ReadLong | None = None) -> None:
+        """Take the parts; ``read_long`` reads a long body of the wire by its skeleton, where it can."""
         self._parts = parts
+        self._read_long = read_long
         self._relay_parts = RelayParts(parts.meter, parts.checkpointer, parts.tasks, parts.metrics)
         self._limit_names = LimitNames(parts.routes)
         self._wire = wire
@@ -106,7 +110,8 @@ class InferenceEndpoint:
         if principal.origins is not None:
             check_origin(principal, header(scope, b"origin"))
         slot.assign(principal.organization_id)
-        asked = await intake.take_body(scope, receive, partial(self._read, scope, principal), self._wire.most_values)
+        read = partial(self._read, scope, principal)
+        asked = await intake.take_body(scope, receive, read, self._wire.most_values, self._read_long)
         self._note_headers(asked, scope)
         exchange.model = asked.model
         # One snapshot for the whole request: it is charged by a price that it was held by.

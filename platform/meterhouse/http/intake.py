@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope
 
 from meterhouse.errors import Malformed
 from meterhouse.http.body import IS_WHOLE, read_body, read_pieces
-from meterhouse.http.skeleton import LONG_BODY_BYTES, leave_texts_out
+from meterhouse.http.skeleton import LONG_BODY_BYTES, Skeleton, leave_texts_out
 
 Parsed = TypeVar("Parsed")
 
@@ -29,6 +29,8 @@ MAX_TOKEN_VALUES = 400_000
 INLINE_BYTES = 262_144
 """A longer body is parsed, written anew and translated on a thread: at half a microsecond per value it could keep the
 event loop for 50 ms."""
+INLINE_TEXT_BYTES = 2_097_152
+"""The same of a body that is next to nothing without its long texts: a megabyte of text takes a third of a ms."""
 MAX_KEY_SHOWN = 64
 FEW_QUOTES = 20_000
 
@@ -45,11 +47,20 @@ class _NotJson(ValueError):
 
 
 async def take_body(
-    scope: Scope, receive: Receive, parse: Callable[[bytes], Parsed], most_values: int = MAX_VALUES
+    scope: Scope,
+    receive: Receive,
+    parse: Callable[[bytes], Parsed],
+    most_values: int = MAX_VALUES,
+    parse_long: Callable[[Skeleton], Parsed | None] | None = None,
 ) -> Parsed:
     """Read the whole body, check its structure and parse it.
 
-    ``most_values`` is how many values it may have; 0: it is no JSON, but a form.
+    Args:
+        scope: of the request.
+        receive: ASGI's.
+        parse: reads a body whose structure is good.
+        most_values: how many values it may have; 0: it is no JSON, but a form.
+        parse_long: reads a long body by its skeleton; None from it: the body has to be read by ``parse``.
 
     Raises:
         ClientGone: The client left while it sent.
@@ -58,17 +69,27 @@ async def take_body(
     """
     # Of most requests the server has all of the body already: then there is no time to be bounded.
     body = await (read_pieces(receive) if IS_WHOLE in scope else read_body(receive))
-    if len(body) > INLINE_BYTES:
-        return await asyncio.to_thread(_parse, body, parse, most_values)
-    if most_values:
-        check_structure(body, most_values)
-    return parse(body)
+    length_bytes = len(body)
+    if parse_long is not None and LONG_BODY_BYTES < length_bytes <= INLINE_TEXT_BYTES:
+        parsed = _parse_long(body, parse_long, most_values)
+        if parsed is not None:
+            return parsed
+    if length_bytes <= INLINE_BYTES:
+        return _parse(body, parse, most_values)
+    return await asyncio.to_thread(_parse, body, parse, most_values)
 
 
 def _parse(body: bytes, parse: Callable[[bytes], Parsed], most_values: int) -> Parsed:
     if most_values:
         check_structure(body, most_values)
     return parse(body)
+
+
+def _parse_long(body: bytes, parse_long: Callable[[Skeleton], Parsed | None], most_values: int) -> Parsed | None:
+    skeleton = leave_texts_out(body)
+    if skeleton is None or len(skeleton.data) > LONG_BODY_BYTES or not _is_well_built(skeleton.data, most_values):
+        return None
+    return parse_long(skeleton)
 
 
 def check_structure(body: bytes, most_values: int = MAX_VALUES) -> None:
@@ -79,7 +100,7 @@ def check_structure(body: bytes, most_values: int = MAX_VALUES) -> None:
     """
     if len(body) > LONG_BODY_BYTES:
         skeleton = leave_texts_out(body)
-        if skeleton is not None and _is_well_built(skeleton, most_values):
+        if skeleton is not None and _is_well_built(skeleton.data, most_values):
             return
     _check_whole(body, most_values)
 
