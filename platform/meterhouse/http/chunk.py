@@ -174,7 +174,11 @@ def _collect(value: object, pieces: list[str]) -> None:
 def read_usage(chunk: Chunk) -> ReadUsage | None:
     """Find the usage of a chunk or body; None if it carries none."""
     raw = chunk.usage if chunk.usage and is_set(chunk.usage) else _find_usage(chunk)
-    return None if raw is None else read_raw_chat_usage(raw)
+    try:
+        return None if raw is None else read_raw_chat_usage(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # It was passed over when the rest was read, and is no text or no number after all.
+        raise _garbage(str(error)) from None
 
 
 def _find_usage(chunk: Chunk) -> Raw | None:

@@ -167,8 +167,23 @@ class InferenceEndpoint:
         if isinstance(reservation, Refusal):
             parts.metrics.observe_refusal(reservation)
             raise refused(reservation, asked.model, parts.clock.now_ms())
-        tally = exchange.tally = _tally(exchange, self._wire.operation, (demand, size, reservation), asked_ns)
-        return demand, tally
+        exchange.tally = Tally(
+            request_id=exchange.request_id,
+            principal=principal,
+            model=demand.model,
+            operation=self._wire.operation,
+            is_streamed=demand.is_streamed,
+            reservation=reservation,
+            input_tokens_estimate=demand.rate_input_tokens,
+            held_input_tokens=demand.held_input_tokens,
+            is_input_countable=not (size.images or size.unbounded_parts),
+            trace_id=exchange.trace.trace_id,
+            is_traced=exchange.trace.is_sampled,
+            started_ns=exchange.started_ns,
+            asked_ns=asked_ns,
+            admitted_ns=time.monotonic_ns(),
+        )
+        return demand, exchange.tally
 
     def _read(self, scope: Scope, principal: Principal, body: bytes) -> Asked:
         content_type = "" if self._wire.most_values else header(scope, b"content-type") or ""
@@ -209,7 +224,8 @@ class InferenceEndpoint:
         try:
             answer = await (self._relay(call) if tally.is_streamed else self._fetch(call))
             call.is_ending = True
-            await parts.counter.fill(tally, call.asked)
+            if tally.attempts[-1].reported is None:
+                await parts.counter.fill(tally, call.asked)
         except (GatewayError, ClientGone) as error:
             call.is_ending = True
             _note_failure(tally, error)
@@ -277,27 +293,6 @@ def permit(principal: Principal, model: str, route: Route) -> None:
             param="model",
             code="model_not_allowed",
         )
-
-
-def _tally(exchange: Exchange, operation: str, admitted: tuple[Demand, InputSize, Reservation], asked_ns: int) -> Tally:
-    assert exchange.principal is not None
-    demand, size, reservation = admitted
-    return Tally(
-        request_id=exchange.request_id,
-        principal=exchange.principal,
-        model=demand.model,
-        operation=operation,
-        is_streamed=demand.is_streamed,
-        reservation=reservation,
-        input_tokens_estimate=demand.rate_input_tokens,
-        held_input_tokens=demand.held_input_tokens,
-        is_input_countable=not (size.images or size.unbounded_parts),
-        trace_id=exchange.trace.trace_id,
-        is_traced=exchange.trace.is_sampled,
-        started_ns=exchange.started_ns,
-        asked_ns=asked_ns,
-        admitted_ns=time.monotonic_ns(),
-    )
 
 
 def _headers(asked: Asked, demand: Demand, reservation: Reservation, now_ms: int) -> Headers:

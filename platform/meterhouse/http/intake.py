@@ -34,11 +34,11 @@ INLINE_TEXT_BYTES = 2_097_152
 MAX_KEY_SHOWN = 64
 FEW_QUOTES = 20_000
 
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
-"""A string, also one that does not end, so that no byte is looked at twice."""
-_TOKEN = re.compile(_STRING.pattern + rb"|[\[\]{},]", re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[\]{},]', re.DOTALL)
+"""A string, also one that does not end, so that no byte is looked at twice, or a bracket or comma outside of one."""
 _COMMA = ord(",")
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -153,16 +153,35 @@ def _check_size(body: bytes, opened: int, most_values: int) -> None:
     if opened <= MAX_DEPTH and opened + body.count(b",") <= most_values:
         return
     if body.count(b'"') <= FEW_QUOTES:
-        _check_bare(_STRING.sub(b"", body), most_values)
+        _check_bare(_without_strings(body), most_values)
     else:
         _walk(body, most_values)
+
+
+def _without_strings(body: bytes) -> bytes:
+    """Return what stands outside of strings, up to where a body is no JSON any more if it is none.
+
+    Without what is escaped, every other piece between two quotes is a string; the last one may not end. A regular
+    expression takes five times as long.
+    """
+    return b"".join(body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
 
 
 def _check_bare(bare: bytes, most_values: int) -> None:
     """Check a body without its strings."""
     if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > most_values:
         raise _too_wide(most_values)
-    steps = map(_STEPS.__getitem__, bare.translate(None, _NO_BRACKETS))
+    brackets = bare.translate(None, _NO_BRACKETS)
+    pairs = brackets.translate(_ONE_KIND)
+    for _ in range(MAX_DEPTH):
+        # What is innermost goes, level by level; most bodies have a few.
+        outer = pairs.replace(b"[]", b"")
+        if len(outer) == len(pairs):
+            break
+        pairs = outer
+    if not pairs:
+        return
+    steps = map(_STEPS.__getitem__, brackets)
     if max(accumulate(steps), default=0) > MAX_DEPTH:
         raise _too_deep()
 
