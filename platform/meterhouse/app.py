@@ -30,6 +30,7 @@ from meterhouse.http.head import HEADERS
 from meterhouse.http.health import build_health_router
 from meterhouse.http.inference import InferenceEndpoint
 from meterhouse.http.live import build_live_router
+from meterhouse.http.long_chat import ask_long_chat
 from meterhouse.http.middleware import BodyLimit, BodyMemory, RequestContext, first_headers
 from meterhouse.http.openapi import OpenApi
 from meterhouse.http.passage import ClientWire
@@ -109,8 +110,10 @@ class Application:
 
 def build_app(gateway: Gateway) -> ASGIApp:
     """Assemble the application over an open gateway."""
-    made = [(wire, InferenceEndpoint(gateway.inference, wire)) for wire in _wires()]
-    made += [
+    chat = ChatWire()
+    made: list[tuple[ClientWire, InferenceEndpoint]] = [
+        (chat, InferenceEndpoint(gateway.inference, chat, ask_long_chat)),
+        *((wire, InferenceEndpoint(gateway.inference, wire)) for wire in _wires()),
         (messages := MessagesWire(), MessagesEndpoint(gateway.inference, messages)),
         (counting := CountTokensWire(), CountTokensEndpoint(gateway.inference, counting)),
     ]
@@ -174,9 +177,9 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
 
 
 def _wires() -> tuple[ClientWire, ...]:
-    """Return every wire that clients may speak; a new one is a line here."""
+    """Return every wire that clients may speak and that needs no more than that; a new one is a line here."""
     simple = (SimpleWire(simple) for simple in SIMPLE_CHATS)
-    return (ChatWire(), CompletionsWire(), EmbeddingsWire(), ResponsesWire(), *MEDIA_WIRES, *simple)
+    return (CompletionsWire(), EmbeddingsWire(), ResponsesWire(), *MEDIA_WIRES, *simple)
 
 
 def _cors(gateway: Gateway, client_token_paths: Sequence[str]) -> list[Middleware]:

@@ -24,6 +24,8 @@ class ParsedBody:
     request: ChatRequest
     fields: dict[str, Raw]
     stream_options: dict[str, object]
+    length_bytes: int
+    """Of the body that it was; of a long one that was read by its skeleton, of that."""
     defaulted: frozenset[str] = frozenset()
     """Fields that the caller left out and an endpoint filled in: no provider is to refuse the request for them."""
 
@@ -84,8 +86,9 @@ class Asked(msgspec.Struct, kw_only=True):
     @property
     def length_bytes(self) -> int:
         """How long what is written anew for a provider can be: the body as it came, or as a chat completion."""
-        fields = self.chat.fields if self.chat is not None else self.fields
-        return sum(map(len, fields.values())) + sum(len(part.content) for part in self.form)
+        if self.chat is not None:
+            return self.chat.length_bytes
+        return sum(map(len, self.fields.values())) + sum(len(part.content) for part in self.form)
 
     @property
     def messages(self) -> list[Message]:
@@ -110,11 +113,11 @@ def ask_chat(parsed: ParsedBody) -> Asked:
     return Asked(
         model=request.model,
         size=measure(request, parsed.fields),
-        is_streamed=bool(request.stream),
-        choices=request.choices,
+        is_streamed=request.stream is True,
+        choices=request.n or 1,
         output_tokens=request.asked_output_tokens,
         service_tier=request.service_tier,
-        unpriced=find_unpriced(request),
+        unpriced=find_unpriced(request) if request.tools or request.web_search_options is not None else None,
         chat=parsed,
     )
 

@@ -34,10 +34,17 @@ class Principal:
     """Of a client token: the pages that may use it, as far as a browser says; None: it is a key."""
     has_budget: bool = field(init=False, repr=False, compare=False)
     """Whether money is bounded, so that everything asked for must have a price."""
+    may_use_all: bool = field(init=False, repr=False, compare=False)
+    """Whether no model is out of bounds."""
+    has_model_limit: bool = field(init=False, repr=False, compare=False)
+    """Whether a limit binds one model only."""
 
     def __post_init__(self) -> None:
         """Work out once what every request asks."""
         object.__setattr__(self, "has_budget", any(limit.kind == "spend" for limit in self.limits))
+        may_use_all = self.models is None and self.project_models is None and not self.denied_models
+        object.__setattr__(self, "may_use_all", may_use_all)
+        object.__setattr__(self, "has_model_limit", any(limit.model is not None for limit in self.limits))
 
     def may_use(self, *names: str) -> bool:
         """Say whether key and project may use a model, by the names that it goes by."""

@@ -82,17 +82,13 @@ class Price(msgspec.Struct, frozen=True, array_like=True, dict=True):
         return {kind: lines or own.get(_FALLBACK.get(kind, kind), ()) for kind, lines in own.items()}
 
     @cached_property
-    def certain(self) -> Mapping[Meterable, Component | None]:
-        """What applies to a kind whatever is asked and whenever: its one component without a condition, or none at all.
+    def certain_nanos_per_million(self) -> tuple[int | None, ...]:
+        """The rate of each of ``_KINDS`` that applies whatever is asked and whenever; None: that depends.
 
-        Most prices are made of these alone.
+        It is that of the kind's one component without a condition, or 0 where it has none at all. Most prices have no
+        others.
         """
-        alone = {kind: lines[0] if lines else None for kind, lines in self.lines.items() if len(lines) <= 1}
-        return {
-            kind: line
-            for kind, line in alone.items()
-            if line is None or line == Component(line.kind, line.nanos_per_million)
-        }
+        return tuple(_certain_nanos_per_million(self.lines[kind]) for kind in _KINDS)
 
     @cached_property
     def dearest_input_nanos_per_million(self) -> int:
@@ -125,6 +121,11 @@ class PossiblePrices(msgspec.Struct, frozen=True, dict=True):
         return tuple(price for price in self.prices if price is not None)
 
     @cached_property
+    def is_whole(self) -> bool:
+        """Whether everybody's price is known."""
+        return None not in self.prices
+
+    @cached_property
     def dearest_input_nanos_per_million(self) -> int:
         """The highest rate that an input token could meet; 0 without a price."""
         return max((price.dearest_input_nanos_per_million for price in self.known), default=0)
@@ -154,24 +155,22 @@ def charge(
 
     ``request_units`` is how often the price of a request is charged: once, or for each image that one brought.
     """
-    certain = price.certain
     running = 0
     rounded = 0
     parts: list[tuple[Meterable, int]] = []
-    for kind, count in zip(_KINDS, _counts(usage, request_units), strict=True):
-        if count == 0:
+    counts = _counts(usage, request_units)
+    for kind, count, certain in zip(_KINDS, counts, price.certain_nanos_per_million, strict=True):
+        if count == 0 or certain == 0:
             continue
-        if kind in certain:
-            component = certain[kind]
+        if certain is not None:
+            running += count * certain
         else:
             component = _applicable(price, kind, usage.input_tokens, admitted_at_ms, service_tier)
-        if component is None:
-            continue
-        running += count * component.nanos_per_million
+            running += count * component.nanos_per_million if component is not None else 0
         total = (running + MILLION // 2) // MILLION
         if total != rounded:
             parts.append((kind, total - rounded))
-        rounded = total
+            rounded = total
     return Charge(rounded, tuple(parts))
 
 
@@ -220,6 +219,14 @@ def _counts(usage: Usage, request_units: int) -> tuple[int, ...]:
         usage.output_audio_tokens,
         request_units,
     )
+
+
+def _certain_nanos_per_million(lines: tuple[Component, ...]) -> int | None:
+    if not lines:
+        return 0
+    line = lines[0]
+    is_certain = len(lines) == 1 and line == Component(line.kind, line.nanos_per_million)
+    return line.nanos_per_million if is_certain else None
 
 
 def _applicable(

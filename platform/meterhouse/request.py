@@ -194,11 +194,6 @@ class ChatRequest(msgspec.Struct, kw_only=True):
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def choices(self) -> int:
-        """How many answers are asked for."""
-        return self.n or 1
-
-    @property
     def wants_usage(self) -> bool:
         """Whether a streamed answer's usage chunk was asked for."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -216,6 +211,8 @@ _TEXT_FIELDS = frozenset({"audio", "function_call", "functions", "prediction"}) 
     {"response_format", "tool_choice", "tools", "web_search_options"}
 )
 """Known fields besides the messages whose text becomes a part of the prompt; unknown ones are counted as if it did."""
+
+_TEXTLESS_FIELDS = KNOWN_FIELDS - _TEXT_FIELDS
 
 _MEASURED_FIELDS = frozenset(Message.__struct_fields__) - {"audio"}
 """Fields of a message that are measured one by one, or cannot hold text; all others are counted as they came."""
@@ -239,20 +236,16 @@ class InputSize(msgspec.Struct, frozen=True):
 
 def measure(request: ChatRequest, fields: dict[str, Raw]) -> InputSize:
     """Count the UTF-8 bytes of all text that can reach the prompt: messages, tools, schemas, unknown fields."""
-    text_bytes = 0
-    for name, raw in fields.items():
-        if name in _TEXT_FIELDS or name not in KNOWN_FIELDS:
-            text_bytes += len(raw)
-    if not isinstance(request, PlainRequest) or any(message.audio is not None for message in request.messages):
-        for row in _messages_decoder.decode(fields["messages"]):
-            for name in row.keys() - _MEASURED_FIELDS:
-                text_bytes += len(row[name])
-    images = 0
-    unbounded = 0
-    for message in request.messages:
+    text_bytes = images = unbounded = 0
+    if not fields.keys() <= _TEXTLESS_FIELDS:
+        text_bytes = sum(len(fields[name]) for name in fields.keys() - _TEXTLESS_FIELDS)
+    has_other_fields = not isinstance(request, PlainRequest)
+    messages = request.messages
+    for message in messages:
         content = message.content
         if isinstance(content, str):
-            text_bytes += utf8_length(content)
+            # One text and nothing beside it is what most messages are: for those no function is called.
+            text_bytes += len(content) if content.isascii() else utf8_length(content)
         elif content is not None:
             texts = 0
             for part in content:
@@ -263,8 +256,21 @@ def measure(request: ChatRequest, fields: dict[str, Raw]) -> InputSize:
                 unbounded += is_unknown or part.input_audio is not None or part.file is not None
             # Some servers want one text: its parts are joined with a line's end between them.
             text_bytes += max(0, texts - 1)
-        text_bytes += _side_text_bytes(message)
-    return InputSize(text_bytes, len(request.messages), images, unbounded)
+        if (
+            message.tool_calls is not None
+            or message.tool_call_id is not None
+            or message.name is not None
+            or message.reasoning_content is not None
+            or message.reasoning is not None
+            or message.refusal is not None
+            or message.function_call is not None
+        ):
+            text_bytes += _side_text_bytes(message)
+        if message.audio is not None:
+            has_other_fields = True
+    if has_other_fields:
+        text_bytes += _other_text_bytes(fields["messages"])
+    return InputSize(text_bytes, len(messages), images, unbounded)
 
 
 def utf8_length(text: str) -> int:
@@ -274,6 +280,15 @@ def utf8_length(text: str) -> int:
 
 def _length(text: str | None) -> int:
     return utf8_length(text) if text else 0
+
+
+def _other_text_bytes(messages: Raw) -> int:
+    """Count what messages have under names that are not measured one by one."""
+    total = 0
+    for row in _messages_decoder.decode(messages):
+        for name in row.keys() - _MEASURED_FIELDS:
+            total += len(row[name])
+    return total
 
 
 def _side_text_bytes(message: Message) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from meterhouse.errors import BodyTooSlow
 from meterhouse.http import body as module
-from meterhouse.http.body import read_body
+from meterhouse.http.body import read_body, read_pieces
 from meterhouse.http.guard import ClientGone
 
 PIECE = {"type": "http.request", "body": b"ab", "more_body": True}
@@ -37,9 +37,9 @@ async def test_a_client_that_leaves_in_its_body_is_gone() -> None:
 
 
 async def test_a_body_that_the_server_has_whole_is_read_as_any_other() -> None:
-    assert await read_body(receiver([LAST]), is_whole=True) == b"c"
+    assert await read_pieces(receiver([LAST])) == b"c"
     with pytest.raises(ClientGone):
-        await read_body(receiver([{"type": "http.disconnect"}]), is_whole=True)
+        await read_pieces(receiver([{"type": "http.disconnect"}]))
 
 
 async def test_a_body_that_never_ends_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

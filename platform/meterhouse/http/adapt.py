@@ -30,7 +30,10 @@ def adapt(fields: Fields, request: ChatRequest, deployment: Deployment, on_dropp
         Malformed: It has a parameter, or a value of one, that the provider cannot honour.
     """
     row = deployment.provider
-    adapt_parameters(fields, request.model, deployment, on_dropped)
+    if not row.ruled_parameters.isdisjoint(fields):
+        adapt_parameters(fields, request.model, deployment, on_dropped)
+    if not row.dropped_message_fields and not row.flattens_text_parts and row.reasoning_replay == "keep":
+        return
     # Messages with the tools told in them are made anew afterwards.
     if not row.renders_tools and _needs_other_messages(fields, request, row):
         _adapt_messages(fields, request, deployment, on_dropped)

@@ -13,9 +13,9 @@ from typing import TypeVar
 import msgspec
 
 from meterhouse.errors import Malformed, UpstreamAccount, UpstreamDown, UpstreamError, UpstreamRefused
+from meterhouse.http import intake
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
-from meterhouse.http.intake import work_on
 from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
 from meterhouse.http.sse import DONE
 from meterhouse.ledger.record import Intent, encode
@@ -183,8 +183,9 @@ class Attempts:
         passage = call.wire.find_passage(call.asked, deployment.provider)
         assert passage is not None, "a route holds only what can be asked"
         recipient = Recipient(deployment, tally.principal.organization_id, tally.reservation.allowance_tokens)
-        asked = call.asked
-        return passage, await work_on(asked.length_bytes, lambda: passage.encode(asked, recipient, self._editor))
+        if call.asked.length_bytes <= intake.INLINE_BYTES:
+            return passage, passage.encode(call.asked, recipient, self._editor)
+        return passage, await asyncio.to_thread(passage.encode, call.asked, recipient, self._editor)
 
     async def _connect(self, call: Call, deployment: Deployment, body: bytes, fetch: Fetch[Result]) -> Result:
         assert call.passage is not None
@@ -227,7 +228,10 @@ class Attempts:
         assert passage is not None
         data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
         whole = WholeBody(data, answer.content_type)
-        whole.body = await work_on(len(data), lambda: passage.decode_whole(whole, deployment))
+        if len(data) <= intake.INLINE_BYTES:
+            whole.body = passage.decode_whole(whole, deployment)
+        else:
+            whole.body = await asyncio.to_thread(passage.decode_whole, whole, deployment)
         call.tally.attempt.first_event_ns = time.monotonic_ns()
         answer.release()
         return whole

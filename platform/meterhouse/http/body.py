@@ -21,7 +21,7 @@ from meterhouse.http.adapt import OnDropped, adapt, adapt_parameters, text_of_ra
 from meterhouse.http.guard import ClientGone
 from meterhouse.providers.catalog import is_hidden_thinker
 from meterhouse.providers.provider import Deployment, Provider
-from meterhouse.request import ChatRequest, PlainRequest
+from meterhouse.request import KNOWN_FIELDS, ChatRequest, PlainRequest
 from meterhouse.translate.tool_text import GRAMMARS
 from meterhouse.translate.tool_text.prompt import Prompt, render_prompt
 
@@ -37,6 +37,7 @@ _CONTENT_ROLES = frozenset({"developer", "system", "user", "tool"})
 _TENANT_FIELDS = ("user", "safety_identifier", "prompt_cache_key")
 _MAX_TENANT_VALUE = 64
 _STORED_FIELDS = ("previous_response_id", "conversation", "thread_id", "file_ids", "vector_store_ids")
+_STORED_NAMES = frozenset(_STORED_FIELDS)
 MAX_FIELD_BYTES = 65_536
 """Of a schema, a grammar, or whatever else is not what the model reads: servers compile such before they answer."""
 _LONG_FIELDS = frozenset({"messages", "tools", "functions", "prediction"})
@@ -52,35 +53,35 @@ IS_WHOLE = "meterhouse.is_whole"
 """In the scope of a request whose body the server has received to its end."""
 
 
-async def read_body(receive: Receive, *, is_whole: bool = False) -> bytes:
-    """Read the whole body; its length is bounded by the middleware.
-
-    Args:
-        receive: ASGI's.
-        is_whole: the server has all of it already, as of most requests: then there is no time to be bounded.
+async def read_body(receive: Receive) -> bytes:
+    """Read the whole body in time; its length is bounded by the middleware.
 
     Raises:
         ClientGone: The client left while it sent.
         BodyTooSlow: It took more than two minutes.
     """
-    if is_whole:
-        return await _read_pieces(receive)
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await _read_pieces(receive)
+            return await read_pieces(receive)
     except TimeoutError:
         raise BodyTooSlow(f"The request body did not arrive within {BODY_SECONDS} seconds. Send it again.") from None
 
 
-async def _read_pieces(receive: Receive) -> bytes:
+async def read_pieces(receive: Receive) -> bytes:
+    """Read the whole body, however long that takes: for one that the server has to its end (``IS_WHOLE``).
+
+    Raises:
+        ClientGone: The client left while it sent.
+    """
     pieces: list[bytes] = []
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        pieces.append(message.get("body", b""))
+        piece: bytes = message.get("body", b"")
         if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return b"".join((*pieces, piece)) if pieces else piece
+        pieces.append(piece)
 
 
 def read_object(
@@ -101,10 +102,12 @@ def read_object(
         raise Malformed(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     except RecursionError:
         raise Malformed("The request body is nested too deeply.", code="invalid_json") from None
-    for name in _STORED_FIELDS:
-        if name in fields and bytes(fields[name]) != b"null":
-            raise stored(name)
-    check_lengths(fields, long_fields, request.__struct_fields__)
+    if not _STORED_NAMES.isdisjoint(fields):
+        for name in _STORED_FIELDS:
+            if name in fields and bytes(fields[name]) != b"null":
+                raise stored(name)
+    if len(body) > MAX_FIELD_BYTES:
+        check_lengths(fields, long_fields, request.__struct_fields__)
     return fields, request
 
 
@@ -122,7 +125,7 @@ def parse_chat(body: bytes) -> ParsedBody:
         fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
     _check_messages(request)
     _check_options(request)
-    return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {})
+    return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {}, len(body))
 
 
 def check_lengths(fields: Mapping[str, Raw], long_fields: frozenset[str], known: Collection[str]) -> None:
@@ -265,16 +268,18 @@ class BodyEditor:
         provider = deployment.provider
         request = parsed.request
         fields: dict[str, object] = dict(parsed.fields)
-        self._fill(fields, parsed, deployment)
+        has_defaults = provider.body_defaults or provider.unstreamed_body_defaults or deployment.model.body_defaults
+        if has_defaults or parsed.defaulted:
+            self._fill(fields, parsed, deployment)
         adapt(fields, request, deployment, self._on_dropped)
         if provider.refuses_assistant_last:
             _check_last(request)
         if provider.renders_tools:
             fields["messages"] = render_tools(parsed, provider).messages
         fields["model"] = deployment.upstream_model
-        self._drop_bounds(fields, "", deployment)
-        self._bound(fields, request, provider, recipient.allowance_tokens)
-        self._separate_tenants(fields, request, recipient.organization_id)
+        self._bound(fields, request, recipient)
+        if request.user or request.safety_identifier or request.prompt_cache_key:
+            self._separate_tenants(fields, request, recipient.organization_id)
         if request.store is not None and "store" in fields:
             fields["store"] = False
         if request.stream and provider.sends_include_usage:
@@ -283,8 +288,8 @@ class BodyEditor:
             if provider.sends_continuous_usage:
                 options["continuous_usage_stats"] = True
             fields["stream_options"] = options
-        else:
-            fields.pop("stream_options", None)
+        elif "stream_options" in fields:
+            del fields["stream_options"]
         return self._encoder.encode(fields)
 
     def edit_passed(self, asked: Asked, recipient: Recipient, bound_field: str | None) -> dict[str, object]:
@@ -342,13 +347,17 @@ class BodyEditor:
             if name not in _OUR_BOUNDS:
                 self._on_dropped(deployment, name.lower())
 
-    def _bound(
-        self, fields: dict[str, object], request: ChatRequest, provider: Provider, allowance_tokens: int | None
-    ) -> None:
-        """Put the answer's bound, clamped to the allowance, under the name that the provider reads."""
+    def _bound(self, fields: dict[str, object], request: ChatRequest, recipient: Recipient) -> None:
+        """Put the answer's bound, clamped to the allowance, under the name that the provider reads, and no other."""
+        if fields.keys() <= KNOWN_FIELDS:
+            fields.pop("max_completion_tokens", None)
+            fields.pop("max_tokens", None)
+        else:
+            self._drop_bounds(fields, "", recipient.deployment)
+        provider, allowance_tokens = recipient.deployment.provider, recipient.allowance_tokens
         bound = request.asked_output_tokens or provider.default_max_tokens
-        if allowance_tokens is not None:
-            bound = min(bound or allowance_tokens, allowance_tokens)
+        if allowance_tokens is not None and (not bound or allowance_tokens < bound):
+            bound = allowance_tokens
         if bound is not None:
             fields[provider.max_tokens_field] = bound
 

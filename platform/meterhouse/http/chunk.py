@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from meterhouse.errors import UpstreamDown
-from meterhouse.http.usage_reading import ReadUsage, read_chat_usage
+from meterhouse.http.usage_reading import ReadUsage, read_raw_chat_usage
 
 MAX_NAME_LENGTH = 256
 """A provider's model and tier names are cut to this: they go into every record."""
@@ -174,10 +174,11 @@ def _collect(value: object, pieces: list[str]) -> None:
 def read_usage(chunk: Chunk) -> ReadUsage | None:
     """Find the usage of a chunk or body; None if it carries none."""
     raw = chunk.usage if chunk.usage and is_set(chunk.usage) else _find_usage(chunk)
-    if raw is None:
-        return None
-    wire = _any_decoder.decode(raw)
-    return read_chat_usage(wire) if isinstance(wire, dict) else None
+    try:
+        return None if raw is None else read_raw_chat_usage(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # It was passed over when the rest was read, and is no text or no number after all.
+        raise _garbage(str(error)) from None
 
 
 def _find_usage(chunk: Chunk) -> Raw | None:

@@ -5,6 +5,7 @@ It reads top to bottom in ``_serve``: verify, read, resolve, reserve, answer, se
 when its record is durable. What differs from wire to wire is behind ``ClientWire`` and ``Passage``.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ from meterhouse.errors import (
     UpstreamError,
     UpstreamRefused,
 )
+from meterhouse.http import intake
 from meterhouse.http.attempts import Attempts
 from meterhouse.http.call import Call, Pacer
 from meterhouse.http.client_origin import check_origin
 from meterhouse.http.exchange import Exchange, exchange_of
 from meterhouse.http.guard import ClientGone, Guard
-from meterhouse.http.intake import take_body, work_on
 from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
@@ -35,6 +36,7 @@ from meterhouse.http.passage import ClientWire, RelayParts, Whole
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.respond import Headers, rate_limit_headers, refused
 from meterhouse.http.shedding import Slot, Slots
+from meterhouse.http.skeleton import Skeleton
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.tool_text import with_rendered_tools
@@ -46,12 +48,13 @@ from meterhouse.ledger.settler import Settler
 from meterhouse.limits.demand import build_demand
 from meterhouse.metering import Clock, Demand, Meter, Refusal, Reservation
 from meterhouse.money import PossiblePrices
-from meterhouse.providers.provider import Route
+from meterhouse.providers.provider import Deployment, Route
 from meterhouse.providers.routes import Routes
 from meterhouse.request import InputSize, Tally
 from meterhouse.telemetry.metrics import Metrics
 from meterhouse.usage import Outcome
 
+ReadLong = Callable[[Skeleton], Asked | None]
 KEPT_PROMPT_BYTES = 65_536
 """A longer prompt is let go once the answer has begun; if it must be counted, its estimate is charged."""
 
@@ -82,8 +85,10 @@ class InferenceParts:
 class InferenceEndpoint:
     """The endpoint of one wire."""
 
-    def __init__(self, parts: InferenceParts, wire: ClientWire) -> None:
+    def __init__(self, parts: InferenceParts, wire: ClientWire, read_long: ReadLong | None = None) -> None:
+        """Take the parts; ``read_long`` reads a long body of the wire by its skeleton, where it can."""
         self._parts = parts
+        self._read_long = read_long
         self._relay_parts = RelayParts(parts.meter, parts.checkpointer, parts.tasks, parts.metrics)
         self._limit_names = LimitNames(parts.routes)
         self._wire = wire
@@ -100,29 +105,27 @@ class InferenceEndpoint:
         scope, receive, send = connection
         principal = await parts.keyring.verify(credential_of(scope), exchange.address)
         exchange.principal = principal
-        check_origin(principal, header(scope, b"origin"))
+        if principal.origins is not None:
+            check_origin(principal, header(scope, b"origin"))
         slot.assign(principal.organization_id)
-        content_type = header(scope, b"content-type") or ""
-        asked = await take_body(
-            scope,
-            receive,
-            lambda body: self._wire.read(body, content_type, lambda: _default_model(parts, principal)),
-            self._wire.most_values,
-        )
+        read = partial(self._read, scope, principal)
+        asked = await intake.take_body(scope, receive, read, self._wire.most_values, self._read_long)
         self._note_headers(asked, scope)
         exchange.model = asked.model
         # One snapshot for the whole request: it is charged by a price that it was held by.
         snapshot = parts.routes.snapshot
         now_ms = parts.clock.now_ms()
         route = snapshot.resolve(asked.model, now_ms)
-        permit(principal, asked.model, route)
+        if not principal.may_use_all:
+            permit(principal, asked.model, route)
         route = self._serving(asked, route)
-        size = with_rendered_tools(asked, route)
+        size = with_rendered_tools(asked, route) if route.renders_tools else asked.size
         prices = snapshot.prices_around(route, now_ms)
         demand, tally = await self._admit(exchange, (asked, size), route, prices)
         reservation = tally.reservation
         # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
-        route = snapshot.reprice(route, reservation.admitted_at_ms)
+        if not route.from_ms <= reservation.admitted_at_ms < route.until_ms:
+            route = snapshot.reprice(route, reservation.admitted_at_ms)
         headers = _headers(asked, demand, reservation, parts.clock.now_ms())
         reservation.states = ()  # the headers say it, and nobody else asks
         if degraded := parts.degraded(reservation):
@@ -155,16 +158,34 @@ class InferenceEndpoint:
         assert principal is not None
         asked, size = measured
         demand = build_demand(exchange.request_id, principal, asked, size, prices, route.bounds)
-        limits = self._limit_names.translate(principal.limits)
-        if limits is not principal.limits:
-            demand = structs.replace(demand, limits=limits)
+        if principal.has_model_limit:
+            demand = structs.replace(demand, limits=self._limit_names.translate(principal.limits))
         asked_ns = time.monotonic_ns()
         reservation = await parts.meter.reserve(demand)
         if isinstance(reservation, Refusal):
             parts.metrics.observe_refusal(reservation)
             raise refused(reservation, asked.model, parts.clock.now_ms())
-        tally = exchange.tally = _tally(exchange, self._wire.operation, (demand, size, reservation), asked_ns)
-        return demand, tally
+        exchange.tally = Tally(
+            request_id=exchange.request_id,
+            principal=principal,
+            model=demand.model,
+            operation=self._wire.operation,
+            is_streamed=demand.is_streamed,
+            reservation=reservation,
+            input_tokens_estimate=demand.rate_input_tokens,
+            held_input_tokens=demand.held_input_tokens,
+            is_input_countable=not (size.images or size.unbounded_parts),
+            trace_id=exchange.trace.trace_id,
+            is_traced=exchange.trace.is_sampled,
+            started_ns=exchange.started_ns,
+            asked_ns=asked_ns,
+            admitted_ns=time.monotonic_ns(),
+        )
+        return demand, exchange.tally
+
+    def _read(self, scope: Scope, principal: Principal, body: bytes) -> Asked:
+        content_type = "" if self._wire.most_values else header(scope, b"content-type") or ""
+        return self._wire.read(body, content_type, partial(_default_model, self._parts, principal))
 
     def _note_headers(self, asked: Asked, scope: Scope) -> None:
         """Take from the request's headers what its wire has there; most have nothing.
@@ -180,16 +201,16 @@ class InferenceEndpoint:
             Malformed: There is none.
         """
         wire = self._wire
-        usable = []
+        usable: tuple[Deployment, ...] = ()
         for row in route.deployments:
             # A model of embeddings writes nothing, and is no model of a chat.
             writes = row.model.max_output_tokens or asked.output_tokens == 0
             if writes and wire.find_passage(asked, row.provider) is not None:
-                usable.append(row)
+                usable += (row,)
         if len(usable) == len(route.deployments):
             return route
         if usable:
-            return Route(route.model, tuple(usable))
+            return Route(route.model, usable)
         raise asked.chat_refusal or Malformed(
             f"The model '{asked.model}' cannot be used at {wire.path}: its provider has nothing of the kind.",
             param="model",
@@ -199,9 +220,10 @@ class InferenceEndpoint:
     async def _answer_and_settle(self, call: Call, exchange: Exchange, headers: Headers) -> None:
         parts, tally = self._parts, call.tally
         try:
-            answer = await self._answer(call)
+            answer = await (self._relay(call) if tally.is_streamed else self._fetch(call))
             call.is_ending = True
-            await parts.counter.fill(tally, call.asked)
+            if tally.attempts[-1].reported is None:
+                await parts.counter.fill(tally, call.asked)
         except (GatewayError, ClientGone) as error:
             call.is_ending = True
             _note_failure(tally, error)
@@ -224,15 +246,18 @@ class InferenceEndpoint:
         if call.outlet.is_gone and not exchange.status:
             raise ClientGone
 
-    async def _answer(self, call: Call) -> StreamRelay | Whole:
-        """Get the answer up to its end from the first deployment that gives one."""
-        attempts = self._parts.attempts
-        if not call.tally.is_streamed:
-            body = await attempts.fetch_whole(call)
-            passage = call.passage
-            assert passage is not None
-            return await work_on(len(body.body), lambda: passage.read_whole(call, body, self._relay_parts))
-        opened = await attempts.open_stream(call)
+    async def _fetch(self, call: Call) -> Whole:
+        """Get the answer from the first deployment that gives one."""
+        body = await self._parts.attempts.fetch_whole(call)
+        passage = call.passage
+        assert passage is not None
+        if len(body.body) <= intake.INLINE_BYTES:
+            return passage.read_whole(call, body, self._relay_parts)
+        return await asyncio.to_thread(passage.read_whole, call, body, self._relay_parts)
+
+    async def _relay(self, call: Call) -> StreamRelay:
+        """Get a streamed answer up to its end from the first deployment that gives one."""
+        opened = await self._parts.attempts.open_stream(call)
         assert call.passage is not None
         relay = call.passage.open_relay(call, opened, self._relay_parts)
         call.asked.let_go(KEPT_PROMPT_BYTES)
@@ -266,27 +291,6 @@ def permit(principal: Principal, model: str, route: Route) -> None:
             param="model",
             code="model_not_allowed",
         )
-
-
-def _tally(exchange: Exchange, operation: str, admitted: tuple[Demand, InputSize, Reservation], asked_ns: int) -> Tally:
-    assert exchange.principal is not None
-    demand, size, reservation = admitted
-    return Tally(
-        request_id=exchange.request_id,
-        principal=exchange.principal,
-        model=demand.model,
-        operation=operation,
-        is_streamed=demand.is_streamed,
-        reservation=reservation,
-        input_tokens_estimate=demand.rate_input_tokens,
-        held_input_tokens=demand.held_input_tokens,
-        is_input_countable=not (size.images or size.unbounded_parts),
-        trace_id=exchange.trace.trace_id,
-        is_traced=exchange.trace.is_sampled,
-        started_ns=exchange.started_ns,
-        asked_ns=asked_ns,
-        admitted_ns=time.monotonic_ns(),
-    )
 
 
 def _headers(asked: Asked, demand: Demand, reservation: Reservation, now_ms: int) -> Headers:

@@ -47,11 +47,14 @@ class OverChat:
     def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
         """Return the answer as a chat completion with a message in each choice."""
         body = UPSTREAM_WIRES[deployment.provider.wire].decode_whole(answer.body, deployment)
-        chunk = decode_chunk(body)
+        answer.chunk = chunk = decode_chunk(body)
         if is_failure(chunk):
             raise error_in_stream(body, deployment)
-        if not chunk.choices or any(choice.message is None for choice in chunk.choices):
+        if not chunk.choices:
             raise no_answer("an answer without a message")
+        for choice in chunk.choices:
+            if choice.message is None:
+                raise no_answer("an answer without a message")
         return body
 
     def open_relay(self, call: Call, opened: OpenAnswer, parts: RelayParts) -> StreamRelay:
@@ -65,8 +68,11 @@ class OverChat:
     def read_whole(self, call: Call, answer: WholeBody, parts: RelayParts) -> Whole:
         """Read a chat completion."""
         speak(call)
-        read = WholeAnswer(call, answer.body)
-        read.rewrite(lambda whole: rewrite_whole(call, whole, parts.metrics))
+        assert call.deployment is not None
+        read = WholeAnswer(call, answer)
+        row = call.deployment.provider
+        if row.reads_think_tags or row.tool_call_format is not None:
+            read.rewrite(rewrite_whole(call, answer.body, parts.metrics))
         return read
 
 

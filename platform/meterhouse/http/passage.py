@@ -14,6 +14,7 @@ import msgspec
 
 from meterhouse.asked import Asked
 from meterhouse.http.body import BodyEditor, Recipient
+from meterhouse.http.chunk import Chunk
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.respond import Envelope
 from meterhouse.http.tasks import Tasks
@@ -44,6 +45,8 @@ class WholeBody(msgspec.Struct):
 
     body: bytes
     content_type: str
+    chunk: Chunk | None = None
+    """What ``decode_whole`` has read of a chat completion, for ``read_whole``."""
 
 
 @dataclass(frozen=True, slots=True)

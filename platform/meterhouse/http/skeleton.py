@@ -1,11 +1,12 @@
 """A long JSON body without its long texts: what its structure is told by, in a thousandth of the time.
 
-A prompt of a megabyte is a few strings. They are found by jumping from quote to quote, each checked by itself, and left
+A prompt of a megabyte is a few strings. They are found by jumping from quote to quote, each decoded by itself, and left
 out; what remains is small, and has the same objects, keys, numbers and depth. Invariant: a body whose skeleton and
-whose texts are good JSON is good JSON. Not here: what is good (``intake``).
+whose texts are good JSON is good JSON. Not here: what is good (``intake``), what is asked (``long_chat``).
 """
 
 import msgspec
+from msgspec import Raw
 
 LONG_BODY_BYTES = 16_384
 """A shorter body is looked at as it is."""
@@ -19,7 +20,10 @@ MOST_BACKSLASHES = 64
 
 _QUOTE = b'"'
 _BACKSLASH = b"\\"
-_EMPTY = b'""'
+_NUL = rb"\u0000"
+_MARK = b'"' + _NUL + b'%07d"'
+_MARK_BYTES = len(_MARK % 0)
+_MARK_SIGN = "\0"
 _SPACES = b" \t\n\r"
 _COLON = b":"
 
@@ -37,27 +41,61 @@ def has_more_than(data: bytes, mark: bytes, most: int) -> bool:
     return False
 
 
-def leave_texts_out(body: bytes) -> bytes | None:
-    """Return a body with an empty text for each long one, all of which are good; None: it has to be looked at whole."""
+class Skeleton(msgspec.Struct):
+    """A body without its long texts."""
+
+    body: bytes
+    data: bytes
+    """The body with a mark, which is a short text, for each of its long ones."""
+    texts: list[str]
+    places: list[tuple[int, int, int]]
+    """Of each text: where its mark begins in ``data``, where it begins in the body, and where it ends there."""
+
+    def find_text(self, mark: str) -> str | None:
+        """Return the long text that a text of ``data`` is the mark of; None: it is no mark."""
+        return self.texts[int(mark[1:])] if mark.startswith(_MARK_SIGN) else None
+
+    def find_whole(self, raw: Raw) -> Raw:
+        """Return what a value of ``data`` that has all marks in it is in the body; the bytes are the body's own."""
+        begin = self.data.index(bytes(raw))
+        end = begin + len(raw)
+        first_mark, first_text, _ = self.places[0]
+        last_mark, _, last_end = self.places[-1]
+        begin_in_body = first_text - (first_mark - begin)
+        end_in_body = last_end + end - (last_mark + _MARK_BYTES)
+        return Raw(memoryview(self.body)[begin_in_body:end_in_body])
+
+
+def leave_texts_out(body: bytes) -> Skeleton | None:
+    """Return a body with a mark for each long text, all of which are good; None: it has to be looked at whole."""
     if has_more_than(body, _QUOTE, min(MOST_QUOTES, len(body) // BYTES_PER_QUOTE)):
         return None
     kept: list[bytes] = []
+    texts: list[str] = []
+    places: list[tuple[int, int, int]] = []
     view = memoryview(body)
-    begin = at = 0
+    begin = at = length = 0
     while (opened := body.find(_QUOTE, at)) >= 0:
         closed = _find_end(body, opened)
         if closed < 0:
             return None
         at = closed + 1
         if closed - opened > LONG_TEXT_BYTES and not _is_key(body, at):
-            if not _is_text(view[opened:at]):
+            text = _read_text(view[opened:at])
+            if text is None:
                 return None
-            kept += [body[begin:opened], _EMPTY]
+            length += opened - begin
+            places.append((length, opened, at))
+            kept += [body[begin:opened], _MARK % len(texts)]
+            texts.append(text)
+            length += _MARK_BYTES
             begin = at
     if not kept:
         return None  # it would be looked at twice
     kept.append(body[begin:])
-    return b"".join(kept)
+    data = b"".join(kept)
+    # A text that the caller wrote may look like a mark.
+    return Skeleton(body, data, texts, places) if data.count(_NUL) == len(texts) else None
 
 
 def _find_end(body: bytes, opened: int) -> int:
@@ -80,9 +118,8 @@ def _is_key(body: bytes, behind: int) -> bool:
     return body[behind:end].lstrip(_SPACES)[:1] in {_COLON, b""}
 
 
-def _is_text(string: memoryview) -> bool:
+def _read_text(string: memoryview) -> str | None:
     try:
-        _text_decoder.decode(string)
+        return _text_decoder.decode(string)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-    return True
+        return None

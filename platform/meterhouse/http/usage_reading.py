@@ -4,14 +4,17 @@ Invariant: a count that cannot be true is not believed, and marked; a part is ne
 and audio tokens are parts of the input here, also where the wire counts them beside it.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta, Raw
 
 from meterhouse.request import Attempt
 from meterhouse.usage import SUSPECT_TOKENS, Usage
 
 Fields = dict[str, Any]
+Count = Annotated[int, Meta(ge=0, le=SUSPECT_TOKENS)]
+"""What can be true; to ``msgspec`` a bool is no count."""
 
 
 class ReadUsage(msgspec.Struct):
@@ -21,6 +24,68 @@ class ReadUsage(msgspec.Struct):
     input_tokens: int | None = None
     output_tokens: int | None = None
     is_suspect: bool = False
+
+
+class _InputDetails(msgspec.Struct):
+    cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
+    audio_tokens: Count | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: Count | None = None
+    audio_tokens: Count | None = None
+
+
+class _ChatUsage(msgspec.Struct):
+    """What ``read_chat_usage`` looks at, where all of it can be true."""
+
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    prompt_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    prompt_cache_hit_tokens: Count | None = None
+    cached_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
+
+
+_chat_decoder = msgspec.json.Decoder(_ChatUsage)
+_any_decoder = msgspec.json.Decoder()
+
+
+def read_raw_chat_usage(raw: Raw) -> ReadUsage | None:
+    """Read a usage of chat completions as it came: as ``read_chat_usage`` does, and None where it is no object.
+
+    Nearly all are as they should be, and checked while they are decoded.
+    """
+    try:
+        wire = _chat_decoder.decode(raw)
+    except msgspec.ValidationError:
+        fields = _any_decoder.decode(raw)
+        return read_chat_usage(fields) if isinstance(fields, dict) else None
+    input_tokens, output_tokens = wire.prompt_tokens, wire.completion_tokens
+    read = ReadUsage(None, input_tokens, output_tokens)
+    if input_tokens is None or output_tokens is None:
+        return read
+    inside, outside = wire.prompt_tokens_details, wire.completion_tokens_details
+    cached = inside.cached_tokens if inside is not None else None
+    if cached is None:
+        cached = wire.cached_tokens if wire.prompt_cache_hit_tokens is None else wire.prompt_cache_hit_tokens
+    reasoning = outside.reasoning_tokens if outside is not None else None
+    if reasoning is None:
+        reasoning = wire.reasoning_tokens
+    if inside is None and outside is None and not cached and not reasoning:
+        read.usage = Usage(input_tokens, 0, 0, output_tokens)
+        return read
+    read.usage = _compose(
+        read,
+        cached=cached or 0,
+        cache_write=(inside.cache_write_tokens or 0) if inside is not None else 0,
+        input_audio=(inside.audio_tokens or 0) if inside is not None else 0,
+        reasoning=reasoning or 0,
+        output_audio=(outside.audio_tokens or 0) if outside is not None else 0,
+    )
+    return read
 
 
 def read_chat_usage(wire: Fields) -> ReadUsage:

@@ -1,7 +1,5 @@
 """Reads a chat completion that is not streamed: the same tally, one body instead of events."""
 
-from collections.abc import Callable
-
 import msgspec
 
 from meterhouse.http.call import Call
@@ -10,11 +8,11 @@ from meterhouse.http.chunk import (
     UNSEEN_BYTES,
     UNSEEN_FACTOR,
     all_text_of,
-    decode_chunk,
     is_set,
     read_usage,
     text_of,
 )
+from meterhouse.http.passage import WholeBody
 from meterhouse.http.tidy import tidy
 from meterhouse.http.usage_reading import note_usage, usage_on_wire
 from meterhouse.request import utf8_length
@@ -26,13 +24,15 @@ class WholeAnswer:
 
     content_type = b"application/json"
 
-    def __init__(self, call: Call, body: bytes) -> None:
-        self._body = body
-        self._model = call.asked.model
-        attempt = call.tally.attempt
+    def __init__(self, call: Call, answer: WholeBody) -> None:
+        chunk = answer.chunk
         assert call.deployment is not None
+        assert chunk is not None, "a chat completion is read where it is decoded"
+        self._chunk = chunk
+        self._body = body = answer.body
+        self._model = call.asked.model
         self._finish_reasons = call.deployment.provider.finish_reasons
-        chunk = decode_chunk(body)
+        attempt = call.tally.attempts[-1]
         attempt.served_model = (chunk.model or "")[:MAX_NAME_LENGTH]
         attempt.service_tier = (chunk.service_tier or "")[:MAX_NAME_LENGTH]
         for choice in chunk.choices or ():
@@ -43,19 +43,19 @@ class WholeAnswer:
                 attempt.output_bytes += utf8_length(text)
                 attempt.output_events += bool(text)
                 attempt.text.append(text)
-                if is_set(choice.message.audio):
+                if choice.message.audio and is_set(choice.message.audio):
                     attempt.is_countable = False
         read = read_usage(chunk)
-        # A usage that cannot be true is not charged, so it is not shown either.
-        self._has_usage = is_set(chunk.usage) and read is not None and read.usage is not None
+        self._has_usage = False
         if read is not None:
             note_usage(attempt, read)
-        attempt.outcome = Outcome.CLIENT_GONE if call.is_draining else Outcome.COMPLETED
-        self._chunk = chunk
+            # A usage that cannot be true is not charged, so it is not shown either.
+            self._has_usage = read.usage is not None and is_set(chunk.usage)
+        attempt.outcome = Outcome.COMPLETED if call.gone_since_ns is None else Outcome.CLIENT_GONE
 
-    def rewrite(self, rewrite: Callable[[bytes], bytes]) -> None:
-        """Change what the client gets; what is counted and charged stays what the provider sent."""
-        self._body = rewrite(self._body)
+    def rewrite(self, body: bytes) -> None:
+        """Give the client this instead; what is counted and charged stays what the provider sent."""
+        self._body = body
 
     def body(self, usage: Usage) -> bytes:
         """Return the provider's bytes under the asked model name, with our usage where it sent none."""

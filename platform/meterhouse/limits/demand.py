@@ -34,13 +34,15 @@ def build_demand(
     Raises:
         NotPriced: The principal has a budget, and something asked for has no price or no bound.
     """
-    if principal.has_budget:
-        _check_priced(asked, is_priced=len(prices.known) == len(prices.prices))
+    is_plain = not size.images and not size.unbounded_parts and asked.unpriced is None and asked.service_tier is None
+    if principal.has_budget and not (is_plain and prices.is_whole):
+        _check_priced(asked, is_priced=prices.is_whole)
         _check_bounded(asked, size, bounds, prices.known)
         _check_tier(asked, prices.known)
-    output_tokens = asked.output_tokens
-    if output_tokens is None:
+    output_tokens = rate_output_tokens = asked.output_tokens
+    if output_tokens is None or rate_output_tokens is None:
         output_tokens = bounds.max_output_tokens
+        rate_output_tokens = min(output_tokens, UNASKED_RATE_TOKENS)
     media = size.images * (bounds.image_tokens or 0)
     return Demand(
         request_id=request_id,
@@ -52,7 +54,7 @@ def build_demand(
         rate_input_tokens=estimate_input_tokens(size),
         held_input_tokens=size.text_bytes + size.tokens + TOKENS_PER_MESSAGE * size.messages + media,
         output_tokens=output_tokens,
-        rate_output_tokens=min(output_tokens, UNASKED_RATE_TOKENS) if asked.output_tokens is None else output_tokens,
+        rate_output_tokens=rate_output_tokens,
         choices=asked.choices,
         is_streamed=asked.is_streamed,
         holds_whole_allowance=bounds.thinks_hidden,

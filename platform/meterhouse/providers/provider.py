@@ -38,11 +38,7 @@ ToolsHandling = Literal["send", "withhold", "prompt"]
 """What a server gets of a request's tools: all, nothing, or nothing but what is said of them in the prompt."""
 
 
-def _no_mapping() -> Mapping[str, Any]:
-    return MappingProxyType({})
-
-
-def _no_endpoints() -> Mapping[EndpointName, str]:
+def _nothing() -> Mapping[Any, Any]:
     return MappingProxyType({})
 
 
@@ -96,15 +92,15 @@ class Provider:
     """The environment variables that usually hold its address, after ours."""
     base_url_suffix: str = ""
     """What is added to an address without a path."""
-    regions: Mapping[str, str] = field(default_factory=_no_mapping)
+    regions: Mapping[str, str] = field(default_factory=_nothing)
     """Base URLs by region; ``{workspace}`` stands for the operator's workspace."""
     credential_names: tuple[str, ...] = ()
     """The environment variables that hold its credential; settings reads them, nothing here does."""
     credential_header: str = "authorization"
     credential_prefix: str = "Bearer "
-    extra_headers: Mapping[str, str] = field(default_factory=_no_mapping)
+    extra_headers: Mapping[str, str] = field(default_factory=_nothing)
     chat_path: str = "/chat/completions"
-    endpoints: Mapping[EndpointName, str] = field(default_factory=_no_endpoints)
+    endpoints: Mapping[EndpointName, str] = field(default_factory=_nothing)
     """The wires that it serves itself, with their paths: a request on one of them is passed through. What is not in
     here goes over chat completions where it can be translated, and is refused else."""
     embeddings_max_inputs: int = 2_048
@@ -114,13 +110,13 @@ class Provider:
     models_path: str = "/models"
     health_path: str = "/models"
 
-    renames: Mapping[str, str] = field(default_factory=_no_mapping)
+    renames: Mapping[str, str] = field(default_factory=_nothing)
     """Body parameters that have another name here, for example ``seed`` > ``random_seed``."""
-    value_renames: Mapping[str, Mapping[str, str]] = field(default_factory=_no_mapping)
+    value_renames: Mapping[str, Mapping[str, str]] = field(default_factory=_nothing)
     """Values of parameters that are spelled otherwise here, for example ``tool_choice`` ``required`` > ``any``."""
     denied_parameters: frozenset[str] = frozenset()
     """Parameters that it cannot honour: a 400 before the call, because to drop them would change the answer."""
-    denied_values: Mapping[str, frozenset[str]] = field(default_factory=_no_mapping)
+    denied_values: Mapping[str, frozenset[str]] = field(default_factory=_nothing)
     """Values of parameters that it cannot honour, likewise."""
     dropped_parameters: frozenset[str] = frozenset()
     """Parameters that may be left out without changing what the answer means."""
@@ -132,9 +128,9 @@ class Provider:
     ``fill_for_calls`` where those with tool calls must. Where it is refused, it is a dropped message field."""
     flattens_text_parts: bool = False
     """Whether content that is a list of text parts goes out as one string."""
-    body_defaults: Mapping[str, Any] = field(default_factory=_no_mapping)
+    body_defaults: Mapping[str, Any] = field(default_factory=_nothing)
     """Sent when the caller sent nothing under that name."""
-    unstreamed_body_defaults: Mapping[str, Any] = field(default_factory=_no_mapping)
+    unstreamed_body_defaults: Mapping[str, Any] = field(default_factory=_nothing)
     """The same, only where the answer is not streamed."""
     max_tokens_field: MaxTokensField = "max_tokens"
     """The one of the two names that goes upstream, whichever was asked with."""
@@ -151,7 +147,7 @@ class Provider:
 
     reads_think_tags: bool = False
     """Whether an answer that begins with ``<think>`` has thoughts in its text (a local server without a parser)."""
-    finish_reasons: Mapping[str, str] = field(default_factory=_no_mapping)
+    finish_reasons: Mapping[str, str] = field(default_factory=_nothing)
     """Finish reasons that OpenAI spells otherwise, for example ``model_length`` > ``length``."""
     sends_include_usage: bool = True
     """Whether ``stream_options.include_usage`` may be sent; False for a provider that refuses it."""
@@ -183,6 +179,14 @@ class Provider:
     """Its name in genai-prices; None: no default prices."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     quirks: tuple[Quirk, ...] = ()
+    ruled_parameters: frozenset[str] = field(init=False, repr=False, compare=False)
+    """Every parameter that is denied, dropped, renamed or has a value that is."""
+
+    def __post_init__(self) -> None:
+        """Work out once what every request asks."""
+        dropped = self.dropped_parameters.union(*(rule.dropped_parameters for rule in self.model_rules))
+        ruled = self.denied_parameters.union(dropped, self.renames, self.denied_values, self.value_renames)
+        object.__setattr__(self, "ruled_parameters", ruled)
 
     @property
     def row_name(self) -> str:
@@ -210,7 +214,7 @@ class Model:
     image_tokens_bound: int | None = None
     """No image counts for more; None: no bound is known."""
     audio_tokens_bound: int | None = None
-    body_defaults: Mapping[str, Any] = field(default_factory=_no_mapping)
+    body_defaults: Mapping[str, Any] = field(default_factory=_nothing)
     """Sent when the caller sent nothing under that name."""
     shutdown: date | None = None
     """The day on which the provider will stop serving it, where it has said so."""
@@ -225,7 +229,7 @@ class RetiredModel:
     replacement: str
     since: date | None = None
     """The first day on which it was refused; None where nobody wrote it down."""
-    body_defaults: Mapping[str, Any] = field(default_factory=_no_mapping)
+    body_defaults: Mapping[str, Any] = field(default_factory=_nothing)
     """What makes the replacement behave like it."""
 
 
@@ -292,15 +296,17 @@ class Route:
         return PossiblePrices(tuple(deployment.price for deployment in self.deployments))
 
     @cached_property
+    def renders_tools(self) -> bool:
+        """Whether a deployment tells its model of tools in the prompt."""
+        return any(deployment.provider.renders_tools for deployment in self.deployments)
+
+    @cached_property
     def bounds(self) -> ModelBounds:
         """What bounds a request over every deployment that may serve it, so that a failover never exceeds its hold."""
         models = [deployment.model for deployment in self.deployments]
-        defaults = [deployment.provider.default_max_tokens for deployment in self.deployments]
         image_bounds = [model.image_tokens_bound for model in models]
         return ModelBounds(
-            max_output_tokens=max(
-                default or model.max_output_tokens for default, model in zip(defaults, models, strict=True)
-            ),
+            max_output_tokens=max(d.provider.default_max_tokens or d.model.max_output_tokens for d in self.deployments),
             image_tokens=None if None in image_bounds else max(bound or 0 for bound in image_bounds),
             thinks_hidden=any(model.thinks_hidden for model in models),
             model=self.model,
@@ -365,7 +371,7 @@ class ActiveProvider:
     credential: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
     is_public_only: bool = False
-    tool_call_formats: Mapping[str, ToolCallFormat] = field(default_factory=_no_mapping)
+    tool_call_formats: Mapping[str, ToolCallFormat] = field(default_factory=_nothing)
     """By upstream model; ``""`` is every other one."""
     tools: ToolsHandling = "send"
 
