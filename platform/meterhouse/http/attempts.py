@@ -15,7 +15,7 @@ import msgspec
 from meterhouse.errors import Malformed, UpstreamAccount, UpstreamDown, UpstreamError, UpstreamRefused
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
-from meterhouse.http.intake import work_on
+from meterhouse.http.intake import INLINE_BYTES
 from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
 from meterhouse.http.sse import DONE
 from meterhouse.ledger.record import Intent, encode
@@ -34,6 +34,8 @@ MAX_ANSWER_BYTES = 64 * 1_048_576
 _ERROR_BYTES = 65_536
 _ERROR_SECONDS = 5.0
 _OK = 200
+_MOST_PRICES = 4_096
+"""Encoded prices that are kept; of more, all are encoded anew."""
 
 Result = TypeVar("Result")
 Fetch = Callable[[Call, Deployment, Answer], Awaitable[Result]]
@@ -87,9 +89,14 @@ class Attempts:
         self._budget.record_request()
         failure: UpstreamError | None = None
         refusal: Malformed | UpstreamAccount | None = None
+        asked = call.asked
         for deployment in self._breakers.order(call.route.deployments):
             try:
-                passage, body = await self._encode(call, deployment)
+                passage, recipient = _address(call, deployment)
+                if asked.length_bytes <= INLINE_BYTES:
+                    body = passage.encode(asked, recipient, self._editor)
+                else:
+                    body = await asyncio.to_thread(passage.encode, asked, recipient, self._editor)
             except Malformed as error:
                 refusal = error  # another provider may take the parameter that this one does not
                 continue
@@ -109,8 +116,6 @@ class Attempts:
                 permit.record(error)
                 self._fail(call, attempt, error)
                 failure = error
-                if call.guard.reason is error:
-                    call.guard.clear()
                 if isinstance(error, UpstreamRefused):
                     break
             except BaseException as error:
@@ -142,12 +147,14 @@ class Attempts:
         """Note an attempt in the tally and leave its INTENT in the journal."""
         tally = call.tally
         principal = tally.principal
+        price = deployment.price
+        encoded_price = None if price is None else self._encoded_prices.get(price.id) or self._encode_price(price)
         attempt = Attempt(
             number=len(tally.attempts) + 1,
             provider=deployment.provider.name,
             deployment=deployment.id,
             upstream_model=deployment.upstream_model,
-            price=deployment.price,
+            price=price,
             started_ns=time.monotonic_ns(),
             request_units=call.asked.request_units,
         )
@@ -165,7 +172,7 @@ class Attempts:
             operation=tally.operation,
             is_streamed=tally.is_streamed,
             input_tokens_estimate=tally.input_tokens_estimate,
-            price=self._encode_price(deployment.price),
+            price=encoded_price,
             admitted_at_ms=tally.reservation.admitted_at_ms,
             trace_id=tally.trace_id,
             request_units=attempt.request_units,
@@ -177,14 +184,6 @@ class Attempts:
         call.timeouts = deployment.provider.timeouts
         call.event_at_ns = attempt.started_ns
         return attempt
-
-    async def _encode(self, call: Call, deployment: Deployment) -> tuple[Passage, bytes]:
-        tally = call.tally
-        passage = call.wire.find_passage(call.asked, deployment.provider)
-        assert passage is not None, "a route holds only what can be asked"
-        recipient = Recipient(deployment, tally.principal.organization_id, tally.reservation.allowance_tokens)
-        asked = call.asked
-        return passage, await work_on(asked.length_bytes, lambda: passage.encode(asked, recipient, self._editor))
 
     async def _connect(self, call: Call, deployment: Deployment, body: bytes, fetch: Fetch[Result]) -> Result:
         assert call.passage is not None
@@ -227,7 +226,10 @@ class Attempts:
         assert passage is not None
         data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
         whole = WholeBody(data, answer.content_type)
-        whole.body = await work_on(len(data), lambda: passage.decode_whole(whole, deployment))
+        if len(data) <= INLINE_BYTES:
+            whole.body = passage.decode_whole(whole, deployment)
+        else:
+            whole.body = await asyncio.to_thread(passage.decode_whole, whole, deployment)
         call.tally.attempt.first_event_ns = time.monotonic_ns()
         answer.release()
         return whole
@@ -236,16 +238,24 @@ class Attempts:
         attempt.outcome = Outcome.REFUSED if isinstance(error, UpstreamRefused) else Outcome.UPSTREAM_FAILED
         attempt.error = error
         attempt.ended_ns = time.monotonic_ns()
+        if call.guard.reason is error:
+            call.guard.clear()
         self._on_failed(call.tally.request_id, attempt, error)
 
-    def _encode_price(self, price: Price | None) -> msgspec.Raw | None:
+    def _encode_price(self, price: Price) -> msgspec.Raw:
         """Encode a price once: it goes into every INTENT, so that an adopter needs no database to charge."""
-        if price is None:
-            return None
-        encoded = self._encoded_prices.get(price.id)
-        if encoded is None:
-            encoded = self._encoded_prices[price.id] = msgspec.Raw(msgspec.msgpack.encode(price))
+        if len(self._encoded_prices) >= _MOST_PRICES:
+            self._encoded_prices.clear()
+        encoded = self._encoded_prices[price.id] = msgspec.Raw(msgspec.msgpack.encode(price))
         return encoded
+
+
+def _address(call: Call, deployment: Deployment) -> tuple[Passage, Recipient]:
+    """Say by which passage a deployment is asked, and what of it goes into the body."""
+    tally = call.tally
+    passage = call.wire.find_passage(call.asked, deployment.provider)
+    assert passage is not None, "a route holds only what can be asked"
+    return passage, Recipient(deployment, tally.principal.organization_id, tally.reservation.allowance_tokens)
 
 
 async def _read_error(answer: Answer) -> bytes:
