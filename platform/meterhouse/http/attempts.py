@@ -18,6 +18,7 @@ from meterhouse.http.call import Call
 from meterhouse.http.intake import INLINE_BYTES
 from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
 from meterhouse.http.sse import DONE
+from meterhouse.ids import IdSource
 from meterhouse.ledger.record import Intent, encode
 from meterhouse.ledger.settler import AppendsToJournal
 from meterhouse.money import Price
@@ -27,7 +28,7 @@ from meterhouse.providers.provider import Deployment
 from meterhouse.providers.refusal import no_answer, to_error
 from meterhouse.providers.upstream import Upstream
 from meterhouse.request import Attempt, Tally
-from meterhouse.telemetry.traces import format_traceparent, new_span_id
+from meterhouse.telemetry.traces import format_traceparent
 from meterhouse.usage import Outcome
 
 MAX_ANSWER_BYTES = 64 * 1_048_576
@@ -59,6 +60,7 @@ class Attempts:
         self._journal = journal
         self._editor = editor
         self._on_failed = on_failed
+        self._ids = IdSource()
         self._encoded_prices: dict[str, msgspec.Raw] = {}
 
     @property
@@ -190,6 +192,8 @@ class Attempts:
         path = call.passage.path(deployment.provider)
         is_streamed, headers = call.tally.is_streamed, call.asked.headers
         if deployment.provider.forwards_trace:
+            # The span of this attempt is the parent of what the provider does for it.
+            call.tally.attempt.span_id = self._ids.random_hex(16)
             headers = {**(headers or {}), **_trace_headers(call.tally)}
         answer = await call.guard.wait(
             self._upstream.open(deployment, path, body, is_streamed=is_streamed, headers=headers)
@@ -270,6 +274,5 @@ async def _read_error(answer: Answer) -> bytes:
 
 
 def _trace_headers(tally: Tally) -> dict[str, str]:
-    """Make the span of the running attempt the parent of what the provider does for it."""
-    tally.attempt.span_id = new_span_id()
+    """Tell a provider of the trace, and of the span of the running attempt."""
     return {"traceparent": format_traceparent(tally.trace_id, tally.attempt.span_id, is_sampled=tally.is_traced)}

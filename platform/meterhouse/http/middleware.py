@@ -22,7 +22,7 @@ from meterhouse.http.cycle import TAKES_BODY, splitting
 from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_ROUTE, Exchange, Observer
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, send_error
-from meterhouse.ids import new_request_id, public_request_id
+from meterhouse.ids import IdSource, public_request_id
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.traces import Tracing
 
@@ -45,6 +45,7 @@ class RequestContext:
         self._observer = observer
         self._tracing = tracing
         self._envelope = envelope
+        self._ids = IdSource()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; see the class."""
@@ -85,7 +86,7 @@ class RequestContext:
         traceparent = header(scope, b"traceparent")
         client = scope.get("client")
         exchange = Exchange(
-            request_id=new_request_id(),
+            request_id=self._ids.new_request_id(),
             trace=self._tracing.new_trace(traceparent),
             method=scope["method"],
             address=client[0] if client else None,

@@ -5,7 +5,6 @@ the messages (``spans``) and sends them. The queue is bounded and drops, and a c
 nothing.
 """
 
-import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from opentelemetry.proto.resource.v1 import resource_pb2
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import SpanContext, TraceFlags
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
@@ -35,8 +34,6 @@ RETRIES = 2
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 
 _SUCCESS = range(200, 300)
-_SPAN_ID_BYTES = 8
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
 class OtlpSpanWriter:
@@ -44,14 +41,14 @@ class OtlpSpanWriter:
 
     def __init__(self, *, endpoint: str, headers: Mapping[str, str], service_name: str) -> None:
         self._made = 0
-        self._resource = Resource(
+        resource = Resource(
             {
                 "service.name": service_name,
                 "service.version": version("meterhouse"),
                 "service.instance.id": socket.gethostname(),
             }
         )
-        self._exporter = _Exporter(endpoint, headers, self._resource)
+        self._exporter = _Exporter(endpoint, headers, resource)
         self._processor = BatchSpanProcessor(
             self._exporter,
             max_queue_size=MAX_QUEUED_REQUESTS,
@@ -67,7 +64,7 @@ class OtlpSpanWriter:
     def write(self, context: TraceContext, request: RequestSpans) -> None:
         """Queue what the spans are made of: no I/O, about 5 us."""
         self._made += 1 + len(request.attempts) + (request.reserve is not None) + (request.settle is not None)
-        self._processor.on_end(_Finished(context, request, self._resource))
+        self._processor.on_end(_Finished(context, request))
 
     def close(self, timeout_seconds: float) -> None:
         """Send what is queued. A collector that does not answer is given up after the time stated."""
@@ -78,12 +75,14 @@ class OtlpSpanWriter:
 
 
 class _Finished(ReadableSpan):
-    """A request as the SDK queues it: its server's span, with all that the messages of the others say."""
+    """A request as the SDK queues it, with all that the messages of its spans say.
 
-    def __init__(self, trace: TraceContext, request: RequestSpans, resource: Resource) -> None:
-        span_id = int.from_bytes(os.urandom(_SPAN_ID_BYTES))
-        context = SpanContext(int(trace.trace_id, 16), span_id, is_remote=False, trace_flags=_SAMPLED)
-        super().__init__(request.route, context, resource=resource, kind=SpanKind.SERVER)
+    Of a span the SDK asks here only whether it is sampled; what else it would be made of, nobody reads.
+    """
+
+    _context = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+
+    def __init__(self, trace: TraceContext, request: RequestSpans) -> None:  # the SDK's own is left out on purpose
         self.trace = trace
         self.request = request
 
@@ -111,7 +110,7 @@ class _Exporter(SpanExporter):
         scope = batch.resource_spans.add(resource=self._resource).scope_spans.add(scope=self._scope)
         for finished in spans:
             assert isinstance(finished, _Finished)
-            self._maker.add(scope, finished.trace, finished.context.span_id.to_bytes(_SPAN_ID_BYTES), finished.request)
+            self._maker.add(scope, finished.trace, finished.request)
         failure = self._send(batch.SerializeToString())
         if failure is None:
             self.sent += len(scope.spans)

@@ -60,9 +60,9 @@ class SpanMaker:
         self._texts: Callable[[str, tuple[str, ...]], KeyValue] = lru_cache(MAX_REMEMBERED)(_texts)
         self._clean: Callable[[str], str] = lru_cache(MAX_REMEMBERED)(_clean)
 
-    def add(self, scope: ScopeSpans, context: TraceContext, span_id: bytes, request: RequestSpans) -> None:
-        """Add the server's span, which has this id, and its children."""
-        trace_id = bytes.fromhex(context.trace_id)
+    def add(self, scope: ScopeSpans, context: TraceContext, request: RequestSpans) -> None:
+        """Add the server's span and its children."""
+        trace_id, span_id = bytes.fromhex(context.trace_id), os.urandom(_SPAN_ID_BYTES)
         is_remote = SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK if context.parent_span_id is not None else 0
         scope.spans.add(
             trace_id=trace_id,
