@@ -14,6 +14,7 @@ import requests
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.resource.v1 import resource_pb2
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -22,7 +23,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from meterhouse.telemetry.logs import Event, get_logger
-from meterhouse.telemetry.spans import SpanMaker
+from meterhouse.telemetry.spans import SpanMaker, request_of, scope_spans
 from meterhouse.telemetry.traces import RequestSpans, SpanFigures, TraceContext
 
 MAX_QUEUED_REQUESTS = 1_024
@@ -34,6 +35,7 @@ RETRIES = 2
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 
 _SUCCESS = range(200, 300)
+_RESOURCE_SPANS = ExportTraceServiceRequest(resource_spans=[ResourceSpans()]).SerializeToString()[:-1]
 
 
 class OtlpSpanWriter:
@@ -94,28 +96,30 @@ class _Exporter(SpanExporter):
         self._endpoint = endpoint
         self._session = _open_session(headers)
         self._maker = SpanMaker()
-        self._resource = resource_pb2.Resource(
+        resource_message = resource_pb2.Resource(
             attributes=[
                 common_pb2.KeyValue(key=name, value=common_pb2.AnyValue(string_value=str(value)))
                 for name, value in resource.attributes.items()
             ]
         )
-        self._scope = common_pb2.InstrumentationScope(name="meterhouse", version=version("meterhouse"))
+        self._resource_spans = ResourceSpans(resource=resource_message)
+        scope = common_pb2.InstrumentationScope(name="meterhouse", version=version("meterhouse"))
+        self._scope_spans = ScopeSpans(scope=scope)
         self._is_failing = False
         self.sent = 0
         self.failed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        batch = ExportTraceServiceRequest()
-        scope = batch.resource_spans.add(resource=self._resource).scope_spans.add(scope=self._scope)
+        messages: list[bytes] = []
         for finished in spans:
             assert isinstance(finished, _Finished)
-            self._maker.add(scope, finished.trace, finished.request)
-        failure = self._send(batch.SerializeToString())
+            messages += self._maker.make(finished.trace, finished.request)
+        scope = scope_spans(self._scope_spans, messages)
+        failure = self._send(request_of(self._resource_spans, _RESOURCE_SPANS, scope))
         if failure is None:
-            self.sent += len(scope.spans)
+            self.sent += len(messages)
         else:
-            self.failed += len(scope.spans)
+            self.failed += len(messages)
             if not self._is_failing:
                 # Once, not for each batch: the metric says how many.
                 get_logger().warning(Event.SPANS_UNSENT, detail=failure)
