@@ -16,7 +16,7 @@ from meterhouse.providers.http_client import CLOSED
 MOST_WAITING_BYTES = 131_072
 """What may wait for a slow reader before nothing more is read from the connection; one read of it comes on top."""
 
-PIECE_BYTES = 48
+PIECE_COST_BYTES = 48
 """What a piece of a body takes beside its bytes: a body in tiny chunks must not need many times its length."""
 
 

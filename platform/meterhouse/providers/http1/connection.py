@@ -12,8 +12,7 @@ from typing import Protocol
 import httptools
 
 from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
-from meterhouse.providers.http1.answer import MOST_WAITING_BYTES, Http1Answer
-from meterhouse.providers.http1.answer import PIECE_BYTES as PIECE_COST_BYTES
+from meterhouse.providers.http1.answer import MOST_WAITING_BYTES, PIECE_COST_BYTES, Http1Answer
 from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS, StaleConnection
 
 MAX_SILENT_BYTES = 65_536
