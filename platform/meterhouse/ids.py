@@ -1,30 +1,52 @@
 """Identifiers: time-ordered request ids and prefixed random ids.
 
-A request id is a UUIDv7 (RFC 9562) in 32 hexadecimal characters; on the wire it wears the prefix ``req_``.
+A request id is a UUIDv7 (RFC 9562) in 32 hexadecimal characters; on the wire it wears the prefix ``req_``. What every
+request needs comes from an ``IdSource``, which asks the system for chance once for a hundred of them.
 """
 
+import os
 import secrets
 import time
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 REQUEST_PREFIX = "req_"
 
-_RANDOM_BITS = 74
 _HEX_LENGTH = 32
+_DRAWN_BYTES = 2_048
+_VARIANTS = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+"""A random digit as the one that says the variant: two of its bits are kept."""
+
+
+class IdSource:
+    """Makes ids of chance that the system gave in advance: asking for it costs more than the rest of an id.
+
+    Made by a process for itself and not used before a fork: two that shared what was drawn would make the same ids.
+    """
+
+    def __init__(self) -> None:
+        self._drawn = ""
+        self._used = 0
+
+    def random_hex(self, length: int) -> str:
+        """Return so many random hexadecimal characters, at most 4,096; none of them is given twice."""
+        begin = self._used
+        end = self._used = begin + length
+        if end > len(self._drawn):
+            self._drawn = os.urandom(_DRAWN_BYTES).hex()
+            begin, end = 0, length
+            self._used = length
+        return self._drawn[begin:end]
+
+    def new_request_id(self) -> str:
+        """Make a UUIDv7 as 32 hexadecimal characters: 48 bits of milliseconds, then 74 random bits."""
+        chance = self.random_hex(19)
+        milliseconds = time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF
+        return f"{milliseconds:012x}7{chance[:3]}{_VARIANTS[chance[3]]}{chance[4:]}"
 
 
 def new_request_id() -> str:
-    """Make a UUIDv7 as 32 hexadecimal characters: 48 bits of milliseconds, then 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    randomness = secrets.randbits(_RANDOM_BITS)
-    value = (
-        (milliseconds & 0xFFFF_FFFF_FFFF) << 80
-        | 0x7 << 76
-        | (randomness >> 62) << 64
-        | 0b10 << 62
-        | randomness & 0x3FFF_FFFF_FFFF_FFFF
-    )
-    return f"{value:032x}"
+    """Make a UUIDv7 as ``IdSource`` does, for what is not made for every request."""
+    return IdSource().new_request_id()
 
 
 def request_id_time_ms(request_id: str) -> int:

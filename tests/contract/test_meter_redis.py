@@ -69,6 +69,26 @@ async def test_a_reservation_that_comes_after_its_settlement_holds_nothing(bench
     assert meter.live == live_in_redis(bench) == 0
 
 
+async def test_what_is_settled_twice_in_one_call_counts_once_with_the_others_of_the_call(bench: RedisBench) -> None:
+    first, second = await bench.admit(BUDGET), await bench.admit(BUDGET)
+    for reservation, tokens in ((first, 5), (second, 7), (first, 5)):
+        meter_of(bench).settlements.add(ORGANIZATION, reservation.request_id, settlement_of(tokens))
+    assert await bench.counts(BUDGET) == (12, 0)
+    assert live_in_redis(bench) == 0
+    assert server_of(bench).cli("ZCARD", keys_of(ORGANIZATION)[2]) == 0
+    assert server_of(bench).cli("HGET", keys_of(ORGANIZATION)[0], "n") == "0"
+
+
+async def test_what_a_settlement_leaves_as_it_is_counted_still(bench: RedisBench) -> None:
+    """A window of requests has nothing to correct; the hold goes all the same."""
+    rate = "requests 3/minute"
+    bench.settle(await bench.admit(rate), settlement_of(5))
+    assert await bench.counts(rate) == (1, 0)
+    assert live_in_redis(bench) == 0
+    bench.settle(await bench.admit(rate), settlement_of(5))
+    assert await bench.counts(rate) == (2, 0)
+
+
 async def test_a_redis_that_comes_back_is_told_what_was_settled_and_what_is_live(breakable: RedisBench) -> None:
     bench = breakable
     settled, running = await bench.admit(BUDGET), await bench.admit(BUDGET)

@@ -88,7 +88,7 @@ def buffered_bytes(bench: Bench, client: Client) -> int:
 
     def look() -> int:
         waiting = connection_of(bench, client).transport.get_write_buffer_size()
-        return int(waiting) + sum(connection._answer._waiting_bytes for connection in in_use(bench))
+        return int(waiting) + sum(connection._answer.waiting_bytes for connection in in_use(bench))
 
     return bench.gateway.call(look)
 
@@ -102,7 +102,7 @@ def wait_until_paused(bench: Bench, client: Client) -> None:
     """Wait until the gateway neither writes to a client nor reads from the one provider connection in use."""
 
     def is_paused() -> bool:
-        return connection_of(bench, client).flow.write_paused and all(found._is_paused for found in in_use(bench))
+        return connection_of(bench, client).flow.write_paused and all(found.is_paused for found in in_use(bench))
 
     wait_for(lambda: bench.gateway.call(is_paused))
 

@@ -1,5 +1,6 @@
 """Request ids are UUIDv7 (RFC 9562); other ids are random and wear a prefix."""
 
+import os
 import re
 import time
 import uuid
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from meterhouse.ids import (
     BASE62,
+    IdSource,
     new_id,
     new_request_id,
     parse_request_id,
@@ -47,8 +49,29 @@ def test_request_ids_of_one_moment_differ() -> None:
     assert len({new_request_id() for _ in range(20_000)}) == 20_000
 
 
+def test_a_source_gives_nothing_twice_however_often_it_draws() -> None:
+    source, other = IdSource(), IdSource()
+    made = [make() for _ in range(2_000) for make in (source.new_request_id, other.new_request_id)]
+    spans = [source.random_hex(16) for _ in range(2_000)]
+    assert len(set(made)) == len(made)
+    assert len(set(spans)) == len(spans)
+    assert {len(text) for text in spans} == {16}
+    assert all(uuid.UUID(text).version == 7 for text in made)
+
+
+def test_what_a_source_gives_is_what_the_system_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bytes] = []
+    urandom = os.urandom
+    monkeypatch.setattr(os, "urandom", lambda size: drawn.append(urandom(size)) or drawn[-1])
+    source = IdSource()
+    first, second = source.random_hex(16), source.random_hex(32)
+    assert len(drawn) == 1
+    assert drawn[0].hex().startswith(first + second)
+
+
 def test_every_random_bit_is_used() -> None:
-    found = [int(new_request_id(), 16) for _ in range(300)]
+    source = IdSource()
+    found = [int(source.new_request_id(), 16) for _ in range(300)]
     ones = zeros = 0
     for value in found:
         ones |= value

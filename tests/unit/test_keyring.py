@@ -92,6 +92,41 @@ async def test_another_secret_under_a_known_id_opens_nothing(house):
     )
 
 
+async def test_a_header_that_was_good_is_known_again_and_no_other_is(house):
+    issued, neighbour = await house.issue(), await house.issue()
+    await house.verify(issued)
+    await house.verify(issued)
+    assert house.keyring.hits == 1
+    body = issued.value[:-38] + "A" * 32
+    for value, why in (
+        (body + _checksum(body), f"{issued.key.id} has another secret"),
+        (issued.value[:-1] + "!", "not in the format of a key, or a typo"),
+        (issued.value[:-38] + neighbour.value[-38:], "not in the format of a key, or a typo"),
+        ("x" * 300 + issued.value, "not in the format of a key, or a typo"),
+    ):
+        assert await detail_of(house.keyring.verify(f"Bearer {value}", None)) == why
+    assert "no bearer" in await detail_of(house.keyring.verify(f"Basic {issued.value}", None))
+    assert (await house.verify(issued)).key_id == issued.key.id
+
+
+async def test_a_header_that_is_known_again_still_expires_and_is_still_asked_from_where_it_comes(house):
+    expiring, bound = await house.issue(expires_in_seconds=1), await house.issue(ip_ranges=("192.0.2.0/24",))
+    for _ in range(2):
+        await house.verify(expiring)
+        await house.verify(bound, "192.0.2.7")
+    assert await detail_of(house.verify(bound, "198.51.100.1"), NotPermitted) == f"{bound.key.id} from 198.51.100.1"
+    house.clock.move(1_000)
+    assert await detail_of(house.verify(expiring)) == f"{expiring.key.id} has expired"
+
+
+async def test_nothing_of_a_key_is_kept_beside_its_mark(house):
+    issued = await house.issue()
+    for _ in range(2):
+        await house.verify(issued)
+    assert issued.value[-38:] not in repr(vars(house.keyring))
+    assert issued.value[-38:].encode() not in b"".join(entry.mark for entry in house.keyring._entries.values())
+
+
 async def test_the_keys_of_an_archived_project_are_refused_at_once(house):
     issued = await house.issue()
     await house.verify(issued)

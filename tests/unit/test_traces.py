@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv.attributes import error_attributes, http_attributes
 
@@ -129,6 +129,21 @@ def attributes_of(span: Span) -> dict[str, object]:
         value = getattr(attribute.value, kind)
         found[attribute.key] = [item.string_value for item in value.values] if kind == "array_value" else value
     return found
+
+
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 16_383, 16_384, 4 * 10**15, 2**63 - 1, -1])
+def test_a_number_of_any_size_is_read_as_it_was(number: int) -> None:
+    """Its bytes are put behind what the library wrote, so the library must read them."""
+    maker, usage = spans.SpanMaker(), Usage(input_tokens=abs(number), output_tokens=7)
+    request = a_request(charge_nanos=number, attempts=(an_attempt(usage=usage, finish_reasons=("x" * 300,)),))
+    for _ in range(2):  # the second time from what is kept
+        made = maker.make(TraceContext("ab" * 16, "cd" * 8, is_sampled=True), request)
+        read = {span.name: span for span in ScopeSpans.FromString(b"".join(made)).spans}
+        assert attributes_of(read["ledger.settle"])[spans.METERHOUSE_CHARGE_NANOS] == number
+        attributes = attributes_of(read["chat gpt-4o-mini"])
+        assert attributes[spans.GEN_AI_USAGE_INPUT_TOKENS] == abs(number)
+        assert attributes[spans.GEN_AI_USAGE_OUTPUT_TOKENS] == 7
+        assert read["POST /v1/chat/completions"].parent_span_id == bytes.fromhex("cd" * 8)
 
 
 def test_a_request_is_a_tree_of_four_spans_with_its_times(collector: Collector) -> None:

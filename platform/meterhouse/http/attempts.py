@@ -18,6 +18,7 @@ from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
 from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
 from meterhouse.http.sse import DONE
+from meterhouse.ids import IdSource
 from meterhouse.ledger.record import Intent, encode
 from meterhouse.ledger.settler import AppendsToJournal
 from meterhouse.money import Price
@@ -27,13 +28,15 @@ from meterhouse.providers.provider import Deployment
 from meterhouse.providers.refusal import no_answer, to_error
 from meterhouse.providers.upstream import Upstream
 from meterhouse.request import Attempt, Tally
-from meterhouse.telemetry.traces import format_traceparent, new_span_id
+from meterhouse.telemetry.traces import format_traceparent
 from meterhouse.usage import Outcome
 
 MAX_ANSWER_BYTES = 64 * 1_048_576
 _ERROR_BYTES = 65_536
 _ERROR_SECONDS = 5.0
 _OK = 200
+_MOST_PRICES = 4_096
+"""Encoded prices that are kept; of more, all are encoded anew."""
 
 Result = TypeVar("Result")
 Fetch = Callable[[Call, Deployment, Answer], Awaitable[Result]]
@@ -57,6 +60,7 @@ class Attempts:
         self._journal = journal
         self._editor = editor
         self._on_failed = on_failed
+        self._ids = IdSource()
         self._encoded_prices: dict[str, msgspec.Raw] = {}
 
     @property
@@ -87,9 +91,14 @@ class Attempts:
         self._budget.record_request()
         failure: UpstreamError | None = None
         refusal: Malformed | UpstreamAccount | None = None
+        asked = call.asked
         for deployment in self._breakers.order(call.route.deployments):
             try:
-                passage, body = await self._encode(call, deployment)
+                passage, recipient = _address(call, deployment)
+                if asked.length_bytes <= intake.INLINE_BYTES:
+                    body = passage.encode(asked, recipient, self._editor)
+                else:
+                    body = await asyncio.to_thread(passage.encode, asked, recipient, self._editor)
             except Malformed as error:
                 refusal = error  # another provider may take the parameter that this one does not
                 continue
@@ -109,8 +118,6 @@ class Attempts:
                 permit.record(error)
                 self._fail(call, attempt, error)
                 failure = error
-                if call.guard.reason is error:
-                    call.guard.clear()
                 if isinstance(error, UpstreamRefused):
                     break
             except BaseException as error:
@@ -142,12 +149,14 @@ class Attempts:
         """Note an attempt in the tally and leave its INTENT in the journal."""
         tally = call.tally
         principal = tally.principal
+        price = deployment.price
+        encoded_price = None if price is None else self._encoded_prices.get(price.id) or self._encode_price(price)
         attempt = Attempt(
             number=len(tally.attempts) + 1,
             provider=deployment.provider.name,
             deployment=deployment.id,
             upstream_model=deployment.upstream_model,
-            price=deployment.price,
+            price=price,
             started_ns=time.monotonic_ns(),
             request_units=call.asked.request_units,
         )
@@ -165,7 +174,7 @@ class Attempts:
             operation=tally.operation,
             is_streamed=tally.is_streamed,
             input_tokens_estimate=tally.input_tokens_estimate,
-            price=self._encode_price(deployment.price),
+            price=encoded_price,
             admitted_at_ms=tally.reservation.admitted_at_ms,
             trace_id=tally.trace_id,
             request_units=attempt.request_units,
@@ -178,20 +187,13 @@ class Attempts:
         call.event_at_ns = attempt.started_ns
         return attempt
 
-    async def _encode(self, call: Call, deployment: Deployment) -> tuple[Passage, bytes]:
-        tally = call.tally
-        passage = call.wire.find_passage(call.asked, deployment.provider)
-        assert passage is not None, "a route holds only what can be asked"
-        recipient = Recipient(deployment, tally.principal.organization_id, tally.reservation.allowance_tokens)
-        if call.asked.length_bytes <= intake.INLINE_BYTES:
-            return passage, passage.encode(call.asked, recipient, self._editor)
-        return passage, await asyncio.to_thread(passage.encode, call.asked, recipient, self._editor)
-
     async def _connect(self, call: Call, deployment: Deployment, body: bytes, fetch: Fetch[Result]) -> Result:
         assert call.passage is not None
         path = call.passage.path(deployment.provider)
         is_streamed, headers = call.tally.is_streamed, call.asked.headers
         if deployment.provider.forwards_trace:
+            # The span of this attempt is the parent of what the provider does for it.
+            call.tally.attempt.span_id = self._ids.random_hex(16)
             headers = {**(headers or {}), **_trace_headers(call.tally)}
         answer = await call.guard.wait(
             self._upstream.open(deployment, path, body, is_streamed=is_streamed, headers=headers)
@@ -240,16 +242,24 @@ class Attempts:
         attempt.outcome = Outcome.REFUSED if isinstance(error, UpstreamRefused) else Outcome.UPSTREAM_FAILED
         attempt.error = error
         attempt.ended_ns = time.monotonic_ns()
+        if call.guard.reason is error:
+            call.guard.clear()
         self._on_failed(call.tally.request_id, attempt, error)
 
-    def _encode_price(self, price: Price | None) -> msgspec.Raw | None:
+    def _encode_price(self, price: Price) -> msgspec.Raw:
         """Encode a price once: it goes into every INTENT, so that an adopter needs no database to charge."""
-        if price is None:
-            return None
-        encoded = self._encoded_prices.get(price.id)
-        if encoded is None:
-            encoded = self._encoded_prices[price.id] = msgspec.Raw(msgspec.msgpack.encode(price))
+        if len(self._encoded_prices) >= _MOST_PRICES:
+            self._encoded_prices.clear()
+        encoded = self._encoded_prices[price.id] = msgspec.Raw(msgspec.msgpack.encode(price))
         return encoded
+
+
+def _address(call: Call, deployment: Deployment) -> tuple[Passage, Recipient]:
+    """Say by which passage a deployment is asked, and what of it goes into the body."""
+    tally = call.tally
+    passage = call.wire.find_passage(call.asked, deployment.provider)
+    assert passage is not None, "a route holds only what can be asked"
+    return passage, Recipient(deployment, tally.principal.organization_id, tally.reservation.allowance_tokens)
 
 
 async def _read_error(answer: Answer) -> bytes:
@@ -264,6 +274,5 @@ async def _read_error(answer: Answer) -> bytes:
 
 
 def _trace_headers(tally: Tally) -> dict[str, str]:
-    """Make the span of the running attempt the parent of what the provider does for it."""
-    tally.attempt.span_id = new_span_id()
+    """Tell a provider of the trace, and of the span of the running attempt."""
     return {"traceparent": format_traceparent(tally.trace_id, tally.attempt.span_id, is_sampled=tally.is_traced)}

@@ -23,7 +23,7 @@ from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_R
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.head import HEADERS
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, send_error
-from meterhouse.ids import new_request_id, public_request_id
+from meterhouse.ids import IdSource, public_request_id
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.traces import Tracing
 
@@ -45,6 +45,7 @@ class RequestContext:
         self._observer = observer
         self._tracing = tracing
         self._envelope = envelope
+        self._ids = IdSource()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; see the class."""
@@ -84,7 +85,7 @@ class RequestContext:
     def _open(self, scope: Scope) -> Exchange:
         traceparent = (scope.get(HEADERS) or first_headers(scope)).get(b"traceparent")
         client = scope.get("client")
-        request_id = new_request_id()
+        request_id = self._ids.new_request_id()
         exchange: Exchange = Exchange(
             request_id,
             public_request_id(request_id),

@@ -1,16 +1,16 @@
-"""A key as the keyring remembers it: who it makes of a request, and from where it may come."""
+"""A key as the keyring remembers it: who it makes of a request, whether it is still good, from where it may come."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from meterhouse.db.keys import StoredKey
+from meterhouse.db.keys import StoredAdminKey, StoredKey
 from meterhouse.db.organizations import ALLOW_LIST, DENY_LIST
 from meterhouse.identity import Principal
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
-    """What was read of a key, and when."""
+    """What was read of a key, and when. Nothing of it changes but the mark."""
 
     key: StoredKey
     principal: Principal
@@ -18,6 +18,8 @@ class Entry:
     read_at_ms: int
     mirror_at_ms: int
     """When it is to be mirrored again."""
+    mark: bytes | None = None
+    """Of the header whose key was found good by this reading (``secret.HeaderMarks``)."""
 
     def admits(self, address: str | None) -> bool:
         """Say whether the key may come from an address; None, a local socket, passes only keys without networks."""
@@ -39,6 +41,17 @@ def entry_of(stored: StoredKey, read_at_ms: int, mirror_at_ms: int) -> Entry:
         denied_models=frozenset(stored.project_model_ids if stored.project_model_mode == DENY_LIST else ()),
     )
     return Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms, mirror_at_ms)
+
+
+def why_dead(stored: StoredKey | StoredAdminKey, now_ms: int) -> str | None:
+    """Say why a key opens nothing whoever holds it; None: it is good."""
+    if stored.revoked_at_ms is not None:
+        return "is revoked"
+    if stored.expires_at_ms is not None and now_ms >= stored.expires_at_ms:
+        return "has expired"
+    if isinstance(stored, StoredKey) and stored.project_archived_at_ms is not None:
+        return "belongs to an archived project"
+    return None
 
 
 def _is_within(address: str | None, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:

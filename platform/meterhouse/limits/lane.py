@@ -115,14 +115,17 @@ class Lane:
         if not self.is_up or self._is_closed:
             self.reject(item, f"{self.name} is away")
             return
-        if self._waiting >= self._policy.most_waiting:
-            self.reject(item, f"{self._waiting} commands already wait for {self.name}")
+        pending, wire = self._pending, self._wire
+        waiting = len(pending) + (len(wire.in_flight) if wire is not None else 0)
+        if waiting >= self._policy.most_waiting:
+            self.reject(item, f"{waiting} commands already wait for {self.name}")
             return
-        self._pending.append(item)
-        self._plan_flush()
+        pending.append(item)
+        if not self._is_flush_due:
+            self._plan_flush()
         if not item.deadline_seconds:
             item.deadline_seconds = self._deadline_seconds
-        if len(self._pending) >= self._policy.most_unsent:
+        if len(pending) >= self._policy.most_unsent:
             self._send_batches()
 
     @property
@@ -137,17 +140,12 @@ class Lane:
 
     # --- sending
 
-    @property
-    def _waiting(self) -> int:
-        return len(self._pending) + (len(self._wire.in_flight) if self._wire is not None else 0)
-
     def _plan_flush(self) -> None:
-        if not self._is_flush_due:
-            self._is_flush_due = True
-            self._deadline_seconds = self._awake_seconds() + self._policy.timeout_seconds
-            self._loop.call_soon(self._flush)
-            if self._timer is None:
-                self._look_in(self._policy.timeout_seconds / _LOOKS)
+        self._is_flush_due = True
+        self._deadline_seconds = self._awake_seconds() + self._policy.timeout_seconds
+        self._loop.call_soon(self._flush)
+        if self._timer is None:
+            self._look_in(self._policy.timeout_seconds / _LOOKS)
 
     def _flush(self) -> None:
         self._is_flush_due = False
@@ -157,7 +155,7 @@ class Lane:
         wire = self._wire
         if wire is None:
             return
-        batch = self._take_again()
+        batch = self._take_again() if self._again else []
         pending = self._pending
         while pending or batch:
             room = self._policy.most_in_batch - len(batch)
@@ -191,7 +189,8 @@ class Lane:
             return
         self._figures.repeats += 1
         self._again.append(item)
-        self._plan_flush()
+        if not self._is_flush_due:
+            self._plan_flush()
 
     # --- failing
 

@@ -111,6 +111,8 @@ class Plan(NamedTuple):
     """The strictest of each slot that bind the demand, in their order."""
     packed: msgspec.Raw
     """Them and their owners, as the script reads them."""
+    keys: tuple[str, str, str]
+    """Where it all is: ``keys_of`` the organization."""
 
 
 class Plans:
@@ -130,7 +132,8 @@ class Plans:
         if found is not None:
             return found[1]
         limits = strictest(limit for limit in demand.limits if limit.model in {None, demand.model})
-        plan = Plan(limits, msgspec.Raw(encode([demand.model, *_lists_of(demand), *_flatten(limits)])))
+        packed = msgspec.Raw(encode([demand.model, *_lists_of(demand), *_flatten(limits)]))
+        plan = Plan(limits, packed, keys_of(demand.organization_id))
         if len(self._plans) >= MOST_PLANS:
             self._plans.clear()
         # The tuple is kept with its plan, so that its id is not given to another.
@@ -187,20 +190,20 @@ def decode_reserve(reply: Reply, request_id: str, limits: Sequence[Limit]) -> Re
     """Read a decision; of an id that was ``RESOLVED`` a reservation that holds and allows nothing."""
     status = reply[0]
     if status == Status.DONE:
-        _, admitted_at_ms, allowance, held_output, held_nanos, *states = reply
+        allowance, held_output = reply[2], reply[3]
         return Reservation(
             request_id,
-            admitted_at_ms,
+            reply[1],
             None if allowance == NO else allowance,
             None if held_output == NO else held_output,
-            held_nanos,
-            _read_states(limits, states),
+            reply[4],
+            _read_states(limits, reply, 5),
         )
     if status == Status.REFUSED:
-        _, index, kind, used, demanded, wait_ms, *states = reply
+        _, index, kind, used, demanded, wait_ms, *_ = reply
         retry_after_seconds = None if wait_ms == NO else wait_ms / 1000
         return Refusal(
-            _REFUSALS[kind], limits[index], used, demanded, retry_after_seconds, _read_states(limits, states)
+            _REFUSALS[kind], limits[index], used, demanded, retry_after_seconds, _read_states(limits, reply, 6)
         )
     return Reservation(request_id, reply[1], 0, 0, 0, ())
 
@@ -281,7 +284,7 @@ def encode_states(limits: Sequence[Limit]) -> bytes:
 
 def decode_states(reply: Reply, limits: Sequence[Limit]) -> list[LimitState]:
     """Read where limits stand, in their order."""
-    return _read_states(limits, reply[1:])
+    return _read_states(limits, reply, 1)
 
 
 def encode_sweep(most: int, cursor: str, silence_ms: int) -> bytes:
@@ -314,11 +317,13 @@ def _flatten(limits: Iterable[Limit]) -> list[str | int]:
     return flat
 
 
-def _read_states(limits: Sequence[Limit], flat: Reply) -> list[LimitState]:
-    numbers = iter(flat)
+def _read_states(limits: Sequence[Limit], reply: Reply, first: int) -> list[LimitState]:
+    """Read three numbers for each limit, the first of them at a place of a reply."""
     return [
         LimitState(limit, spent, reserved, None if resets_at_ms == NO else resets_at_ms)
-        for limit, spent, reserved, resets_at_ms in zip(limits, numbers, numbers, numbers, strict=True)
+        for limit, spent, reserved, resets_at_ms in zip(
+            limits, reply[first::3], reply[first + 1 :: 3], reply[first + 2 :: 3], strict=True
+        )
     ]
 
 

@@ -26,6 +26,7 @@ from meterhouse.limits.wire import (
     LinkScript,
     Server,
     pack,
+    pack_head,
 )
 from meterhouse.telemetry.logs import Event, Log
 
@@ -33,6 +34,8 @@ __all__ = ["CommandRefused", "LinkDown", "LinkFigures", "LinkPolicy", "LinkScrip
 
 MOST_REDIRECTS = 4
 PROBE_KEY = "mh:probe"
+MOST_HEADS = 20_000
+"""Beginnings of commands that are kept, about 300 bytes each; of more, all are made anew."""
 Address = tuple[str, int]
 
 
@@ -57,6 +60,7 @@ class RedisLink:
         """Called when a breaker opens."""
         self.down_since: float | None = None
         """``loop.time()`` when the first server that is away now went away; None while all are there."""
+        self._heads: dict[tuple[str, tuple[str, ...]], bytes] = {}
         self._lanes: dict[Address, Lane] = {}
         self._slots: list[Lane | None] = [None] * (REDIS_CLUSTER_HASH_SLOTS if self._is_cluster else 0)
         self._only: Lane | None = None
@@ -119,9 +123,20 @@ class RedisLink:
             CommandRefused: The script failed.
         """
         future = asyncio.get_running_loop().create_future()
-        command = pack(("EVALSHA", script.sha, len(keys), *keys, payload))
-        self._submit(Item(command, future, script), keys[0])
+        head = self._heads.get((script.sha, tuple(keys))) or self._make_head(script, tuple(keys))
+        item = Item(b"%b%d\r\n%b\r\n" % (head, len(payload), payload), future, script)
+        lane = self._only
+        if lane is not None:
+            lane.submit(item)
+        else:
+            self._submit(item, keys[0])
         return future
+
+    def _make_head(self, script: LinkScript, keys: tuple[str, ...]) -> bytes:
+        if len(self._heads) >= MOST_HEADS:
+            self._heads.clear()
+        head = self._heads[script.sha, keys] = pack_head(script, keys)
+        return head
 
     def command(self, *arguments: Argument) -> "asyncio.Future[Any]":
         """Send a command in this tick's batch; its second word is taken for its key. Errors as of ``call``."""

@@ -56,6 +56,7 @@ from meterhouse.usage import Exactness
 
 LEASE_MS = 60_000
 SWEPT_TOGETHER = 100
+_UNLEARNED = (int(Status.LEARN), int(Status.UNKNOWN))
 _RELEASED = Settlement(0, 0, 0, Exactness.COUNTED)
 _UNUSED = Use(is_sent=False, total_tokens=0, charge_nanos=0)
 _FAILURES = (LinkDown, CommandRefused, MeterDown)
@@ -299,9 +300,6 @@ class RedisMeter:
         self._settlements.flush()
         return self._link.call(script, keys_of(organization_id), payload)
 
-    def _patience_ms(self, organization_id: str) -> int:
-        return self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING
-
     async def _tell(self, script: Script, organization_id: str, payload: bytes) -> Reply:
         try:
             reply: Reply = await self._call(script, organization_id, payload)
@@ -312,8 +310,9 @@ class RedisMeter:
     async def _ask(self, script: Script, organization_id: str, payload: bytes) -> Reply:
         """Run a script, and again once what it misses is learned; raises LinkDown, CommandRefused and MeterDown."""
         reply: Reply = await self._call(script, organization_id, payload)
-        if reply[0] != Status.LEARN and reply[0] != Status.UNKNOWN:
-            return reply
+        return reply if reply[0] not in _UNLEARNED else await self._ask_again(script, organization_id, payload, reply)
+
+    async def _ask_again(self, script: Script, organization_id: str, payload: bytes, reply: Reply) -> Reply:
         try:
             async with patience(self._wait_seconds):
                 while True:
@@ -322,16 +321,21 @@ class RedisMeter:
                     else:
                         await self._learner.recover(organization_id)
                     reply = await self._call(script, organization_id, payload)
-                    if reply[0] != Status.LEARN and reply[0] != Status.UNKNOWN:
+                    if reply[0] not in _UNLEARNED:
                         return reply
         except TimeoutError:
             raise meter_down(f"{script.name}: learning is late") from None
 
     async def _reserve_in_redis(self, demand: Demand) -> tuple[Reservation | Refusal, bool]:
         """Return what Redis decided, and whether it holds something; raises LinkDown, CommandRefused and MeterDown."""
+        organization_id, script = demand.organization_id, self._scripts.reserve
         plan = self._plans.of(demand)
-        payload = encode_reserve(demand, plan, self._lease_ms, self._patience_ms(demand.organization_id))
-        reply = await self._ask(self._scripts.reserve, demand.organization_id, payload)
+        silence_ms = self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING
+        payload = encode_reserve(demand, plan, self._lease_ms, silence_ms)
+        self._settlements.flush()
+        reply: Reply = await self._link.call(script, plan.keys, payload)
+        if reply[0] in _UNLEARNED:
+            reply = await self._ask_again(script, organization_id, payload, reply)
         return decode_reserve(reply, demand.request_id, plan.limits), reply[0] == Status.DONE
 
     async def _reserve_in_outage(self, demand: Demand, failure: Exception) -> tuple[Reservation | Refusal, bool]:
@@ -388,6 +392,7 @@ class RedisMeter:
                 return  # it is away again; what is missing is registered at its next return, or renewed
 
     async def _sweep(self, organization_id: str, cursor: str) -> Reply:
-        payload = encode_sweep(MOST_REAPED, cursor, self._patience_ms(organization_id))
+        silence_ms = self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING
+        payload = encode_sweep(MOST_REAPED, cursor, silence_ms)
         reply: Reply = await self._call(self._scripts.sweep, organization_id, payload)
         return reply

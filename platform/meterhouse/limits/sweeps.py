@@ -36,7 +36,7 @@ class Activity:
         """Say now and then that an organization is active."""
         now_ms = self._clock.now_ms()
         noted_ms = self._noted_ms.get(organization_id)
-        if noted_ms is not None and abs(now_ms - noted_ms) < NOTED_MS:
+        if noted_ms is not None and -NOTED_MS < now_ms - noted_ms < NOTED_MS:
             return
         if len(self._noted_ms) >= MOST_NOTED:
             self._noted_ms.clear()

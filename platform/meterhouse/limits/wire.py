@@ -8,7 +8,7 @@ give up (``lane``).
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,6 +116,12 @@ def pack(arguments: Sequence[Argument]) -> bytes:
     return command
 
 
+def pack_head(script: LinkScript, keys: Sequence[str]) -> bytes:
+    """Return a command that runs a script with one argument, up to the number of that argument's bytes."""
+    empty = pack(("EVALSHA", script.sha, len(keys), *keys, b""))
+    return empty.removesuffix(b"0\r\n\r\n")
+
+
 class Wire(asyncio.Protocol):
     """A connection: replies are given to the items in the order in which their commands were written."""
 
@@ -153,9 +159,8 @@ class Wire(asyncio.Protocol):
         """Tell the lane, unless it was the one to close."""
         self._lose(f"connection lost: {exc}" if exc else "connection closed by the server")
 
-    def send(self, items: Iterable[Item]) -> None:
+    def send(self, items: Sequence[Item]) -> None:
         """Write commands at once, in their order."""
-        items = list(items)
         self.in_flight.extend(items)
         if self._transport is not None:
             self._transport.write(b"".join([item.command for item in items]))

@@ -69,7 +69,10 @@ class Permit:
         UpstreamBusy puts the deployment last for its Retry-After; UpstreamRefused, a StaleConnection, and whatever is
         no UpstreamError (a cancellation), count for nothing; any other UpstreamError is a failure.
         """
-        self._breaker.record(self._generation, error)
+        if error is None:
+            self._breaker.succeed(self._generation)
+        else:
+            self._breaker.record(self._generation, error)
 
 
 class Breaker:
@@ -138,27 +141,28 @@ class Breaker:
         self._probe_since = now
         return self._next_generation()
 
-    def record(self, generation: int, error: BaseException | None) -> None:
-        """Count how an attempt went; one from before the last change of state is ignored."""
+    def record(self, generation: int, error: BaseException) -> None:
+        """Count an attempt that did not succeed; one from before the last change of state is ignored."""
         if isinstance(error, UpstreamBusy):
             self._reason = _reason_of(error)
             wait = error.retry_after_seconds or FIRST_PAUSE_SECONDS
             self._busy_until = self._monotonic() + min(wait, LONGEST_PAUSE_SECONDS)
         if generation != self._generation:
             return
-        if error is None:
-            self._succeeded()
-        elif isinstance(error, UpstreamAccount) and error.is_certain:
+        if isinstance(error, UpstreamAccount) and error.is_certain:
             self._lost_account(error)
         elif isinstance(error, UpstreamError) and not isinstance(error, _NO_FAILURES):
             self._failed(error)
         else:
             self._probe_since = None
 
-    def _succeeded(self) -> None:
+    def succeed(self, generation: int) -> None:
+        """Count an attempt that succeeded; one from before the last change of state is ignored."""
+        if generation != self._generation:
+            return
         self._consecutive = 0
         if self._opened_at is None:
-            self._window.add(self._monotonic(), failures=0)
+            self._window.add(self._monotonic())
             return
         self._opened_at = None
         self._account_error = None
@@ -325,24 +329,29 @@ class RetryBudget:
 class SlidingCounts:
     """Counts of the last seconds, in a ring of one bucket per second: constant memory at any rate."""
 
-    __slots__ = ("_attempts", "_failures", "_seconds", "_size")
+    __slots__ = ("_attempts", "_began", "_failures", "_seconds", "_size", "_slot")
 
     def __init__(self, window_seconds: int) -> None:
         self._size = window_seconds
         self._seconds = [_NEVER] * window_seconds
         self._attempts = [0] * window_seconds
         self._failures = [0] * window_seconds
+        self._began, self._slot = _NEVER, 0
 
     def add(self, now: float, failures: int = 0) -> None:
         """Count one, at a moment of the monotonic clock."""
-        second = int(now)
-        slot = second % self._size
-        if self._seconds[slot] != second:
-            self._seconds[slot] = second
-            self._attempts[slot] = 0
-            self._failures[slot] = 0
-        self._attempts[slot] += 1
-        self._failures[slot] += failures
+        if not self._began <= now < self._began + 1:
+            self._turn(int(now))
+        self._attempts[self._slot] += 1
+        self._failures[self._slot] += failures
+
+    def _turn(self, second: int) -> None:
+        """Go on to the bucket of a second."""
+        self._began, self._slot = second, second % self._size
+        if self._seconds[self._slot] != second:
+            self._seconds[self._slot] = second
+            self._attempts[self._slot] = 0
+            self._failures[self._slot] = 0
 
     def sums(self, now: float) -> tuple[int, int]:
         """Return (counted, failed) of the window."""
@@ -353,6 +362,7 @@ class SlidingCounts:
     def clear(self) -> None:
         """Forget everything."""
         self._seconds = [_NEVER] * self._size
+        self._began = _NEVER
 
 
 def _reason_of(error: UpstreamError) -> str:

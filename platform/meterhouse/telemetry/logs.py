@@ -260,8 +260,17 @@ class RequestLog:
         """Add the line of one request; ``timestamp``, ``level`` and ``event`` come from here. Never raises."""
         if not self._is_on:
             return
-        record = {"timestamp": datetime.now(UTC), "level": "info", "event": Event.REQUEST_FINISHED, **fields}
-        self._add(self._render(record))
+        line = self._render(
+            {"timestamp": datetime.now(UTC), "level": "info", "event": Event.REQUEST_FINISHED, **fields}
+        )
+        lines = self._lines
+        if len(lines) >= self.MAX_WAITING_LINES:
+            lines.popleft()
+            self._dropped += 1
+        lines.append(line)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._call_later(self.BATCH_SECONDS, self._flush)
 
     def close(self) -> None:
         """Write what waits, for at most a second; what a stuck reader then has not taken is dropped and counted."""
@@ -271,15 +280,6 @@ class RequestLog:
             self._sink.write_ready(self._lines)
         self._dropped += len(self._lines)
         self._lines.clear()
-
-    def _add(self, line: bytes) -> None:
-        if len(self._lines) >= self.MAX_WAITING_LINES:
-            self._lines.popleft()
-            self._dropped += 1
-        self._lines.append(line)
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self._call_later(self.BATCH_SECONDS, self._flush)
 
     def _flush(self) -> None:
         self._is_scheduled = False

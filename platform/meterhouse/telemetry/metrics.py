@@ -26,7 +26,7 @@ from meterhouse.telemetry.board import Family, Merged, freeze, merge
 from meterhouse.telemetry.counts import Count, Counts, Spread, Spreads
 from meterhouse.telemetry.timings import Timings
 from meterhouse.telemetry.tool_texts import ToolTexts
-from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
+from meterhouse.usage import Exactness, Outcome, UsageRecord
 
 MAX_CHILDREN = 256
 OTHER = "other"
@@ -107,7 +107,7 @@ class _Provider(NamedTuple):
     """What counts for one provider, looked up once."""
 
     tokens: tuple[Count, ...]
-    """By kind, as ``_token_counts`` has them."""
+    """By kind, as ``_TOKEN_KINDS`` has them."""
     charge: Count
     overrun: Count
     sources: dict[str, Count]
@@ -322,9 +322,14 @@ class _Watches(Collector):
 
 
 def _observe_usage(provider: _Provider, record: UsageRecord) -> None:
-    for child, count in zip(provider.tokens, _token_counts(record.usage), strict=True):
-        if count:
-            child.value += count
+    usage, (fresh, cached, written, output, reasoning, audio_in, audio_out) = record.usage, provider.tokens
+    fresh.value += usage.input_tokens
+    cached.value += usage.cached_input_tokens
+    written.value += usage.cache_write_tokens
+    output.value += usage.output_tokens
+    reasoning.value += usage.reasoning_tokens
+    audio_in.value += usage.input_audio_tokens
+    audio_out.value += usage.output_audio_tokens
     if record.outcome in _ANSWERED:
         provider.sources[SUSPECT if record.is_suspect else record.exactness].value += 1
     if record.charge_nanos:
@@ -340,16 +345,3 @@ def _observe_usage(provider: _Provider, record: UsageRecord) -> None:
 
 def _status_class(hundreds: int) -> str:
     return _STATUS_CLASSES[hundreds] if 0 < hundreds < len(_STATUS_CLASSES) else _STATUS_CLASSES[0]
-
-
-def _token_counts(usage: Usage) -> tuple[int, ...]:
-    """Return a usage by ``_TOKEN_KINDS``."""
-    return (
-        usage.input_tokens,
-        usage.cached_input_tokens,
-        usage.cache_write_tokens,
-        usage.output_tokens,
-        usage.reasoning_tokens,
-        usage.input_audio_tokens,
-        usage.output_audio_tokens,
-    )

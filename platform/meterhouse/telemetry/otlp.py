@@ -5,7 +5,6 @@ the messages (``spans``) and sends them. The queue is bounded and drops, and a c
 nothing.
 """
 
-import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,16 @@ import requests
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.resource.v1 import resource_pb2
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import SpanContext, TraceFlags
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from meterhouse.telemetry.logs import Event, get_logger
-from meterhouse.telemetry.spans import SpanMaker
+from meterhouse.telemetry.spans import SpanMaker, request_of, scope_spans
 from meterhouse.telemetry.traces import RequestSpans, SpanFigures, TraceContext
 
 MAX_QUEUED_REQUESTS = 1_024
@@ -35,8 +35,7 @@ RETRIES = 2
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 
 _SUCCESS = range(200, 300)
-_SPAN_ID_BYTES = 8
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_RESOURCE_SPANS = ExportTraceServiceRequest(resource_spans=[ResourceSpans()]).SerializeToString()[:-1]
 
 
 class OtlpSpanWriter:
@@ -44,14 +43,14 @@ class OtlpSpanWriter:
 
     def __init__(self, *, endpoint: str, headers: Mapping[str, str], service_name: str) -> None:
         self._made = 0
-        self._resource = Resource(
+        resource = Resource(
             {
                 "service.name": service_name,
                 "service.version": version("meterhouse"),
                 "service.instance.id": socket.gethostname(),
             }
         )
-        self._exporter = _Exporter(endpoint, headers, self._resource)
+        self._exporter = _Exporter(endpoint, headers, resource)
         self._processor = BatchSpanProcessor(
             self._exporter,
             max_queue_size=MAX_QUEUED_REQUESTS,
@@ -67,7 +66,7 @@ class OtlpSpanWriter:
     def write(self, context: TraceContext, request: RequestSpans) -> None:
         """Queue what the spans are made of: no I/O, about 5 us."""
         self._made += 1 + len(request.attempts) + (request.reserve is not None) + (request.settle is not None)
-        self._processor.on_end(_Finished(context, request, self._resource))
+        self._processor.on_end(_Finished(context, request))
 
     def close(self, timeout_seconds: float) -> None:
         """Send what is queued. A collector that does not answer is given up after the time stated."""
@@ -78,12 +77,14 @@ class OtlpSpanWriter:
 
 
 class _Finished(ReadableSpan):
-    """A request as the SDK queues it: its server's span, with all that the messages of the others say."""
+    """A request as the SDK queues it, with all that the messages of its spans say.
 
-    def __init__(self, trace: TraceContext, request: RequestSpans, resource: Resource) -> None:
-        span_id = int.from_bytes(os.urandom(_SPAN_ID_BYTES))
-        context = SpanContext(int(trace.trace_id, 16), span_id, is_remote=False, trace_flags=_SAMPLED)
-        super().__init__(request.route, context, resource=resource, kind=SpanKind.SERVER)
+    Of a span the SDK asks here only whether it is sampled; what else it would be made of, nobody reads.
+    """
+
+    _context = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+
+    def __init__(self, trace: TraceContext, request: RequestSpans) -> None:  # the SDK's own is left out on purpose
         self.trace = trace
         self.request = request
 
@@ -95,28 +96,30 @@ class _Exporter(SpanExporter):
         self._endpoint = endpoint
         self._session = _open_session(headers)
         self._maker = SpanMaker()
-        self._resource = resource_pb2.Resource(
+        resource_message = resource_pb2.Resource(
             attributes=[
                 common_pb2.KeyValue(key=name, value=common_pb2.AnyValue(string_value=str(value)))
                 for name, value in resource.attributes.items()
             ]
         )
-        self._scope = common_pb2.InstrumentationScope(name="meterhouse", version=version("meterhouse"))
+        self._resource_spans = ResourceSpans(resource=resource_message)
+        scope = common_pb2.InstrumentationScope(name="meterhouse", version=version("meterhouse"))
+        self._scope_spans = ScopeSpans(scope=scope)
         self._is_failing = False
         self.sent = 0
         self.failed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        batch = ExportTraceServiceRequest()
-        scope = batch.resource_spans.add(resource=self._resource).scope_spans.add(scope=self._scope)
+        messages: list[bytes] = []
         for finished in spans:
             assert isinstance(finished, _Finished)
-            self._maker.add(scope, finished.trace, finished.context.span_id.to_bytes(_SPAN_ID_BYTES), finished.request)
-        failure = self._send(batch.SerializeToString())
+            messages += self._maker.make(finished.trace, finished.request)
+        scope = scope_spans(self._scope_spans, messages)
+        failure = self._send(request_of(self._resource_spans, _RESOURCE_SPANS, scope))
         if failure is None:
-            self.sent += len(scope.spans)
+            self.sent += len(messages)
         else:
-            self.failed += len(scope.spans)
+            self.failed += len(messages)
             if not self._is_failing:
                 # Once, not for each batch: the metric says how many.
                 get_logger().warning(Event.SPANS_UNSENT, detail=failure)

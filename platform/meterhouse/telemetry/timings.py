@@ -41,7 +41,8 @@ class Timings:
         for attempt in tally.attempts:
             if attempt.ended_ns is not None:
                 attempts_ns += attempt.ended_ns - attempt.started_ns
-        self._added.add(max(0, duration_ns - attempts_ns) / _NANOS_PER_SECOND)
+        added_ns = duration_ns - attempts_ns
+        self._added.add(added_ns / _NANOS_PER_SECOND if added_ns > 0 else 0.0)
         if tally.is_streamed and tally.attempts and tally.records:
             attempt, tokens = tally.attempt, tally.records[-1].usage.output_tokens
             if tokens > 1 and attempt.first_event_ns is not None and attempt.ended_ns is not None:

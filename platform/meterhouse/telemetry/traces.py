@@ -6,7 +6,6 @@ the log and the ledger. No field here can hold a prompt. What is not here: the s
 sending (``otlp``), which are imported only when there is somewhere to send them.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from meterhouse.ids import IdSource
 from meterhouse.usage import Outcome, Usage
 
 MAX_FAILED_PER_SECOND = 100
@@ -27,14 +27,12 @@ _FORBIDDEN_VERSION = "ff"
 _NO_TRACE = "0" * 32
 _NO_SPAN = "0" * 16
 _SAMPLED_FLAG = 0x01
+_HALF_BITS = 64
+_ABOVE_ALL = "g"
+"""After every hexadecimal digit."""
 _SERVER_ERROR = 500
 _FAILED_OUTCOMES = frozenset({Outcome.UPSTREAM_FAILED, Outcome.WORKER_LOST})
 _NANOSECONDS_PER_SECOND = 1_000_000_000
-
-
-def new_span_id() -> str:
-    """Return an id for a span that has yet to be made."""
-    return os.urandom(8).hex()
 
 
 def format_traceparent(trace_id: str, span_id: str, *, is_sampled: bool) -> str:
@@ -155,8 +153,10 @@ class Tracing:
     ) -> None:
         self._writer = None if endpoint is None else _make_writer(endpoint, headers or {}, service_name)
         self._is_on = self._writer is not None
-        # Compared with the lower half of the trace id, as OpenTelemetry's own TraceIdRatioBased sampler does.
-        self._bound = int(ratio * (1 << 64))
+        self._ids = IdSource()
+        # Digits, compared with the trace id's lower half as OpenTelemetry's own TraceIdRatioBased sampler does.
+        bound = int(ratio * (1 << _HALF_BITS))
+        self._bound = f"{bound:016x}" if bound < 1 << _HALF_BITS else _ABOVE_ALL
         self._slow_ns = int(slow_seconds * _NANOSECONDS_PER_SECOND)
         self._failed = _Rate(MAX_FAILED_PER_SECOND)
         self._slow = _Rate(MAX_SLOW_PER_SECOND)
@@ -172,8 +172,8 @@ class Tracing:
             context = self._continue(traceparent)
             if context is not None:
                 return context
-        trace_id = os.urandom(16).hex()
-        return TraceContext(trace_id, None, self._is_on and int(trace_id[16:], 16) < self._bound)
+        trace_id = self._ids.random_hex(32)
+        return TraceContext(trace_id, None, self._is_on and trace_id[16:] < self._bound)
 
     def wants(self, context: TraceContext, *, is_failed: bool, duration_ns: int = 0) -> bool:
         """Say whether ``finish`` could keep this request, so that its facts are only gathered when it could."""

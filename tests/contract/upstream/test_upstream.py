@@ -277,7 +277,7 @@ async def test_a_read_that_was_cancelled_loses_no_byte(upstream):
 
 def has_broken(answer: Answer) -> bool:
     if isinstance(answer, Http1Answer):
-        return answer._failure is not None
+        return answer.failure is not None
     return answer._response.content.exception() is not None
 
 

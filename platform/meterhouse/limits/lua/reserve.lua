@@ -35,7 +35,8 @@ if not held and (is_settled(id) or call('EXISTS', prefix .. 'z:' .. id) == 1) th
 local lease_now = now
 local values, places = read(plan, PLAN, {plan[2], plan[3], plan[4]})
 if not is_known(values) then return {3} end
-if not held and #call('ZRANGEBYSCORE', l, '-inf', lease_now, 'LIMIT', 0, 1) > 0 then
+local next_lease = not held and call('ZRANGE', l, '0', '0', 'WITHSCORES')[2]
+if next_lease and tonumber(next_lease) <= lease_now then
   local rare = rarely()
   if rare.is_silence_over(a[13]) then rare.reap(50) end
   values, places = read(plan, PLAN, {plan[2], plan[3], plan[4]})
@@ -88,10 +89,13 @@ for i = 1, #bounds do
     local amount = type == 2 and rate_tokens or 1
     bound[5] = bound[5] + amount
     hold[size + 3], hold[size + 4], hold[size + 5] = bound[7], amount, bound[4]
-    writes[at + 1], writes[at + 2] = slot .. '|i', bound[7]
-    writes[at + 3], writes[at + 4] = slot .. '|c', bound[5]
-    writes[at + 5], writes[at + 6] = slot .. '|v', bound[6]
-    at = at + 6
+    writes[at + 1], writes[at + 2] = slot .. '|c', bound[5]
+    at = at + 2
+    if tonumber(values[places[i]]) ~= bound[7] then
+      writes[at + 1], writes[at + 2] = slot .. '|i', bound[7]
+      writes[at + 3], writes[at + 4] = slot .. '|v', bound[6]
+      at = at + 4
+    end
   else
     local amount = type == 6 and held_nanos or (type == 5 and held_tokens or 1)
     bound[6] = bound[6] + amount
@@ -102,8 +106,10 @@ for i = 1, #bounds do
   size = size + 5
 end
 for i = 6, 8 do
-  for slot in string.gmatch(values[i] or '', '%S+') do
-    if not listed[slot] then rarely().debit_companion(slot, plan[1], hold, writes) end
+  if values[i] then
+    for slot in string.gmatch(values[i], '%S+') do
+      if not listed[slot] then rarely().debit_companion(slot, plan[1], hold, writes) end
+    end
   end
 end
 call('HSET', m, unpack(writes))

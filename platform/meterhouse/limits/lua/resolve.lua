@@ -7,8 +7,11 @@ local function resolve(hold, truth, is_live, is_reported, only_raises)
   for i = HOLD_HEAD, #hold, 5 do
     local slot, type = hold[i], hold[i + 1]
     if type < 3 then
-      fields[size + 1], fields[size + 2], fields[size + 3] = slot .. '|i', slot .. '|c', slot .. '|v'
-      size = size + 3
+      local difference = truth[type] and truth[type] - hold[i + 3] or 0
+      if difference > 0 or (difference < 0 and is_reported) then
+        fields[size + 1], fields[size + 2], fields[size + 3] = slot .. '|i', slot .. '|c', slot .. '|v'
+        size = size + 3
+      end
     elseif type == 3 then
       size = size + 1
       fields[size] = slot .. '|n'
@@ -18,7 +21,7 @@ local function resolve(hold, truth, is_live, is_reported, only_raises)
       size = size + 3
     end
   end
-  local values = call('HMGET', m, unpack(fields))
+  local values = size > 0 and call('HMGET', m, unpack(fields)) or {}
   local at, writes, gone, written = 1, {}, {}, 0
   for i = HOLD_HEAD, #hold, 5 do
     local type, before, amount = hold[i + 1], hold[i + 3], truth[hold[i + 1]]
@@ -32,13 +35,16 @@ local function resolve(hold, truth, is_live, is_reported, only_raises)
         elseif counted == index - 1 then
           previous = previous + difference
         end
-        writes[written + 1], writes[written + 2] = fields[at], index
-        writes[written + 3], writes[written + 4] = fields[at + 1], current
-        writes[written + 5], writes[written + 6] = fields[at + 2], previous
-        written = written + 6
+        writes[written + 1], writes[written + 2] = fields[at + 1], current
+        written = written + 2
+        if counted == index - 1 or tonumber(values[at]) ~= index then
+          writes[written + 1], writes[written + 2] = fields[at], index
+          writes[written + 3], writes[written + 4] = fields[at + 2], previous
+          written = written + 4
+        end
         hold[i + 3] = amount
+        at = at + 3
       end
-      at = at + 3
     elseif type == 3 then
       if is_live and values[at] then
         writes[written + 1], writes[written + 2] = fields[at], values[at] - 1

@@ -3,16 +3,19 @@
 -- Resolves reservations with the truth: live ones, and once those that were reaped; others change nothing. Each id is
 -- remembered, so that a reservation which arrives after its settlement holds nothing.
 -- ARGV: {id, requests, tokens, nanos, 1 if reported, id, ...}. Reply: {0, how many were live}.
-local live, ids = 0, {}
+local ids, live, is_live = {}, {}, {}
+for i = 1, #a, 5 do ids[#ids + 1] = a[i] end
+local raws = call('HMGET', h, unpack(ids))
 for i = 1, #a, 5 do
   local id, truth = a[i], {a[i + 1], a[i + 2], 0, a[i + 1], a[i + 2], a[i + 3]}
-  ids[#ids + 1] = id
-  local raw = call('HGET', h, id)
+  local raw = raws[(i + 4) / 5]
   if raw then
-    resolve(message(raw), truth, true, a[i + 4] == 1)
-    call('HDEL', h, id)
-    call('ZREM', l, id)
-    live = live + 1
+    -- What is told twice is resolved once.
+    if not is_live[id] then
+      resolve(message(raw), truth, true, a[i + 4] == 1)
+      is_live[id] = true
+      live[#live + 1] = id
+    end
   elseif call('EXISTS', prefix .. 'z:' .. id) == 1 then
     local known, rare = call('HMGET', m, 'run', 'o'), rarely()
     if known[1] and known[1] == rare.run_id() then
@@ -22,7 +25,11 @@ for i = 1, #a, 5 do
     rare.drop_stone(id)
   end
 end
-if live > 0 then call('HINCRBY', m, 'n', -live) end
+if #live > 0 then
+  call('HDEL', h, unpack(live))
+  call('ZREM', l, unpack(live))
+  call('HINCRBY', m, 'n', -#live)
+end
 call('SADD', settled_key(0), unpack(ids))
 call('EXPIRE', settled_key(0), SETTLED_SECONDS)
-return {0, live}
+return {0, #live}

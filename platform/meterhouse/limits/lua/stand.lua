@@ -2,13 +2,26 @@
 -- A bound is {slot, type, amount, window's ms or calendar, spent or current, reserved or previous or open,
 -- period's start or window's number, period's end or ms since the window began}.
 
+-- The bounds of the periods that hold this moment, each worked out once.
+local bounds_now, bounded_at = {}, now
+
+local function period_now(calendar)
+  if bounded_at ~= now then bounds_now, bounded_at = {}, now end
+  local known = bounds_now[calendar]
+  if not known then
+    known = {bounds_of(calendar, now)}
+    bounds_now[calendar] = known
+  end
+  return known[1], known[2]
+end
+
 -- Reads the head fields, those in `more`, and the plan's, at the moment that counts for admissions; returns the fields'
 -- values and the places where the plan's begin.
 local function read(plan, first, more)
   local fields, size = {'run', 'st', 'n', 'ck', 'b'}, 5
   for i = 1, #more do fields[size + i] = more[i] end
   size = size + #more
-  local places, starts = {}, {}
+  local places = {}
   for i = first, #plan, 4 do
     local slot, type = plan[i], plan[i + 1]
     places[#places + 1] = size + 1
@@ -19,13 +32,7 @@ local function read(plan, first, more)
       size = size + 1
       fields[size] = slot .. '|n'
     else
-      local calendar = plan[i + 3]
-      local start = starts[calendar]
-      if not start then
-        start = bounds_of(calendar, now)
-        starts[calendar] = start
-      end
-      local period = slot .. '|' .. start
+      local period = slot .. '|' .. period_now(plan[i + 3])
       fields[size + 1], fields[size + 2] = slot .. '|p', slot .. '|k'
       fields[size + 3], fields[size + 4] = period .. '|s', period .. '|r'
       size = size + 4
@@ -43,7 +50,7 @@ end
 
 -- The bound of a quota or budget, or nil if its slot must be learned.
 local function stand_period(slot, calendar, period, known, spent, reserved)
-  local start, finish = bounds_of(calendar, now)
+  local start, finish = period_now(calendar)
   period = tonumber(period)
   if not period or (known ~= '1' and period >= start) then return nil end
   if period < start then

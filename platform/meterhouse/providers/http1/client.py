@@ -5,7 +5,8 @@ the future that waits for its head. Not here: connections (``connection``, ``poo
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 from yarl import URL
 
@@ -15,6 +16,7 @@ from meterhouse.providers.http1.pool import Pool
 from meterhouse.providers.http1.site import Site
 from meterhouse.providers.http_client import (
     MAX_CONNECTIONS,
+    OK,
     STOPPING,
     StaleConnection,
     Targets,
@@ -68,7 +70,7 @@ class Http1Client:
         if self._pool is not None:
             await self._pool.close()
 
-    async def post(
+    def post(
         self,
         endpoint: Endpoint,
         path: str,
@@ -77,39 +79,47 @@ class Http1Client:
         is_streamed: bool,
         headers: Mapping[str, str] | None,
         seconds: float,
-    ) -> Http1Answer:
+    ) -> Coroutine[Any, Any, Http1Answer]:
         """Send a body and return when the answer's head is there; raises as ``HttpClient.post``."""
-        pool = self._opened()
         target = self._targets.of(endpoint, path, is_streamed=is_streamed)
         head = target.post_head
         if headers:
             head = target.head("POST", {**target.headers, **forwarded(target.headers, headers)}) + b"Content-Length: "
-        return await self._send(target, b"%b%d\r\n\r\n" % (head, len(body)), body, pool.loop.time() + seconds)
+        return self._send(target, b"%b%d\r\n\r\n" % (head, len(body)), body, seconds)
 
     async def get(self, endpoint: Endpoint, path: str, *, seconds: float) -> Http1Answer:
         """Ask for a document; raises as ``HttpClient.post``.
 
         It is asked for once more when a connection that had served before turns out to be closed.
         """
-        deadline = self._opened().loop.time() + seconds
+        loop = self._opened().loop
+        deadline = loop.time() + seconds
         target = self._targets.of(endpoint, path, is_streamed=False)
         head = target.head("GET", target.headers) + b"\r\n"
         try:
-            return await self._send(target, head, b"", deadline)
+            return await self._send(target, head, b"", seconds)
         except StaleConnection:
-            return await self._send(target, head, b"", deadline)
+            return await self._send(target, head, b"", deadline - loop.time())
 
-    async def _send(self, target: _Target, head: bytes, body: bytes, deadline_seconds: float) -> Http1Answer:
+    async def _send(self, target: _Target, head: bytes, body: bytes, seconds: float) -> Http1Answer:
         pool, site = self._opened(), target.site
-        connection = site.try_lease()
+        loop = pool.loop
+        now_seconds = loop.time()
+        connection = site.try_lease(now_seconds)
         if connection is None:
-            left = max(0.001, deadline_seconds - pool.loop.time())
-            connection = await site.lease(target.provider, min(target.connect_seconds, left))
-        answer = Http1Answer(pool.loop, connection, target.provider)
+            connection = await site.lease(target.provider, min(target.connect_seconds, max(0.001, seconds)))
+        answer = Http1Answer(loop, connection, target.provider)
         try:
-            connection.send(answer, head, body, deadline_seconds)
-            await answer.wait_for_head()
-            check_usable(answer.status, answer.header(b"content-encoding"), target.provider)
+            connection.send(answer, head, body, now_seconds + seconds)
+            if answer.failure is None:
+                answer.waiter = loop.create_future()
+                await answer.waiter
+                answer.waiter = None
+            status = answer.status
+            if not status and answer.failure is not None:
+                raise answer.failure
+            if status != OK or b"content-encoding" in answer.headers:
+                check_usable(status, answer.header(b"content-encoding"), target.provider)
         except BaseException:
             answer.abort()
             raise

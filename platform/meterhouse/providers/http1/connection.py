@@ -12,7 +12,7 @@ from typing import Protocol
 import httptools
 
 from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
-from meterhouse.providers.http1.answer import Http1Answer
+from meterhouse.providers.http1.answer import MOST_WAITING_BYTES, PIECE_COST_BYTES, Http1Answer
 from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS, StaleConnection
 
 MAX_SILENT_BYTES = 65_536
@@ -23,6 +23,7 @@ PIECE_BYTES = 262_144
 _FIRST_LETTER = ord("H")
 """The parser takes RTSP and ICE, and empty lines, for the beginning of an answer too."""
 _SWITCHING, _OK = 101, 200
+_VERSIONS = frozenset({"1.1", "1.0"})
 _WITHOUT_BODY = frozenset({204, 304})
 _CHUNKED = b"chunked"
 _JOINED = frozenset({b"content-encoding", b"transfer-encoding"})
@@ -58,8 +59,8 @@ class Connection(asyncio.Protocol):
         "_has_head",
         "_header_count",
         "_headers",
+        "_heard_bytes",
         "_is_closed",
-        "_is_paused",
         "_is_reusable",
         "_is_secure",
         "_is_whole",
@@ -76,6 +77,7 @@ class Connection(asyncio.Protocol):
         "idle_since_seconds",
         "is_idle",
         "is_leased",
+        "is_paused",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
@@ -89,11 +91,11 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_seconds = self._rings_at_seconds = 0.0
         self._unsent: memoryview | None = None
-        self._is_write_paused = self._is_paused = self._is_closed = self._was_used = False
+        self._is_write_paused = self.is_paused = self._is_closed = self._was_used = False
         self._is_secure = self._has_farewell = False
         self._answer: Http1Answer | None = None
         self._headers: dict[bytes, bytes] = {}
-        self._header_count = self._silent_bytes = 0
+        self._header_count = self._silent_bytes = self._heard_bytes = 0
         self._has_begun = self._has_head = self._is_whole = self._is_reusable = self._ends_with_connection = False
 
     @property
@@ -104,11 +106,14 @@ class Connection(asyncio.Protocol):
     def send(self, answer: Http1Answer, head: bytes, body: bytes, deadline_seconds: float) -> None:
         """Send a request; its answer is fed, and fails if the head is not there by the deadline of the loop's clock."""
         transport = self._transport
-        if transport is None or not self.is_usable:
+        if transport is None or self._is_closed or transport.is_closing():
             answer.fail(UpstreamDown, "closed the connection without an answer")
             self.close()
             return
-        self._begin_exchange(answer)
+        self._answer = answer
+        self._headers = {}
+        self._header_count = self._silent_bytes = self._heard_bytes = 0
+        self._has_begun = self._has_head = self._is_whole = self._is_reusable = self._ends_with_connection = False
         self._deadline_seconds = deadline_seconds
         if self._timer is None or self._rings_at_seconds > deadline_seconds:
             self._set_timer(deadline_seconds)
@@ -121,8 +126,8 @@ class Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read on, if reading was paused."""
-        if self._is_paused:
-            self._is_paused = False
+        if self.is_paused:
+            self.is_paused = False
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
 
@@ -162,7 +167,9 @@ class Connection(asyncio.Protocol):
         if answer is None or parser is None:
             self.close()
             return
-        self._silent_bytes += len(data)
+        size = len(data)
+        self._silent_bytes += size
+        self._heard_bytes += size
         try:
             if not self._has_begun:
                 self._has_begun = True
@@ -178,8 +185,8 @@ class Connection(asyncio.Protocol):
             self._finish(answer)
         elif self._silent_bytes > MAX_SILENT_BYTES:
             self._break(_Refused("too many bytes without a body"))
-        elif answer.is_full and not self._is_paused and self._transport is not None:
-            self._is_paused = True
+        elif answer.waiting_bytes > MOST_WAITING_BYTES and not self.is_paused and self._transport is not None:
+            self.is_paused = True
             self._transport.pause_reading()
 
     def pause_writing(self) -> None:
@@ -223,7 +230,10 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count each header, and keep those that matter; this is also where trailers come."""
         self._header_count += 1
-        if self._header_count > MAX_HEADERS or len(name) + len(value) > MAX_HEADER_LINE_BYTES:
+        # Where no more than a line may have has come in all, no line has more.
+        if self._header_count > MAX_HEADERS or (
+            self._heard_bytes > MAX_HEADER_LINE_BYTES and len(name) + len(value) > MAX_HEADER_LINE_BYTES
+        ):
             raise _Refused("too many headers, or one too long")
         name = name.lower()
         if name in _KEPT and not self._has_head:
@@ -245,28 +255,32 @@ class Connection(asyncio.Protocol):
             self._header_count = 0
             return
         version = parser.get_http_version()
-        if version not in {"1.1", "1.0"}:
+        if version not in _VERSIONS:
             raise _Refused("another version of HTTP")
-        encoding = headers.get(b"transfer-encoding")
-        if encoding is not None and (encoding.strip(b" \t").lower() != _CHUNKED or version == "1.0"):
+        is_chunked = b"transfer-encoding" in headers
+        if is_chunked and (headers[b"transfer-encoding"].strip(b" \t").lower() != _CHUNKED or version == "1.0"):
             raise _Refused("a transfer encoding that is not chunked")
         self._has_head = True
-        self._ends_with_connection = (
-            encoding is None and b"content-length" not in headers and status not in _WITHOUT_BODY
-        )
         self._deadline_seconds = 0.0
-        if b"content-length" not in headers and self._timer is not None:
-            # What has no length may go on for minutes, and a timer takes half a kilobyte.
-            self._timer.cancel()
-            self._timer = None
+        if b"content-length" not in headers:
+            self._ends_with_connection = not is_chunked and status not in _WITHOUT_BODY
+            if self._timer is not None:
+                # What has no length may go on for minutes, and a timer takes half a kilobyte.
+                self._timer.cancel()
+                self._timer = None
         answer.begin(status, headers)
 
     def on_body(self, data: bytes) -> None:
         """Give bytes of the body to the answer."""
-        if not self._has_head or self._answer is None:
+        answer = self._answer
+        if not self._has_head or answer is None:
             raise _Refused("an interim answer with a body")
         self._silent_bytes = 0
-        self._answer.feed(data)
+        answer.parts.append(data)
+        answer.waiting_bytes += len(data) + PIECE_COST_BYTES
+        waiter = answer.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def on_message_complete(self) -> None:
         """Note that the answer is whole, and whether its connection may be used again."""
@@ -276,21 +290,21 @@ class Connection(asyncio.Protocol):
 
     # --- inside
 
-    def _begin_exchange(self, answer: Http1Answer) -> None:
-        self._answer = answer
-        self._headers = {}
-        self._header_count = self._silent_bytes = 0
-        self._has_begun = self._has_head = self._is_whole = self._is_reusable = self._ends_with_connection = False
-
     def _finish(self, answer: Http1Answer) -> None:
         """Part with a whole answer, and go back if another request may follow: all sent, nothing more said."""
         transport = self._transport
         self._answer = None
         answer.finish()
-        is_through = self._unsent is None and transport is not None and not transport.get_write_buffer_size()
-        if self._is_reusable and is_through and self.is_usable:
+        if (
+            self._is_reusable
+            and self._unsent is None
+            and transport is not None
+            and not transport.get_write_buffer_size()
+            and not transport.is_closing()
+        ):
             self._was_used = True
-            self.resume()
+            if self.is_paused:
+                self.resume()
             self._owner.keep(self)
         else:
             self.close()

@@ -26,7 +26,7 @@ class Pool:
         self.is_closed = False
         self._most = most_connections
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self._leased: set[Connection] = set()
+        self._leased: dict[Connection, None] = {}
         self._idle: dict[Connection, None] = {}
         """By the time since which they idle, of all sites."""
         self._sweeper: asyncio.TimerHandle | None = None
@@ -101,7 +101,7 @@ class Pool:
             connection.is_idle = False
             del self._idle[connection]
         connection.is_leased = True
-        self._leased.add(connection)
+        self._leased[connection] = None
         return connection
 
     def make_room(self) -> None:
@@ -112,12 +112,15 @@ class Pool:
     def put_aside(self, connection: Connection) -> None:
         """Let a connection idle, and give its slot back."""
         now = self.loop.time()
-        self._leased.discard(connection)
+        del self._leased[connection]
         connection.is_leased = False
         connection.is_idle = True
         connection.idle_since_seconds = now
         self._idle[connection] = None
-        self.free_slot()
+        if self._waiters:
+            self.free_slot()
+        else:
+            self.in_use -= 1
         if self._sweeper is None:
             self._sweeper = self.loop.call_at(now + IDLE_CONNECTION_SECONDS, self._sweep)
 
@@ -127,7 +130,7 @@ class Pool:
         connection.is_idle = False
         if connection.is_leased:
             connection.is_leased = False
-            self._leased.discard(connection)
+            del self._leased[connection]
             self.free_slot()
 
     def _sweep(self) -> None:

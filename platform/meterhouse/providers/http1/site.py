@@ -57,21 +57,20 @@ class Site:
 
     # --- connections that stand
 
-    def try_lease(self) -> Connection | None:
+    def try_lease(self, now_seconds: float) -> Connection | None:
         """Return a connection that idles; None when there is none, or others wait for a slot."""
         if not self._idle or not self._pool.try_take_slot():
             return None
-        connection = self._pop_idle()
+        connection = self._pop_idle(now_seconds)
         if connection is None:
             self._pool.free_slot()
         return connection
 
-    def _pop_idle(self) -> Connection | None:
+    def _pop_idle(self, now_seconds: float) -> Connection | None:
         """Lease the connection that idles shortest, in a slot that was taken for it; old ones are closed on the way."""
-        limit = self._pool.loop.time() - IDLE_CONNECTION_SECONDS
         while self._idle:
             connection, _ = self._idle.popitem()
-            if connection.is_usable and connection.idle_since_seconds > limit:
+            if connection.idle_since_seconds > now_seconds - IDLE_CONNECTION_SECONDS and connection.is_usable:
                 return self._pool.lease(connection)
             connection.close()
         return None
@@ -102,7 +101,7 @@ class Site:
             async with asyncio.timeout(timeout_seconds):
                 await self._pool.take_slot()
                 try:
-                    return self._pop_idle() or self._pool.lease(await self._connect())
+                    return self._pop_idle(self._pool.loop.time()) or self._pool.lease(await self._connect())
                 except BaseException:
                     self._pool.free_slot()
                     raise
