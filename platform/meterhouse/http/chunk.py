@@ -21,7 +21,7 @@ UNSEEN_BYTES = 1_024
 
 _TEXTLESS_NAMES = frozenset({"role", "id", "type", "index", "audio", "annotations", "thinking_blocks"})
 """``thinking_blocks`` are the reasoning once more, with what its provider signed."""
-_NOTHING = (b"null", b"{}", b'""', b"false")
+_NOTHING = (Raw(b"null"), Raw(b"{}"), Raw(b'""'), Raw(b"false"))
 
 
 class FunctionDelta(msgspec.Struct):
@@ -91,6 +91,10 @@ class Chunk(msgspec.Struct):
     x_groq: Groq | None = None
 
 
+class LenientChunk(Chunk):
+    """A chunk whose fields have other types than usual: a delta is one text, its JSON."""
+
+
 _chunk_decoder = msgspec.json.Decoder(Chunk)
 _any_decoder = msgspec.json.Decoder()
 
@@ -111,7 +115,7 @@ def decode_chunk(payload: bytes) -> Chunk:
 
 def is_set(raw: Raw) -> bool:
     """Whether a raw field holds something."""
-    return bool(raw) and bytes(raw) not in _NOTHING
+    return bool(raw) and raw not in _NOTHING
 
 
 def is_failure(chunk: Chunk) -> bool:
@@ -196,7 +200,7 @@ def _lenient(payload: bytes) -> Chunk:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _garbage(str(error)) from None
     nothing = Raw(b"")
-    chunk = Chunk(
+    chunk = LenientChunk(
         usage=fields.get("usage", nothing), error=fields.get("error", nothing), message=fields.get("message", nothing)
     )
     for name in ("id", "object", "model", "service_tier"):

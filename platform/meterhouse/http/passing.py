@@ -27,7 +27,7 @@ from meterhouse.http.usage_reading import Fields, ReadUsage, note_usage
 from meterhouse.http.wire import Reader
 from meterhouse.providers.provider import Deployment, EndpointName, Provider
 from meterhouse.providers.refusal import error_in_stream, no_answer
-from meterhouse.request import Attempt
+from meterhouse.request import Attempt, utf8_length
 from meterhouse.usage import Outcome, Usage
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -162,8 +162,8 @@ class PassingRelay(StreamRelay):
     def _hear(self, payload: bytes) -> Heard:
         heard = self._listener.hear(payload, self._attempt)
         if heard.text:
-            self.note_text(heard.text)
-        self._note_usage(heard.usage)
+            self._progress.note_text(heard.text, utf8_length(heard.text))
+        self._progress.note_usage(heard.usage)
         return heard
 
 

@@ -32,24 +32,21 @@ from meterhouse.http.guard import ClientGone
 from meterhouse.http.passage import OpenAnswer, RelayParts
 from meterhouse.http.progress import Progress
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
-from meterhouse.http.tidy import leave_out_usage, tidy
-from meterhouse.http.usage_reading import ReadUsage, usage_on_wire
+from meterhouse.http.tidy import Tidying, leave_out_usage
+from meterhouse.http.usage_reading import usage_on_wire
 from meterhouse.http.wire import new_completion_id
 from meterhouse.metering import Demand
 from meterhouse.providers.refusal import error_in_stream
+from meterhouse.request import utf8_length
 from meterhouse.usage import Outcome, Usage
 
 EXTENSION_SECONDS = 1.0
-KEPT_TEXT_BYTES = 131_072
-"""An answer without a usage is counted by so much of its text; the rest is extrapolated, so memory stays flat."""
 LONG_TOKEN_BYTES = 6
 """More than a token of prose has on average: an answer sent letter by letter is not taken for one token per letter."""
 LONGEST_TOKEN_BYTES = 32
 """No answer has so many bytes per token over a whole allowance."""
 MAX_TAIL_BYTES = 1_048_576
 """What may come between the finish and ``[DONE]``; a provider that sends more is hung up on."""
-KEPT_PIECES = 8
-"""Of the text that is kept; more are joined, because each takes 50 bytes beside its letters."""
 
 
 class StreamRelay:
@@ -59,15 +56,14 @@ class StreamRelay:
         self._call = call
         self._opened = opened
         self._parts = parts
-        self._checkpointer = parts.checkpointer
-        self._attempt = call.tally.attempt
-        self._progress = Progress()
+        self._attempt = call.tally.attempts[-1]
+        self._progress = Progress(self._attempt)
         self._alike = AlikeChunks()
         asked = call.asked
         self._choices = asked.choices
         self._wants_usage = asked.chat is not None and asked.chat.request.wants_usage
         self._model = asked.model
-        self._finish_reasons = opened.deployment.provider.finish_reasons
+        self._tidying = Tidying(asked.model, opened.deployment.provider.finish_reasons)
 
     @property
     def _passes_text(self) -> bool:
@@ -84,8 +80,10 @@ class StreamRelay:
         """
         try:
             if await self._relay():
-                await self._read_tail()
-                self._attempt.outcome = Outcome.CLIENT_GONE if self._call.is_draining else Outcome.COMPLETED
+                if not self._progress.is_done:
+                    await self._read_tail()
+                is_gone = self._call.gone_since_ns is not None
+                self._attempt.outcome = Outcome.CLIENT_GONE if is_gone else Outcome.COMPLETED
             else:
                 self._attempt.outcome = Outcome.CUT
         except GatewayError:
@@ -134,7 +132,7 @@ class StreamRelay:
             data = b"".join(frames)
             if data:
                 # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
-                self._checkpointer.note(call.tally)
+                self._parts.checkpointer.note(call.tally)
                 await call.guard.wait(call.outlet.write(data))
                 call.event_at_ns = time.monotonic_ns()
             if progress.failure is not None:
@@ -177,15 +175,14 @@ class StreamRelay:
         """Read payloads and return the frames to forward now; the end is kept in ``progress.end``."""
         progress = self._progress
         frames: list[bytes] = []
-        position = 0
-        while position < len(payloads):
-            if not progress.finished:
-                texts, told = self._alike.tell(payloads, position)
-                if texts:
-                    self.note_text("".join(texts), len(texts))
-                    frames += told
-                    position += len(texts)
-                    continue
+        position, count = 0, len(payloads)
+        while position < count:
+            if not progress.finished and (told := self._alike.tell(payloads, position)) is not None:
+                chunks, text, text_bytes, sent = told
+                progress.note_text(text, text_bytes, chunks)
+                frames.append(sent)
+                position += chunks
+                continue
             payload = payloads[position]
             position += 1
             if payload.startswith(DONE):
@@ -193,15 +190,17 @@ class StreamRelay:
                 progress.has_ended = progress.is_done = progress.is_finished
                 break
             try:
-                chunk = decode_chunk(payload)
+                chunk = self._opened.first or decode_chunk(payload)
                 is_charged = self._note(chunk, payload)
             except UpstreamError as error:
                 progress.failure = error
                 break
+            self._opened.first = None
             framed = self._compose(payload, chunk)
+            is_finished = bool(progress.finished) and progress.is_finished
             if not chunk.choices and is_set(chunk.usage):
                 progress.usage_frame = framed if is_charged else progress.usage_frame
-            elif progress.is_finished:
+            elif is_finished:
                 progress.end.append(framed)
             else:
                 # Another choice began after all that were seen had finished: what was kept was not the end.
@@ -210,7 +209,7 @@ class StreamRelay:
                 progress.end = []
                 if self._passes_text:
                     self._alike.learn(payload, chunk, framed)
-            if progress.is_finished and len(progress.finished) >= self._choices:
+            if is_finished and len(progress.finished) >= self._choices:
                 progress.has_ended = True
                 with suppress(UpstreamError):
                     self._take_tail(payloads[position:])
@@ -238,11 +237,12 @@ class StreamRelay:
         """Return what goes to the client for a payload: one frame, put right, with the asked model's name in it."""
         if chunk.usage and chunk.choices and is_set(chunk.usage):
             payload = leave_out_usage(payload, chunk.usage)
-        return frame(tidy(payload, chunk, self._model, self._finish_reasons))
+        return frame(self._tidying.tidy(payload, chunk))
 
     def _note(self, chunk: Chunk, payload: bytes) -> bool:
         """Take from a chunk what the ledger and the end need; says whether its usage is what will be charged."""
-        if is_failure(chunk):
+        # Almost no chunk is a failure or has a usage: those are told without a call.
+        if (chunk.error or not chunk.choices or chunk.object == "error") and is_failure(chunk):
             raise error_in_stream(payload, self._opened.deployment)
         progress, attempt = self._progress, self._attempt
         if not progress.completion_id and chunk.id:
@@ -251,9 +251,11 @@ class StreamRelay:
             attempt.served_model = (chunk.model or "")[:MAX_NAME_LENGTH]
         if chunk.service_tier:
             attempt.service_tier = chunk.service_tier[:MAX_NAME_LENGTH]
+        may_have_usage = bool(chunk.usage) or chunk.x_groq is not None
         for choice in chunk.choices or ():
+            may_have_usage = may_have_usage or bool(choice.usage)
             self._note_choice(choice, payload)
-        return self._note_usage(read_usage(chunk))
+        return may_have_usage and progress.note_usage(read_usage(chunk))
 
     def _note_choice(self, choice: Choice, payload: bytes) -> None:
         progress, attempt = self._progress, self._attempt
@@ -264,45 +266,12 @@ class StreamRelay:
             if len(payload) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
                 text = all_text_of(payload, choice.index)
             if text:
-                self.note_text(text)
+                progress.note_text(text, utf8_length(text))
             if delta.audio and is_set(delta.audio):
                 attempt.is_countable = False
         if choice.finish_reason:
             progress.finish(choice.index)
             attempt.finish_reasons.append(choice.finish_reason)
-
-    def note_text(self, text: str, events: int = 1) -> None:
-        """Count what the model wrote against what is held, and keep it as long as nobody reports a usage."""
-        attempt = self._attempt
-        length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        attempt.output_events += events
-        attempt.output_bytes += length
-        self._progress.used_tokens += length
-        if attempt.reported is not None:
-            attempt.partial, attempt.reported = attempt.reported, None
-        if attempt.output_bytes - length < KEPT_TEXT_BYTES:
-            attempt.text.append(text)
-        if len(attempt.text) > KEPT_PIECES:
-            attempt.text = ["".join(attempt.text)]
-
-    def _note_usage(self, read: ReadUsage | None) -> bool:
-        """Note a usage, if there is one; says whether it is what will be charged."""
-        if read is None:
-            return False
-        attempt = self._attempt
-        attempt.is_suspect = read.is_suspect
-        if read.usage is None:
-            attempt.known_input_tokens = read.input_tokens
-            attempt.known_output_tokens = read.output_tokens
-            return False
-        # A copy of zeros after real counts is a known quirk, not a correction (wire.md 7, rule 4).
-        if read.usage == Usage() and (attempt.reported is not None or attempt.partial is not None):
-            return False
-        attempt.reported, attempt.partial = read.usage, None
-        attempt.text.clear()
-        attempt.output_events = attempt.output_bytes = 0
-        self._progress.used_tokens = read.usage.output_tokens
-        return True
 
     def _note_covered(self) -> None:
         """Take note that all that came so far is covered, so that it may be forwarded."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import msgspec
 
 from meterhouse.http.call import Call
-from meterhouse.http.chunk import Chunk
+from meterhouse.http.chunk import Chunk, LenientChunk
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.sse import frame
 from meterhouse.http.tool_text import find_tool_text, report
 from meterhouse.telemetry.metrics import Metrics
-from meterhouse.translate.think_tags import Held, ThoughtsApart, split_whole
+from meterhouse.translate.think_tags import Held, ThoughtsApart, is_no_tag, split_whole
 from meterhouse.translate.tool_text.answer import ToolTextAnswer, Waiting, texts_of
 from meterhouse.usage import Outcome, Usage
 
@@ -51,14 +51,24 @@ class Rewriting:
         return found
 
 
-def find_rewriting(call: Call) -> Rewriting | None:
-    """Return what rewrites the streamed answer of the deployment that answers; None where it stays as it is."""
+def find_rewriting(call: Call, first: Chunk | None) -> Rewriting | None:
+    """Return what rewrites the streamed answer that begins with a chunk; None where it stays as it is."""
     assert call.deployment is not None
-    tool_text = find_tool_text(call)
-    reads_tags = call.deployment.provider.reads_think_tags
-    if tool_text is None and not reads_tags:
+    provider = call.deployment.provider
+    tool_text = find_tool_text(call) if provider.tool_call_format is not None else None
+    has_thoughts = provider.reads_think_tags and not (call.asked.choices == 1 and begins_with_text(first))
+    if tool_text is None and not has_thoughts:
         return None
-    return Rewriting(ThoughtsApart(call.asked.choices) if reads_tags else None, tool_text)
+    return Rewriting(ThoughtsApart(call.asked.choices) if has_thoughts else None, tool_text)
+
+
+def begins_with_text(first: Chunk | None) -> bool:
+    """Whether an answer of one choice says something first that is no tag, nor may become one: most do."""
+    # Of a chunk that was read leniently the text is another.
+    if first is None or isinstance(first, LenientChunk) or first.choices is None or len(first.choices) != 1:
+        return False
+    delta = first.choices[0].delta
+    return delta is not None and delta.content is not None and is_no_tag(delta.content)
 
 
 def rewrite_whole(call: Call, body: bytes, metrics: Metrics) -> bytes:
