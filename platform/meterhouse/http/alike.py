@@ -2,13 +2,11 @@
 
 Of a chunk that was read, all but its text is remembered, as it came and as it was sent. A later one with the same bytes
 around a text of plain characters says the same but for that text: it parses alike, and goes out alike. What differs in
-anything else, or whose text has an escape, is read as ever. A row of alike chunks is told at once: what stands between
-two texts is always the same, so one split gives all texts, and one join what is sent.
+anything else, or whose text has an escape, is read as ever. A row of them is told at once: joined with the same bytes
+around them, their texts are what came if all are alike, and joined with others what is sent.
 
 Invariant: what is told here is what decoding would have told, byte for byte. Not here: what a chunk means (``relay``).
 """
-
-import re
 
 import msgspec
 
@@ -17,10 +15,10 @@ from meterhouse.http.chunk import UNSEEN_BYTES, Chunk, is_set
 MOST_TRIES = 3
 """After so many chunks in a row that were remembered for nothing, a stream is taken for one whose chunks all differ."""
 MOST_AT_ONCE = 64
-"""So many chunks are looked at together: a long read whose chunks differ now and then is not copied whole for each."""
+"""So many chunks are told together: a long read whose chunks differ now and then is not copied whole for each."""
 
-_ROLE = re.compile(rb'"role": ?"[a-z]+", ?(?="[a-z_]+": ?"\Z)')
-"""The role right before the text, which the first chunk of an answer has and those after it are without."""
+_ROLES = (b'"role":"assistant",', b'"role": "assistant", ')
+"""What the first chunk of an answer has before its text, and those after it are without."""
 
 Told = tuple[int, str, int, bytes]
 """How many chunks were told, the text of all of them, its length in bytes, and what goes to the client for them."""
@@ -33,7 +31,7 @@ class AlikeChunks(msgspec.Struct):
     """What stands before a text; empty: nothing is remembered."""
     after: bytes = b""
     between: bytes = b""
-    """What stands between the texts of two chunks in a row, of which no payload has a line feed in it."""
+    """What stands between the texts of two chunks in a row."""
     sent_before: bytes = b""
     sent_after: bytes = b""
     sent_between: bytes = b""
@@ -67,26 +65,31 @@ class AlikeChunks(msgspec.Struct):
         self.sent_before, self.sent_after = sent_parts
         if is_first:
             self._leave_out_role()
-        self.between = b"%b\n%b" % (self.after, self.before)
+        self.between = self.after + self.before
         self.sent_between = self.sent_after + self.sent_before
 
     def _leave_out_role(self) -> None:
         """Remember the first chunk as those after it will be: without the role, which nobody here reads."""
-        before, found = _ROLE.subn(b"", self.before, 1)
-        sent_before, found_sent = _ROLE.subn(b"", self.sent_before, 1)
-        if found == found_sent:
-            self.before, self.sent_before = before, sent_before
+        for role in _ROLES:
+            if role in self.before and role in self.sent_before:
+                self.before = self.before.replace(role, b"", 1)
+                self.sent_before = self.sent_before.replace(role, b"", 1)
+                return
 
     def _tell_row(self, payloads: list[bytes]) -> Told | None:
-        whole = b"\n".join(payloads)
-        if whole.count(b"\n") != len(payloads) - 1:
-            return None
-        pieces = whole[len(self.before) :].split(self.between)
-        raw, end, rest = pieces[-1].partition(self.after)
-        raws = [*pieces[:-1], raw]
-        # With a blank between, so that no two halves make a character.
-        if not (end and (not rest or rest.startswith(b"\n")) and all(raws)) or _read(b" ".join(raws)) is None:
-            raws = self._find_plain(pieces)
+        before, after = self.before, self.after
+        # A read often brings the end of the answer too.
+        while not (payloads[-1].startswith(before) and payloads[-1].endswith(after)):
+            del payloads[-1]
+            if not payloads:
+                return None
+        begin, end = len(before), -len(after)
+        raws = [payload[begin:end] for payload in payloads]
+        # Each has its own length, so that all are alike if they are so together. The blank between two texts is there
+        # so that no two halves make a character.
+        is_alike = b"".join(payloads) == b"%b%b%b" % (before, self.between.join(raws), after)
+        if not is_alike or not all(raws) or _read(b" ".join(raws)) is None:
+            raws = self._find_alike(payloads)
             if not raws:
                 return None
         self.tries = MOST_TRIES
@@ -94,18 +97,15 @@ class AlikeChunks(msgspec.Struct):
         sent = b"%b%b%b" % (self.sent_before, self.sent_between.join(raws), self.sent_after)
         return len(raws), text.decode(), len(text), sent
 
-    def _find_plain(self, pieces: list[bytes]) -> list[bytes]:
-        """Return the texts up to the first chunk that has an escape or differs at its end."""
+    def _find_alike(self, payloads: list[bytes]) -> list[bytes]:
+        """Return the texts up to the first chunk that has an escape or differs in more."""
+        before, after = self.before, self.after
         found: list[bytes] = []
-        last = len(pieces) - 1
-        for number, piece in enumerate(pieces):
-            raw, end, rest = piece.partition(self.after)
-            is_alike = (not rest or rest.startswith(b"\n")) if end else number < last
-            if not is_alike or _read(raw) is None:
+        for payload in payloads:
+            raw = payload[len(before) : -len(after)]
+            if not payload.startswith(before) or not payload.endswith(after) or _read(raw) is None:
                 break
             found.append(raw)
-            if end:
-                break
         return found
 
 
@@ -123,11 +123,13 @@ def _read(raw: bytes) -> str | None:
 def _find_text(chunk: Chunk) -> tuple[bytes, bytes] | None:
     """Return the name and the value of the one text of a chunk; None when it has several, or says something else."""
     choices = chunk.choices
-    if choices is None or len(choices) != 1 or chunk.x_groq is not None or is_set(chunk.usage):
+    if choices is None or len(choices) != 1 or chunk.x_groq is not None or chunk.usage:
         return None
     choice = choices[0]
     delta = choice.delta
-    if delta is None or choice.finish_reason is not None or is_set(choice.usage) or is_set(delta.audio):
+    if delta is None or choice.finish_reason is not None:
+        return None
+    if (choice.usage and is_set(choice.usage)) or (delta.audio and is_set(delta.audio)):
         return None
     if delta.tool_calls is not None or delta.function_call is not None:
         return None
@@ -143,11 +145,10 @@ def _find_text(chunk: Chunk) -> tuple[bytes, bytes] | None:
 def _split(payload: bytes, name: bytes, text: bytes) -> tuple[bytes, bytes] | None:
     """Return what stands before and after a text; None where it could be another field's, or is spelled otherwise."""
     # Without an escape in the whole chunk, a name that is there once is the name of the field that was decoded.
-    if b"\\" in payload or payload.count(name) != 1:
+    if b"\\" in payload:
         return None
-    value = payload.index(name) + len(name)
-    for opening in (b':"', b': "'):
-        if payload.startswith(opening + text + b'"', value):
-            begin = value + len(opening)
-            return payload[:begin], payload[begin + len(text) :]
+    for opening in (name + b':"', name + b': "'):
+        before, found, after = payload.partition(b'%b%b"' % (opening, text))
+        if found and name not in before and name not in after:
+            return before + opening, b'"' + after
     return None

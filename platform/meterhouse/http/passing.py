@@ -156,7 +156,7 @@ class PassingRelay(StreamRelay):
     def _finish(self, *, is_last: bool) -> None:
         """Note the end: for the relay an answer has one choice; whether all of several ended is the listener's."""
         self._progress.seen.add(0)
-        self._progress.finish(0)
+        self._progress.finished |= {0}
         self._progress.is_done = is_last
 
     def _hear(self, payload: bytes) -> Heard:

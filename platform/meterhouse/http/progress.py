@@ -25,7 +25,7 @@ class Progress(msgspec.Struct):
     completion_id: str = ""
     created: int = 0
     seen: set[int] = set()
-    finished: set[int] | frozenset[int] = frozenset()
+    finished: frozenset[int] = frozenset()
     end: list[bytes] = []
     """Frames since every choice that was seen had finished; released after the barrier."""
     usage_frame: bytes = b""
@@ -44,12 +44,6 @@ class Progress(msgspec.Struct):
     def is_finished(self) -> bool:
         """Whether every choice that was seen has its finish reason."""
         return bool(self.finished) and len(self.finished) == len(self.seen)
-
-    def finish(self, index: int) -> None:
-        """Note that a choice has its finish reason."""
-        if isinstance(self.finished, frozenset):
-            self.finished = set()  # made at the end: an empty one takes 216 bytes, for as long as the answer runs
-        self.finished.add(index)
 
     def note_text(self, text: str, text_bytes: int, events: int = 1) -> None:
         """Count what the model wrote against what is held, and keep it as long as nobody reports a usage."""

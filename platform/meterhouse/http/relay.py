@@ -13,14 +13,14 @@ from contextlib import suppress
 import msgspec
 
 from meterhouse.errors import GatewayError, MeterDown, UpstreamDown, UpstreamError
-from meterhouse.http.alike import AlikeChunks
+from meterhouse.http.alike import MOST_AT_ONCE, AlikeChunks
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import (
     MAX_NAME_LENGTH,
     UNSEEN_BYTES,
     UNSEEN_FACTOR,
-    Choice,
     Chunk,
+    Delta,
     all_text_of,
     decode_chunk,
     is_failure,
@@ -59,16 +59,13 @@ class StreamRelay:
         self._attempt = call.tally.attempts[-1]
         self._progress = Progress(self._attempt)
         self._alike = AlikeChunks()
+        self._passes_text = True
+        """Whether what the model writes goes out as it comes."""
         asked = call.asked
         self._choices = asked.choices
         self._wants_usage = asked.chat is not None and asked.chat.request.wants_usage
         self._model = asked.model
         self._tidying = Tidying(asked.model, opened.deployment.provider.finish_reasons)
-
-    @property
-    def _passes_text(self) -> bool:
-        """Whether what the model writes goes out as it comes."""
-        return True
 
     async def run(self) -> None:
         """Forward the answer up to its end, and settle in the tally how it went.
@@ -107,18 +104,20 @@ class StreamRelay:
         """Return what is sent after the barrier: the finish, the usage if it was asked for, ``[DONE]``."""
         progress = self._progress
         is_cut = self._attempt.outcome is Outcome.CUT
-        frames = [*progress.end, frame(self._closing_chunk())] if is_cut else list(progress.end)
+        end = b"".join(progress.end)
+        if is_cut:
+            end += frame(self._closing_chunk())
         if self._wants_usage:
             is_usable = progress.usage_frame and not is_cut
-            frames.append(progress.usage_frame if is_usable else frame(self._usage_chunk(usage)))
-        return b"".join([*frames, DONE_FRAME])
+            end += progress.usage_frame if is_usable else frame(self._usage_chunk(usage))
+        return end + DONE_FRAME
 
     async def _relay(self) -> bool:
         """Forward until the end begins; False if the hold is used up and no more is to be had."""
         call, progress = self._call, self._progress
         payloads, self._opened.payloads = self._opened.payloads, []
         while True:
-            told = progress.finished.copy() if progress.finished else progress.finished
+            told = progress.finished
             kept = progress.end.copy() if progress.end else None
             frames = self._take(payloads)
             if not (self._is_surely_held() or await self._is_held()):
@@ -134,11 +133,11 @@ class StreamRelay:
                 # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
                 self._parts.checkpointer.note(call.tally)
                 await call.guard.wait(call.outlet.write(data))
-                call.event_at_ns = time.monotonic_ns()
             if progress.failure is not None:
                 raise progress.failure
             if progress.has_ended:
                 return True
+            call.event_at_ns = time.monotonic_ns()
             # Most of its life a stream waits here: what was forwarded is not kept until the next comes.
             payloads = frames = []
             data = b""
@@ -150,7 +149,6 @@ class StreamRelay:
             data = await self._call.guard.wait(self._opened.answer.read())
             payloads = self._opened.reader.feed(data) if data else self._opened.reader.close()
             if payloads:
-                self._call.event_at_ns = time.monotonic_ns()
                 return payloads
             if not data:
                 return [DONE]
@@ -173,16 +171,17 @@ class StreamRelay:
 
     def _take(self, payloads: list[bytes]) -> list[bytes]:
         """Read payloads and return the frames to forward now; the end is kept in ``progress.end``."""
-        progress = self._progress
+        progress, alike = self._progress, self._alike
         frames: list[bytes] = []
         position, count = 0, len(payloads)
         while position < count:
-            if not progress.finished and (told := self._alike.tell(payloads, position)) is not None:
+            if alike.before and not progress.finished and (told := alike.tell(payloads, position)) is not None:
                 chunks, text, text_bytes, sent = told
                 progress.note_text(text, text_bytes, chunks)
                 frames.append(sent)
                 position += chunks
-                continue
+                if position == count or chunks == MOST_AT_ONCE:
+                    continue
             payload = payloads[position]
             position += 1
             if payload.startswith(DONE):
@@ -198,7 +197,7 @@ class StreamRelay:
             self._opened.first = None
             framed = self._compose(payload, chunk)
             is_finished = bool(progress.finished) and progress.is_finished
-            if not chunk.choices and is_set(chunk.usage):
+            if chunk.usage and not chunk.choices:
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif is_finished:
                 progress.end.append(framed)
@@ -208,7 +207,7 @@ class StreamRelay:
                 frames.append(framed)
                 progress.end = []
                 if self._passes_text:
-                    self._alike.learn(payload, chunk, framed)
+                    alike.learn(payload, chunk, framed)
             if is_finished and len(progress.finished) >= self._choices:
                 progress.has_ended = True
                 with suppress(UpstreamError):
@@ -225,7 +224,7 @@ class StreamRelay:
             chunk = decode_chunk(payload)
             is_charged = self._note(chunk, payload)
             framed = self._compose(payload, chunk)
-            if not chunk.choices and is_set(chunk.usage):
+            if chunk.usage and not chunk.choices:
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif chunk.choices:
                 progress.end.append(framed)
@@ -235,14 +234,14 @@ class StreamRelay:
 
     def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
         """Return what goes to the client for a payload: one frame, put right, with the asked model's name in it."""
-        if chunk.usage and chunk.choices and is_set(chunk.usage):
+        if chunk.usage and chunk.choices:
             payload = leave_out_usage(payload, chunk.usage)
         return frame(self._tidying.tidy(payload, chunk))
 
     def _note(self, chunk: Chunk, payload: bytes) -> bool:
         """Take from a chunk what the ledger and the end need; says whether its usage is what will be charged."""
         # Almost no chunk is a failure or has a usage: those are told without a call.
-        if (chunk.error or not chunk.choices or chunk.object == "error") and is_failure(chunk):
+        if (chunk.error or chunk.choices is None or chunk.object == "error") and is_failure(chunk):
             raise error_in_stream(payload, self._opened.deployment)
         progress, attempt = self._progress, self._attempt
         if not progress.completion_id and chunk.id:
@@ -254,24 +253,22 @@ class StreamRelay:
         may_have_usage = bool(chunk.usage) or chunk.x_groq is not None
         for choice in chunk.choices or ():
             may_have_usage = may_have_usage or bool(choice.usage)
-            self._note_choice(choice, payload)
+            progress.seen.add(choice.index)
+            if choice.delta is not None:
+                self._note_delta(choice.delta, choice.index, payload)
+            if choice.finish_reason:
+                progress.finished |= {choice.index}
+                attempt.finish_reasons.append(choice.finish_reason)
         return may_have_usage and progress.note_usage(read_usage(chunk))
 
-    def _note_choice(self, choice: Choice, payload: bytes) -> None:
-        progress, attempt = self._progress, self._attempt
-        progress.seen.add(choice.index)
-        delta = choice.delta
-        if delta is not None:
-            text = text_of(delta)
-            if len(payload) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
-                text = all_text_of(payload, choice.index)
-            if text:
-                progress.note_text(text, utf8_length(text))
-            if delta.audio and is_set(delta.audio):
-                attempt.is_countable = False
-        if choice.finish_reason:
-            progress.finish(choice.index)
-            attempt.finish_reasons.append(choice.finish_reason)
+    def _note_delta(self, delta: Delta, index: int, payload: bytes) -> None:
+        text = text_of(delta)
+        if len(payload) > UNSEEN_BYTES and len(payload) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
+            text = all_text_of(payload, index)
+        if text:
+            self._progress.note_text(text, utf8_length(text))
+        if delta.audio and is_set(delta.audio):
+            self._attempt.is_countable = False
 
     def _note_covered(self) -> None:
         """Take note that all that came so far is covered, so that it may be forwarded."""
@@ -311,6 +308,7 @@ class StreamRelay:
 
     async def _is_extended(self, whole: int) -> bool:
         """Wait at most a second for an extension that is needed now."""
+        self._call.event_at_ns = time.monotonic_ns()
         task = self._progress.extension or self._parts.tasks.start(self._extend(whole))
         self._progress.extension = task
         done, _ = await self._call.guard.wait(asyncio.wait({task}, timeout=EXTENSION_SECONDS))

@@ -91,6 +91,7 @@ class RewritingRelay(StreamRelay):
     def rewrite(self, rewriting: Rewriting) -> "RewritingRelay":
         """Say what rewrites the answer; returns the relay."""
         self._rewriting = rewriting
+        self._passes_text = False
         return self
 
     def _unsent(self) -> bytes:
@@ -106,17 +107,14 @@ class RewritingRelay(StreamRelay):
         end = super().end(usage)
         return self._waiting_frames() + end if self._attempt.outcome is Outcome.CUT else end
 
-    @property
-    def _passes_text(self) -> bool:
-        return self._rewriting.thoughts is None and self._rewriting.tool_text is None
-
     def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
-        rewriting = self._rewriting
+        rewriting, compose = self._rewriting, super()._compose
         if self._passes_text:
             # Of most answers nothing is to be told apart after the first words.
-            return super()._compose(payload, chunk)
-        compose = super()._compose
-        return b"".join([compose(row, chunk) for row in rewriting.rewrite_chunk(payload)])
+            return compose(payload, chunk)
+        rows = rewriting.rewrite_chunk(payload)
+        self._passes_text = rewriting.thoughts is None and rewriting.tool_text is None
+        return b"".join([compose(row, chunk) for row in rows])
 
     def _note_covered(self) -> None:
         # A read that is not covered is not forwarded: then what waited before it is what may still be told.

@@ -56,7 +56,7 @@ class SseReader:
             return self._feed_lines(self._leave_plain() + data)
         if not self._rest and data.endswith(b"\n\n") and data.startswith(_DATA_PREFIX) and len(data) <= MAX_EVENT_BYTES:
             payloads = data[6:-2].split(_BETWEEN)
-            if data.count(b"\n") == 2 * len(payloads):
+            if b"\n" not in b"".join(payloads):
                 return payloads  # nothing but whole events, each of one line of data: almost always
         return self._feed_plain(data)
 

@@ -58,7 +58,8 @@ class Tidying(msgspec.Struct):
             return payload
         if served != self.served:
             self.served = served
-            self.named, self.renamed = [b'"model":' + msgspec.json.encode(name) for name in (served, self.asked)]
+            self.named = b'"model":' + msgspec.json.encode(served)
+            self.renamed = b'"model":' + msgspec.json.encode(self.asked)
         if payload.count(self.named) == 1:
             return payload.replace(self.named, self.renamed)
         return rename_model(payload, served, self.asked)

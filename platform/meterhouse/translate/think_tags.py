@@ -91,6 +91,8 @@ class ThinkTags:
 def is_no_tag(text: str) -> bool:
     """Whether an answer that begins so, after blanks, is one without thoughts, whatever comes next."""
     bare = text.lstrip()
+    if bare and bare[0] != OPEN[0]:
+        return True
     return len(text) - len(bare) > MOST_BLANKS or not (bare.startswith(OPEN) or OPEN.startswith(bare))
 
 
