@@ -70,27 +70,53 @@ class StreamRelay:
     async def run(self) -> None:
         """Forward the answer up to its end, and settle in the tally how it went.
 
+        It is cut where the hold is used up and no more is to be had.
+
         Raises:
             UpstreamError: The provider failed in mid-stream.
             ClientGone: The client left, and the provider stops billing when we hang up.
             StreamCut: We ended the stream from outside.
         """
+        call, progress = self._call, self._progress
+        payloads, self._opened.payloads = self._opened.payloads, []
         try:
-            if await self._relay():
-                if not self._progress.is_done:
-                    await self._read_tail()
-                is_gone = self._call.gone_since_ns is not None
-                self._attempt.outcome = Outcome.CLIENT_GONE if is_gone else Outcome.COMPLETED
-            else:
-                self._attempt.outcome = Outcome.CUT
+            while not progress.has_ended:
+                told = progress.finished
+                kept = progress.end.copy() if progress.end else None
+                frames = self._take(payloads)
+                if not (self._is_surely_held() or await self._is_held()):
+                    # Nothing of this read is forwarded, so a finish in it was not told either.
+                    progress.finished, progress.end = told, kept or []
+                    self._attempt.outcome = Outcome.CUT
+                    return
+                self._note_covered()
+                if progress.has_ended:
+                    call.has_finish = True
+                    call.guard.clear()
+                data = b"".join(frames)
+                if data:
+                    # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
+                    self._parts.checkpointer.note(call.tally)
+                    await call.guard.wait(call.outlet.write(data))
+                if progress.failure is not None:
+                    raise progress.failure
+                # Most of its life a stream waits here: what was forwarded is not kept until the next comes.
+                payloads = frames = []
+                data = b""
+                if not progress.has_ended:
+                    call.event_at_ns = time.monotonic_ns()
+                    payloads = await self._read()
+            if not progress.is_done:
+                await self._read_tail()
+            self._attempt.outcome = Outcome.COMPLETED if call.gone_since_ns is None else Outcome.CLIENT_GONE
         except GatewayError:
-            self._call.outlet.unsent = self._unsent()
+            call.outlet.unsent = self._unsent()
             raise
         finally:
             self._attempt.ended_ns = time.monotonic_ns()
             self._opened.answer.release()
-            if self._progress.extension is not None:
-                self._progress.extension.cancel()
+            if progress.extension is not None:
+                progress.extension.cancel()
             self._report()
 
     def _unsent(self) -> bytes:
@@ -111,37 +137,6 @@ class StreamRelay:
             is_usable = progress.usage_frame and not is_cut
             end += progress.usage_frame if is_usable else frame(self._usage_chunk(usage))
         return end + DONE_FRAME
-
-    async def _relay(self) -> bool:
-        """Forward until the end begins; False if the hold is used up and no more is to be had."""
-        call, progress = self._call, self._progress
-        payloads, self._opened.payloads = self._opened.payloads, []
-        while True:
-            told = progress.finished
-            kept = progress.end.copy() if progress.end else None
-            frames = self._take(payloads)
-            if not (self._is_surely_held() or await self._is_held()):
-                # Nothing of this read is forwarded, so a finish in it was not told either.
-                progress.finished, progress.end = told, kept or []
-                return False
-            self._note_covered()
-            if progress.has_ended:
-                call.has_finish = True
-                call.guard.clear()
-            data = b"".join(frames)
-            if data:
-                # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
-                self._parts.checkpointer.note(call.tally)
-                await call.guard.wait(call.outlet.write(data))
-            if progress.failure is not None:
-                raise progress.failure
-            if progress.has_ended:
-                return True
-            call.event_at_ns = time.monotonic_ns()
-            # Most of its life a stream waits here: what was forwarded is not kept until the next comes.
-            payloads = frames = []
-            data = b""
-            payloads = await self._read()
 
     async def _read(self) -> list[bytes]:
         """Read on to the next data events; an end of the bytes here is a failure, whatever came before."""
