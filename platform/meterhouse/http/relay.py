@@ -80,7 +80,7 @@ class StreamRelay:
         call, progress = self._call, self._progress
         payloads, self._opened.payloads = self._opened.payloads, []
         try:
-            while not progress.has_ended:
+            while True:
                 told = progress.finished
                 kept = progress.end.copy() if progress.end else None
                 frames = self._take(payloads)
@@ -100,12 +100,13 @@ class StreamRelay:
                     await call.guard.wait(call.outlet.write(data))
                 if progress.failure is not None:
                     raise progress.failure
+                if progress.has_ended:
+                    break
+                call.event_at_ns = time.monotonic_ns()
                 # Most of its life a stream waits here: what was forwarded is not kept until the next comes.
                 payloads = frames = []
                 data = b""
-                if not progress.has_ended:
-                    call.event_at_ns = time.monotonic_ns()
-                    payloads = await self._read()
+                payloads = await self._read()
             if not progress.is_done:
                 await self._read_tail()
             self._attempt.outcome = Outcome.COMPLETED if call.gone_since_ns is None else Outcome.CLIENT_GONE

@@ -56,19 +56,26 @@ def find_rewriting(call: Call, first: Chunk | None) -> Rewriting | None:
     assert call.deployment is not None
     provider = call.deployment.provider
     tool_text = find_tool_text(call) if provider.tool_call_format is not None else None
-    has_thoughts = provider.reads_think_tags and not (call.asked.choices == 1 and begins_with_text(first))
+    text = find_only_text(first) if call.asked.choices == 1 else None
+    # Most answers begin with a text that is no tag, nor may become one: there are no thoughts in those.
+    has_thoughts = provider.reads_think_tags and (text is None or not is_no_tag(text))
     if tool_text is None and not has_thoughts:
         return None
     return Rewriting(ThoughtsApart(call.asked.choices) if has_thoughts else None, tool_text)
 
 
-def begins_with_text(first: Chunk | None) -> bool:
-    """Whether an answer of one choice says something first that is no tag, nor may become one: most do."""
+def find_only_text(chunk: Chunk | None) -> str | None:
+    """Return what a chunk of an answer's one choice says, which may be nothing; None: it is to be looked at closer."""
     # Of a chunk that was read leniently the text is another.
-    if first is None or isinstance(first, LenientChunk) or first.choices is None or len(first.choices) != 1:
-        return False
-    delta = first.choices[0].delta
-    return delta is not None and delta.content is not None and is_no_tag(delta.content)
+    if chunk is None or isinstance(chunk, LenientChunk) or chunk.choices is None or len(chunk.choices) != 1:
+        return None
+    choice = chunk.choices[0]
+    delta = choice.delta
+    if choice.index or choice.finish_reason or delta is None:
+        return None
+    if delta.reasoning_content or delta.reasoning or delta.tool_calls:
+        return None
+    return delta.content or ""
 
 
 def rewrite_whole(call: Call, body: bytes, metrics: Metrics) -> bytes:
@@ -92,6 +99,8 @@ class RewritingRelay(StreamRelay):
         """Say what rewrites the answer; returns the relay."""
         self._rewriting = rewriting
         self._passes_text = False
+        self._is_beginning = True
+        """Whether nothing was given to what rewrites yet."""
         return self
 
     def _unsent(self) -> bytes:
@@ -112,6 +121,14 @@ class RewritingRelay(StreamRelay):
         if self._passes_text:
             # Of most answers nothing is to be told apart after the first words.
             return compose(payload, chunk)
+        if self._is_beginning and self._choices == 1 and rewriting.tool_text is None:
+            # Many servers say nothing in their first chunk, and a text that is no tag in the second.
+            text = find_only_text(chunk)
+            if text is not None and is_no_tag(text):
+                rewriting.thoughts, self._passes_text = None, True
+            if text == "" or self._passes_text:
+                return compose(payload, chunk)
+        self._is_beginning = False
         rows = rewriting.rewrite_chunk(payload)
         self._passes_text = rewriting.thoughts is None and rewriting.tool_text is None
         return b"".join([compose(row, chunk) for row in rows])
