@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterhouse.errors import UpstreamDown
-from meterhouse.http.alike import MOST_TRIES, AlikeChunks
+from meterhouse.http.alike import MOST_AT_ONCE, MOST_TRIES, AlikeChunks
 from meterhouse.http.chunk import Chunk, decode_chunk, is_failure, read_usage, text_of
 from meterhouse.http.sse import frame
 from meterhouse.http.tidy import tidy
@@ -38,10 +38,17 @@ def sent_for(payload: bytes, read: Chunk) -> bytes:
 
 
 def tell(alike: AlikeChunks, payload: bytes) -> tuple[str, bytes] | None:
-    """Return what is told of one chunk, which stands behind another in its read."""
-    texts, sent = alike.tell([b"before", payload], 1)
-    assert len(texts) == len(sent) <= 1
-    return (texts[0], sent[0]) if texts else None
+    """Return what is told of one chunk, which stands behind another in its read, and of which it is the last or not."""
+    told = alike.tell([b"before", payload], 1)
+    assert alike.tell([b"before", payload, b"{}", payload], 1) == told
+    if told is None:
+        assert alike.tell([payload, payload], 0) is None
+        return None
+    chunks, text, text_bytes, sent = told
+    assert (chunks, text_bytes) == (1, len(text.encode()))
+    assert alike.tell([payload, payload], 0) == (2, 2 * text, 2 * text_bytes, 2 * sent)
+    assert alike.tell([payload, payload, b"{}"], 0) == (2, 2 * text, 2 * text_bytes, 2 * sent)
+    return text, sent
 
 
 def hear(alike: AlikeChunks, payload: bytes) -> str | None:
@@ -109,16 +116,57 @@ def test_what_differs_in_more_than_a_plain_text_is_read(other: dict[str, Any]) -
     assert tell(alike, spell(other)) is None
 
 
-def test_a_read_is_told_up_to_the_chunk_that_differs() -> None:
+@pytest.mark.parametrize("other", [chunk({"content": '"'}), chunk({"content": "c"}, {"index": 1}), chunk({}), {}])
+def test_a_read_is_told_up_to_the_chunk_that_differs(other: dict[str, Any]) -> None:
     alike = AlikeChunks()
     hear(alike, spell(chunk({"content": "Hello"})))
-    words = [spell(chunk({"content": word})) for word in ("a", "b", '"', "d")]
-    texts, sent = alike.tell(words, 0)
-    assert texts == ["a", "b"]
-    assert sent == [sent_for(word, decode_chunk(word)) for word in words[:2]]
-    assert alike.tell(words, 2) == ([], [])
-    assert alike.tell(words, 3)[0] == ["d"]
-    assert alike.tell(words, 4) == ([], [])
+    words = [spell(chunk({"content": word})) for word in ("a", "b", "d")]
+    payloads = [*words[:2], spell(other), words[2]]
+    sent = b"".join(sent_for(word, decode_chunk(word)) for word in words[:2])
+    assert alike.tell(payloads, 0) == (2, "ab", 2, sent)
+    assert alike.tell(payloads, 1) == (1, "b", 1, sent_for(words[1], decode_chunk(words[1])))
+    assert alike.tell(payloads, 2) is None
+    assert alike.tell(payloads, 3) == (1, "d", 1, sent_for(words[2], decode_chunk(words[2])))
+
+
+def test_of_a_long_read_a_part_is_told_at_a_time() -> None:
+    alike = AlikeChunks()
+    hear(alike, spell(chunk({"content": "Hello"})))
+    words = [spell(chunk({"content": f"{number} "})) for number in range(MOST_AT_ONCE + 2)]
+    told = alike.tell(words, 0), alike.tell(words, MOST_AT_ONCE)
+    assert [row[0] for row in told if row is not None] == [MOST_AT_ONCE, 2]
+
+
+def test_halves_of_a_character_in_two_chunks_are_none() -> None:
+    alike = AlikeChunks()
+    before, after = spell(chunk({"content": "Hello"})).split(b"Hello")
+    hear(alike, before + b"Hello" + after)
+    halves = [before + half + after for half in (b"a", b"b\xc3", b"\x9f")]
+    assert alike.tell(halves, 0) == (1, "a", 1, sent_for(halves[0], decode_chunk(halves[0])))
+    assert alike.tell(halves, 1) is None
+
+
+def test_payloads_that_are_joined_in_one_are_none() -> None:
+    alike = AlikeChunks()
+    payload = spell(chunk({"content": "Hello"}))
+    hear(alike, payload)
+    joined = payload + b"\n" + payload
+    assert alike.tell([joined], 0) is None
+    assert alike.tell([joined, payload], 0) is None
+
+
+@pytest.mark.parametrize("spelling", range(3))
+@pytest.mark.parametrize("name", ["content", "reasoning_content"])
+def test_the_chunk_behind_the_first_which_has_the_role_is_told(name: str, spelling: int) -> None:
+    alike = AlikeChunks()
+    assert hear(alike, spell(chunk({"role": "assistant", name: "Hello"}), spelling)) is None
+    assert hear(alike, spell(chunk({name: " there"}), spelling)) == " there"
+
+
+def test_where_each_chunk_has_the_role_those_behind_the_second_are_told() -> None:
+    alike = AlikeChunks()
+    payload = spell(chunk({"role": "assistant", "content": "Hello"}))
+    assert [hear(alike, payload) for _ in range(3)] == [None, None, "Hello"]
 
 
 @pytest.mark.parametrize("raw", [b"\xff", b"\xed\xa0\x80", b"\x00", b"\x1f", b"\t", b"\x7f"])

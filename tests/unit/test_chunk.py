@@ -245,3 +245,21 @@ def test_an_error_without_an_envelope_is_seen(fields: dict[str, Any]) -> None:
 def test_an_empty_error_is_none(error: object) -> None:
     assert not is_failure(chunk_of(error=error))
     assert not is_failure(chunk_of(choices=[], message="a note beside an answer"))
+
+
+@pytest.mark.parametrize("value", [b'"\xff"', b"1e999"])
+def test_a_usage_that_cannot_be_read_after_all_is_the_providers_failure(value: bytes) -> None:
+    chunk = decode_chunk(b'{"choices":[],"usage":{"prompt_tokens":1,"x":%b}}' % value)
+    with pytest.raises(UpstreamDown):
+        read_usage(chunk)
+
+
+def test_so_are_choices_of_a_chunk_that_is_read_leniently() -> None:
+    with pytest.raises(UpstreamDown):
+        decode_chunk(b'{"created":1.5,"choices":[{"delta":{"content":"Hi","x":1e999}}]}')
+
+
+@pytest.mark.parametrize("usage", ["null", "{}", '""', "false"])
+def test_a_usage_that_says_nothing_is_empty(usage: str) -> None:
+    assert not decode_chunk(f'{{"choices":[],"usage":{usage}}}'.encode()).usage
+    assert not decode_chunk(f'{{"choices":[],"created":1.5,"usage":{usage}}}'.encode()).usage

@@ -2,77 +2,138 @@
 
 Of a chunk that was read, all but its text is remembered, as it came and as it was sent. A later one with the same bytes
 around a text of plain characters says the same but for that text: it parses alike, and goes out alike. What differs in
-anything else, or whose text has an escape, is read as ever.
+anything else, or whose text has an escape, is read as ever. A row of them is told at once: joined with the same bytes
+around them, their texts are what came if all are alike, and joined with others what is sent.
 
 Invariant: what is told here is what decoding would have told, byte for byte. Not here: what a chunk means (``relay``).
 """
 
-from collections.abc import Sequence
+import msgspec
 
 from meterhouse.http.chunk import UNSEEN_BYTES, Chunk, is_set
 
 MOST_TRIES = 3
 """After so many chunks in a row that were remembered for nothing, a stream is taken for one whose chunks all differ."""
+MOST_AT_ONCE = 64
+"""So many chunks are told together: a long read whose chunks differ now and then is not copied whole for each."""
+
+_ROLES = (b'"role":"assistant",', b'"role": "assistant", ')
+"""What the first chunk of an answer has before its text, and those after it are without."""
+
+Told = tuple[int, str, int, bytes]
+"""How many chunks were told, the text of all of them, its length in bytes, and what goes to the client for them."""
 
 
-class AlikeChunks:
+class AlikeChunks(msgspec.Struct):
     """The chunks of one stream."""
 
-    __slots__ = ("_after", "_before", "_sent_after", "_sent_before", "_tries")
+    before: bytes = b""
+    """What stands before a text; empty: nothing is remembered."""
+    after: bytes = b""
+    between: bytes = b""
+    """What stands between the texts of two chunks in a row."""
+    sent_before: bytes = b""
+    sent_after: bytes = b""
+    sent_between: bytes = b""
+    tries: int = MOST_TRIES
 
-    def __init__(self) -> None:
-        self._before = self._after = self._sent_before = self._sent_after = b""
-        self._tries = MOST_TRIES
-
-    def tell(self, payloads: Sequence[bytes], begin: int) -> tuple[list[str], list[bytes]]:
-        """Return the texts of the chunks from one on, and what goes to the client for each, up to one to be read."""
-        before, after, sent_before, sent_after = self._before, self._after, self._sent_before, self._sent_after
-        texts: list[str] = []
-        sent: list[bytes] = []
-        if not before:
-            return texts, sent
-        for position in range(begin, len(payloads)):
-            payload = payloads[position]
-            if not payload.startswith(before) or not payload.endswith(after):
-                break
-            raw = payload[len(before) : -len(after)]
-            if not raw or b'"' in raw or b"\\" in raw:
-                break
-            try:
-                text = raw.decode()
-            except UnicodeDecodeError:
-                break
-            if not text.isprintable():
-                break
-            texts.append(text)
-            sent.append(sent_before + raw + sent_after)
-        if texts:
-            self._tries = MOST_TRIES
-        return texts, sent
+    def tell(self, payloads: list[bytes], begin: int) -> Told | None:
+        """Tell of the chunks from one on, up to one to be read; None where that one is the first."""
+        before, payload = self.before, payloads[begin]
+        if not before or not payload.startswith(before):
+            return None
+        if begin < len(payloads) - 1:
+            return self._tell_row(payloads[begin : begin + MOST_AT_ONCE])
+        raw = payload[len(before) : -len(self.after)]
+        text = _read(raw) if payload.endswith(self.after) else None
+        if text is None:
+            return None
+        self.tries = MOST_TRIES
+        return 1, text, len(raw), b"%b%b%b" % (self.sent_before, raw, self.sent_after)
 
     def learn(self, payload: bytes, chunk: Chunk, sent: bytes) -> None:
         """Remember a chunk that was read, and what went to the client for it, if it says nothing but a text."""
-        named = _find_text(chunk) if self._tries else None
+        named = _find_text(chunk) if self.tries else None
         if named is None:
             return
         parts, sent_parts = _split(payload, *named), _split(sent, *named)
         if parts is None or sent_parts is None or len(parts[0]) + len(parts[1]) > UNSEEN_BYTES:
             return
-        self._tries -= 1
-        self._before, self._after = parts
-        self._sent_before, self._sent_after = sent_parts
+        is_first = not self.before
+        self.tries -= 1
+        self.before, self.after = parts
+        self.sent_before, self.sent_after = sent_parts
+        if is_first:
+            self._leave_out_role()
+        self.between = self.after + self.before
+        self.sent_between = self.sent_after + self.sent_before
+
+    def _leave_out_role(self) -> None:
+        """Remember the first chunk as those after it will be: without the role, which nobody here reads."""
+        for role in _ROLES:
+            if role in self.before and role in self.sent_before:
+                self.before = self.before.replace(role, b"", 1)
+                self.sent_before = self.sent_before.replace(role, b"", 1)
+                return
+
+    def _tell_row(self, payloads: list[bytes]) -> Told | None:
+        before, after = self.before, self.after
+        # A read often brings the end of the answer too.
+        while not (payloads[-1].startswith(before) and payloads[-1].endswith(after)):
+            del payloads[-1]
+            if not payloads:
+                return None
+        begin, end = len(before), -len(after)
+        raws = [payload[begin:end] for payload in payloads]
+        # Each has its own length, so that all are alike if they are so together. The blank between two texts is there
+        # so that no two halves make a character.
+        is_alike = b"".join(payloads) == b"%b%b%b" % (before, self.between.join(raws), after)
+        if not is_alike or not all(raws) or _read(b" ".join(raws)) is None:
+            raws = self._find_alike(payloads)
+            if not raws:
+                return None
+        self.tries = MOST_TRIES
+        text = b"".join(raws)
+        sent = b"%b%b%b" % (self.sent_before, self.sent_between.join(raws), self.sent_after)
+        return len(raws), text.decode(), len(text), sent
+
+    def _find_alike(self, payloads: list[bytes]) -> list[bytes]:
+        """Return the texts up to the first chunk that has an escape or differs in more."""
+        before, after = self.before, self.after
+        found: list[bytes] = []
+        for payload in payloads:
+            raw = payload[len(before) : -len(after)]
+            if not payload.startswith(before) or not payload.endswith(after) or _read(raw) is None:
+                break
+            found.append(raw)
+        return found
+
+
+def _read(raw: bytes) -> str | None:
+    """Return a text that is spelled as it is; None where it is empty, or has other than plain characters."""
+    if not raw or b'"' in raw or b"\\" in raw:
+        return None
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() else None
 
 
 def _find_text(chunk: Chunk) -> tuple[bytes, bytes] | None:
     """Return the name and the value of the one text of a chunk; None when it has several, or says something else."""
     choices = chunk.choices
-    if choices is None or len(choices) != 1 or chunk.x_groq is not None or is_set(chunk.usage):
+    if choices is None or len(choices) != 1 or chunk.x_groq is not None or chunk.usage:
         return None
     choice = choices[0]
     delta = choice.delta
-    if delta is None or choice.finish_reason is not None or is_set(choice.usage) or is_set(delta.audio):
+    if delta is None or choice.finish_reason is not None:
         return None
-    if any(said is not None for said in (delta.tool_calls, delta.function_call, delta.refusal, delta.reasoning)):
+    if (choice.usage and is_set(choice.usage)) or (delta.audio and is_set(delta.audio)):
+        return None
+    if delta.tool_calls is not None or delta.function_call is not None:
+        return None
+    if delta.refusal is not None or delta.reasoning is not None:
         return None
     if delta.content and not delta.reasoning_content:
         return b'"content"', delta.content.encode("utf-8", "surrogatepass")
@@ -84,11 +145,10 @@ def _find_text(chunk: Chunk) -> tuple[bytes, bytes] | None:
 def _split(payload: bytes, name: bytes, text: bytes) -> tuple[bytes, bytes] | None:
     """Return what stands before and after a text; None where it could be another field's, or is spelled otherwise."""
     # Without an escape in the whole chunk, a name that is there once is the name of the field that was decoded.
-    if b"\\" in payload or payload.count(name) != 1:
+    if b"\\" in payload:
         return None
-    value = payload.index(name) + len(name)
-    for opening in (b':"', b': "'):
-        if payload.startswith(opening + text + b'"', value):
-            begin = value + len(opening)
-            return payload[:begin], payload[begin + len(text) :]
+    for opening in (name + b':"', name + b': "'):
+        before, found, after = payload.partition(b'%b%b"' % (opening, text))
+        if found and name not in before and name not in after:
+            return before + opening, b'"' + after
     return None

@@ -221,9 +221,9 @@ class Attempts:
                 raise no_answer("the stream ended before its first event")
         if payloads[0].startswith(DONE):
             raise no_answer("the stream ended before its first event")
-        passage.check_first(payloads[0], deployment)
+        first = passage.check_first(payloads[0], deployment)
         call.tally.attempt.first_event_ns = call.event_at_ns = time.monotonic_ns()
-        return OpenAnswer(answer, reader, payloads, deployment)
+        return OpenAnswer(answer, reader, payloads, deployment, first)
 
     async def _whole(self, call: Call, deployment: Deployment, answer: Answer) -> WholeBody:
         passage = call.passage

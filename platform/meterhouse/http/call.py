@@ -117,7 +117,7 @@ class Pacer:
     def forget(self, call: Call) -> None:
         """Stop looking after a call."""
         self._calls.discard(call)
-        if call.is_draining:
+        if call.gone_since_ns is not None:
             self._drains -= 1
         if call.is_watched and (leaving := leaving_of(call.scope)) is not None:
             leaving.forget()

@@ -21,7 +21,8 @@ UNSEEN_BYTES = 1_024
 
 _TEXTLESS_NAMES = frozenset({"role", "id", "type", "index", "audio", "annotations", "thinking_blocks"})
 """``thinking_blocks`` are the reasoning once more, with what its provider signed."""
-_NOTHING = (b"null", b"{}", b'""', b"false")
+_EMPTY = Raw(b"")
+_NOTHING = (Raw(b"null"), Raw(b"{}"), Raw(b'""'), Raw(b"false"))
 
 
 class FunctionDelta(msgspec.Struct):
@@ -85,10 +86,15 @@ class Chunk(msgspec.Struct):
     service_tier: str | None = None
     choices: list[Choice] | None = None
     usage: Raw = Raw(b"")
+    """Empty also where it says nothing: null, as on most chunks of a stream."""
     error: Raw = Raw(b"")
     message: Raw = Raw(b"")
     """Of an error without an envelope."""
     x_groq: Groq | None = None
+
+
+class LenientChunk(Chunk):
+    """A chunk whose fields have other types than usual: a delta is one text, its JSON."""
 
 
 _chunk_decoder = msgspec.json.Decoder(Chunk)
@@ -102,16 +108,19 @@ def decode_chunk(payload: bytes) -> Chunk:
         UpstreamDown: It is not a JSON object.
     """
     try:
-        return _chunk_decoder.decode(payload)
+        chunk = _chunk_decoder.decode(payload)
     except msgspec.ValidationError:
-        return _lenient(payload)
+        chunk = _lenient(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _garbage(str(error)) from None
+    if chunk.usage in _NOTHING:
+        chunk.usage = _EMPTY
+    return chunk
 
 
 def is_set(raw: Raw) -> bool:
     """Whether a raw field holds something."""
-    return bool(raw) and bytes(raw) not in _NOTHING
+    return bool(raw) and raw not in _NOTHING
 
 
 def is_failure(chunk: Chunk) -> bool:
@@ -182,7 +191,7 @@ def read_usage(chunk: Chunk) -> ReadUsage | None:
 
 
 def _find_usage(chunk: Chunk) -> Raw | None:
-    """Look where usage is not at the top. Every chunk of a stream comes by here, and almost none has it."""
+    """Look where usage is not at the top."""
     for choice in chunk.choices or ():
         if choice.usage and is_set(choice.usage):
             return choice.usage
@@ -196,15 +205,14 @@ def _lenient(payload: bytes) -> Chunk:
         fields = msgspec.json.decode(payload, type=dict[str, Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _garbage(str(error)) from None
-    nothing = Raw(b"")
-    chunk = Chunk(
-        usage=fields.get("usage", nothing), error=fields.get("error", nothing), message=fields.get("message", nothing)
+    chunk = LenientChunk(
+        usage=fields.get("usage", _EMPTY), error=fields.get("error", _EMPTY), message=fields.get("message", _EMPTY)
     )
     for name in ("id", "object", "model", "service_tier"):
-        value = _any_decoder.decode(fields[name]) if name in fields else None
+        value = _decode(fields[name]) if name in fields else None
         if isinstance(value, str):
             setattr(chunk, name, value)
-    choices = _any_decoder.decode(fields["choices"]) if "choices" in fields else None
+    choices = _decode(fields["choices"]) if "choices" in fields else None
     if isinstance(choices, list):
         chunk.choices = [_lenient_choice(choice) for choice in choices if isinstance(choice, dict)]
     return chunk
@@ -222,8 +230,16 @@ def _lenient_choice(choice: dict[str, Any]) -> Choice:
         delta=delta if choice.get("delta") else None,
         message=delta if choice.get("message") else None,
         finish_reason=finish if isinstance(finish, str) else None,
-        usage=Raw(msgspec.json.encode(choice["usage"])) if isinstance(choice.get("usage"), dict) else Raw(b""),
+        usage=Raw(msgspec.json.encode(choice["usage"])) if isinstance(choice.get("usage"), dict) else _EMPTY,
     )
+
+
+def _decode(raw: Raw) -> Any:
+    """Read a field that was passed over when its chunk was, which may be no text or no number after all."""
+    try:
+        return _any_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _garbage(str(error)) from None
 
 
 def _garbage(detail: str) -> UpstreamDown:

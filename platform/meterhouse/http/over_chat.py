@@ -7,7 +7,7 @@ completions is the dialect that its wire gives to the outlet. Between the two an
 from meterhouse.asked import Asked
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
-from meterhouse.http.chunk import decode_chunk, is_failure
+from meterhouse.http.chunk import Chunk, decode_chunk, is_failure
 from meterhouse.http.passage import OpenAnswer, RelayParts, Whole, WholeBody
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.rewriting import RewritingRelay, find_rewriting, rewrite_whole
@@ -39,10 +39,12 @@ class OverChat:
         """Return a reader that gives chat completion chunks."""
         return UPSTREAM_WIRES[deployment.provider.wire].open_reader(deployment)
 
-    def check_first(self, payload: bytes, deployment: Deployment) -> None:
-        """Raise the error that the first payload is, if it is one."""
-        if is_failure(decode_chunk(payload)):
+    def check_first(self, payload: bytes, deployment: Deployment) -> Chunk:
+        """Return the first payload as a chunk; raise the error that it is, if it is one."""
+        chunk = decode_chunk(payload)
+        if is_failure(chunk):
             raise error_in_stream(payload, deployment)
+        return chunk
 
     def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
         """Return the answer as a chat completion with a message in each choice."""
@@ -60,7 +62,7 @@ class OverChat:
     def open_relay(self, call: Call, opened: OpenAnswer, parts: RelayParts) -> StreamRelay:
         """Return the relay; the outlet translates what it writes where the client speaks something else."""
         speak(call)
-        rewriting = find_rewriting(call)
+        rewriting = find_rewriting(call, opened.first)
         if rewriting is None:
             return StreamRelay(call, opened, parts)
         return RewritingRelay(call, opened, parts).rewrite(rewriting)

@@ -38,6 +38,8 @@ class OpenAnswer(msgspec.Struct):
     reader: Reader
     payloads: list[bytes]
     deployment: Deployment
+    first: Chunk | None = None
+    """The first of the payloads, where that is a chunk of chat completions and was read already."""
 
 
 class WholeBody(msgspec.Struct):
@@ -95,8 +97,8 @@ class Passage(Protocol):
         """Return what splits one streamed answer into payloads."""
         ...
 
-    def check_first(self, payload: bytes, deployment: Deployment) -> None:
-        """Look at the first payload of a stream.
+    def check_first(self, payload: bytes, deployment: Deployment) -> Chunk | None:
+        """Look at the first payload of a stream; returns it as it was read, where it is a chunk of chat completions.
 
         Raises:
             UpstreamError: It is an error, so that another deployment may answer, or no payload of this wire.

@@ -27,7 +27,7 @@ from meterhouse.http.usage_reading import Fields, ReadUsage, note_usage
 from meterhouse.http.wire import Reader
 from meterhouse.providers.provider import Deployment, EndpointName, Provider
 from meterhouse.providers.refusal import error_in_stream, no_answer
-from meterhouse.request import Attempt
+from meterhouse.request import Attempt, utf8_length
 from meterhouse.usage import Outcome, Usage
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -156,14 +156,14 @@ class PassingRelay(StreamRelay):
     def _finish(self, *, is_last: bool) -> None:
         """Note the end: for the relay an answer has one choice; whether all of several ended is the listener's."""
         self._progress.seen.add(0)
-        self._progress.finish(0)
+        self._progress.finished |= {0}
         self._progress.is_done = is_last
 
     def _hear(self, payload: bytes) -> Heard:
         heard = self._listener.hear(payload, self._attempt)
         if heard.text:
-            self.note_text(heard.text)
-        self._note_usage(heard.usage)
+            self._progress.note_text(heard.text, utf8_length(heard.text))
+        self._progress.note_usage(heard.usage)
         return heard
 
 

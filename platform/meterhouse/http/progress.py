@@ -1,6 +1,6 @@
-"""How far a streamed answer is. One for each open stream, so that what is empty takes nothing.
+"""How far a streamed answer is, and what it has said so far, noted in its attempt.
 
-Not here: what moves it (``relay``).
+One for each open stream, so that what is empty takes nothing. Not here: what moves it (``relay``).
 """
 
 import asyncio
@@ -8,15 +8,24 @@ import asyncio
 import msgspec
 
 from meterhouse.errors import UpstreamError
+from meterhouse.http.usage_reading import ReadUsage
+from meterhouse.request import Attempt
+from meterhouse.usage import Usage
+
+KEPT_TEXT_BYTES = 131_072
+"""An answer without a usage is counted by so much of its text; the rest is extrapolated, so memory stays flat."""
+KEPT_PIECES = 8
+"""Of the text that is kept; more are joined, because each takes 50 bytes beside its letters."""
 
 
 class Progress(msgspec.Struct):
     """How far a stream is."""
 
+    attempt: Attempt
     completion_id: str = ""
     created: int = 0
     seen: set[int] = set()
-    finished: set[int] | frozenset[int] = frozenset()
+    finished: frozenset[int] = frozenset()
     end: list[bytes] = []
     """Frames since every choice that was seen had finished; released after the barrier."""
     usage_frame: bytes = b""
@@ -36,8 +45,34 @@ class Progress(msgspec.Struct):
         """Whether every choice that was seen has its finish reason."""
         return bool(self.finished) and len(self.finished) == len(self.seen)
 
-    def finish(self, index: int) -> None:
-        """Note that a choice has its finish reason."""
-        if isinstance(self.finished, frozenset):
-            self.finished = set()  # made at the end: an empty one takes 216 bytes, for as long as the answer runs
-        self.finished.add(index)
+    def note_text(self, text: str, text_bytes: int, events: int = 1) -> None:
+        """Count what the model wrote against what is held, and keep it as long as nobody reports a usage."""
+        attempt = self.attempt
+        attempt.output_events += events
+        attempt.output_bytes += text_bytes
+        self.used_tokens += text_bytes
+        if attempt.reported is not None:
+            attempt.partial, attempt.reported = attempt.reported, None
+        if attempt.output_bytes - text_bytes < KEPT_TEXT_BYTES:
+            attempt.text.append(text)
+            if len(attempt.text) > KEPT_PIECES:
+                attempt.text = ["".join(attempt.text)]
+
+    def note_usage(self, read: ReadUsage | None) -> bool:
+        """Note a usage, if there is one; says whether it is what will be charged."""
+        if read is None:
+            return False
+        attempt = self.attempt
+        attempt.is_suspect = read.is_suspect
+        if read.usage is None:
+            attempt.known_input_tokens = read.input_tokens
+            attempt.known_output_tokens = read.output_tokens
+            return False
+        # A copy of zeros after real counts is a known quirk, not a correction (wire.md 7, rule 4).
+        if read.usage == Usage() and (attempt.reported is not None or attempt.partial is not None):
+            return False
+        attempt.reported, attempt.partial = read.usage, None
+        attempt.text.clear()
+        attempt.output_events = attempt.output_bytes = 0
+        self.used_tokens = read.usage.output_tokens
+        return True

@@ -13,14 +13,14 @@ from contextlib import suppress
 import msgspec
 
 from meterhouse.errors import GatewayError, MeterDown, UpstreamDown, UpstreamError
-from meterhouse.http.alike import AlikeChunks
+from meterhouse.http.alike import MOST_AT_ONCE, AlikeChunks
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import (
     MAX_NAME_LENGTH,
     UNSEEN_BYTES,
     UNSEEN_FACTOR,
-    Choice,
     Chunk,
+    Delta,
     all_text_of,
     decode_chunk,
     is_failure,
@@ -32,24 +32,21 @@ from meterhouse.http.guard import ClientGone
 from meterhouse.http.passage import OpenAnswer, RelayParts
 from meterhouse.http.progress import Progress
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
-from meterhouse.http.tidy import leave_out_usage, tidy
-from meterhouse.http.usage_reading import ReadUsage, usage_on_wire
+from meterhouse.http.tidy import Tidying, leave_out_usage
+from meterhouse.http.usage_reading import usage_on_wire
 from meterhouse.http.wire import new_completion_id
 from meterhouse.metering import Demand
 from meterhouse.providers.refusal import error_in_stream
+from meterhouse.request import utf8_length
 from meterhouse.usage import Outcome, Usage
 
 EXTENSION_SECONDS = 1.0
-KEPT_TEXT_BYTES = 131_072
-"""An answer without a usage is counted by so much of its text; the rest is extrapolated, so memory stays flat."""
 LONG_TOKEN_BYTES = 6
 """More than a token of prose has on average: an answer sent letter by letter is not taken for one token per letter."""
 LONGEST_TOKEN_BYTES = 32
 """No answer has so many bytes per token over a whole allowance."""
 MAX_TAIL_BYTES = 1_048_576
 """What may come between the finish and ``[DONE]``; a provider that sends more is hung up on."""
-KEPT_PIECES = 8
-"""Of the text that is kept; more are joined, because each takes 50 bytes beside its letters."""
 
 
 class StreamRelay:
@@ -59,43 +56,69 @@ class StreamRelay:
         self._call = call
         self._opened = opened
         self._parts = parts
-        self._checkpointer = parts.checkpointer
-        self._attempt = call.tally.attempt
-        self._progress = Progress()
+        self._attempt = call.tally.attempts[-1]
+        self._progress = Progress(self._attempt)
         self._alike = AlikeChunks()
+        self._passes_text = True
+        """Whether what the model writes goes out as it comes."""
         asked = call.asked
         self._choices = asked.choices
         self._wants_usage = asked.chat is not None and asked.chat.request.wants_usage
         self._model = asked.model
-        self._finish_reasons = opened.deployment.provider.finish_reasons
-
-    @property
-    def _passes_text(self) -> bool:
-        """Whether what the model writes goes out as it comes."""
-        return True
+        self._tidying = Tidying(asked.model, opened.deployment.provider.finish_reasons)
 
     async def run(self) -> None:
         """Forward the answer up to its end, and settle in the tally how it went.
+
+        It is cut where the hold is used up and no more is to be had.
 
         Raises:
             UpstreamError: The provider failed in mid-stream.
             ClientGone: The client left, and the provider stops billing when we hang up.
             StreamCut: We ended the stream from outside.
         """
+        call, progress = self._call, self._progress
+        payloads, self._opened.payloads = self._opened.payloads, []
         try:
-            if await self._relay():
+            while True:
+                told = progress.finished
+                kept = progress.end.copy() if progress.end else None
+                frames = self._take(payloads)
+                if not (self._is_surely_held() or await self._is_held()):
+                    # Nothing of this read is forwarded, so a finish in it was not told either.
+                    progress.finished, progress.end = told, kept or []
+                    self._attempt.outcome = Outcome.CUT
+                    return
+                self._note_covered()
+                if progress.has_ended:
+                    call.has_finish = True
+                    call.guard.clear()
+                data = b"".join(frames)
+                if data:
+                    # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
+                    self._parts.checkpointer.note(call.tally)
+                    if call.guard.reason is not None or not call.outlet.pass_on(data):
+                        await call.guard.wait(call.outlet.write(data))
+                if progress.failure is not None:
+                    raise progress.failure
+                if progress.has_ended:
+                    break
+                call.event_at_ns = time.monotonic_ns()
+                # Most of its life a stream waits here: what was forwarded is not kept until the next comes.
+                payloads = frames = []
+                data = b""
+                payloads = await self._read()
+            if not progress.is_done:
                 await self._read_tail()
-                self._attempt.outcome = Outcome.CLIENT_GONE if self._call.is_draining else Outcome.COMPLETED
-            else:
-                self._attempt.outcome = Outcome.CUT
+            self._attempt.outcome = Outcome.COMPLETED if call.gone_since_ns is None else Outcome.CLIENT_GONE
         except GatewayError:
-            self._call.outlet.unsent = self._unsent()
+            call.outlet.unsent = self._unsent()
             raise
         finally:
             self._attempt.ended_ns = time.monotonic_ns()
             self._opened.answer.release()
-            if self._progress.extension is not None:
-                self._progress.extension.cancel()
+            if progress.extension is not None:
+                progress.extension.cancel()
             self._report()
 
     def _unsent(self) -> bytes:
@@ -109,43 +132,13 @@ class StreamRelay:
         """Return what is sent after the barrier: the finish, the usage if it was asked for, ``[DONE]``."""
         progress = self._progress
         is_cut = self._attempt.outcome is Outcome.CUT
-        frames = [*progress.end, frame(self._closing_chunk())] if is_cut else list(progress.end)
+        end = b"".join(progress.end)
+        if is_cut:
+            end += frame(self._closing_chunk())
         if self._wants_usage:
             is_usable = progress.usage_frame and not is_cut
-            frames.append(progress.usage_frame if is_usable else frame(self._usage_chunk(usage)))
-        return b"".join([*frames, DONE_FRAME])
-
-    async def _relay(self) -> bool:
-        """Forward until the end begins; False if the hold is used up and no more is to be had."""
-        call, progress = self._call, self._progress
-        payloads, self._opened.payloads = self._opened.payloads, []
-        while True:
-            told = progress.finished.copy() if progress.finished else progress.finished
-            kept = progress.end.copy() if progress.end else None
-            frames = self._take(payloads)
-            if not (self._is_surely_held() or await self._is_held()):
-                # Nothing of this read is forwarded, so a finish in it was not told either.
-                progress.finished, progress.end = told, kept or []
-                return False
-            self._note_covered()
-            if progress.has_ended:
-                call.has_finish = True
-                call.guard.clear()
-            data = b"".join(frames)
-            if data:
-                # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
-                self._checkpointer.note(call.tally)
-                if call.guard.reason is not None or not call.outlet.pass_on(data):
-                    await call.guard.wait(call.outlet.write(data))
-                call.event_at_ns = time.monotonic_ns()
-            if progress.failure is not None:
-                raise progress.failure
-            if progress.has_ended:
-                return True
-            # Most of its life a stream waits here: what was forwarded is not kept until the next comes.
-            payloads = frames = []
-            data = b""
-            payloads = await self._read()
+            end += progress.usage_frame if is_usable else frame(self._usage_chunk(usage))
+        return end + DONE_FRAME
 
     async def _read(self) -> list[bytes]:
         """Read on to the next data events; an end of the bytes here is a failure, whatever came before."""
@@ -153,7 +146,6 @@ class StreamRelay:
             data = await self._call.guard.wait(self._opened.answer.read())
             payloads = self._opened.reader.feed(data) if data else self._opened.reader.close()
             if payloads:
-                self._call.event_at_ns = time.monotonic_ns()
                 return payloads
             if not data:
                 return [DONE]
@@ -176,16 +168,16 @@ class StreamRelay:
 
     def _take(self, payloads: list[bytes]) -> list[bytes]:
         """Read payloads and return the frames to forward now; the end is kept in ``progress.end``."""
-        progress = self._progress
+        progress, alike = self._progress, self._alike
         frames: list[bytes] = []
-        position = 0
-        while position < len(payloads):
-            if not progress.finished:
-                texts, told = self._alike.tell(payloads, position)
-                if texts:
-                    self.note_text("".join(texts), len(texts))
-                    frames += told
-                    position += len(texts)
+        position, count = 0, len(payloads)
+        while position < count:
+            if alike.before and not progress.finished and (told := alike.tell(payloads, position)) is not None:
+                chunks, text, text_bytes, sent = told
+                progress.note_text(text, text_bytes, chunks)
+                frames.append(sent)
+                position += chunks
+                if position == count or chunks == MOST_AT_ONCE:
                     continue
             payload = payloads[position]
             position += 1
@@ -194,15 +186,17 @@ class StreamRelay:
                 progress.has_ended = progress.is_done = progress.is_finished
                 break
             try:
-                chunk = decode_chunk(payload)
+                chunk = self._opened.first or decode_chunk(payload)
                 is_charged = self._note(chunk, payload)
             except UpstreamError as error:
                 progress.failure = error
                 break
+            self._opened.first = None
             framed = self._compose(payload, chunk)
-            if not chunk.choices and is_set(chunk.usage):
+            is_finished = bool(progress.finished) and progress.is_finished
+            if chunk.usage and not chunk.choices:
                 progress.usage_frame = framed if is_charged else progress.usage_frame
-            elif progress.is_finished:
+            elif is_finished:
                 progress.end.append(framed)
             else:
                 # Another choice began after all that were seen had finished: what was kept was not the end.
@@ -210,8 +204,8 @@ class StreamRelay:
                 frames.append(framed)
                 progress.end = []
                 if self._passes_text:
-                    self._alike.learn(payload, chunk, framed)
-            if progress.is_finished and len(progress.finished) >= self._choices:
+                    alike.learn(payload, chunk, framed)
+            if is_finished and len(progress.finished) >= self._choices:
                 progress.has_ended = True
                 with suppress(UpstreamError):
                     self._take_tail(payloads[position:])
@@ -227,7 +221,7 @@ class StreamRelay:
             chunk = decode_chunk(payload)
             is_charged = self._note(chunk, payload)
             framed = self._compose(payload, chunk)
-            if not chunk.choices and is_set(chunk.usage):
+            if chunk.usage and not chunk.choices:
                 progress.usage_frame = framed if is_charged else progress.usage_frame
             elif chunk.choices:
                 progress.end.append(framed)
@@ -237,13 +231,14 @@ class StreamRelay:
 
     def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
         """Return what goes to the client for a payload: one frame, put right, with the asked model's name in it."""
-        if chunk.usage and chunk.choices and is_set(chunk.usage):
+        if chunk.usage and chunk.choices:
             payload = leave_out_usage(payload, chunk.usage)
-        return frame(tidy(payload, chunk, self._model, self._finish_reasons))
+        return frame(self._tidying.tidy(payload, chunk))
 
     def _note(self, chunk: Chunk, payload: bytes) -> bool:
         """Take from a chunk what the ledger and the end need; says whether its usage is what will be charged."""
-        if is_failure(chunk):
+        # Almost no chunk is a failure or has a usage: those are told without a call.
+        if (chunk.error or chunk.choices is None or chunk.object == "error") and is_failure(chunk):
             raise error_in_stream(payload, self._opened.deployment)
         progress, attempt = self._progress, self._attempt
         if not progress.completion_id and chunk.id:
@@ -252,58 +247,25 @@ class StreamRelay:
             attempt.served_model = (chunk.model or "")[:MAX_NAME_LENGTH]
         if chunk.service_tier:
             attempt.service_tier = chunk.service_tier[:MAX_NAME_LENGTH]
+        may_have_usage = bool(chunk.usage) or chunk.x_groq is not None
         for choice in chunk.choices or ():
-            self._note_choice(choice, payload)
-        return self._note_usage(read_usage(chunk))
+            may_have_usage = may_have_usage or bool(choice.usage)
+            progress.seen.add(choice.index)
+            if choice.delta is not None:
+                self._note_delta(choice.delta, choice.index, payload)
+            if choice.finish_reason:
+                progress.finished |= {choice.index}
+                attempt.finish_reasons.append(choice.finish_reason)
+        return may_have_usage and progress.note_usage(read_usage(chunk))
 
-    def _note_choice(self, choice: Choice, payload: bytes) -> None:
-        progress, attempt = self._progress, self._attempt
-        progress.seen.add(choice.index)
-        delta = choice.delta
-        if delta is not None:
-            text = text_of(delta)
-            if len(payload) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
-                text = all_text_of(payload, choice.index)
-            if text:
-                self.note_text(text)
-            if delta.audio and is_set(delta.audio):
-                attempt.is_countable = False
-        if choice.finish_reason:
-            progress.finish(choice.index)
-            attempt.finish_reasons.append(choice.finish_reason)
-
-    def note_text(self, text: str, events: int = 1) -> None:
-        """Count what the model wrote against what is held, and keep it as long as nobody reports a usage."""
-        attempt = self._attempt
-        length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        attempt.output_events += events
-        attempt.output_bytes += length
-        self._progress.used_tokens += length
-        if attempt.reported is not None:
-            attempt.partial, attempt.reported = attempt.reported, None
-        if attempt.output_bytes - length < KEPT_TEXT_BYTES:
-            attempt.text.append(text)
-        if len(attempt.text) > KEPT_PIECES:
-            attempt.text = ["".join(attempt.text)]
-
-    def _note_usage(self, read: ReadUsage | None) -> bool:
-        """Note a usage, if there is one; says whether it is what will be charged."""
-        if read is None:
-            return False
-        attempt = self._attempt
-        attempt.is_suspect = read.is_suspect
-        if read.usage is None:
-            attempt.known_input_tokens = read.input_tokens
-            attempt.known_output_tokens = read.output_tokens
-            return False
-        # A copy of zeros after real counts is a known quirk, not a correction (wire.md 7, rule 4).
-        if read.usage == Usage() and (attempt.reported is not None or attempt.partial is not None):
-            return False
-        attempt.reported, attempt.partial = read.usage, None
-        attempt.text.clear()
-        attempt.output_events = attempt.output_bytes = 0
-        self._progress.used_tokens = read.usage.output_tokens
-        return True
+    def _note_delta(self, delta: Delta, index: int, payload: bytes) -> None:
+        text = text_of(delta)
+        if len(payload) > UNSEEN_BYTES and len(payload) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
+            text = all_text_of(payload, index)
+        if text:
+            self._progress.note_text(text, utf8_length(text))
+        if delta.audio and is_set(delta.audio):
+            self._attempt.is_countable = False
 
     def _note_covered(self) -> None:
         """Take note that all that came so far is covered, so that it may be forwarded."""
@@ -343,6 +305,7 @@ class StreamRelay:
 
     async def _is_extended(self, whole: int) -> bool:
         """Wait at most a second for an extension that is needed now."""
+        self._call.event_at_ns = time.monotonic_ns()
         task = self._progress.extension or self._parts.tasks.start(self._extend(whole))
         self._progress.extension = task
         done, _ = await self._call.guard.wait(asyncio.wait({task}, timeout=EXTENSION_SECONDS))

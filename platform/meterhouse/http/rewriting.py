@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import msgspec
 
 from meterhouse.http.call import Call
-from meterhouse.http.chunk import Chunk
+from meterhouse.http.chunk import Chunk, LenientChunk
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.sse import frame
 from meterhouse.http.tool_text import find_tool_text, report
 from meterhouse.telemetry.metrics import Metrics
-from meterhouse.translate.think_tags import Held, ThoughtsApart, split_whole
+from meterhouse.translate.think_tags import Held, ThoughtsApart, is_no_tag, split_whole
 from meterhouse.translate.tool_text.answer import ToolTextAnswer, Waiting, texts_of
 from meterhouse.usage import Outcome, Usage
 
@@ -51,14 +51,31 @@ class Rewriting:
         return found
 
 
-def find_rewriting(call: Call) -> Rewriting | None:
-    """Return what rewrites the streamed answer of the deployment that answers; None where it stays as it is."""
+def find_rewriting(call: Call, first: Chunk | None) -> Rewriting | None:
+    """Return what rewrites the streamed answer that begins with a chunk; None where it stays as it is."""
     assert call.deployment is not None
-    tool_text = find_tool_text(call)
-    reads_tags = call.deployment.provider.reads_think_tags
-    if tool_text is None and not reads_tags:
+    provider = call.deployment.provider
+    tool_text = find_tool_text(call) if provider.tool_call_format is not None else None
+    text = find_only_text(first) if call.asked.choices == 1 else None
+    # Most answers begin with a text that is no tag, nor may become one: there are no thoughts in those.
+    has_thoughts = provider.reads_think_tags and (text is None or not is_no_tag(text))
+    if tool_text is None and not has_thoughts:
         return None
-    return Rewriting(ThoughtsApart(call.asked.choices) if reads_tags else None, tool_text)
+    return Rewriting(ThoughtsApart(call.asked.choices) if has_thoughts else None, tool_text)
+
+
+def find_only_text(chunk: Chunk | None) -> str | None:
+    """Return what a chunk of an answer's one choice says, which may be nothing; None: it is to be looked at closer."""
+    # Of a chunk that was read leniently the text is another.
+    if chunk is None or isinstance(chunk, LenientChunk) or chunk.choices is None or len(chunk.choices) != 1:
+        return None
+    choice = chunk.choices[0]
+    delta = choice.delta
+    if choice.index or choice.finish_reason or delta is None:
+        return None
+    if delta.reasoning_content or delta.reasoning or delta.tool_calls:
+        return None
+    return delta.content or ""
 
 
 def rewrite_whole(call: Call, body: bytes, metrics: Metrics) -> bytes:
@@ -81,6 +98,9 @@ class RewritingRelay(StreamRelay):
     def rewrite(self, rewriting: Rewriting) -> "RewritingRelay":
         """Say what rewrites the answer; returns the relay."""
         self._rewriting = rewriting
+        self._passes_text = False
+        self._is_beginning = True
+        """Whether nothing was given to what rewrites yet."""
         return self
 
     def _unsent(self) -> bytes:
@@ -96,17 +116,22 @@ class RewritingRelay(StreamRelay):
         end = super().end(usage)
         return self._waiting_frames() + end if self._attempt.outcome is Outcome.CUT else end
 
-    @property
-    def _passes_text(self) -> bool:
-        return self._rewriting.thoughts is None and self._rewriting.tool_text is None
-
     def _compose(self, payload: bytes, chunk: Chunk) -> bytes:
-        rewriting = self._rewriting
+        rewriting, compose = self._rewriting, super()._compose
         if self._passes_text:
             # Of most answers nothing is to be told apart after the first words.
-            return super()._compose(payload, chunk)
-        compose = super()._compose
-        return b"".join([compose(row, chunk) for row in rewriting.rewrite_chunk(payload)])
+            return compose(payload, chunk)
+        if self._is_beginning and self._choices == 1 and rewriting.tool_text is None:
+            # Many servers say nothing in their first chunk, and a text that is no tag in the second.
+            text = find_only_text(chunk)
+            if text is not None and is_no_tag(text):
+                rewriting.thoughts, self._passes_text = None, True
+            if text == "" or self._passes_text:
+                return compose(payload, chunk)
+        self._is_beginning = False
+        rows = rewriting.rewrite_chunk(payload)
+        self._passes_text = rewriting.thoughts is None and rewriting.tool_text is None
+        return b"".join([compose(row, chunk) for row in rows])
 
     def _note_covered(self) -> None:
         # A read that is not covered is not forwarded: then what waited before it is what may still be told.

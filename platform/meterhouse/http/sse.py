@@ -41,12 +41,8 @@ class SseReader:
 
     def __init__(self) -> None:
         self._is_plain = True
-        self._rest = bytearray()
-        self._line = bytearray()
-        self._data: list[bytes] = []
-        # Kept as a sum: adding up the lines at each line would be quadratic.
-        self._data_bytes = 0
-        self._skip_line_feed = False
+        self._rest: bytearray | None = None
+        """What came of an event that is not complete yet."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes; returns the payloads that they complete.
@@ -57,15 +53,27 @@ class SseReader:
         if not self._is_plain:
             return self._feed_lines(data)
         if b"\r" in data:
-            self._is_plain = False
-            waiting = bytes(self._rest)
-            self._rest.clear()
-            return self._feed_lines(waiting + data)
+            return self._feed_lines(self._leave_plain() + data)
+        if not self._rest and data.endswith(b"\n\n") and data.startswith(_DATA_PREFIX) and len(data) <= MAX_EVENT_BYTES:
+            payloads = data[6:-2].split(_BETWEEN)
+            if b"\n" not in b"".join(payloads):
+                return payloads  # nothing but whole events, each of one line of data: almost always
         return self._feed_plain(data)
 
     def close(self) -> list[bytes]:
         """Say that the bytes have ended; an event without its empty line is not delivered."""
         return []
+
+    def _leave_plain(self) -> bytes:
+        """Follow the rules line by line from here on; returns what waits."""
+        waiting, self._rest = bytes(self._rest or b""), None
+        self._is_plain = False
+        self._line = bytearray()
+        self._data: list[bytes] = []
+        # Kept as a sum: adding up the lines at each line would be quadratic.
+        self._data_bytes = 0
+        self._skip_line_feed = False
+        return waiting
 
     def _feed_plain(self, data: bytes) -> list[bytes]:
         """Split at empty lines, which is all there is to do while no line ends with CR."""
@@ -81,6 +89,7 @@ class SseReader:
             complete = bytes(rest[:end])
             del rest[: end + 2]
         else:
+            rest = self._rest = bytearray()
             end = data.rfind(b"\n\n")
             if end < 0:
                 rest += data

@@ -38,6 +38,33 @@ def tidy(payload: bytes, chunk: Chunk, asked: str, finish_reasons: Mapping[str, 
     return rename_model(payload, chunk.model, asked)
 
 
+class Tidying(msgspec.Struct):
+    """Puts right the chunks of one stream, which mostly name one model in one way: what replaces it is made once."""
+
+    asked: str
+    finish_reasons: Mapping[str, str]
+    served: str | None = None
+    named: bytes = b""
+    renamed: bytes = b""
+
+    def tidy(self, payload: bytes, chunk: Chunk) -> bytes:
+        """Return a payload as ``tidy`` does."""
+        for choice in chunk.choices or ():
+            if _is_untidy(choice, self.finish_reasons):
+                payload = _tidy_choices(payload, self.finish_reasons)
+                break
+        served = chunk.model
+        if served is None or served == self.asked:
+            return payload
+        if served != self.served:
+            self.served = served
+            self.named = b'"model":' + msgspec.json.encode(served)
+            self.renamed = b'"model":' + msgspec.json.encode(self.asked)
+        if payload.count(self.named) == 1:
+            return payload.replace(self.named, self.renamed)
+        return rename_model(payload, served, self.asked)
+
+
 def rename_model(payload: bytes, served: str | None, asked: str) -> bytes:
     """Replace the value of the top-level ``model`` where it differs from the asked name."""
     if served is None or served == asked:

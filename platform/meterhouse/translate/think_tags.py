@@ -47,14 +47,13 @@ class ThinkTags:
         held, self._held = self._held + piece, ""
         reasoning = ""
         if self._state == "start":
-            bare = held.lstrip()
-            is_late = len(held) - len(bare) > MOST_BLANKS
-            if is_late or not bare.startswith(OPEN):
-                if OPEN.startswith(bare) and not is_late:
-                    self._held = held
-                    return "", ""
+            if is_no_tag(held):
                 self._state = "text"
                 return "", held
+            bare = held.lstrip()
+            if not bare.startswith(OPEN):
+                self._held = held
+                return "", ""
             self._state, held = "opened", bare.removeprefix(OPEN)
         if self._state == "opened":
             held = held.lstrip("\n")
@@ -87,6 +86,14 @@ class ThinkTags:
         held = self.waiting()
         self._state, self._held = "text", ""
         return held
+
+
+def is_no_tag(text: str) -> bool:
+    """Whether an answer that begins so, after blanks, is one without thoughts, whatever comes next."""
+    bare = text.lstrip()
+    if bare and bare[0] != OPEN[0]:
+        return True
+    return len(text) - len(bare) > MOST_BLANKS or not (bare.startswith(OPEN) or OPEN.startswith(bare))
 
 
 def _length_of_beginning(text: str) -> int:
