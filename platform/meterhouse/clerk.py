@@ -41,6 +41,9 @@ from meterhouse.upkeep import SEAL_SECONDS, repeat
 NAME = "mh-clerk"
 """What ``ps -o comm`` and ``top`` show."""
 SOCKET = "clerk.sock"
+NICENESS = 5
+"""Where both want a core, whoever answers requests goes first: the clerk is left a quarter of it, and workers write for
+themselves while it is more than 3 s behind."""
 BEAT_SECONDS = 1.0
 FINISH_SECONDS = 5.0
 """How long what is being written may take when the clerk is to leave."""
@@ -86,6 +89,7 @@ def run_clerk(settings: Settings, listener: socket.socket, line: socket.socket) 
     """Serve until the other end of the lifeline closes; the last thing that the process does."""
     began = time.monotonic()
     name_process(NAME)
+    os.nice(NICENESS)
     for number in Arbiter.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

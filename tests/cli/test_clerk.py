@@ -21,6 +21,7 @@ from fakes.fleet import ServeProcess, run_apart
 from fakes.gateway import provider_environment
 from fakes.servers import PostgresServer, RedisServer
 from fakes.upstream import FakeUpstream
+from meterhouse.clerk import NICENESS
 from meterhouse.db.engine import close, open_engine
 from meterhouse.db.ledger import LedgerStore
 from meterhouse.db.rebuild import Difference
@@ -128,6 +129,13 @@ def test_what_the_clerk_ships_is_in_the_ledger_once(fleet: ServeProcess) -> None
     wait_clerk(fleet)
     with load(fleet):
         wait_shipped(fleet, "clerk")
+
+
+def test_it_goes_behind_whoever_answers_requests(fleet: ServeProcess) -> None:
+    (worker,) = fleet.pids()
+    least = 19
+    niceness = min(os.getpriority(os.PRIO_PROCESS, worker) + NICENESS, least)
+    assert os.getpriority(os.PRIO_PROCESS, wait_clerk(fleet)) == niceness
 
 
 def test_a_killed_clerk_loses_and_doubles_nothing_and_is_back_soon(fleet: ServeProcess) -> None:
