@@ -94,11 +94,8 @@ class StreamRelay:
                     call.has_finish = True
                     call.guard.clear()
                 data = b"".join(frames)
-                if data:
-                    # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
-                    self._parts.checkpointer.note(call.tally)
-                    if call.guard.reason is not None or not call.outlet.pass_on(data):
-                        await call.guard.wait(call.outlet.write(data))
+                if data and not self._pass_on(data):
+                    await call.guard.wait(call.outlet.write(data))
                 if progress.failure is not None:
                     raise progress.failure
                 if progress.has_ended:
@@ -120,6 +117,12 @@ class StreamRelay:
             if progress.extension is not None:
                 progress.extension.cancel()
             self._report()
+
+    def _pass_on(self, data: bytes) -> bool:
+        """Forward at once where nobody has to be waited for; False: nothing was forwarded."""
+        # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
+        self._parts.checkpointer.note(self._call.tally)
+        return self._call.guard.reason is None and self._call.outlet.pass_on(data)
 
     def _unsent(self) -> bytes:
         """Return what a failed answer still owes its client."""
