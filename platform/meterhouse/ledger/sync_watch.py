@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable
 
 TICK_SECONDS = 0.02
+"""How often a sync that runs is looked at: a stream's charge after a crash may be late by that, so it is short."""
 
 
 class SyncWatch:

@@ -14,6 +14,7 @@ class Waiters:
         self.came = 0
         """How many there were, with those that were refused."""
         self.failed = 0
+        """How many of them were told that it is not durable."""
 
     def __bool__(self) -> bool:
         """Whether anybody waits."""
