@@ -79,9 +79,9 @@ class AlikeChunks(msgspec.Struct):
             del payloads[-1]
         begin, end = len(before), -len(after)
         raws = [payload[begin:end] for payload in payloads]
-        # Built anew around its text no chunk is shorter than it came, so each is the same if all together are. The blank
-        # between two texts is there so that no two halves make a character.
+        # Built anew around its text no chunk is shorter than it came, so each is the same if all together are.
         is_alike = b"".join(payloads) == b"%b%b%b" % (before, (after + before).join(raws), after)
+        # A blank between two texts, so that no two halves make a character.
         if not is_alike or not all(raws) or _read(b" ".join(raws)) is None:
             raws = self._find_alike(payloads)
             if not raws:
