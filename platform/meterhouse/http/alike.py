@@ -30,22 +30,19 @@ class AlikeChunks(msgspec.Struct):
     before: bytes = b""
     """What stands before a text; empty: nothing is remembered."""
     after: bytes = b""
-    between: bytes = b""
-    """What stands between the texts of two chunks in a row."""
     sent_before: bytes = b""
     sent_after: bytes = b""
-    sent_between: bytes = b""
     tries: int = MOST_TRIES
 
     def tell(self, payloads: list[bytes], begin: int) -> Told | None:
         """Tell of the chunks from one on, up to one to be read; None where that one is the first."""
-        before, payload = self.before, payloads[begin]
-        if not before or not payload.startswith(before):
+        before, after, payload = self.before, self.after, payloads[begin]
+        if not before or not payload.startswith(before) or not payload.endswith(after):
             return None
         if begin < len(payloads) - 1:
             return self._tell_row(payloads[begin : begin + MOST_AT_ONCE])
-        raw = payload[len(before) : -len(self.after)]
-        text = _read(raw) if payload.endswith(self.after) else None
+        raw = payload[len(before) : -len(after)]
+        text = _read(raw)
         if text is None:
             return None
         self.tries = MOST_TRIES
@@ -65,8 +62,6 @@ class AlikeChunks(msgspec.Struct):
         self.sent_before, self.sent_after = sent_parts
         if is_first:
             self._leave_out_role()
-        self.between = self.after + self.before
-        self.sent_between = self.sent_after + self.sent_before
 
     def _leave_out_role(self) -> None:
         """Remember the first chunk as those after it will be: without the role, which nobody here reads."""
@@ -77,24 +72,24 @@ class AlikeChunks(msgspec.Struct):
                 return
 
     def _tell_row(self, payloads: list[bytes]) -> Told | None:
+        """Tell of several, of which the first has the right beginning and end."""
         before, after = self.before, self.after
         # A read often brings the end of the answer too.
         while not (payloads[-1].startswith(before) and payloads[-1].endswith(after)):
             del payloads[-1]
-            if not payloads:
-                return None
         begin, end = len(before), -len(after)
         raws = [payload[begin:end] for payload in payloads]
-        # Each has its own length, so that all are alike if they are so together. The blank between two texts is there
-        # so that no two halves make a character.
-        is_alike = b"".join(payloads) == b"%b%b%b" % (before, self.between.join(raws), after)
+        # Built anew around its text no chunk is shorter than it came, so each is the same if all together are.
+        is_alike = b"".join(payloads) == b"%b%b%b" % (before, (after + before).join(raws), after)
+        # A blank between two texts, so that no two halves make a character.
         if not is_alike or not all(raws) or _read(b" ".join(raws)) is None:
             raws = self._find_alike(payloads)
             if not raws:
                 return None
         self.tries = MOST_TRIES
         text = b"".join(raws)
-        sent = b"%b%b%b" % (self.sent_before, self.sent_between.join(raws), self.sent_after)
+        sent_before, sent_after = self.sent_before, self.sent_after
+        sent = b"%b%b%b" % (sent_before, (sent_after + sent_before).join(raws), sent_after)
         return len(raws), text.decode(), len(text), sent
 
     def _find_alike(self, payloads: list[bytes]) -> list[bytes]:

@@ -56,9 +56,11 @@ def find_rewriting(call: Call, first: Chunk | None) -> Rewriting | None:
     assert call.deployment is not None
     provider = call.deployment.provider
     tool_text = find_tool_text(call) if provider.tool_call_format is not None else None
-    text = find_only_text(first) if call.asked.choices == 1 else None
-    # Most answers begin with a text that is no tag, nor may become one: there are no thoughts in those.
-    has_thoughts = provider.reads_think_tags and (text is None or not is_no_tag(text))
+    has_thoughts = provider.reads_think_tags
+    if has_thoughts and call.asked.choices == 1:
+        # Most answers begin with a text that is no tag, nor may become one: there are no thoughts in those.
+        text = find_only_text(first)
+        has_thoughts = text is None or not is_no_tag(text)
     if tool_text is None and not has_thoughts:
         return None
     return Rewriting(ThoughtsApart(call.asked.choices) if has_thoughts else None, tool_text)
