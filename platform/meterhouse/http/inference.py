@@ -1,6 +1,6 @@
 """The inference path of every wire: from the key to the released end of the answer.
 
-It reads top to bottom in ``_serve``: verify, read, resolve, reserve, answer, settle, barrier, release. Nothing after
+It reads top to bottom in ``__call__``: verify, read, resolve, reserve, answer, settle, barrier, release. Nothing after
 ``reserve`` can skip ``settle``: it is synchronous, in one ``finally``, in one place. The end of an answer leaves only
 when its record is durable. What differs from wire to wire is behind ``ClientWire`` and ``Passage``.
 """
@@ -36,7 +36,7 @@ from meterhouse.http.outlet import Outlet
 from meterhouse.http.passage import ClientWire, RelayParts, Whole
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.respond import Headers, rate_limit_headers, refused
-from meterhouse.http.shedding import Slot, Slots
+from meterhouse.http.shedding import Slots
 from meterhouse.http.skeleton import Skeleton
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
@@ -96,56 +96,55 @@ class InferenceEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        parts, wire = self._parts, self._wire
         exchange = exchange_of(scope)
-        exchange.route = self._wire.path
-        with self._parts.slots.take() as slot:
-            await self._serve(exchange, slot, (scope, receive, send))
-
-    async def _serve(self, exchange: Exchange, slot: Slot, connection: tuple[Scope, Receive, Send]) -> None:
-        parts = self._parts
-        scope, receive, send = connection
-        principal = await parts.keyring.verify(credential_of(scope), exchange.address)
-        exchange.principal = principal
-        if principal.origins is not None:
-            check_origin(principal, header(scope, b"origin"))
-        slot.assign(principal.organization_id)
-        read = partial(self._read, scope, principal)
-        asked = await intake.take_body(scope, receive, read, self._wire.most_values, self._read_long)
-        self._note_headers(asked, scope)
-        exchange.model = asked.model
-        # One snapshot for the whole request: it is charged by a price that it was held by.
-        snapshot = parts.routes.snapshot
-        now_ms = parts.clock.now_ms()
-        route = snapshot.resolve(asked.model, now_ms)
-        if not principal.may_use_all:
-            permit(principal, asked.model, route)
-        route = self._serving(asked, route)
-        size = with_rendered_tools(asked, route) if route.renders_tools else asked.size
-        prices = snapshot.prices_around(route, now_ms)
-        demand, tally = await self._admit(exchange, (asked, size), route, prices)
-        reservation = tally.reservation
-        # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
-        if not route.from_ms <= reservation.admitted_at_ms < route.until_ms:
-            route = snapshot.reprice(route, reservation.admitted_at_ms)
-        headers = _headers(asked, demand, reservation, parts.clock.now_ms())
-        reservation.states = ()  # the headers say it, and nobody else asks
-        if degraded := parts.degraded(reservation):
-            headers.append((b"x-meterhouse-degraded", degraded))
-        outlet = Outlet(scope, send, headers, self._wire.envelope, exchange.public_id)
-        call = Call(self._wire, asked, route, tally, outlet, Guard(), scope)
-        parts.checkpointer.watch(tally)
-        parts.pacer.watch(call)
-        try:
-            await self._answer_and_settle(call, exchange, headers)
-        except GatewayError as error:
-            exchange.error = error
-            if not call.outlet.is_started and not call.outlet.unsent:
-                raise
-            await call.outlet.fail(error)
-        finally:
-            call.occupy(None)
-            parts.pacer.forget(call)
-            call.guard.clear()
+        exchange.route = wire.path
+        with parts.slots.take() as slot:
+            principal = await parts.keyring.verify(credential_of(scope), exchange.address)
+            exchange.principal = principal
+            if principal.origins is not None:
+                check_origin(principal, header(scope, b"origin"))
+            slot.assign(principal.organization_id)
+            # Only what a form is written in depends on its type.
+            content_type = "" if wire.most_values else header(scope, b"content-type") or ""
+            default_model = partial(_default_model, parts, principal)
+            read = partial(wire.read, content_type=content_type, default_model=default_model)
+            asked = await intake.take_body(scope, receive, read, wire.most_values, self._read_long)
+            self._note_headers(asked, scope)
+            exchange.model = asked.model
+            # One snapshot for the whole request: it is charged by a price that it was held by.
+            snapshot = parts.routes.snapshot
+            now_ms = parts.clock.now_ms()
+            route = snapshot.resolve(asked.model, now_ms)
+            if not principal.may_use_all:
+                permit(principal, asked.model, route)
+            route = self._serving(asked, route)
+            size = with_rendered_tools(asked, route) if route.renders_tools else asked.size
+            prices = snapshot.prices_around(route, now_ms)
+            demand, tally = await self._admit(exchange, (asked, size), route, prices)
+            reservation = tally.reservation
+            # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
+            if not route.from_ms <= reservation.admitted_at_ms < route.until_ms:
+                route = snapshot.reprice(route, reservation.admitted_at_ms)
+            headers = _headers(asked, demand, reservation, parts.clock.now_ms())
+            reservation.states = ()  # the headers say it, and nobody else asks
+            if degraded := parts.degraded(reservation):
+                headers.append((b"x-meterhouse-degraded", degraded))
+            outlet = Outlet(scope, send, headers, wire.envelope, exchange.public_id)
+            call = Call(wire, asked, route, tally, outlet, Guard(), scope)
+            parts.checkpointer.watch(tally)
+            parts.pacer.watch(call)
+            try:
+                await self._answer_and_settle(call, exchange, headers)
+            except GatewayError as error:
+                exchange.error = error
+                if not call.outlet.is_started and not call.outlet.unsent:
+                    raise
+                await call.outlet.fail(error)
+            finally:
+                call.occupy(None)
+                parts.pacer.forget(call)
+                call.guard.clear()
 
     async def _admit(
         self, exchange: Exchange, measured: tuple[Asked, InputSize], route: Route, prices: PossiblePrices
@@ -183,10 +182,6 @@ class InferenceEndpoint:
             admitted_ns=time.monotonic_ns(),
         )
         return demand, exchange.tally
-
-    def _read(self, scope: Scope, principal: Principal, body: bytes) -> Asked:
-        content_type = "" if self._wire.most_values else header(scope, b"content-type") or ""
-        return self._wire.read(body, content_type, partial(_default_model, self._parts, principal))
 
     def _note_headers(self, asked: Asked, scope: Scope) -> None:
         """Take from the request's headers what its wire has there; most have nothing.

@@ -4,6 +4,7 @@ import pytest
 
 from api.asking import Capture, Tenant, marked
 from fakes.gateway import Gateway
+from meterhouse.http import intake
 
 
 def test_known_and_unknown_fields_go_to_the_provider_as_they_came(gateway: Gateway, capture: Capture) -> None:
@@ -35,6 +36,34 @@ def test_unknown_fields_of_messages_and_parts_go_along(gateway: Gateway, capture
     messages = [{"role": "user", "content": [part], "x_new": 1}]
     gateway.chat("fake/capture", messages=messages)
     assert capture.body(marker)["messages"] == messages
+
+
+@pytest.mark.parametrize("is_beside", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"x-long": "y" * 5_000}])
+def test_long_texts_go_to_the_provider_as_they_came(
+    gateway: Gateway, capture: Capture, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], *, is_beside: bool
+) -> None:
+    if is_beside:
+        monkeypatch.setattr(intake, "INLINE_BYTES", 4_000)
+        monkeypatch.setattr(intake, "INLINE_TEXT_BYTES", 4_000)
+    marker, messages = marked()
+    text = 'é "so", \\ and\n' + "word " * 10_000
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5_000}}
+    messages = [
+        {"role": "system", "content": text},
+        {"role": "user", "content": [{"type": "text", "text": text[::-1]}, image]},
+        {"role": "assistant", "content": "", "reasoning_content": text[:3_000]},
+        *messages,
+    ]
+    status, _, body = gateway.chat("fake/capture", messages=messages, temperature=0.5, max_tokens=7, **fields)
+    assert status == 200, body
+    sent = capture.body(marker)
+    assert sent["messages"] == messages
+    assert {name: sent[name] for name in ("temperature", "max_tokens", *fields)} == {
+        "temperature": 0.5,
+        "max_tokens": 7,
+        **fields,
+    }
 
 
 @pytest.mark.parametrize(("given", "sent"), [({"store": True}, False), ({"store": False}, False)])

@@ -117,12 +117,13 @@ class CountTokensEndpoint(MessagesEndpoint):
             exchange.model = asked.model
             route = parts.routes.resolve(asked.model, parts.clock.now_ms())
             permit(principal, asked.model, route)
-            if any(wire.find_passage(asked, row.provider) is not None for row in route.deployments):
-                await self._serve(exchange, slot, (scope, _again(body, receive), send))
-            else:
+            if not any(wire.find_passage(asked, row.provider) is not None for row in route.deployments):
                 self._note_headers(asked, scope)
                 tokens = await self._count_here(exchange, asked, route)
                 await send_whole(send, [], msgspec.json.encode({"input_tokens": tokens}))
+                return
+        # The slot that was given back a moment ago is still free.
+        await super().__call__(scope, _again(body, receive), send)
 
     async def _count_here(self, exchange: Exchange, asked: Asked, route: Route) -> int:
         """Count what was asked, as a request that uses nothing; returns when its record is durable.
