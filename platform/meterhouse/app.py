@@ -1,8 +1,8 @@
 """The ASGI application: routes, middleware, pages and error shapes over an open gateway.
 
 The middleware order, outermost first: ``ClientTokenCors``, ``CORSMiddleware`` where origins are set (a page may read
-errors too), ``RequestContext``, ``BodyLimit``, then the router. Every answer, also a 404, a 405 or a 500, has OpenAI's
-error envelope.
+errors too), ``RequestContext``, ``BodyLimit``, then the router; inference for whoever is no page passes the last two
+only. Every answer, also a 404, a 405 or a 500, has OpenAI's error envelope.
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
@@ -101,10 +101,8 @@ class Application:
         """Answer a request."""
         endpoint = None
         if scope["type"] == "http" and scope["method"] == "POST":
-            endpoints = (
-                self._for_pages if b"origin" in (scope.get(HEADERS) or first_headers(scope)) else self._inference
-            )
-            endpoint = endpoints.get(scope["path"])
+            headers = scope.get(HEADERS) or first_headers(scope)
+            endpoint = (self._for_pages if b"origin" in headers else self._inference).get(scope["path"])
         return (endpoint or self._rest)(scope, receive, send)
 
 

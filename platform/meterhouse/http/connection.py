@@ -233,8 +233,10 @@ class Connection(PatientConnection):
         self._is_in_head, self._is_in_body = False, True
         self._deadline, self._is_waiting_for_head = NEVER, False
         headers, parser, url = self._headers, self.parser, self._url
-        version, method = parser.get_http_version(), parser.get_method()
-        found = dict(headers)
+        method, found = parser.get_method(), dict(headers)
+        is_lasting = parser.should_keep_alive()
+        # An older version lasts only where a header says so; the parser writes its answer anew for each that asks.
+        version = "1.1" if is_lasting and b"connection" not in found else parser.get_http_version()
         is_usual = version == "1.1" and b"host" in found and len(found) == len(headers) and LOOKED_AT.isdisjoint(found)
         if not is_usual or len(headers) > MAX_HEADERS:
             found = check_headers(headers, version)
@@ -261,7 +263,7 @@ class Connection(PatientConnection):
         before = self.cycle
         cycle = self.cycle = Cycle(scope, self.transport, self.flow, self._server_state, self._on_response)
         # What comes behind a head that asks for another protocol is not read as HTTP any more.
-        if self._is_draining or version == "1.0" or not parser.should_keep_alive() or parser.should_upgrade():
+        if self._is_draining or version == "1.0" or not is_lasting or parser.should_upgrade():
             cycle.keep_alive = False
         if not is_usual:
             cycle.waiting_for_100_continue = is_expecting(headers)
