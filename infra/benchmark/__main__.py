@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import bodies, clients, comparison, hold, judge, keys, queries, shipping, soak, stages, syncing
+from benchmark import bodies, calls, clients, comparison, hold, judge, keys, queries, shipping, soak, stages, syncing
 from benchmark.plot import draw
 from benchmark.report import Cell, Outcome
 from benchmark.servers import BenchError
@@ -31,6 +31,7 @@ MEASUREMENTS = {
     "soak": soak.soak,
     "body": bodies.compare_bodies,
     "stages": stages.measure_stages,
+    "calls": calls.count_calls,
     "client": clients.compare_clients,
 }
 
@@ -76,6 +77,9 @@ def parse_arguments() -> argparse.Namespace:
     other.add_argument("--body", type=int, nargs="+", metavar="KB", help="prompts so long; 1024 is a megabyte")
     other.add_argument(
         "--stages", action="store_true", default=None, help="where the CPU time of a request goes; needs py-spy"
+    )
+    other.add_argument(
+        "--calls", action="store_true", default=None, help="how many calls a request makes, by module; any machine does"
     )
     other.add_argument(
         "--client",

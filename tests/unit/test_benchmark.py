@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmark import __main__ as command
-from benchmark import clients, hold, judge, stages
+from benchmark import calls, clients, hold, judge, stages
 from benchmark.load import Connection, Load
 from benchmark.plot import draw
 from benchmark.proc import read_cpu_seconds
@@ -59,6 +59,21 @@ def test_a_thread_has_what_the_kernel_says_and_nothing_for_waiting() -> None:
     busy = "thread (8): spans;worker (/x/opentelemetry/sdk.py:1);encode (/x/opentelemetry/sdk.py:5)"
     stacks = stages.weigh(Counter({sync: 90, idle: 90, busy: 10}), {7: 0.5, 8: 0.25, 9: 1.0})
     assert stacks == {sync: 500_000, busy: 250_000}
+
+
+def test_calls_are_those_of_a_request_and_what_is_built_in_counts_where_it_was_called() -> None:
+    settler, other = "/x/platform/meterhouse/ledger/settler.py", "/x/platform/meterhouse/ids.py"
+    by_settler, by_other = (30, 30, 0.3, 0.3), (20, 20, 0.1, 0.1)
+    stats: dict[calls.Place, calls.Row] = {
+        (settler, 49, "settle"): (10, 10, 0.5, 0.8, {}),
+        (other, 1, "settle"): (20, 20, 0.2, 0.3, {}),
+        ("~", 0, "<len>"): (50, 50, 0.4, 0.4, {(settler, 49, "settle"): by_settler, (other, 1, "settle"): by_other}),
+    }
+    found = calls.sum_modules(stats)
+    assert {name: round(one.calls, 6) for name, one in found.items()} == {"ledger/settler.py": 4, "ids.py": 4}
+    assert list(calls.format_calls({"json": found}))[-1].split()[:2] == ["all", "8.0"]
+    with pytest.raises(BenchError, match="no request was settled"):
+        calls.sum_modules({(other, 1, "settle"): (20, 20, 0.2, 0.3, {})})
 
 
 def test_the_stages_of_a_request_add_up_to_it() -> None:
