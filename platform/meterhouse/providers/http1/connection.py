@@ -68,6 +68,7 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_owner",
         "_parser",
+        "_pieces",
         "_rings_at_seconds",
         "_silent_bytes",
         "_timer",
@@ -78,6 +79,7 @@ class Connection(asyncio.Protocol):
         "is_idle",
         "is_leased",
         "is_paused",
+        "on_body",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
@@ -87,6 +89,10 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._owner = owner
         self._transport: asyncio.Transport | None = None
+        self._pieces: list[bytes] = []
+        """What the parser finds of a body in one read: events come in a chunk each, and a function for each would cost
+        more than all else that is done with a read."""
+        self.on_body = self._pieces.append
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_seconds = self._rings_at_seconds = 0.0
@@ -176,10 +182,10 @@ class Connection(asyncio.Protocol):
                 if data[0] != _FIRST_LETTER:
                     raise _Refused("no HTTP")
             parser.feed_data(data)
+            if self._pieces:
+                self._take_pieces(answer)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, _Refused) as error:
-            self._is_reusable = False
-            if not self._is_whole:
-                self._break(error.__context__ if isinstance(error.__context__, _Refused) else error)
+            if not self._is_whole_before(error, answer):
                 return
         if self._is_whole:
             self._finish(answer)
@@ -247,6 +253,8 @@ class Connection(asyncio.Protocol):
         answer, parser, headers = self._answer, self._parser, self._headers
         if answer is None or parser is None:
             return
+        if self._pieces:
+            raise _Refused("an interim answer with a body")
         status = parser.get_status_code()
         if status < _OK:
             if status < 100 or status == _SWITCHING:  # noqa: PLR2004 - HTTP's classes
@@ -270,18 +278,6 @@ class Connection(asyncio.Protocol):
                 self._timer = None
         answer.begin(status, headers)
 
-    def on_body(self, data: bytes) -> None:
-        """Give bytes of the body to the answer."""
-        answer = self._answer
-        if not self._has_head or answer is None:
-            raise _Refused("an interim answer with a body")
-        self._silent_bytes = 0
-        answer.parts.append(data)
-        answer.waiting_bytes += len(data) + PIECE_COST_BYTES
-        waiter = answer.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
     def on_message_complete(self) -> None:
         """Note that the answer is whole, and whether its connection may be used again."""
         if self._has_head and self._parser is not None:
@@ -289,6 +285,20 @@ class Connection(asyncio.Protocol):
             self._is_reusable = self._parser.should_keep_alive()
 
     # --- inside
+
+    def _take_pieces(self, answer: Http1Answer) -> None:
+        """Give what came of the body to the answer, as one."""
+        pieces = self._pieces
+        if not self._has_head:
+            raise _Refused("an interim answer with a body")
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._silent_bytes = 0
+        answer.parts.append(data)
+        answer.waiting_bytes += len(data) + PIECE_COST_BYTES
+        waiter = answer.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _finish(self, answer: Http1Answer) -> None:
         """Part with a whole answer, and go back if another request may follow: all sent, nothing more said."""
@@ -308,6 +318,15 @@ class Connection(asyncio.Protocol):
             self._owner.keep(self)
         else:
             self.close()
+
+    def _is_whole_before(self, error: Exception, answer: Http1Answer) -> bool:
+        """Whether an answer was whole before what is no HTTP; one that was not has failed then."""
+        if self._pieces and self._has_head:
+            self._take_pieces(answer)
+        self._is_reusable = False
+        if not self._is_whole:
+            self._break(error.__context__ if isinstance(error.__context__, _Refused) else error)
+        return self._is_whole
 
     def _break(self, error: BaseException) -> None:
         """Give up what came: the parser's words and ours are fixed texts, with nothing in them of what came."""
