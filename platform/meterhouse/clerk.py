@@ -44,6 +44,8 @@ SOCKET = "clerk.sock"
 NICENESS = 5
 """Where both want a core, whoever answers requests goes first: the clerk is left a quarter of it, and workers write for
 themselves while it is more than 3 s behind."""
+SEAL_ROWS = 2_000
+"""How many rows are sealed in a transaction: more than where requests wait for the same loop, and less for each."""
 BEAT_SECONDS = 1.0
 FINISH_SECONDS = 5.0
 """How long what is being written may take when the clerk is to leave."""
@@ -107,7 +109,7 @@ async def _serve(settings: Settings, listener: socket.socket, line: socket.socke
     tasks = Tasks()
     try:
         desk = ClerkDesk(LedgerStore(engine))
-        sealer = Sealer(SealStore(engine, hash_row), log, interval_seconds=SEAL_SECONDS)
+        sealer = Sealer(SealStore(engine, hash_row), log, interval_seconds=SEAL_SECONDS, batch_rows=SEAL_ROWS)
         tasks.keep(partial(repeat, SEAL_SECONDS, sealer.step))
         server = await asyncio.start_unix_server(desk.attend, sock=listener, backlog=BACKLOG)
         calm_garbage_collector()
