@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fakes.servers import RedisServer
 from meterhouse.errors import MeterDown
 from meterhouse.limits import outage
 from meterhouse.limits.layout import keys_of
+from meterhouse.limits.link import CommandRefused
 from meterhouse.limits.redis import RedisMeter
 from meterhouse.metering import Correction, RefusalKind, Use
 
@@ -77,6 +79,37 @@ async def test_what_is_settled_twice_in_one_call_counts_once_with_the_others_of_
     assert live_in_redis(bench) == 0
     assert server_of(bench).cli("ZCARD", keys_of(ORGANIZATION)[2]) == 0
     assert server_of(bench).cli("HGET", keys_of(ORGANIZATION)[0], "n") == "0"
+
+
+async def test_a_hold_that_cannot_be_read_does_not_have_the_others_of_its_call_resolved_again(
+    bench: RedisBench,
+) -> None:
+    """Its settlements are sent again and again; the counters are those of the ledger in the end."""
+    first, second = await bench.admit(BUDGET), await bench.admit(BUDGET)
+    server_of(bench).cli("HSET", keys_of(ORGANIZATION)[1], second.request_id, b"\xc1 no hold")
+    bench.settle(first, settlement_of(5))
+    bench.settle(second, settlement_of(7))
+    settlements = meter_of(bench).settlements
+    for _ in range(3):
+        await settlements.drain()
+        settlements.send_waiting()
+    await settlements.drain()
+    assert await bench.counts(BUDGET) == (12, 0)
+    assert live_in_redis(bench) == 0
+    assert settlements.waiting == 0
+
+
+async def test_a_hold_that_cannot_be_read_does_not_have_the_others_reaped_again(bench: RedisBench) -> None:
+    await bench.admit(BUDGET)
+    broken = await bench.admit(BUDGET)
+    server_of(bench).cli("HSET", keys_of(ORGANIZATION)[1], broken.request_id, b"\xc1 no hold")
+    await bench.replace_worker()
+    bench.clock.move(ms=2 * LEASE_MS)
+    for _ in range(3):
+        with suppress(CommandRefused):
+            await bench.sweep()
+    assert await bench.counts(BUDGET) == (0, 0)
+    assert live_in_redis(bench) == 0
 
 
 async def test_what_a_settlement_leaves_as_it_is_counted_still(bench: RedisBench) -> None:

@@ -103,6 +103,21 @@ async def test_an_end_does_not_wait_for_a_disk_that_holds_a_sync_to_be_written(t
         await asyncio.gather(first, second)
 
 
+async def test_an_end_is_written_also_where_a_sync_takes_too_long(tmp_path, files):
+    policy = JournalPolicy(segment_bytes=8_192, retry_seconds=0.01, stall_seconds=0.001)
+    async with opened_journal(tmp_path, files=files, policy=policy) as journal:
+        files.hold_syncs()
+        first = asyncio.create_task(journal.barrier(journal.append_end(b"first")))
+        await asyncio.sleep(0)  # it comes to the barrier
+        await asyncio.sleep(0)  # and its sync begins
+        files.wait_until_held()
+        journal.append_end(b"second")
+        with pytest.raises(JournalDown):
+            await first
+        assert any(b"second" in data for data in files.writes)
+        files.release_syncs()
+
+
 async def test_as_many_ends_as_may_wait_are_written_with_one_more(tmp_path, files):
     policy = JournalPolicy(segment_bytes=1 << 20)
     async with opened_journal(tmp_path, files=files, policy=policy) as journal:

@@ -55,8 +55,9 @@ class SyncWatch:
         if self._began_seconds is None:
             return
         loop = asyncio.get_running_loop()
-        if loop.time() - self._began_seconds < self._stall_seconds:
+        is_late = loop.time() - self._began_seconds >= self._stall_seconds
+        if not is_late:
             self._timer = loop.call_later(TICK_SECONDS, self._look)
-            self._on_tick()
-        else:
+        self._on_tick()  # the last time too: what waits meanwhile does not wait for a disk that hangs
+        if is_late:
             self._on_stall(OSError("the disk does not finish a sync"))

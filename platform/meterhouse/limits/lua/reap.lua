@@ -22,9 +22,13 @@ end
 local function reap(most)
   local expired = call('ZRANGEBYSCORE', l, '-inf', now, 'LIMIT', 0, most)
   if #expired == 0 then return 0 end
+  local raws = call('HMGET', h, unpack(expired))
+  -- As in settle.lua: what cannot be read must not stop all who come after it, nor have the others resolved again.
+  call('HDEL', h, unpack(expired))
+  call('ZREM', l, unpack(expired))
   local known, stones = call('HMGET', m, 'run', 'o'), call('ZCARD', y)
   for i = 1, #expired do
-    local raw = call('HGET', h, expired[i])
+    local raw = raws[i]
     if raw then
       local hold = message(raw)
       resolve(hold, use_of(hold), true)
@@ -37,8 +41,6 @@ local function reap(most)
       end
     end
   end
-  call('HDEL', h, unpack(expired))
-  call('ZREM', l, unpack(expired))
   call('HINCRBY', m, 'n', -#expired)
   return #expired
 end
