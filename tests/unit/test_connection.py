@@ -16,7 +16,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from meterhouse.http.connection import Connection
+from meterhouse.http.connection import Connection, connection_type
 from meterhouse.http.cycle import cycle_of
 
 PATIENCE_SECONDS = 30
@@ -34,6 +34,8 @@ REQUESTS = {
     "names in capitals": b"GET / HTTP/1.1\r\nHOST: x\r\nConnection: Close\r\nX-Mixed: Value\r\nx-mixed: two\r\n\r\n",
     "an old version": b"GET / HTTP/1.0\r\n\r\n",
     "an old version that would stay": b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n",
+    "an old version that would stay at a proxy": b"POST / HTTP/1.0\r\nproxy-connection: keep-alive\r\n"
+    b"content-length: 2\r\n\r\n{}GET /2 HTTP/1.1\r\nhost: x\r\n\r\n",
     "only the head": b"HEAD / HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n",
     "a client that waits for word": b"POST / HTTP/1.1\r\n"
     + HOST
@@ -194,3 +196,35 @@ async def test_an_application_that_fails_is_a_500_and_its_task_is_forgotten() ->
         assert heard.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
         assert not state.tasks
     assert heard == await hear(HttpToolsProtocol, fail, REQUESTS["a get"])
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_client_that_does_not_read_its_last_answer_is_dropped(*, is_whole: bool) -> None:
+    is_lost = asyncio.Event()
+
+    class Dropping(connection_type(0.1)):  # type: ignore[misc]  # a class that is made
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            is_lost.set()
+
+    async def fill(scope: Scope, _receive: Receive, send: Send) -> None:
+        """Say so much that some of it stays here, but not so much that anybody waits for the client."""
+        transport = scope["meterhouse.client"]._transport
+        transport.set_write_buffer_limits(high=1_000_000)
+        await send(head())
+        while not transport.get_write_buffer_size():
+            await send(body(b"x" * 8_192, more_body=True))
+        if not is_whole:
+            raise ValueError("no end")
+        await send(body(b""))
+
+    async with serving(Dropping, fill) as (_, _, writer), asyncio.timeout(PATIENCE_SECONDS):
+        writer.transport.pause_reading()
+        writer.write(REQUESTS["a get"])
+        await is_lost.wait()
+
+
+async def test_an_old_version_has_no_chunks_whatever_a_proxy_is_told() -> None:
+    lines = b"POST / HTTP/1.0\r\n" + HOST + b"proxy-connection: keep-alive\r\n"
+    heard = await hear(Connection, tell, lines + CHUNKS + b"\r\n")
+    assert heard.startswith(b"HTTP/1.1 400 ")

@@ -168,6 +168,8 @@ class Cycle(Leaving):
             )
         if self.response_started:
             self._transport.close()
+            if not (self.response_complete or self.is_gone):
+                self.on_response()
         elif not self.is_gone:
             self._begin(500, _FAILED_HEADERS)
             self._go_on(_FAILED, more_body=False)
