@@ -4,8 +4,10 @@ Not here: what is refused (``tests/security``), and how heads and bodies go out 
 """
 
 import asyncio
+import gc
 import json
 import logging
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -228,3 +230,36 @@ async def test_an_old_version_has_no_chunks_whatever_a_proxy_is_told() -> None:
     lines = b"POST / HTTP/1.0\r\n" + HOST + b"proxy-connection: keep-alive\r\n"
     heard = await hear(Connection, tell, lines + CHUNKS + b"\r\n")
     assert heard.startswith(b"HTTP/1.1 400 ")
+
+
+async def test_nothing_is_left_of_a_connection_that_was_lost_with_requests_waiting() -> None:
+    made: list[weakref.ref[Connection]] = []
+
+    class Seen(Connection):
+        """It can be asked after."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn says it
+            super().connection_made(transport)
+            made.append(weakref.ref(self))
+
+    begun = asyncio.Event()
+
+    async def wait(_scope: Scope, receive: Receive, _send: Send) -> None:
+        begun.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    gc.disable()
+    try:
+        async with serving(Seen, wait) as (state, _, writer), asyncio.timeout(PATIENCE_SECONDS):
+            writer.write(3 * (b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"))
+            await begun.wait()
+            (task,) = state.tasks
+            writer.close()
+            await task
+            del task
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert [one() for one in made] == [None]
+    finally:
+        gc.enable()

@@ -29,7 +29,6 @@ from meterhouse.http.body import IS_WHOLE
 from meterhouse.http.cycle import TAKES_BODY, Cycle
 from meterhouse.http.flow import Flow
 from meterhouse.http.head import HEADERS, LOOKED_AT, MAX_HEADERS, check_headers, is_expecting, read_target
-from meterhouse.http.leaving import CLIENT
 from meterhouse.http.patient import NEVER, PatientConnection
 from meterhouse.http.respond import render
 from meterhouse.http.skeleton import has_more_than
@@ -158,7 +157,7 @@ class Connection(PatientConnection):
             cycle.is_gone = True
             cycle.wake()
         for cycle in self.pipeline:  # they never began
-            cycle.scope.pop(CLIENT, None)
+            cycle.let_go()
         self.pipeline.clear()
         self._held = b""
         self.flow.resume_writing()

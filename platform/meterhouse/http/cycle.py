@@ -154,7 +154,10 @@ class Cycle(Leaving):
             error = cancelled
         if error is not None or not (self.response_complete or self.is_gone):
             self._end_badly(error)
-        # What is left of a request knows itself no more: it is gone without the garbage collector.
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Know neither itself nor its connection any more: what is left is gone without the garbage collector."""
         self.on_response = _do_nothing
         self.scope.pop(CLIENT, None)
 
