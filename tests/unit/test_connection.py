@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from meterhouse.http.connection import Connection, connection_type
-from meterhouse.http.cycle import cycle_of
+from meterhouse.http.cycle import Cycle, cycle_of
 
 PATIENCE_SECONDS = 30
 TOLD = ("type", "http_version", "method", "path", "raw_path", "query_string", "root_path", "scheme", "headers")
@@ -263,3 +263,20 @@ async def test_nothing_is_left_of_a_connection_that_was_lost_with_requests_waiti
         assert [one() for one in made] == [None]
     finally:
         gc.enable()
+
+
+async def test_a_body_that_nobody_read_is_not_kept_behind_its_answer() -> None:
+    answered: list[Cycle] = []
+
+    async def refuse(scope: Scope, _receive: Receive, send: Send) -> None:
+        cycle = cycle_of(scope)
+        assert cycle is not None
+        assert cycle.body == b"hello"
+        answered.append(cycle)
+        await send({**head(401), "body": b"no", "more_body": False})
+
+    lines = b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 5\r\n\r\nhello"
+    async with serving(Connection, refuse) as (_, reader, writer), asyncio.timeout(PATIENCE_SECONDS):
+        writer.write(lines)
+        await reader.readuntil(b"no")
+        assert [cycle.body for cycle in answered] == [b""]

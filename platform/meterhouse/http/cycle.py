@@ -242,6 +242,7 @@ class Cycle(Leaving):
 
     def _complete(self) -> None:
         self.response_complete = self.has_news = True
+        self.body = b""  # what nobody received, which an idle connection would keep
         if self.news is not None:
             self.wake()
         if not self.keep_alive:
