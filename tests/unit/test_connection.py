@@ -4,8 +4,10 @@ Not here: what is refused (``tests/security``), and how heads and bodies go out 
 """
 
 import asyncio
+import gc
 import json
 import logging
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,8 +18,8 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from meterhouse.http.connection import Connection
-from meterhouse.http.cycle import cycle_of
+from meterhouse.http.connection import Connection, connection_type
+from meterhouse.http.cycle import Cycle, cycle_of
 
 PATIENCE_SECONDS = 30
 TOLD = ("type", "http_version", "method", "path", "raw_path", "query_string", "root_path", "scheme", "headers")
@@ -34,6 +36,8 @@ REQUESTS = {
     "names in capitals": b"GET / HTTP/1.1\r\nHOST: x\r\nConnection: Close\r\nX-Mixed: Value\r\nx-mixed: two\r\n\r\n",
     "an old version": b"GET / HTTP/1.0\r\n\r\n",
     "an old version that would stay": b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n",
+    "an old version that would stay at a proxy": b"POST / HTTP/1.0\r\nproxy-connection: keep-alive\r\n"
+    b"content-length: 2\r\n\r\n{}GET /2 HTTP/1.1\r\nhost: x\r\n\r\n",
     "only the head": b"HEAD / HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n",
     "a client that waits for word": b"POST / HTTP/1.1\r\n"
     + HOST
@@ -194,3 +198,85 @@ async def test_an_application_that_fails_is_a_500_and_its_task_is_forgotten() ->
         assert heard.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
         assert not state.tasks
     assert heard == await hear(HttpToolsProtocol, fail, REQUESTS["a get"])
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_client_that_does_not_read_its_last_answer_is_dropped(*, is_whole: bool) -> None:
+    is_lost = asyncio.Event()
+
+    class Dropping(connection_type(0.1)):  # type: ignore[misc]  # a class that is made
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            is_lost.set()
+
+    async def fill(scope: Scope, _receive: Receive, send: Send) -> None:
+        """Say so much that some of it stays here, but not so much that anybody waits for the client."""
+        transport = scope["meterhouse.client"]._transport
+        transport.set_write_buffer_limits(high=1_000_000)
+        await send(head())
+        while not transport.get_write_buffer_size():
+            await send(body(b"x" * 8_192, more_body=True))
+        if not is_whole:
+            raise ValueError("no end")
+        await send(body(b""))
+
+    async with serving(Dropping, fill) as (_, _, writer), asyncio.timeout(PATIENCE_SECONDS):
+        writer.transport.pause_reading()
+        writer.write(REQUESTS["a get"])
+        await is_lost.wait()
+
+
+async def test_an_old_version_has_no_chunks_whatever_a_proxy_is_told() -> None:
+    lines = b"POST / HTTP/1.0\r\n" + HOST + b"proxy-connection: keep-alive\r\n"
+    heard = await hear(Connection, tell, lines + CHUNKS + b"\r\n")
+    assert heard.startswith(b"HTTP/1.1 400 ")
+
+
+async def test_nothing_is_left_of_a_connection_that_was_lost_with_requests_waiting() -> None:
+    made: list[weakref.ref[Connection]] = []
+
+    class Seen(Connection):
+        """It can be asked after."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn says it
+            super().connection_made(transport)
+            made.append(weakref.ref(self))
+
+    begun = asyncio.Event()
+
+    async def wait(_scope: Scope, receive: Receive, _send: Send) -> None:
+        begun.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    gc.disable()
+    try:
+        async with serving(Seen, wait) as (state, _, writer), asyncio.timeout(PATIENCE_SECONDS):
+            writer.write(3 * (b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"))
+            await begun.wait()
+            (task,) = state.tasks
+            writer.close()
+            await task
+            del task
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert [one() for one in made] == [None]
+    finally:
+        gc.enable()
+
+
+async def test_a_body_that_nobody_read_is_not_kept_behind_its_answer() -> None:
+    answered: list[Cycle] = []
+
+    async def refuse(scope: Scope, _receive: Receive, send: Send) -> None:
+        cycle = cycle_of(scope)
+        assert cycle is not None
+        assert cycle.body == b"hello"
+        answered.append(cycle)
+        await send({**head(401), "body": b"no", "more_body": False})
+
+    lines = b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 5\r\n\r\nhello"
+    async with serving(Connection, refuse) as (_, reader, writer), asyncio.timeout(PATIENCE_SECONDS):
+        writer.write(lines)
+        await reader.readuntil(b"no")
+        assert [cycle.body for cycle in answered] == [b""]

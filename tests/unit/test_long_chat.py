@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterhouse.asked import Asked
+from meterhouse.http.attempts import is_soon_encoded
 from meterhouse.http.long_chat import ask_long_chat
 from meterhouse.http.skeleton import LONG_BODY_BYTES, leave_texts_out
 from meterhouse.http.wires.chat import ChatWire
+from meterhouse.providers.provider import Provider
 
 LONG = 'é "quoted" \\ \x01 text; ' + "z" * 4_000
 PADDING = "x" * LONG_BODY_BYTES
@@ -84,3 +86,27 @@ def test_what_is_unusual_or_wrong_is_left_to_who_reads_the_whole_body(fields: di
 def test_a_text_that_looks_like_a_mark_is_none() -> None:
     for text in ("\x000000000", "\x00", "a\x00"):
         assert ask(encode({}, [{"role": "user", "content": text}], is_compact=True, is_ascii=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "is_soon"),
+    [
+        ({}, True),
+        ({"wire": "ollama"}, False),
+        ({"wire": "anthropic"}, False),
+        ({"renders_tools": True, "tool_call_format": "glm4"}, False),
+        ({"flattens_text_parts": True}, False),
+        ({"reasoning_replay": "fill"}, False),
+        ({"dropped_message_fields": frozenset({"reasoning_content"})}, False),
+    ],
+)
+def test_who_reads_long_texts_again_on_their_way_to_the_provider_does_it_beside(
+    row: dict[str, Any], *, is_soon: bool
+) -> None:
+    provider = Provider(**{"name": "p", "wire": "openai", "base_url": None} | row)
+    user = {"role": "user", "content": "word " * 100_000}
+    long, short = (ask(encode({}, found, is_compact=True, is_ascii=True)) for found in ([user], []))
+    assert long is not None
+    assert is_soon_encoded(long, provider) is is_soon
+    assert short is not None
+    assert is_soon_encoded(short, provider)

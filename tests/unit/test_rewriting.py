@@ -76,3 +76,14 @@ def test_a_chunk_that_was_read_leniently_is_looked_at_closer() -> None:
     # What the decoder gives as its text is the JSON of the delta.
     assert only_text(created=1.5, choices=[{"delta": {"content": "<think>I see"}}]) is None
     assert find_only_text(None) is None
+
+
+def test_a_choice_that_nobody_asked_for_is_not_taken_for_one_that_has_not_begun() -> None:
+    thoughts = ThoughtsApart(1)
+    assert thoughts.rewrite_chunk(b'{"choices":[{"index":1,"delta":{"content":"Hi"}}]}')
+    assert not thoughts.is_over
+    told = json.loads(
+        thoughts.rewrite_chunk(b'{"choices":[{"index":0,"delta":{"content":"<think>I see</think>Yes"}}]}')
+    )
+    assert told["choices"][0]["delta"] == {"content": "Yes", "reasoning_content": "I see"}
+    assert thoughts.is_over

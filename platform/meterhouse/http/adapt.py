@@ -32,11 +32,16 @@ def adapt(fields: Fields, request: ChatRequest, deployment: Deployment, on_dropp
     row = deployment.provider
     if not row.ruled_parameters.isdisjoint(fields):
         adapt_parameters(fields, request.model, deployment, on_dropped)
-    if not row.dropped_message_fields and not row.flattens_text_parts and row.reasoning_replay == "keep":
+    if keeps_messages(row):
         return
     # Messages with the tools told in them are made anew afterwards.
     if not row.renders_tools and _needs_other_messages(fields, request, row):
         _adapt_messages(fields, request, deployment, on_dropped)
+
+
+def keeps_messages(row: Provider) -> bool:
+    """Whether no rule of a row is about messages, so that they go out as they came, and nobody reads them again."""
+    return not row.dropped_message_fields and not row.flattens_text_parts and row.reasoning_replay == "keep"
 
 
 def adapt_parameters(fields: Fields, model: str, deployment: Deployment, on_dropped: OnDropped) -> None:

@@ -12,19 +12,22 @@ from typing import TypeVar
 
 import msgspec
 
+from meterhouse.asked import Asked
 from meterhouse.errors import Malformed, UpstreamAccount, UpstreamDown, UpstreamError, UpstreamRefused
 from meterhouse.http import intake
+from meterhouse.http.adapt import keeps_messages
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
 from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
 from meterhouse.http.sse import DONE
+from meterhouse.http.wire import UPSTREAM_WIRES
 from meterhouse.ids import IdSource
 from meterhouse.ledger.record import Intent, encode
 from meterhouse.ledger.settler import AppendsToJournal
 from meterhouse.money import Price
 from meterhouse.providers.answer import Answer
 from meterhouse.providers.breaker import Breakers, RetryBudget
-from meterhouse.providers.provider import Deployment
+from meterhouse.providers.provider import Deployment, Provider
 from meterhouse.providers.refusal import no_answer, to_error
 from meterhouse.providers.upstream import Upstream
 from meterhouse.request import Attempt, Tally
@@ -95,7 +98,7 @@ class Attempts:
         for deployment in self._breakers.order(call.route.deployments):
             try:
                 passage, recipient = _address(call, deployment)
-                if asked.length_bytes <= intake.INLINE_BYTES:
+                if is_soon_encoded(asked, deployment.provider):
                     body = passage.encode(asked, recipient, self._editor)
                 else:
                     body = await asyncio.to_thread(passage.encode, asked, recipient, self._editor)
@@ -252,6 +255,18 @@ class Attempts:
             self._encoded_prices.clear()
         encoded = self._encoded_prices[price.id] = msgspec.Raw(msgspec.msgpack.encode(price))
         return encoded
+
+
+def is_soon_encoded(asked: Asked, row: Provider) -> bool:
+    """Whether the body for a provider is written so soon that nobody has to wait for it.
+
+    It is if all of it is short; of what was read by its skeleton, if the long texts go out as they came.
+    """
+    if asked.length_bytes > intake.INLINE_BYTES:
+        return False
+    if asked.chat is None or len(asked.chat.fields["messages"]) <= intake.INLINE_BYTES:
+        return True
+    return UPSTREAM_WIRES[row.wire].keeps_bodies and keeps_messages(row) and not row.renders_tools
 
 
 def _address(call: Call, deployment: Deployment) -> tuple[Passage, Recipient]:

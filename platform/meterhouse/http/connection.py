@@ -29,7 +29,6 @@ from meterhouse.http.body import IS_WHOLE
 from meterhouse.http.cycle import TAKES_BODY, Cycle
 from meterhouse.http.flow import Flow
 from meterhouse.http.head import HEADERS, LOOKED_AT, MAX_HEADERS, check_headers, is_expecting, read_target
-from meterhouse.http.leaving import CLIENT
 from meterhouse.http.patient import NEVER, PatientConnection
 from meterhouse.http.respond import render
 from meterhouse.http.skeleton import has_more_than
@@ -47,6 +46,8 @@ FEW_LINES = 64
 MAX_HELD_BYTES = 65_536
 """What may wait behind a request that is being answered before nothing more is read; one read of it comes on top."""
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
+_SAY_HOW_LONG = frozenset({b"connection", b"proxy-connection"})
+"""To the parser both say whether a connection lasts."""
 
 
 class Connection(PatientConnection):
@@ -156,7 +157,7 @@ class Connection(PatientConnection):
             cycle.is_gone = True
             cycle.wake()
         for cycle in self.pipeline:  # they never began
-            cycle.scope.pop(CLIENT, None)
+            cycle.let_go()
         self.pipeline.clear()
         self._held = b""
         self.flow.resume_writing()
@@ -236,7 +237,7 @@ class Connection(PatientConnection):
         method, found = parser.get_method(), dict(headers)
         is_lasting = parser.should_keep_alive()
         # An older version lasts only where a header says so; the parser writes its answer anew for each that asks.
-        version = "1.1" if is_lasting and b"connection" not in found else parser.get_http_version()
+        version = "1.1" if is_lasting and _SAY_HOW_LONG.isdisjoint(found) else parser.get_http_version()
         is_usual = version == "1.1" and b"host" in found and len(found) == len(headers) and LOOKED_AT.isdisjoint(found)
         if not is_usual or len(headers) > MAX_HEADERS:
             found = check_headers(headers, version)
@@ -313,10 +314,11 @@ class Connection(PatientConnection):
         task.add_done_callback(cycle.finish)
 
     def _on_response(self) -> None:
-        """Be idle again, or go on with what waited for the answer that is complete now."""
+        """Be idle again, or go on with what waited for the answer that is complete now, or was broken off."""
         self._idle_since = self.loop.time()
         self._server_state.total_requests += 1
         if self.transport.is_closing():
+            self._drop_later()
             return
         if self.flow.read_paused:
             self.flow.resume_reading()

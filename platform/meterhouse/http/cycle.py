@@ -154,7 +154,10 @@ class Cycle(Leaving):
             error = cancelled
         if error is not None or not (self.response_complete or self.is_gone):
             self._end_badly(error)
-        # What is left of a request knows itself no more: it is gone without the garbage collector.
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Know neither itself nor its connection any more: what is left is gone without the garbage collector."""
         self.on_response = _do_nothing
         self.scope.pop(CLIENT, None)
 
@@ -168,6 +171,8 @@ class Cycle(Leaving):
             )
         if self.response_started:
             self._transport.close()
+            if not (self.response_complete or self.is_gone):
+                self.on_response()
         elif not self.is_gone:
             self._begin(500, _FAILED_HEADERS)
             self._go_on(_FAILED, more_body=False)
@@ -237,6 +242,7 @@ class Cycle(Leaving):
 
     def _complete(self) -> None:
         self.response_complete = self.has_news = True
+        self.body = b""  # what nobody received, which an idle connection would keep
         if self.news is not None:
             self.wake()
         if not self.keep_alive:

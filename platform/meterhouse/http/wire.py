@@ -42,6 +42,11 @@ class UpstreamWire(Protocol):
         """The media type of a streamed answer; another one is no answer."""
         ...
 
+    @property
+    def keeps_bodies(self) -> bool:
+        """Whether ``encode`` returns what it gets, so that it takes no time."""
+        ...
+
     def encode(self, body: bytes, deployment: Deployment, *, is_streamed: bool) -> bytes:
         """Return a chat completion request, made for the deployment, in the provider's own wire.
 
@@ -71,6 +76,7 @@ class OpenAiWire:
     """OpenAI's own, which the simulator speaks too: bytes pass as they are."""
 
     event_stream_type = "text/event-stream"
+    keeps_bodies = True
 
     def encode(self, body: bytes, deployment: Deployment, *, is_streamed: bool) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return the body."""
@@ -89,6 +95,7 @@ class OllamaWire:
     """Ollama's ``/api/chat``."""
 
     event_stream_type = "application/x-ndjson"
+    keeps_bodies = False
 
     def encode(self, body: bytes, deployment: Deployment, *, is_streamed: bool) -> bytes:
         """Return the body for ``/api/chat``."""
@@ -119,6 +126,7 @@ class AnthropicWire:
     """Anthropic's ``/v1/messages``."""
 
     event_stream_type = "text/event-stream"
+    keeps_bodies = False
 
     def encode(self, body: bytes, deployment: Deployment, *, is_streamed: bool) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return the body for ``/v1/messages``."""
