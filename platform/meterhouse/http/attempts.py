@@ -228,7 +228,10 @@ class Attempts:
     async def _whole(self, call: Call, deployment: Deployment, answer: Answer) -> WholeBody:
         passage = call.passage
         assert passage is not None
-        data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
+        # Of most answers all of it came with the head.
+        data = answer.take_whole(MAX_ANSWER_BYTES) if call.guard.reason is None else None
+        if data is None:
+            data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
         whole = WholeBody(data, answer.content_type)
         if len(data) <= intake.INLINE_BYTES:
             whole.body = passage.decode_whole(whole, deployment)

@@ -12,6 +12,7 @@ from starlette.types import Scope, Send
 
 from meterhouse.errors import GatewayError
 from meterhouse.http.cycle import cycle_of
+from meterhouse.http.exchange import Exchange
 from meterhouse.http.respond import Envelope, Headers
 from meterhouse.http.sse import KEEP_ALIVE_FRAME
 
@@ -127,6 +128,21 @@ class Outlet:
                 await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         finally:
             self.sending_since_ns = None
+
+    def answer_at_once(self, exchange: Exchange, headers: Headers, body: bytes, content_type: bytes) -> bool:
+        """Send an answer that is not streamed past the layers, which would only pass it on.
+
+        False: nothing was written, and ``write_whole`` is to be awaited. So it is where a layer has to see the answer,
+        and where the client has to be waited for, or is gone.
+        """
+        cycle = self._cycle
+        if cycle is None or self._send is not exchange.reply or self.is_gone or not cycle.is_ready:
+            return False
+        if self._dialect is not None:
+            body = self._dialect.write_body(body)
+        head = exchange.begin_answer(200, [*headers, (b"content-type", content_type)])
+        cycle.begin_with(200, head, body, more_body=False)
+        return True
 
     async def write_whole(self, headers: Headers, body: bytes, content_type: bytes) -> None:
         """Send an answer that is not streamed."""

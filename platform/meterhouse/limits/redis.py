@@ -156,9 +156,17 @@ class RedisMeter:
         live = self._live.get(demand.request_id)
         if live is not None:
             return live.reservation
-        self._activity.note(demand.organization_id)
+        organization_id = demand.organization_id
+        self._activity.note(organization_id)
         try:
-            decided, is_held = await self._reserve_in_redis(demand)
+            plan = self._plans.of(demand)
+            silence_ms = self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING
+            payload = encode_reserve(demand, plan, self._lease_ms, silence_ms)
+            self._settlements.flush()
+            reply: Reply = await self._link.call(self._scripts.reserve, plan.keys, payload)
+            if reply[0] in _UNLEARNED:
+                reply = await self._ask_again(self._scripts.reserve, organization_id, payload, reply)
+            decided, is_held = decode_reserve(reply, demand.request_id, plan.limits), reply[0] == Status.DONE
         except _FAILURES as failure:
             decided, is_held = await self._reserve_in_outage(demand, failure)
         except asyncio.CancelledError:
@@ -326,18 +334,6 @@ class RedisMeter:
         except TimeoutError:
             raise meter_down(f"{script.name}: learning is late") from None
 
-    async def _reserve_in_redis(self, demand: Demand) -> tuple[Reservation | Refusal, bool]:
-        """Return what Redis decided, and whether it holds something; raises LinkDown, CommandRefused and MeterDown."""
-        organization_id, script = demand.organization_id, self._scripts.reserve
-        plan = self._plans.of(demand)
-        silence_ms = self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING
-        payload = encode_reserve(demand, plan, self._lease_ms, silence_ms)
-        self._settlements.flush()
-        reply: Reply = await self._link.call(script, plan.keys, payload)
-        if reply[0] in _UNLEARNED:
-            reply = await self._ask_again(script, organization_id, payload, reply)
-        return decode_reserve(reply, demand.request_id, plan.limits), reply[0] == Status.DONE
-
     async def _reserve_in_outage(self, demand: Demand, failure: Exception) -> tuple[Reservation | Refusal, bool]:
         """Decide without Redis; where that cannot be, and Redis has come back meanwhile, it is asked once more."""
         try:
@@ -355,10 +351,14 @@ class RedisMeter:
         return decided, is_held
 
     async def _reserve_again(self, demand: Demand) -> tuple[Reservation | Refusal, bool]:
+        plan = self._plans.of(demand)
+        silence_ms = self._silence_ms if self._may_reap(demand.organization_id) else REAP_NOTHING
+        payload = encode_reserve(demand, plan, self._lease_ms, silence_ms)
         try:
-            return await self._reserve_in_redis(demand)
+            reply = await self._ask(self._scripts.reserve, demand.organization_id, payload)
         except (LinkDown, CommandRefused) as error:
             raise meter_down(f"reserve: {error}") from error
+        return decode_reserve(reply, demand.request_id, plan.limits), reply[0] == Status.DONE
 
     async def _extend_in_outage(self, live: _Live, output_tokens: int) -> bool:
         live.is_in_outage = True
