@@ -16,7 +16,7 @@ from meterhouse.errors import Malformed, UpstreamAccount, UpstreamDown, Upstream
 from meterhouse.http import intake
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
-from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
+from meterhouse.http.passage import OpenAnswer, WholeBody
 from meterhouse.http.sse import DONE
 from meterhouse.ids import IdSource
 from meterhouse.ledger.record import Intent, encode
@@ -91,10 +91,13 @@ class Attempts:
         self._budget.record_request()
         failure: UpstreamError | None = None
         refusal: Malformed | UpstreamAccount | None = None
-        asked = call.asked
+        asked, tally = call.asked, call.tally
+        allowance_tokens = tally.reservation.allowance_tokens
         for deployment in self._breakers.order(call.route.deployments):
             try:
-                passage, recipient = _address(call, deployment)
+                passage = call.wire.find_passage(asked, deployment.provider)
+                assert passage is not None, "a route holds only what can be asked"
+                recipient = Recipient(deployment, tally.principal.organization_id, allowance_tokens)
                 if asked.length_bytes <= intake.INLINE_BYTES:
                     body = passage.encode(asked, recipient, self._editor)
                 else:
@@ -255,14 +258,6 @@ class Attempts:
             self._encoded_prices.clear()
         encoded = self._encoded_prices[price.id] = msgspec.Raw(msgspec.msgpack.encode(price))
         return encoded
-
-
-def _address(call: Call, deployment: Deployment) -> tuple[Passage, Recipient]:
-    """Say by which passage a deployment is asked, and what of it goes into the body."""
-    tally = call.tally
-    passage = call.wire.find_passage(call.asked, deployment.provider)
-    assert passage is not None, "a route holds only what can be asked"
-    return passage, Recipient(deployment, tally.principal.organization_id, tally.reservation.allowance_tokens)
 
 
 async def _read_error(answer: Answer) -> bytes:

@@ -11,6 +11,7 @@ import msgspec
 from starlette.types import Scope, Send
 
 from meterhouse.errors import GatewayError
+from meterhouse.http.cycle import Cycle
 from meterhouse.http.refusals import Refusals
 from meterhouse.http.respond import Headers
 from meterhouse.identity import Principal
@@ -47,9 +48,11 @@ class Exchange(msgspec.Struct):
     model: str = ""
     other_id_header: bytes | None = None
     """Carries the request's id beside ``x-request-id``."""
+    cycle: Cycle | None = None
+    """What answers it past the layers; None for another server."""
     reply: Send | None = None
     """The edge's own ``send``, where nobody but the server is behind it: whoever is given it, and calls
-    ``begin_answer``, may have the server write a whole answer."""
+    ``begin_answer``, may have ``cycle`` write a whole answer."""
 
     @property
     def records(self) -> tuple[UsageRecord, ...]:
@@ -79,7 +82,7 @@ class Exchange(msgspec.Struct):
         The frames that an error came through know the request, and the request its errors: what is not taken apart here
         waits for the garbage collector, which in a storm would stop everybody again and again.
         """
-        self.reply = None
+        self.cycle = self.reply = None
         if self.error is not None:
             _forget_way(self.error)
         if self.tally is not None:

@@ -109,7 +109,7 @@ class InferenceEndpoint:
             content_type = "" if wire.most_values else header(scope, b"content-type") or ""
             default_model = partial(_default_model, parts, principal)
             read = partial(wire.read, content_type=content_type, default_model=default_model)
-            asked = intake.take_short_body(scope, receive, read, wire.most_values)
+            asked = intake.take_short_body(exchange.cycle, receive, read, wire.most_values)
             if asked is None:
                 asked = await intake.take_body(scope, receive, read, wire.most_values, self._read_long)
             self._note_headers(asked, scope)
@@ -132,7 +132,7 @@ class InferenceEndpoint:
             reservation.states = ()  # the headers say it, and nobody else asks
             if degraded := parts.degraded(reservation):
                 headers.append((b"x-meterhouse-degraded", degraded))
-            outlet = Outlet(scope, send, headers, wire.envelope, exchange.public_id)
+            outlet = Outlet(exchange, send, headers, wire.envelope)
             call = Call(wire, asked, route, tally, outlet, Guard(), scope)
             parts.checkpointer.watch(tally)
             parts.pacer.watch(call)

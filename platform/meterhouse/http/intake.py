@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope
 
 from meterhouse.errors import Malformed
 from meterhouse.http.body import IS_WHOLE, read_body, read_pieces
-from meterhouse.http.cycle import cycle_of
+from meterhouse.http.cycle import Cycle
 from meterhouse.http.skeleton import LONG_BODY_BYTES, Skeleton, leave_texts_out
 
 Parsed = TypeVar("Parsed")
@@ -48,7 +48,7 @@ class _NotJson(ValueError):
 
 
 def take_short_body(
-    scope: Scope, receive: Receive, parse: Callable[[bytes], Parsed], most_values: int = MAX_VALUES
+    cycle: Cycle | None, receive: Receive, parse: Callable[[bytes], Parsed], most_values: int = MAX_VALUES
 ) -> Parsed | None:
     """Read a short body that is here whole, as almost every one is; None: it is for ``take_body``, with the same.
 
@@ -57,7 +57,6 @@ def take_short_body(
     Raises:
         Malformed: see ``take_body``.
     """
-    cycle = cycle_of(scope)
     body = cycle.take_body(LONG_BODY_BYTES) if cycle is not None and receive == cycle.receive else None
     if body is None:
         return None

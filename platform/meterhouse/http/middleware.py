@@ -64,7 +64,7 @@ class RequestContext:
                 is_open_stream = message.get("more_body", False)
             return onward(message)
 
-        cycle = cycle_of(scope)
+        exchange.cycle = cycle = cycle_of(scope)
         if cycle is not None and send == cycle.send:
             exchange.reply = reply
         try:

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from starlette.types import Scope, Send
+from starlette.types import Send
 
 from meterhouse.errors import GatewayError
-from meterhouse.http.cycle import cycle_of
 from meterhouse.http.exchange import Exchange
 from meterhouse.http.respond import Envelope, Headers
 from meterhouse.http.sse import KEEP_ALIVE_FRAME
@@ -71,13 +70,13 @@ class Outlet:
         "wrote_at_ns",
     )
 
-    def __init__(self, scope: Scope, send: Send, headers: Headers, envelope: Envelope, request_id: str) -> None:
+    def __init__(self, exchange: Exchange, send: Send, headers: Headers, envelope: Envelope) -> None:
         self._send = send
-        self._cycle = cycle_of(scope)
+        self._cycle = exchange.cycle
         self._headers = headers
         self._dialect: Dialect | None = None
         self._fail_event: FailEvent = envelope.event
-        self._request_id = request_id
+        self._request_id = exchange.public_id
         self._is_over = False
         self.is_started = False
         self.is_gone = False

@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from meterhouse.errors import MeterDown
 from meterhouse.limits.counters import meter_down
 from meterhouse.limits.layout import (
@@ -62,17 +64,14 @@ _UNUSED = Use(is_sent=False, total_tokens=0, charge_nanos=0)
 _FAILURES = (LinkDown, CommandRefused, MeterDown)
 
 
-class _Live:
+class _Live(msgspec.Struct, eq=False):
     """A reservation of this worker."""
 
-    __slots__ = ("demand", "is_in_outage", "reservation", "use")
-
-    def __init__(self, demand: Demand, reservation: Reservation) -> None:
-        self.demand = demand
-        self.reservation = reservation
-        self.use: Use | None = None
-        self.is_in_outage = reservation.is_degraded
-        """Whether the outage path holds something of it."""
+    demand: Demand
+    reservation: Reservation
+    is_in_outage: bool
+    """Whether the outage path holds something of it."""
+    use: Use | None = None
 
 
 class RedisMeter:
@@ -174,7 +173,7 @@ class RedisMeter:
             raise
         if isinstance(decided, Refusal) or not is_held:
             return decided
-        return self._live.setdefault(demand.request_id, _Live(demand, decided)).reservation
+        return self._live.setdefault(demand.request_id, _Live(demand, decided, decided.is_degraded)).reservation
 
     async def extend(self, reservation: Reservation, output_tokens: int) -> bool:
         """Hold more output tokens (over all choices) against every budget and token quota, or none of them.
