@@ -158,7 +158,18 @@ def charge(
     running = 0
     rounded = 0
     parts: list[tuple[Meterable, int]] = []
-    counts = _counts(usage, request_units)
+    fresh = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens - usage.input_audio_tokens
+    written = usage.output_tokens - usage.output_audio_tokens
+    # How much there is of each of ``_KINDS``.
+    counts = (
+        max(0, fresh),
+        usage.cached_input_tokens,
+        usage.cache_write_tokens,
+        usage.input_audio_tokens,
+        max(0, written),
+        usage.output_audio_tokens,
+        request_units,
+    )
     for kind, count, certain in zip(_KINDS, counts, price.certain_nanos_per_million, strict=True):
         if count == 0 or certain == 0:
             continue
@@ -205,20 +216,6 @@ def format_usd(nanos: int) -> str:
     whole, part = divmod(abs(nanos), NANOS_PER_USD)
     decimals = f"{part:09d}".rstrip("0")
     return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
-
-
-def _counts(usage: Usage, request_units: int) -> tuple[int, ...]:
-    """Return how much there is of each of ``_KINDS``."""
-    special = usage.cached_input_tokens + usage.cache_write_tokens + usage.input_audio_tokens
-    return (
-        max(0, usage.input_tokens - special),
-        usage.cached_input_tokens,
-        usage.cache_write_tokens,
-        usage.input_audio_tokens,
-        max(0, usage.output_tokens - usage.output_audio_tokens),
-        usage.output_audio_tokens,
-        request_units,
-    )
 
 
 def _certain_nanos_per_million(lines: tuple[Component, ...]) -> int | None:

@@ -10,7 +10,8 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from meterhouse.http.connection import Connection
-from meterhouse.http.cycle import JOINED_BYTES, splitting
+from meterhouse.http.cycle import JOINED_BYTES, cycle_of, splitting
+from meterhouse.http.intake import take_short_body
 
 LONG = b"x" * (JOINED_BYTES + 1)
 TYPE = (b"content-type", b"text/plain")
@@ -111,3 +112,55 @@ async def test_other_servers_get_two_messages() -> None:
     assert sent[0]["headers"] == [TYPE, (b"content-length", b"2")]
     assert sent[2]["headers"] == [TYPE]
     assert [message["body"] for message in sent if "body" in message] == [b"{}", b"a", b"b"]
+
+
+async def test_a_short_body_that_is_here_whole_is_taken_at_once_and_once() -> None:
+    taken: list[bytes | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        cycle = cycle_of(scope)
+        assert cycle is not None
+        taken.append(cycle.take_body(1))  # it is longer
+        taken.append(cycle.take_body(2))
+        taken.append(cycle.take_body(2))
+        cycle.wake()
+        taken.append((await receive())["body"])
+        await send(head(b""))
+
+    await ask(app, b"POST", b"content-length: 2", b"", b"{}")
+    assert taken == [None, b"{}", None, b""]
+
+
+@pytest.mark.parametrize("expectation", [b"x-none: 1", b"expect: 100-continue"])
+async def test_nobody_who_counts_a_body_or_has_to_ask_for_it_is_passed_over(expectation: bytes) -> None:
+    taken: list[bytes | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def count() -> Message:
+            return await receive()
+
+        cycle = cycle_of(scope)
+        taken.extend(take_short_body(cycle, one, bytes) for one in (count, receive))
+        await send(head((await receive())["body"] if taken[-1] is None else taken[-1]))
+
+    answer = await ask(app, b"POST", expectation, b"content-length: 2", b"", b"{}")
+    assert taken == [None, None if expectation.startswith(b"expect") else b"{}"]
+    assert answer.endswith(b"\r\n\r\n{}")
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n") == expectation.startswith(b"expect")
+
+
+async def test_an_answer_begins_at_once_unless_its_client_has_to_be_waited_for() -> None:
+    said: list[bool] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        cycle = cycle_of(scope)
+        assert cycle is not None
+        cycle.flow.pause_writing()
+        said.append(cycle.is_ready)
+        cycle.flow.resume_writing()
+        said.append(cycle.is_ready)
+        cycle.begin_with(200, [TYPE], b"{}", more_body=False)
+        said.append(cycle.is_ready)
+
+    assert (await ask(app)).endswith(b"content-length: 2\r\n\r\n{}")
+    assert said == [False, True, False]

@@ -18,7 +18,7 @@ from meterhouse.http import intake
 from meterhouse.http.adapt import keeps_messages
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
-from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
+from meterhouse.http.passage import OpenAnswer, WholeBody
 from meterhouse.http.sse import DONE
 from meterhouse.http.wire import UPSTREAM_WIRES
 from meterhouse.ids import IdSource
@@ -94,10 +94,13 @@ class Attempts:
         self._budget.record_request()
         failure: UpstreamError | None = None
         refusal: Malformed | UpstreamAccount | None = None
-        asked = call.asked
+        asked, tally = call.asked, call.tally
+        allowance_tokens = tally.reservation.allowance_tokens
         for deployment in self._breakers.order(call.route.deployments):
             try:
-                passage, recipient = _address(call, deployment)
+                passage = call.wire.find_passage(asked, deployment.provider)
+                assert passage is not None, "a route holds only what can be asked"
+                recipient = Recipient(deployment, tally.principal.organization_id, allowance_tokens)
                 if is_soon_encoded(asked, deployment.provider):
                     body = passage.encode(asked, recipient, self._editor)
                 else:
@@ -231,7 +234,10 @@ class Attempts:
     async def _whole(self, call: Call, deployment: Deployment, answer: Answer) -> WholeBody:
         passage = call.passage
         assert passage is not None
-        data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
+        # Of most answers all of it came with the head.
+        data = answer.take_whole(MAX_ANSWER_BYTES) if call.guard.reason is None else None
+        if data is None:
+            data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
         whole = WholeBody(data, answer.content_type)
         if len(data) <= intake.INLINE_BYTES:
             whole.body = passage.decode_whole(whole, deployment)
@@ -267,14 +273,6 @@ def is_soon_encoded(asked: Asked, row: Provider) -> bool:
     if asked.chat is None or len(asked.chat.fields["messages"]) <= intake.INLINE_BYTES:
         return True
     return UPSTREAM_WIRES[row.wire].keeps_bodies and keeps_messages(row) and not row.renders_tools
-
-
-def _address(call: Call, deployment: Deployment) -> tuple[Passage, Recipient]:
-    """Say by which passage a deployment is asked, and what of it goes into the body."""
-    tally = call.tally
-    passage = call.wire.find_passage(call.asked, deployment.provider)
-    assert passage is not None, "a route holds only what can be asked"
-    return passage, Recipient(deployment, tally.principal.organization_id, tally.reservation.allowance_tokens)
 
 
 async def _read_error(answer: Answer) -> bytes:

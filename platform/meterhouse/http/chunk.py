@@ -86,7 +86,7 @@ class Chunk(msgspec.Struct):
     service_tier: str | None = None
     choices: list[Choice] | None = None
     usage: Raw = Raw(b"")
-    """Empty also where it says nothing: null, as on most chunks of a stream."""
+    """Empty where it says nothing, also null, as on most chunks of a stream: whoever decodes sees to that."""
     error: Raw = Raw(b"")
     message: Raw = Raw(b"")
     """Of an error without an envelope."""
@@ -182,7 +182,7 @@ def _collect(value: object, pieces: list[str]) -> None:
 
 def read_usage(chunk: Chunk) -> ReadUsage | None:
     """Find the usage of a chunk or body; None if it carries none."""
-    raw = chunk.usage if chunk.usage and is_set(chunk.usage) else _find_usage(chunk)
+    raw = chunk.usage or _find_usage(chunk)
     try:
         return None if raw is None else read_raw_chat_usage(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

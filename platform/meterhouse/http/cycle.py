@@ -116,6 +116,16 @@ class Cycle(Leaving):
         body, self.body = bytes(self.body), b""
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
+    def take_body(self, most_bytes: int) -> bytes | None:
+        """Return the request's body where ``receive`` would give all of it at once; None: it is to be received."""
+        if self.more_body or not self.has_news or len(self.body) > most_bytes or self.is_gone:
+            return None
+        if self.waiting_for_100_continue or self.response_complete or self.flow.read_paused:
+            return None
+        self.has_news = False
+        body, self.body = bytes(self.body), b""
+        return body
+
     async def send(self, message: Message) -> None:
         """Send a message of the application.
 
@@ -136,7 +146,7 @@ class Cycle(Leaving):
             for part in split(message):
                 await self.send(part)
         else:
-            self._begin_with(message["body"], message)
+            self.begin_with(message["status"], message["headers"], message["body"], more_body=message["more_body"])
 
     def put(self, data: bytes) -> bool:
         """Write more of an answer that goes on in chunks; says whether it could be: nobody has to wait, or is gone."""
@@ -189,11 +199,20 @@ class Cycle(Leaving):
             self._log_access(self.access_logger, status)
         return head
 
-    def _begin_with(self, body: bytes, message: Message) -> None:
-        """Write a head and what comes first of the body, or all of it."""
-        head = self._head(message["status"], message["headers"])
+    @property
+    def is_ready(self) -> bool:
+        """Whether an answer can begin now: it did not yet, nobody has to wait, and the client wants all of it."""
+        return not (self.flow.write_paused or self.is_gone or self.response_started or self.is_head)
+
+    def begin_with(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, more_body: bool) -> None:
+        """Write a head and what comes first of the body, or all of it; for one that is not ``is_ready``: ``send``.
+
+        Raises:
+            RuntimeError: There is a header that none may be.
+        """
+        head = self._head(status, headers)
         close = b"" if self.keep_alive else b"connection: close\r\n"
-        if message["more_body"]:
+        if more_body:
             self._is_chunked = True
             first = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             self._transport.write(b"%b\r\n%btransfer-encoding: chunked\r\n\r\n%b" % (head, close, first))

@@ -5,12 +5,15 @@ prompt, no answer and no secret can get there, because none is in it.
 """
 
 import time
+from collections.abc import Iterable
 
 import msgspec
-from starlette.types import Scope
+from starlette.types import Scope, Send
 
 from meterhouse.errors import GatewayError
+from meterhouse.http.cycle import Cycle
 from meterhouse.http.refusals import Refusals
+from meterhouse.http.respond import Headers
 from meterhouse.identity import Principal
 from meterhouse.request import Attempt, Tally
 from meterhouse.telemetry.live import Live
@@ -21,6 +24,7 @@ from meterhouse.usage import Outcome, UsageRecord
 
 SCOPE_NAME = "meterhouse.exchange"
 UNKNOWN_ROUTE = "other"
+OPENAI_VERSION = (b"openai-version", b"2020-10-01")
 CLIENT_CLOSED_STATUS = 499
 """nginx's status for a client that left before it was answered; only in logs and metrics."""
 
@@ -42,18 +46,43 @@ class Exchange(msgspec.Struct):
     tally: Tally | None = None
     error: GatewayError | None = None
     model: str = ""
+    other_id_header: bytes | None = None
+    """Carries the request's id beside ``x-request-id``."""
+    cycle: Cycle | None = None
+    """What answers it past the layers; None for another server."""
+    reply: Send | None = None
+    """The edge's own ``send``, where nobody but the server is behind it: whoever is given it, and calls
+    ``begin_answer``, may have ``cycle`` write a whole answer."""
 
     @property
     def records(self) -> tuple[UsageRecord, ...]:
         """The ledger records of the request; empty where nothing was admitted."""
         return self.tally.records if self.tally is not None else ()
 
+    def begin_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+        """Note the status of the answer; returns its headers with those that every answer has."""
+        self.status = status
+        elapsed_ms = (time.monotonic_ns() - self.started_ns) // 1_000_000
+        request_id = self.public_id.encode()
+        head = [
+            *headers,
+            (b"x-request-id", request_id),
+            (b"openai-processing-ms", b"%d" % elapsed_ms),
+            OPENAI_VERSION,
+        ]
+        if self.other_id_header is not None:
+            head.append((self.other_id_header, request_id))
+        if self.principal is not None:
+            head.append((b"openai-organization", self.principal.organization_id.encode()))
+        return head
+
     def let_go(self) -> None:
-        """Forget by which way its errors came, once nobody will ask.
+        """Forget the way back to the client, and by which way its errors came, once nobody will ask.
 
         The frames that an error came through know the request, and the request its errors: what is not taken apart here
         waits for the garbage collector, which in a storm would stop everybody again and again.
         """
+        self.cycle = self.reply = None
         if self.error is not None:
             _forget_way(self.error)
         if self.tally is not None:

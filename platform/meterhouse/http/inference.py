@@ -109,7 +109,9 @@ class InferenceEndpoint:
             content_type = "" if wire.most_values else header(scope, b"content-type") or ""
             default_model = partial(_default_model, parts, principal)
             read = partial(wire.read, content_type=content_type, default_model=default_model)
-            asked = await intake.take_body(scope, receive, read, wire.most_values, self._read_long)
+            asked = intake.take_short_body(exchange.cycle, receive, read, wire.most_values)
+            if asked is None:
+                asked = await intake.take_body(scope, receive, read, wire.most_values, self._read_long)
             self._note_headers(asked, scope)
             exchange.model = asked.model
             # One snapshot for the whole request: it is charged by a price that it was held by.
@@ -130,7 +132,7 @@ class InferenceEndpoint:
             reservation.states = ()  # the headers say it, and nobody else asks
             if degraded := parts.degraded(reservation):
                 headers.append((b"x-meterhouse-degraded", degraded))
-            outlet = Outlet(scope, send, headers, wire.envelope, exchange.public_id)
+            outlet = Outlet(exchange, send, headers, wire.envelope)
             call = Call(wire, asked, route, tally, outlet, Guard(), scope)
             parts.checkpointer.watch(tally)
             parts.pacer.watch(call)
@@ -216,7 +218,17 @@ class InferenceEndpoint:
     async def _answer_and_settle(self, call: Call, exchange: Exchange, headers: Headers) -> None:
         parts, tally = self._parts, call.tally
         try:
-            answer = await (self._relay(call) if tally.is_streamed else self._fetch(call))
+            answer: StreamRelay | Whole
+            if tally.is_streamed:
+                answer = await self._relay(call)
+            else:
+                # From the first deployment that gives one.
+                whole = await parts.attempts.fetch_whole(call)
+                assert call.passage is not None
+                if len(whole.body) <= intake.INLINE_BYTES:
+                    answer = call.passage.read_whole(call, whole, self._relay_parts)
+                else:
+                    answer = await asyncio.to_thread(call.passage.read_whole, call, whole, self._relay_parts)
             call.is_ending = True
             if tally.attempts[-1].reported is None:
                 await parts.counter.fill(tally, call.asked)
@@ -238,18 +250,11 @@ class InferenceEndpoint:
         if isinstance(answer, StreamRelay):
             await call.outlet.write(answer.end(usage), is_last=True)
         else:
-            await call.outlet.write_whole(headers, answer.body(usage), answer.content_type)
+            body = answer.body(usage)
+            if not call.outlet.answer_at_once(exchange, headers, body, answer.content_type):
+                await call.outlet.write_whole(headers, body, answer.content_type)
         if call.outlet.is_gone and not exchange.status:
             raise ClientGone
-
-    async def _fetch(self, call: Call) -> Whole:
-        """Get the answer from the first deployment that gives one."""
-        body = await self._parts.attempts.fetch_whole(call)
-        passage = call.passage
-        assert passage is not None
-        if len(body.body) <= intake.INLINE_BYTES:
-            return passage.read_whole(call, body, self._relay_parts)
-        return await asyncio.to_thread(passage.read_whole, call, body, self._relay_parts)
 
     async def _relay(self, call: Call) -> StreamRelay:
         """Get a streamed answer up to its end from the first deployment that gives one."""

@@ -18,7 +18,7 @@ from meterhouse.errors import (
     Overloaded,
     UnsupportedMedia,
 )
-from meterhouse.http.cycle import TAKES_BODY, splitting
+from meterhouse.http.cycle import TAKES_BODY, cycle_of, splitting
 from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_ROUTE, Exchange, Observer
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.head import HEADERS
@@ -27,7 +27,6 @@ from meterhouse.ids import IdSource, public_request_id
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.traces import Tracing
 
-OPENAI_VERSION = (b"openai-version", b"2020-10-01")
 FREE_BYTES = 65_536
 """A body that is no longer is not counted: as many of them as there may be requests are no burden."""
 
@@ -59,12 +58,15 @@ class RequestContext:
         def reply(message: Message) -> Awaitable[None]:
             nonlocal is_open_stream
             if message["type"] == "http.response.start":
-                self._complete_head(exchange, message)
+                message["headers"] = exchange.begin_answer(message["status"], message.get("headers", ()))
                 is_open_stream = message.get("more_body", True) and _is_event_stream(message)
             elif is_open_stream:
                 is_open_stream = message.get("more_body", False)
             return onward(message)
 
+        exchange.cycle = cycle = cycle_of(scope)
+        if cycle is not None and send == cycle.send:
+            exchange.reply = reply
         try:
             await self._app(scope, receive, reply)
         except ClientGone:
@@ -94,26 +96,10 @@ class RequestContext:
             client[0] if client else None,
             time.monotonic_ns(),
             time.time_ns(),
+            other_id_header=self._envelope.request_id_header,
         )
         scope[SCOPE_NAME] = exchange
         return exchange
-
-    def _complete_head(self, exchange: Exchange, message: Message) -> None:
-        """Add what every answer says, and note its status."""
-        exchange.status = message["status"]
-        elapsed_ms = (time.monotonic_ns() - exchange.started_ns) // 1_000_000
-        request_id = exchange.public_id.encode()
-        message["headers"] = headers = [
-            *message.get("headers", ()),
-            (b"x-request-id", request_id),
-            (b"openai-processing-ms", b"%d" % elapsed_ms),
-            OPENAI_VERSION,
-        ]
-        other_id_header = self._envelope.request_id_header
-        if other_id_header is not None:
-            headers.append((other_id_header, request_id))
-        if exchange.principal is not None:
-            headers.append((b"openai-organization", exchange.principal.organization_id.encode()))
 
     async def _fail(self, send: Send, exchange: Exchange, error: GatewayError, *, is_open_stream: bool) -> None:
         """Say what went wrong: as the answer, or as the last event of a stream that has begun (design.md 3)."""

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from starlette.types import Scope, Send
+from starlette.types import Send
 
 from meterhouse.errors import GatewayError
-from meterhouse.http.cycle import cycle_of
+from meterhouse.http.exchange import Exchange
 from meterhouse.http.respond import Envelope, Headers
 from meterhouse.http.sse import KEEP_ALIVE_FRAME
 
@@ -70,13 +70,13 @@ class Outlet:
         "wrote_at_ns",
     )
 
-    def __init__(self, scope: Scope, send: Send, headers: Headers, envelope: Envelope, request_id: str) -> None:
+    def __init__(self, exchange: Exchange, send: Send, headers: Headers, envelope: Envelope) -> None:
         self._send = send
-        self._cycle = cycle_of(scope)
+        self._cycle = exchange.cycle
         self._headers = headers
         self._dialect: Dialect | None = None
         self._fail_event: FailEvent = envelope.event
-        self._request_id = request_id
+        self._request_id = exchange.public_id
         self._is_over = False
         self.is_started = False
         self.is_gone = False
@@ -127,6 +127,21 @@ class Outlet:
                 await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         finally:
             self.sending_since_ns = None
+
+    def answer_at_once(self, exchange: Exchange, headers: Headers, body: bytes, content_type: bytes) -> bool:
+        """Send an answer that is not streamed past the layers, which would only pass it on.
+
+        False: nothing was written, and ``write_whole`` is to be awaited. So it is where a layer has to see the answer,
+        and where the client has to be waited for, or is gone.
+        """
+        cycle = self._cycle
+        if cycle is None or self._send is not exchange.reply or self.is_gone or not cycle.is_ready:
+            return False
+        if self._dialect is not None:
+            body = self._dialect.write_body(body)
+        head = exchange.begin_answer(200, [*headers, (b"content-type", content_type)])
+        cycle.begin_with(200, head, body, more_body=False)
+        return True
 
     async def write_whole(self, headers: Headers, body: bytes, content_type: bytes) -> None:
         """Send an answer that is not streamed."""

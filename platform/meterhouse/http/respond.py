@@ -175,7 +175,7 @@ def rate_limit_headers(states: Sequence[LimitState], now_ms: int) -> Headers:
         headers += (
             (limit, b"%d" % found.limit.amount),
             (remaining, b"%d" % found.free),
-            (reset, go_duration(resets_in_ms).encode()),
+            (reset, b"%dms" % resets_in_ms if resets_in_ms < SECOND_MS else go_duration(resets_in_ms).encode()),
         )
     return headers
 

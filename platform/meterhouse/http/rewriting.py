@@ -83,9 +83,10 @@ def find_only_text(chunk: Chunk | None) -> str | None:
 def rewrite_whole(call: Call, body: bytes, metrics: Metrics) -> bytes:
     """Return an answer that is not streamed as the client gets it."""
     assert call.deployment is not None
-    if call.deployment.provider.reads_think_tags:
+    provider = call.deployment.provider
+    if provider.reads_think_tags:
         body = split_whole(body)
-    tool_text = find_tool_text(call)
+    tool_text = find_tool_text(call) if provider.tool_call_format is not None else None
     if tool_text is not None:
         body = tool_text.rewrite_body(body)
         report(call, tool_text, metrics)

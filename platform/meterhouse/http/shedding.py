@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from meterhouse.errors import Overloaded
 
 RESERVED_PART = 10
@@ -64,14 +66,12 @@ class LoopProbe:
         return min(late_seconds, time.thread_time() - self._used)
 
 
-class Slot:
+class Slot(msgspec.Struct, eq=False):
     """A request's place in this worker; a context manager."""
 
-    __slots__ = ("_organization_id", "_slots")
-
-    def __init__(self, slots: "Slots") -> None:
-        self._slots = slots
-        self._organization_id: str | None = None
+    slots: "Slots"
+    organization_id: str | None = None
+    """Of whom it is, once that was said."""
 
     def __enter__(self) -> Self:
         return self
@@ -79,14 +79,14 @@ class Slot:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._slots.give_back(self._organization_id)
+        self.slots.give_back(self.organization_id)
 
     def assign(self, organization_id: str) -> None:
         """Say whose request it is, once or again; raises Overloaded when others are to have what is left."""
-        if organization_id == self._organization_id:
+        if organization_id == self.organization_id:
             return
-        self._slots.check_share(organization_id)
-        self._organization_id = organization_id
+        self.slots.check_share(organization_id)
+        self.organization_id = organization_id
 
 
 class Slots:

@@ -50,7 +50,7 @@ class WholeAnswer:
         if read is not None:
             note_usage(attempt, read)
             # A usage that cannot be true is not charged, so it is not shown either.
-            self._has_usage = read.usage is not None and is_set(chunk.usage)
+            self._has_usage = read.usage is not None and bool(chunk.usage)
         attempt.outcome = Outcome.COMPLETED if call.gone_since_ns is None else Outcome.CLIENT_GONE
 
     def rewrite(self, body: bytes) -> None:

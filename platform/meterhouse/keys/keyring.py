@@ -115,8 +115,10 @@ class Keyring:
         if authorization is not None and len(authorization) <= MAX_LENGTH:
             # A mark is made of whatever comes, so that time does not tell whose key is known.
             mark, entry = self._marks.of(authorization), self._entries.get(ID_PREFIX + authorization[ID_PLACE])
-            if entry is not None and self._is_good_still(entry, mark):
-                return self._admit(entry, entry.principal, address, scope)
+            if entry is not None and entry.mark is not None and compare_digest(mark, entry.mark):
+                now_ms = self._clock.now_ms()
+                if self._is_good_still(entry, now_ms):
+                    return self._admit(entry, entry.principal, address, scope, now_ms)
         throttle = self.throttle
         if throttle is None:
             return await self._verify(authorization, address, scope)
@@ -130,11 +132,9 @@ class Keyring:
                 throttle.note(address)
             raise
 
-    def _is_good_still(self, entry: Entry, mark: bytes) -> bool:
-        """Whether the header with this mark was found good by a reading that is fresh, and its key has not expired."""
-        if entry.mark is None or not compare_digest(mark, entry.mark):
-            return False
-        now_ms, expires_at_ms = self._clock.now_ms(), entry.key.expires_at_ms
+    def _is_good_still(self, entry: Entry, now_ms: int) -> bool:
+        """Whether a key that was found good was so by a reading that is fresh, and has not expired."""
+        expires_at_ms = entry.key.expires_at_ms
         is_fresh = 0 <= now_ms - entry.read_at_ms < self._fresh_ms
         if not is_fresh or (expires_at_ms is not None and now_ms >= expires_at_ms):
             return False
@@ -170,26 +170,27 @@ class Keyring:
         self._check_secret(secret, entry.key, self._clock.now_ms())
         if authorization is not None and entry.key.pepper_version == self._peppers.version:
             entry.mark = self._marks.of(authorization)
-        return self._admit(entry, entry.principal, address, scope)
+        return self._admit(entry, entry.principal, address, scope, self._clock.now_ms())
 
     async def _verify_token(self, grant: Grant, address: str | None, scope: KeyScope) -> Principal:
         """Return who a request with a client token is: its key, as that is now, within what the token says."""
         entry = await self._find(grant.sub)
         if entry is None or entry.principal.organization_id != grant.org:
             raise InvalidKey(_INVALID, detail=f"{grant.jti}: its key is unknown")
-        reason = why_dead(entry.key, self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        reason = why_dead(entry.key, now_ms)
         if reason is not None:
             raise InvalidKey(_INVALID, detail=f"{grant.jti}: its key {reason}")
-        return self._admit(entry, self.tokens.principal_of(grant, entry.principal), address, scope)
+        return self._admit(entry, self.tokens.principal_of(grant, entry.principal), address, scope, now_ms)
 
-    def _admit(self, entry: Entry, principal: Principal, address: str | None, scope: KeyScope) -> Principal:
+    def _admit(self, entry: Entry, principal: Principal, address: str | None, scope: KeyScope, at_ms: int) -> Principal:
         if entry.networks and not entry.admits(address):
             raise NotPermitted(_ADDRESS, detail=f"{principal.key_id} from {address}")
         if scope not in principal.scopes:
             message = f"This API key lacks the scope '{scope}'. Ask whoever issued it for a key that has it."
             raise NotPermitted(message, detail=f"{principal.key_id} lacks {scope}")
         if entry.key.id in self._used or len(self._used) < MAX_USED:
-            self._used[entry.key.id] = self._clock.now_ms()
+            self._used[entry.key.id] = at_ms
         return principal
 
     async def verify_admin(self, authorization: str | None) -> Actor:

@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from meterhouse.errors import MeterDown
 from meterhouse.limits.counters import meter_down
 from meterhouse.limits.layout import (
@@ -62,17 +64,14 @@ _UNUSED = Use(is_sent=False, total_tokens=0, charge_nanos=0)
 _FAILURES = (LinkDown, CommandRefused, MeterDown)
 
 
-class _Live:
+class _Live(msgspec.Struct, eq=False):
     """A reservation of this worker."""
 
-    __slots__ = ("demand", "is_in_outage", "reservation", "use")
-
-    def __init__(self, demand: Demand, reservation: Reservation) -> None:
-        self.demand = demand
-        self.reservation = reservation
-        self.use: Use | None = None
-        self.is_in_outage = reservation.is_degraded
-        """Whether the outage path holds something of it."""
+    demand: Demand
+    reservation: Reservation
+    is_in_outage: bool
+    """Whether the outage path holds something of it."""
+    use: Use | None = None
 
 
 class RedisMeter:
@@ -156,9 +155,17 @@ class RedisMeter:
         live = self._live.get(demand.request_id)
         if live is not None:
             return live.reservation
-        self._activity.note(demand.organization_id)
+        organization_id = demand.organization_id
+        self._activity.note(organization_id)
         try:
-            decided, is_held = await self._reserve_in_redis(demand)
+            plan = self._plans.of(demand)
+            silence_ms = self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING
+            payload = encode_reserve(demand, plan, self._lease_ms, silence_ms)
+            self._settlements.flush()
+            reply: Reply = await self._link.call(self._scripts.reserve, plan.keys, payload)
+            if reply[0] in _UNLEARNED:
+                reply = await self._ask_again(self._scripts.reserve, organization_id, payload, reply)
+            decided, is_held = decode_reserve(reply, demand.request_id, plan.limits), reply[0] == Status.DONE
         except _FAILURES as failure:
             decided, is_held = await self._reserve_in_outage(demand, failure)
         except asyncio.CancelledError:
@@ -166,7 +173,7 @@ class RedisMeter:
             raise
         if isinstance(decided, Refusal) or not is_held:
             return decided
-        return self._live.setdefault(demand.request_id, _Live(demand, decided)).reservation
+        return self._live.setdefault(demand.request_id, _Live(demand, decided, decided.is_degraded)).reservation
 
     async def extend(self, reservation: Reservation, output_tokens: int) -> bool:
         """Hold more output tokens (over all choices) against every budget and token quota, or none of them.
@@ -326,18 +333,6 @@ class RedisMeter:
         except TimeoutError:
             raise meter_down(f"{script.name}: learning is late") from None
 
-    async def _reserve_in_redis(self, demand: Demand) -> tuple[Reservation | Refusal, bool]:
-        """Return what Redis decided, and whether it holds something; raises LinkDown, CommandRefused and MeterDown."""
-        organization_id, script = demand.organization_id, self._scripts.reserve
-        plan = self._plans.of(demand)
-        silence_ms = self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING
-        payload = encode_reserve(demand, plan, self._lease_ms, silence_ms)
-        self._settlements.flush()
-        reply: Reply = await self._link.call(script, plan.keys, payload)
-        if reply[0] in _UNLEARNED:
-            reply = await self._ask_again(script, organization_id, payload, reply)
-        return decode_reserve(reply, demand.request_id, plan.limits), reply[0] == Status.DONE
-
     async def _reserve_in_outage(self, demand: Demand, failure: Exception) -> tuple[Reservation | Refusal, bool]:
         """Decide without Redis; where that cannot be, and Redis has come back meanwhile, it is asked once more."""
         try:
@@ -355,10 +350,14 @@ class RedisMeter:
         return decided, is_held
 
     async def _reserve_again(self, demand: Demand) -> tuple[Reservation | Refusal, bool]:
+        plan = self._plans.of(demand)
+        silence_ms = self._silence_ms if self._may_reap(demand.organization_id) else REAP_NOTHING
+        payload = encode_reserve(demand, plan, self._lease_ms, silence_ms)
         try:
-            return await self._reserve_in_redis(demand)
+            reply = await self._ask(self._scripts.reserve, demand.organization_id, payload)
         except (LinkDown, CommandRefused) as error:
             raise meter_down(f"reserve: {error}") from error
+        return decode_reserve(reply, demand.request_id, plan.limits), reply[0] == Status.DONE
 
     async def _extend_in_outage(self, live: _Live, output_tokens: int) -> bool:
         live.is_in_outage = True

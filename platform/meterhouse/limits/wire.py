@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import hiredis
+import msgspec
 
 Argument = str | bytes | int
 
@@ -88,23 +89,20 @@ class Server:
     tls: ssl.SSLContext | None = None
 
 
-class Item:
+class Item(msgspec.Struct, eq=False):
     """One command that waits for its answer."""
 
-    __slots__ = ("command", "deadline_seconds", "future", "is_asking", "loads", "redirects", "script", "was_repeated")
-
-    def __init__(self, command: bytes, future: "asyncio.Future[Any] | None", script: LinkScript | None = None) -> None:
-        self.command = command
-        self.future = future
-        """None: nobody waits, the reply is dropped."""
-        self.script = script
-        self.deadline_seconds = 0.0
-        """By the clock of its lane, which stands still with the event loop; 0 until first submitted."""
-        self.was_repeated = False
-        self.loads = 0
-        """How often its script was unknown and was sent along."""
-        self.is_asking = False
-        self.redirects = 0
+    command: bytes
+    future: "asyncio.Future[Any] | None"
+    """None: nobody waits, the reply is dropped."""
+    script: LinkScript | None = None
+    deadline_seconds: float = 0.0
+    """By the clock of its lane, which stands still with the event loop; 0 until first submitted."""
+    was_repeated: bool = False
+    loads: int = 0
+    """How often its script was unknown and was sent along."""
+    is_asking: bool = False
+    redirects: int = 0
 
 
 _NOT_ENOUGH = object()

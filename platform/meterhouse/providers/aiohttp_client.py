@@ -284,6 +284,9 @@ class _NetworkAnswer:
             self.release()
         return b"".join(parts)
 
+    def take_whole(self, limit_bytes: int) -> bytes | None:  # noqa: ARG002 - the protocol's own signature
+        return None
+
     def abort(self) -> None:
         self._is_over = True
         self._response.close()

@@ -48,6 +48,10 @@ class Answer(Protocol):
         """
         ...
 
+    def take_whole(self, limit_bytes: int) -> bytes | None:
+        """Return the rest of the body if all of it is here, and no longer than that; None: ``read_all`` has it."""
+        ...
+
     def abort(self) -> None:
         """Close the connection at once; a reader that waits is woken with UpstreamDown."""
         ...

@@ -46,6 +46,10 @@ class SimulatedAnswer:
             raise UpstreamDown(f"The provider simulator answered with more than {limit_bytes} bytes.")
         return body
 
+    def take_whole(self, limit_bytes: int) -> bytes | None:  # noqa: ARG002 - the protocol's own signature
+        """Return None: an answer takes its time, or at least a turn of the loop."""
+        return None
+
     def abort(self) -> None:
         """Stop; a reader that waits is woken."""
         self._is_over = True

@@ -260,9 +260,13 @@ class RequestLog:
         """Add the line of one request; ``timestamp``, ``level`` and ``event`` come from here. Never raises."""
         if not self._is_on:
             return
-        line = self._render(
-            {"timestamp": datetime.now(UTC), "level": "info", "event": Event.REQUEST_FINISHED, **fields}
-        )
+        record = {"timestamp": datetime.now(UTC), "level": "info", "event": Event.REQUEST_FINISHED, **fields}
+        try:
+            line = _encoder.encode(record)
+        except (TypeError, ValueError):
+            line = b""
+        if self._is_console or not line or len(line) > MAX_LINE_BYTES or may_hold_secret(line):
+            line = self._render(record)
         lines = self._lines
         if len(lines) >= self.MAX_WAITING_LINES:
             lines.popleft()
@@ -293,12 +297,7 @@ class RequestLog:
             get_logger().warning(Event.LOG_LINES_DROPPED, lines=lines)
 
     def _render(self, record: dict[str, object]) -> bytes:
+        """Write what is not simply encoded: for a console, or where something in it is to be hidden or cut."""
         if self._is_console:
             return request_line(redact(record), is_coloured=self._sink.is_terminal).encode()[:MAX_LINE_BYTES]
-        try:
-            line = _encoder.encode(record)
-        except (TypeError, ValueError):
-            return encode_line(redact(record))
-        if len(line) > MAX_LINE_BYTES or may_hold_secret(line):
-            return encode_line(redact(record))
-        return line
+        return encode_line(redact(record))

@@ -204,7 +204,25 @@ class Metrics:
         provider = self._providers.get(record.provider)
         if provider is None:
             provider = self._provider(record.provider)
-        _observe_usage(provider, record)
+        usage, (fresh, cached, written, output, reasoning, audio_in, audio_out) = record.usage, provider.tokens
+        fresh.value += usage.input_tokens
+        cached.value += usage.cached_input_tokens
+        written.value += usage.cache_write_tokens
+        output.value += usage.output_tokens
+        reasoning.value += usage.reasoning_tokens
+        audio_in.value += usage.input_audio_tokens
+        audio_out.value += usage.output_audio_tokens
+        if record.outcome in _ANSWERED:
+            provider.sources[SUSPECT if record.is_suspect else record.exactness].value += 1
+        if record.charge_nanos:
+            provider.charge.value += record.charge_nanos
+        elif record.outcome in _LOST_OUTCOMES:
+            provider.unbilled.value += 1
+        provider.overrun.value += record.overrun_nanos
+        if record.price_id is None:
+            provider.unpriced.value += 1
+        if record.time_to_first_token_ms is not None:
+            provider.first_token.add(record.time_to_first_token_ms / _MS_PER_SECOND)
 
     def observe_refusal(self, refusal: Refusal) -> None:
         """Count a refusal by the kind of limit that refused and how it did."""
@@ -319,28 +337,6 @@ class _Watches(Collector):
             for value, number in list(read_each().items())[:MAX_CHILDREN]:
                 each.add_metric([value], number)
             yield each
-
-
-def _observe_usage(provider: _Provider, record: UsageRecord) -> None:
-    usage, (fresh, cached, written, output, reasoning, audio_in, audio_out) = record.usage, provider.tokens
-    fresh.value += usage.input_tokens
-    cached.value += usage.cached_input_tokens
-    written.value += usage.cache_write_tokens
-    output.value += usage.output_tokens
-    reasoning.value += usage.reasoning_tokens
-    audio_in.value += usage.input_audio_tokens
-    audio_out.value += usage.output_audio_tokens
-    if record.outcome in _ANSWERED:
-        provider.sources[SUSPECT if record.is_suspect else record.exactness].value += 1
-    if record.charge_nanos:
-        provider.charge.value += record.charge_nanos
-    elif record.outcome in _LOST_OUTCOMES:
-        provider.unbilled.value += 1
-    provider.overrun.value += record.overrun_nanos
-    if record.price_id is None:
-        provider.unpriced.value += 1
-    if record.time_to_first_token_ms is not None:
-        provider.first_token.add(record.time_to_first_token_ms / _MS_PER_SECOND)
 
 
 def _status_class(hundreds: int) -> str:

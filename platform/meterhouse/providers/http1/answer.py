@@ -146,11 +146,9 @@ class Http1Answer:
 
     async def read_all(self, limit_bytes: int, *, timeout_seconds: float | None = None) -> bytes:
         """Return the rest of the body; raises as ``Answer.read_all``."""
-        if self._is_whole and not self._is_over and self.waiting_bytes <= limit_bytes:
-            # It is here already: there is nothing to wait for, and nothing to close.
-            self._is_over = True
-            parts, self.parts = self.parts, []
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        body = self.take_whole(limit_bytes)
+        if body is not None:
+            return body
         try:
             if timeout_seconds is None:
                 return await self._read_all(limit_bytes)
@@ -162,6 +160,14 @@ class Http1Answer:
             ) from failure
         finally:
             self.abort()
+
+    def take_whole(self, limit_bytes: int) -> bytes | None:
+        """Return the rest of the body where there is nothing to wait for, and then nothing to close."""
+        if not self._is_whole or self._is_over or self.waiting_bytes > limit_bytes:
+            return None
+        self._is_over = True
+        parts, self.parts = self.parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _read_all(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []

@@ -102,7 +102,9 @@ class Http1Client:
             return await self._send(target, head, b"", deadline - loop.time())
 
     async def _send(self, target: _Target, head: bytes, body: bytes, seconds: float) -> Http1Answer:
-        pool, site = self._opened(), target.site
+        pool, site = self._pool, target.site
+        if pool is None or pool.is_closed:
+            raise _stopping()
         loop = pool.loop
         now_seconds = loop.time()
         connection = site.try_lease(now_seconds)
@@ -128,7 +130,7 @@ class Http1Client:
     def _opened(self) -> Pool:
         pool = self._pool
         if pool is None or pool.is_closed:
-            raise UpstreamDown(STOPPING, detail="the upstream client is not open")
+            raise _stopping()
         return pool
 
     def _make_target(self, endpoint: Endpoint, url: URL, headers: dict[str, str]) -> _Target:
@@ -139,3 +141,7 @@ class Http1Client:
                 self._sites.clear()  # their connections idle out
             site = self._sites[place] = Site(self._opened(), url, is_public_only=endpoint.is_public_only)
         return _Target(endpoint, url, headers, site)
+
+
+def _stopping() -> UpstreamDown:
+    return UpstreamDown(STOPPING, detail="the upstream client is not open")
