@@ -117,6 +117,19 @@ def test_a_message_whose_allowance_is_used_up_ends_as_one_that_reached_its_bound
     }
 
 
+def test_a_message_of_which_nothing_was_told_begins_before_it_is_cut() -> None:
+    listener, tried = messages(), attempt()
+    listener.hear(payload(type="ping"), tried)
+    begun = listener.hear(START, tried).frame
+    listener.hear(payload(type="content_block_start", index=0, content_block={"type": "text", "text": ""}), tried)
+    cut = listener.cut(USED)
+    assert cut.startswith(begun)
+    assert [name for name, _ in events_of(cut)] == ["message_start", "message_delta", "message_stop"]
+    listener.told()
+    names = [name for name, _ in events_of(listener.cut(USED))]
+    assert names == ["content_block_stop", "message_delta", "message_stop"]
+
+
 def test_an_error_in_a_message_is_the_providers() -> None:
     with pytest.raises(UpstreamBusy):
         messages().hear(payload(type="error", error={"type": "overloaded_error", "message": "no"}), attempt())

@@ -73,11 +73,14 @@ async def disobey(exchange: Exchange) -> None:
     await scripts.stream(exchange, wire)
 
 
-def test_an_answer_is_cut_where_its_hold_ends_and_ends_as_it_should(gateway: Gateway, wires: Wires, row: str) -> None:
+@pytest.mark.parametrize("batch", [5, 3_000])
+def test_an_answer_is_cut_where_its_hold_ends_and_ends_as_it_should(
+    gateway: Gateway, wires: Wires, row: str, batch: int
+) -> None:
     wires._up.script("disobeys", disobey)
     key_id, key = gateway.new_key_of("tokens 3000 total")
     body = {
-        "model": f"{row}/disobeys?tokens=3000&batch=5",
+        "model": f"{row}/disobeys?tokens=3000&batch={batch}",
         "max_tokens": 2_500,
         "messages": marked()[1],
         "stream": True,
@@ -85,7 +88,10 @@ def test_an_answer_is_cut_where_its_hold_ends_and_ends_as_it_should(gateway: Gat
     status, headers, answer = gateway.request("POST", "/v1/messages", body, key=key)
     assert (status, headers["x-meterhouse-max-tokens"]) == (200, "1024")
     events = events_of(answer)
-    assert [event["type"] for event in events[-3:]] == ["content_block_stop", "message_delta", "message_stop"]
+    kinds = [event["type"] for event in events if event["type"] not in {"ping", "content_block_delta"}]
+    # A read that is beyond the hold is not forwarded; the first one can be that, also of many small events.
+    block = ["content_block_start", "content_block_stop"] if "content_block_start" in kinds else []
+    assert kinds == ["message_start", *block, "message_delta", "message_stop"]
     assert events[-2]["delta"]["stop_reason"] == "max_tokens"
     record = record_of_key(gateway, key_id)
     assert record.outcome is Outcome.CUT

@@ -109,6 +109,8 @@ class MessagesListener:
         self._deployment = deployment
         self._envelope = envelope
         self._usage: dict[str, Any] = {}
+        self._untold_start = b""
+        """The event that begins the message, as long as the client has nothing of it."""
         self._open_block: int | None = None
         self._told_block: int | None = None
         """The open block that the client knows of."""
@@ -139,21 +141,28 @@ class MessagesListener:
         elif event.type == "message_stop":
             heard.is_end = heard.is_last = True
         heard.frame = named_frame(event.type, payload)
+        if event.type == "message_start":
+            self._untold_start = heard.frame
         return heard
 
     def told(self) -> None:
-        """Note which block the client knows to be open."""
+        """Note that the client knows the beginning, and which block is open."""
+        self._untold_start = b""
         self._told_block = self._open_block
 
     def cut(self, usage: Usage) -> bytes:
-        """Return the end of the open block, ``max_tokens`` and ``message_stop``."""
+        """Return the end of the open block, ``max_tokens`` and ``message_stop``; before it the beginning, if need be.
+
+        So it is where the first read was already too much, of which nothing was told.
+        """
         events: list[dict[str, Any]] = []
         if self._told_block is not None:
             events.append({"type": "content_block_stop", "index": self._told_block})
         delta = {"stop_reason": "max_tokens", "stop_sequence": None}
         events.append({"type": "message_delta", "delta": delta, "usage": usage_on_messages(usage)})
         events.append({"type": "message_stop"})
-        return b"".join(named_frame(event["type"], msgspec.json.encode(event)) for event in events)
+        ending = [named_frame(event["type"], msgspec.json.encode(event)) for event in events]
+        return b"".join([self._untold_start, *ending])
 
     def close(self, usage: Usage) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return nothing: the last event is the end."""
