@@ -13,6 +13,7 @@ import uvloop
 from fakes.link_bench import BROKEN, ECHO, PUSH, PUSH_TOO, QUICK, linked, until
 from fakes.servers import RedisServer
 from meterhouse.limits.link import CommandRefused, LinkDown, LinkPolicy, RedisLink
+from meterhouse.limits.wire import Item, pack
 
 
 @pytest.fixture(scope="module")
@@ -325,3 +326,7 @@ def test_a_process_that_hardly_runs_gives_the_server_as_many_looks_as_ever(
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(hardly_run())
+
+
+def test_a_command_that_waits_shows_nothing_of_what_it_says() -> None:
+    assert "hunter2" not in repr(Item(pack(("AUTH", "meterhouse", "hunter2")), None))

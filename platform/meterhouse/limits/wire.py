@@ -104,6 +104,10 @@ class Item(msgspec.Struct, eq=False):
     is_asking: bool = False
     redirects: int = 0
 
+    def __repr__(self) -> str:
+        """Show nothing of the command: it may sign in."""
+        return f"<{type(self).__name__}>"
+
 
 _NOT_ENOUGH = object()
 
