@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ STALL_SECONDS = 30
 BACKLOG = 2048
 SOCKET_UMASK = 0o117
 """Only the owner and the group of a unix socket may use it."""
+_REMOVALS = 20
+_REMOVAL_SECONDS = 0.05
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - gunicorn and the metrics make private files of their own there
 
 ReadSettings = Callable[[], tuple[Settings, Environment]]
@@ -256,7 +259,16 @@ def run_serve(address: Address, workers: int | None, read: ReadSettings) -> None
             FleetArbiter(application, application.prepare, keeper, can_reload=can_reload).run()
     finally:
         if os.getpid() == owner:  # the workers leave through here too
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of all processes; one that was just killed may have put a file there meanwhile."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_REMOVAL_SECONDS)
 
 
 def check_settings(settings: Settings, workers: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from fakes.gateway import Gateway
 
 BODY = b'{"model":"fake/normal?tokens=1","messages":[{"role":"user","content":"Hello"}]}'
+REST_SECONDS = 10.0
 _HEAD = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)")
 
 
 @dataclass
@@ -50,16 +53,36 @@ def say(gateway: Gateway, data: bytes, silence_seconds: float = 0.3) -> Heard:
 
 
 def listen(connection: socket.socket, silence_seconds: float) -> Heard:
+    """Listen until nothing has come for so long; for the rest of an answer that has begun longer."""
     connection.settimeout(silence_seconds)
     heard = b""
     try:
-        while piece := connection.recv(1 << 16):
+        while piece := _hear(connection, heard):
             heard += piece
     except TimeoutError:
         return Heard(heard, is_closed=False)
     except ConnectionError:
         pass
     return Heard(heard, is_closed=True)
+
+
+def _hear(connection: socket.socket, heard: bytes) -> bytes:
+    give_up_at = time.monotonic() + REST_SECONDS
+    while True:
+        try:
+            return connection.recv(1 << 16)
+        except TimeoutError:
+            if _is_whole(heard) or time.monotonic() > give_up_at:
+                raise
+
+
+def _is_whole(heard: bytes) -> bool:
+    """Whether no answer has begun that says it goes on."""
+    if not heard:
+        return True
+    head, _, body = heard[heard.rfind(b"HTTP/1.1 ") :].partition(b"\r\n\r\n")
+    length = _LENGTH.search(head)
+    return length is None or len(body) >= int(length[1])
 
 
 def post(key: str, *headers: bytes, version: bytes = b"1.1") -> bytes:

