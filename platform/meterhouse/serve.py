@@ -52,9 +52,10 @@ STALL_SECONDS = 30
 BACKLOG = 2048
 SOCKET_UMASK = 0o117
 """Only the owner and the group of a unix socket may use it."""
-_REMOVALS = 20
-_REMOVAL_SECONDS = 0.05
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - gunicorn and the metrics make private files of their own there
+_REMOVALS = 20
+"""How often the folder there is tried to be removed, so that a process that hangs in it does not hold the end up."""
+_REMOVAL_SECONDS = 0.05
 
 ReadSettings = Callable[[], tuple[Settings, Environment]]
 

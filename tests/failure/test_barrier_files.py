@@ -12,10 +12,12 @@ from fakes.journals import (
     EventLog,
     MemoryStore,
     abandon,
+    lose_power,
     new_journal,
     opened_journal,
     read_all,
     until,
+    until_there_is_a_reserve,
 )
 from meterhouse.errors import JournalDown
 from meterhouse.ledger.adopter import Adopter
@@ -33,15 +35,6 @@ def files():
 
 def segments_in(folder):
     return [path for path in folder.iterdir() if path.suffix == ".seg"]
-
-
-async def until_there_is_a_reserve(journal):
-    await until(lambda: journal.figures.spool_bytes == 2 * 8_192)
-
-
-async def lose_power(journal, files):
-    files.drop_unsynced()
-    await abandon(journal)
 
 
 # --- fdatasync is held back

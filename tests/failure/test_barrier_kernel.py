@@ -7,7 +7,7 @@ import select
 import pytest
 
 from fakes.files import AskedFiles
-from fakes.journals import SMALL, EventLog, new_journal, opened_journal, read_all, until
+from fakes.journals import SMALL, EventLog, new_journal, opened_journal, read_all, until, until_there_is_a_reserve
 from fakes.small_disk import mounted_disk
 from meterhouse.errors import JournalDown
 from meterhouse.ledger import kernel_syncer, syncer
@@ -30,10 +30,6 @@ def disk(tmp_path):
     folder.mkdir()
     with mounted_disk(folder) as mounted:
         yield mounted
-
-
-async def until_there_is_a_reserve(journal):
-    await until(lambda: journal.figures.spool_bytes == 2 * 8_192)
 
 
 async def test_no_barrier_returns_while_the_disk_holds_a_sync(tmp_path, disk, files):

@@ -197,6 +197,17 @@ def read_all(folder: Path, files=None):
         return list(JournalReader(files or OsFiles(), lambda: segments, damages.append)), damages
 
 
+async def until_there_is_a_reserve(journal: Journal) -> None:
+    """Wait until a journal by ``SMALL`` has a segment to go on in."""
+    await until(lambda: journal.figures.spool_bytes == 2 * SMALL.segment_bytes)
+
+
+async def lose_power(journal: Journal, files) -> None:
+    """Drop what no sync has made durable, and the process with it."""
+    files.drop_unsynced()
+    await abandon(journal)
+
+
 async def until(condition, timeout_seconds: float = 30) -> None:
     """Return when a condition holds; what it waits for happens on other threads."""
     for _ in itertools.repeat(None):

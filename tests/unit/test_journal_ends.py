@@ -13,12 +13,14 @@ from fakes.journals import (
     MemoryStore,
     abandon,
     intent,
+    lose_power,
     make_record,
     new_journal,
     opened_journal,
     read_all,
     terminal,
     until,
+    until_there_is_a_reserve,
 )
 from fakes.store import MovingClock
 from meterhouse.errors import JournalDown
@@ -48,15 +50,6 @@ def files():
     return CountedFiles(loses_power=True)
 
 
-async def until_there_is_a_reserve(journal):
-    await until(lambda: journal.figures.spool_bytes == 2 * 8_192)
-
-
-async def die(journal, files):
-    files.drop_unsynced()
-    await abandon(journal)
-
-
 async def test_an_end_is_written_with_the_next_record_and_before_it(tmp_path, files):
     async with opened_journal(tmp_path, files=files) as journal:
         files.writes.clear()
@@ -84,7 +77,7 @@ async def test_ends_that_wait_for_their_barriers_are_one_write_and_one_sync(tmp_
     files.writes.clear()
     await asyncio.gather(*(journal.barrier(journal.append_end(b"%d" % n)) for n in range(20)))
     assert (len(files.writes), files.syncs) == (1, 1)
-    await die(journal, files)
+    await lose_power(journal, files)
     assert read_all(tmp_path, files) == ([(n + 1, b"%d" % n) for n in range(20)], [])
 
 
@@ -188,7 +181,7 @@ async def test_a_write_that_fails_goes_into_the_reserve_with_all_that_it_held(tm
     journal.append_end(b"an end")
     assert journal.append(b"a longer payload", is_admission=True) == 3
     await journal.barrier(journal.append_end(b"after"))
-    await die(journal, files)
+    await lose_power(journal, files)
     found, damages = read_all(tmp_path, files)
     assert found == [(1, b"before"), (2, b"an end"), (3, b"a longer payload"), (4, b"after")]
     assert all(damage.lost_records == 0 for damage in damages)
@@ -203,7 +196,7 @@ async def test_what_does_not_fit_any_more_goes_into_the_next_segment(tmp_path, f
         if number % 5 == 0:
             await journal.barrier(position)
     await journal.barrier(position)
-    await die(journal, files)
+    await lose_power(journal, files)
     assert read_all(tmp_path, files) == ([(n + 1, b"%500d" % n) for n in range(60)], [])
 
 
@@ -228,7 +221,7 @@ async def test_an_end_that_the_disk_does_not_take_fails_its_barrier_and_is_writt
     files.heal()
     await until(lambda: journal.is_writable)
     await journal.barrier(journal.append_end(b"intent"))
-    await die(journal, files)
+    await lose_power(journal, files)
     assert read_all(tmp_path, files)[0] == [(1, b"of one that runs"), (2, b"of another"), (3, b"intent")]
 
 
@@ -246,7 +239,7 @@ async def test_an_end_that_waited_for_an_intent_that_is_refused_is_kept(tmp_path
     files.heal()
     await until(lambda: journal.is_writable)
     await journal.barrier(journal.position)
-    await die(journal, files)
+    await lose_power(journal, files)
     assert read_all(tmp_path, files)[0] == [(1, b"end")]
 
 
@@ -297,7 +290,7 @@ async def test_whatever_fails_every_acknowledged_end_is_readable_after_a_loss_of
             if chance.randrange(3) == 0:
                 await asyncio.sleep(0.001)
         files.heal()
-    await die(journal, files)
+    await lose_power(journal, files)
     found, _ = read_all(tmp_path, files)
     names = [payload.partition(b":")[0] for _, payload in found]
     assert len(names) == len(set(names))
