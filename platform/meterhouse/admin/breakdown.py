@@ -135,7 +135,12 @@ async def read_breakdown(parts: UsageParts, params: BreakdownParams, organizatio
     )
     rows = (await parts.reports.read(query)).rows
     refused = await parts.refusals.read(query)
-    everybodys = await parts.refusals.read(replace(query, group_by=("error_owner",)))
+    # One reading for lines and total, so that they agree while more is refused; a second one for what no line can have.
+    everybodys = (
+        refused
+        if parts.refusals.can_group_by(query.group_by)
+        else await parts.refusals.read(replace(query, group_by=("error_owner",)))
+    )
     if rows is None or refused is None or everybodys is None:
         raise Malformed("This is more lines than an answer holds. Filter, or ask by something of which there is less.")
     lines = [] if params.by is None else _lines(rows, refused)

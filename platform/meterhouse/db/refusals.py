@@ -46,13 +46,17 @@ class RefusalStore:
         async with writing(self._engine) as connection:
             await insert_rows(connection, refusal_hour, (*REFUSAL_KEY_COLUMNS, "requests"), rows, _ADD)
 
+    def can_group_by(self, groups: Sequence[Group]) -> bool:
+        """Return whether a refused request has all of these."""
+        return all(name in refusal_hour.c for name in groups)
+
     async def read(self, query: ReportQuery) -> list[BucketSums] | None:
         """Sum up the hours that a span touches, by bucket and group; None where that is more rows than a report has.
 
         A query that groups by what a refused request has not (a provider, an outcome) finds nothing.
         """
         columns = refusal_hour.c
-        if any(name not in columns for name in query.group_by):
+        if not self.can_group_by(query.group_by):
             return []
         bucket = (columns.hour_ms - columns.hour_ms % query.width_ms).label("bucket_ms")
         groups = [_named(name, columns[name]).label(f"by_{name}") for name in query.group_by]

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from api.asking import Tenant, error_of, issue_admin
 from fakes.gateway import Gateway
 from fakes.ledger import record
+from meterhouse.db.refusals import RefusalStore, Refused
+from meterhouse.db.tables import HOUR_MS
 from meterhouse.identity import Role
 from meterhouse.ids import new_request_id
 
@@ -68,6 +71,26 @@ def test_errors_have_owners_also_where_nothing_was_recorded(gateway: Gateway, te
     assert errors(providers["total"]) == errors(found["total"])
     plotted = {line["name"]: sum(line["errors"]) for line in read("/admin/series", by="owner")["lines"]}
     assert plotted == {"": 0, "caller": 2, "limit": 2, "provider": attempts - 1}
+
+
+def test_lines_and_total_agree_while_requests_are_refused(gateway: Gateway, tenant: Tenant, read: Read) -> None:
+    store = RefusalStore(gateway.parts.stores.engine)
+    hour_ms = int(time.time()) // 3_600 * HOUR_MS
+    place = Refused(tenant.organization_id, hour_ms, tenant.project_id, tenant.key_id, "", "caller", "")
+
+    async def refuse_on() -> None:
+        for _ in range(100):
+            await store.add({place: 1})
+
+    with ThreadPoolExecutor(1) as pool:
+        refusing = pool.submit(gateway.run, refuse_on)
+        answers = []
+        while not refusing.done():
+            answers.append(read(by="model"))
+        refusing.result()
+    assert len({found["total"]["refused"] for found in answers}) > 1
+    for found in answers:
+        assert sum(line["refused"] for line in found["lines"]) == found["total"]["refused"]
 
 
 def test_percentiles_are_of_the_whole_span(gateway: Gateway, tenant: Tenant, read: Read) -> None:
