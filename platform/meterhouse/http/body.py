@@ -271,7 +271,8 @@ class BodyEditor:
         has_defaults = provider.body_defaults or provider.unstreamed_body_defaults or deployment.model.body_defaults
         if has_defaults or parsed.defaulted:
             self._fill(fields, parsed, deployment)
-        adapt(fields, request, deployment, self._on_dropped)
+        if not provider.ruled_parameters.isdisjoint(fields):
+            adapt(fields, request, deployment, self._on_dropped)
         if provider.refuses_assistant_last:
             _check_last(request)
         if provider.renders_tools:

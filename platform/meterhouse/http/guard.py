@@ -6,7 +6,7 @@ reason there, so no other await of the request can be hit by it. A real cancella
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
@@ -16,12 +16,12 @@ class ClientGone(Exception):
 
 
 class Guard:
-    """The interruptible waits of one request."""
+    """The interruptible waits of one request, which are its task's."""
 
     __slots__ = ("_is_waiting", "_task", "reason")
 
-    def __init__(self) -> None:
-        self._task: asyncio.Task[object] | None = asyncio.current_task()
+    def __init__(self, task: "asyncio.Task[Any] | None") -> None:
+        self._task = task
         self._is_waiting = False
         self.reason: Exception | None = None
 

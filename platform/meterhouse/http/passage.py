@@ -141,6 +141,11 @@ class ClientWire(Protocol):
         ...
 
     @property
+    def passage(self) -> Passage | None:
+        """How every provider is asked whatever there is; None: ``find_passage`` says how, and whether."""
+        ...
+
+    @property
     def envelope(self) -> Envelope:
         """The shape of its errors."""
         ...
