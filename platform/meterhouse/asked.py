@@ -115,7 +115,7 @@ def ask_chat(parsed: ParsedBody) -> Asked:
         size=measure(request, parsed.fields),
         is_streamed=request.stream is True,
         choices=request.n or 1,
-        output_tokens=request.asked_output_tokens,
+        output_tokens=request.max_completion_tokens or request.max_tokens,
         service_tier=request.service_tier,
         unpriced=find_unpriced(request) if request.tools or request.web_search_options is not None else None,
         chat=parsed,

@@ -47,6 +47,7 @@ _BOUNDS = _OUR_BOUNDS | {
 }
 """What servers call the bound of an answer; where one reads two names, ours need not win."""
 _STORED_TOOLS = frozenset({"file_search", "code_interpreter", "mcp"})
+_CHECKED_OPTIONS = frozenset({"audio", "stream_options", "tool_choice", "tools", "top_logprobs"})
 _NO_STREAM = (b"false", b"null")
 BODY_SECONDS = 120
 IS_WHOLE = "meterhouse.is_whole"
@@ -124,7 +125,8 @@ def parse_chat(body: bytes) -> ParsedBody:
     except Malformed:  # nothing may be wrong but that messages have other fields beside
         fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
     _check_messages(request)
-    _check_options(request)
+    if not _CHECKED_OPTIONS.isdisjoint(fields):
+        _check_options(request)
     return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {}, len(body))
 
 
@@ -356,7 +358,7 @@ class BodyEditor:
         else:
             self._drop_bounds(fields, "", recipient.deployment)
         provider, allowance_tokens = recipient.deployment.provider, recipient.allowance_tokens
-        bound = request.asked_output_tokens or provider.default_max_tokens
+        bound = request.max_completion_tokens or request.max_tokens or provider.default_max_tokens
         if allowance_tokens is not None and (not bound or allowance_tokens < bound):
             bound = allowance_tokens
         if bound is not None:

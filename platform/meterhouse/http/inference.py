@@ -41,7 +41,7 @@ from meterhouse.http.skeleton import Skeleton
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.tool_text import with_rendered_tools
-from meterhouse.identity import Principal
+from meterhouse.identity import KeyScope, Principal
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.journal import Journal
@@ -154,7 +154,10 @@ class InferenceEndpoint:
             ClientGone: The client left while it sent.
         """
         parts, wire = self._parts, self._wire
-        principal = await parts.keyring.verify(credential_of(scope), exchange.address)
+        credential = credential_of(scope)
+        principal = parts.keyring.recall(credential, exchange.address, KeyScope.INFERENCE)
+        if principal is None:
+            principal = await parts.keyring.verify(credential, exchange.address)
         exchange.principal = principal
         if principal.origins is not None:
             check_origin(principal, header(scope, b"origin"))

@@ -29,6 +29,8 @@ class OverChat:
         assert asked.chat is not None
         body = editor.edit(asked.chat, recipient)
         wire = UPSTREAM_WIRES[recipient.deployment.provider.wire]
+        if wire.keeps_bodies:
+            return body
         return wire.encode(body, recipient.deployment, is_streamed=asked.is_streamed)
 
     def event_stream_type(self, provider: Provider) -> str:
@@ -50,10 +52,11 @@ class OverChat:
         """Return the answer as a chat completion with a message in each choice."""
         body = UPSTREAM_WIRES[deployment.provider.wire].decode_whole(answer.body, deployment)
         answer.chunk = chunk = decode_chunk(body)
-        if is_failure(chunk):
-            raise error_in_stream(body, deployment)
-        if not chunk.choices:
-            raise no_answer("an answer without a message")
+        if not chunk.choices or chunk.error or chunk.object == "error":
+            if is_failure(chunk):
+                raise error_in_stream(body, deployment)
+            if not chunk.choices:
+                raise no_answer("an answer without a message")
         for choice in chunk.choices:
             if choice.message is None:
                 raise no_answer("an answer without a message")

@@ -7,6 +7,7 @@ from meterhouse.http.chunk import (
     MAX_NAME_LENGTH,
     UNSEEN_BYTES,
     UNSEEN_FACTOR,
+    Chunk,
     all_text_of,
     is_set,
     read_usage,
@@ -15,7 +16,7 @@ from meterhouse.http.chunk import (
 from meterhouse.http.passage import WholeBody
 from meterhouse.http.tidy import tidy
 from meterhouse.http.usage_reading import note_usage, usage_on_wire
-from meterhouse.request import utf8_length
+from meterhouse.request import Attempt, utf8_length
 from meterhouse.usage import Outcome, Usage
 
 
@@ -35,22 +36,14 @@ class WholeAnswer:
         attempt = call.tally.attempts[-1]
         attempt.served_model = (chunk.model or "")[:MAX_NAME_LENGTH]
         attempt.service_tier = (chunk.service_tier or "")[:MAX_NAME_LENGTH]
-        for choice in chunk.choices or ():
-            if choice.message is not None:
-                text = text_of(choice.message)
-                if len(body) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
-                    text = all_text_of(body, choice.index)
-                attempt.output_bytes += utf8_length(text)
-                attempt.output_events += bool(text)
-                attempt.text.append(text)
-                if choice.message.audio and is_set(choice.message.audio):
-                    attempt.is_countable = False
         read = read_usage(chunk)
-        self._has_usage = False
         if read is not None:
             note_usage(attempt, read)
-            # A usage that cannot be true is not charged, so it is not shown either.
-            self._has_usage = read.usage is not None and bool(chunk.usage)
+        # A usage that cannot be true is not charged, so it is not shown either.
+        is_reported = attempt.reported is not None
+        self._has_usage = is_reported and bool(chunk.usage)
+        if not is_reported:
+            _note_text(attempt, chunk, body)
         attempt.outcome = Outcome.COMPLETED if call.gone_since_ns is None else Outcome.CLIENT_GONE
 
     def rewrite(self, body: bytes) -> None:
@@ -65,3 +58,19 @@ class WholeAnswer:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         fields["usage"] = msgspec.Raw(msgspec.json.encode(usage_on_wire(usage)))
         return msgspec.json.encode(fields)
+
+
+def _note_text(attempt: Attempt, chunk: Chunk, body: bytes) -> None:
+    """Note what came, to be counted: its provider did not say how much it is."""
+    for choice in chunk.choices or ():
+        message = choice.message
+        if message is None:
+            continue
+        text = text_of(message)
+        if len(body) > UNSEEN_FACTOR * len(text) + UNSEEN_BYTES:
+            text = all_text_of(body, choice.index)
+        attempt.output_bytes += utf8_length(text)
+        attempt.output_events += bool(text)
+        attempt.text.append(text)
+        if message.audio and is_set(message.audio):
+            attempt.is_countable = False
