@@ -17,8 +17,7 @@ _CALLERS_TOOLS = frozenset({"function", "custom"})
 """What runs at the caller. Tools of any other type run at the provider, who charges for them."""
 
 
-@dataclass(slots=True)
-class ParsedBody:
+class ParsedBody(msgspec.Struct):
     """A checked chat completion request and the raw fields that it came in."""
 
     request: ChatRequest
