@@ -202,7 +202,7 @@ class Attempts:
             data = answer.take_whole(MAX_ANSWER_BYTES) if call.guard.reason is None else None
             if data is None:
                 data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
-            whole = WholeBody(data, answer.content_type)
+            whole = WholeBody(data, answer)
             if len(data) <= intake.INLINE_BYTES:
                 whole.body = passage.decode_whole(whole, deployment)
             else:
