@@ -48,6 +48,7 @@ _BOUNDS = _OUR_BOUNDS | {
 """What servers call the bound of an answer; where one reads two names, ours need not win."""
 _STORED_TOOLS = frozenset({"file_search", "code_interpreter", "mcp"})
 _CHECKED_OPTIONS = frozenset({"audio", "stream_options", "tool_choice", "tools", "top_logprobs"})
+"""What ``_check_options`` looks at: most requests have none of it."""
 _NO_STREAM = (b"false", b"null")
 BODY_SECONDS = 120
 IS_WHOLE = "meterhouse.is_whole"

@@ -21,7 +21,7 @@ class Guard(msgspec.Struct, eq=False):
     """The interruptible waits of one request, which are its task's."""
 
     task: Any
-    """An ``asyncio.Task``, or None."""
+    """The ``asyncio.Task`` of the request; None: nobody interrupts it."""
     is_waiting: bool = False
     reason: Exception | None = None
     """Of an interruption that has not been dealt with."""

@@ -193,6 +193,7 @@ class InferenceEndpoint:
         reservation.states = ()  # the headers say it, and nobody else asks
         outlet = Outlet(exchange, send, headers, wire.envelope)
         cycle = exchange.cycle
+        # Asked for, the running task costs a system call.
         guard = Guard(asyncio.current_task() if cycle is None else cycle.task)
         return Call(wire, asked, route, tally, outlet, guard, scope), headers
 
