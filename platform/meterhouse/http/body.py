@@ -30,6 +30,7 @@ Checked = TypeVar("Checked", bound=msgspec.Struct)
 _request_decoder = msgspec.json.Decoder(ChatRequest)
 _plain_decoder: msgspec.json.Decoder[ChatRequest] = msgspec.json.Decoder(PlainRequest)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
+_options_decoder = msgspec.json.Decoder(dict[str, object])
 _raws_decoder = msgspec.json.Decoder(list[Raw] | None)
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
@@ -159,7 +160,7 @@ def _too_long(param: str | None) -> Malformed:
 
 def _stream_options(fields: dict[str, Raw]) -> dict[str, object]:
     try:
-        options: dict[str, object] = msgspec.json.decode(fields["stream_options"], type=dict[str, object])
+        options = _options_decoder.decode(fields["stream_options"])
     except msgspec.DecodeError as error:
         text = f"The request body is not valid JSON: {error}."
         raise Malformed(text, param="stream_options", code="invalid_json") from None

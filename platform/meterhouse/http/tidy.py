@@ -47,7 +47,7 @@ class Tidying(msgspec.Struct):
 
     def tidy(self, payload: bytes, chunk: Chunk) -> bytes:
         """Return a payload as ``tidy`` does."""
-        if _is_untidy(chunk, self.finish_reasons):
+        if chunk.choices and _is_untidy(chunk, self.finish_reasons):
             payload = _tidy_choices(payload, self.finish_reasons)
         served = chunk.model
         if served is None or served == self.asked:

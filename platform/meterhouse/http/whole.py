@@ -21,6 +21,8 @@ from meterhouse.http.usage_reading import note_usage, usage_on_wire
 from meterhouse.request import Attempt, utf8_length
 from meterhouse.usage import Outcome, Usage
 
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
 
 class WholeAnswer(msgspec.Struct, eq=False):
     """A chat completion, noted in the tally; ``body`` gives what the client gets."""
@@ -42,7 +44,7 @@ class WholeAnswer(msgspec.Struct, eq=False):
         body = tidy(self.payload, self.chunk, self.model, self.finish_reasons)
         if self.has_usage:
             return body
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        fields = _fields_decoder.decode(body)
         fields["usage"] = msgspec.Raw(msgspec.json.encode(usage_on_wire(usage)))
         return msgspec.json.encode(fields)
 
