@@ -167,9 +167,9 @@ class Http1Answer(msgspec.Struct, eq=False):
             self.is_over = True
             self.parts.clear()
             source, self.source = self.source, None
-            if source is not None:
+            if source is not None:  # or there is nothing that anybody waits for
                 source.close()
-            self._wake()
+                self._wake()
 
     release = abort
     """A connection that is not through with its answer is of no use to another."""

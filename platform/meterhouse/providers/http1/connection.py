@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
             self._is_reusable = False
         pieces = self._pieces
         if pieces and self._has_head:
-            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            body = b"".join(pieces)  # a single one itself
             pieces.clear()
             self._body_at_bytes = heard_bytes
             answer.parts.append(body)
