@@ -264,6 +264,13 @@ async def test_one_timer_fails_the_heads_that_are_late_and_nothing_else():
         assert await fetch(client, server) == b"{}", "the one that waits again is watched by the timer that stands"
 
 
+async def test_an_answer_shows_nothing_of_what_it_says():
+    async with small_client(1) as client, serving(slowly) as server:
+        answer = await post(client, server)
+        assert "data" not in repr(answer)
+        assert await answer.read_all(100) == b"data: 1\n\n"
+
+
 async def test_whoever_leaves_is_watched_no_more():
     async with small_client(2) as client, serving(never) as server:
         leaving = asyncio.create_task(post(client, server))

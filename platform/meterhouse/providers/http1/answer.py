@@ -68,6 +68,10 @@ class Http1Answer(msgspec.Struct, eq=False):
     is_over: bool = False
     """Whether it was read to its end, or nobody reads on."""
 
+    def __repr__(self) -> str:
+        """Show nothing of the answer: a prompt's text may be in it."""
+        return f"<{type(self).__name__}>"
+
     # --- fed by the connection
 
     def finish(self) -> None:
