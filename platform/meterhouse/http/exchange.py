@@ -116,7 +116,9 @@ class Observer:
     """
 
     MOST_WAITING = 32
+    """Requests; one more, and all of them are told of."""
     WAIT_SECONDS = 0.02
+    """How long the first of them waits."""
 
     def __init__(
         self,
