@@ -251,7 +251,7 @@ async def test_one_timer_fails_the_heads_that_are_late_and_nothing_else():
         writer.write(chunk(b"data: 1\n\n") + b"0\r\n\r\n" if is_stream else sized(b"{}"))
 
     async with small_client(10) as client, serving(script) as server:
-        begun = await client.post(server.endpoint, "/x", b"[]", is_streamed=True, headers=None, seconds=0.5)
+        begun = await client.post(server.endpoint, "/x", b"[]", is_streamed=True, headers=None, seconds=30.0)
         patient = asyncio.create_task(fetch(client, server))
         hurried = await asyncio.gather(*[post(client, server, seconds=0.1) for _ in range(4)], return_exceptions=True)
         assert [type(error) for error in hurried] == [UpstreamTimeout] * 4

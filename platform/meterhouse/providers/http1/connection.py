@@ -193,10 +193,9 @@ class Connection(asyncio.Protocol):
             answer.waiting_bytes += len(body) + PIECE_COST_BYTES
         if self._is_whole:
             self._finish(answer)  # what came before nonsense counts
-        elif nonsense or pieces:
-            self._break(nonsense or _said(_Refused("an interim answer with a body")))
-        elif heard_bytes - self._body_at_bytes > MAX_SILENT_BYTES:
-            self._break(_said(_Refused("too many bytes without a body")))
+        elif nonsense or pieces or heard_bytes - self._body_at_bytes > MAX_SILENT_BYTES:
+            text = "an interim answer with a body" if pieces else "too many bytes without a body"
+            self._break(nonsense or _said(_Refused(text)))
         elif answer.waiting_bytes > MOST_WAITING_BYTES and not self.is_paused and self._transport is not None:
             self.is_paused = True
             self._transport.pause_reading()
