@@ -12,6 +12,7 @@ from yarl import URL
 
 from meterhouse.errors import UpstreamDown
 from meterhouse.providers.http1.answer import Http1Answer
+from meterhouse.providers.http1.connection import PIECE_BYTES
 from meterhouse.providers.http1.pool import Pool
 from meterhouse.providers.http1.site import Site
 from meterhouse.providers.http_client import (
@@ -85,7 +86,10 @@ class Http1Client:
         head = target.post_head
         if headers:
             head = target.head("POST", {**target.headers, **forwarded(target.headers, headers)}) + b"Content-Length: "
-        return self._send(target, b"%b%d\r\n\r\n" % (head, len(body)), body, seconds)
+        size = len(body)
+        if size <= PIECE_BYTES:
+            return self._send(target, b"%b%d\r\n\r\n%b" % (head, size, body), b"", seconds)
+        return self._send(target, b"%b%d\r\n\r\n" % (head, size), body, seconds)
 
     async def get(self, endpoint: Endpoint, path: str, *, seconds: float) -> Http1Answer:
         """Ask for a document; raises as ``HttpClient.post``.
@@ -101,7 +105,7 @@ class Http1Client:
         except StaleConnection:
             return await self._send(target, head, b"", deadline - loop.time())
 
-    async def _send(self, target: _Target, head: bytes, body: bytes, seconds: float) -> Http1Answer:
+    async def _send(self, target: _Target, message: bytes, rest: bytes, seconds: float) -> Http1Answer:
         pool, site = self._pool, target.site
         if pool is None or pool.is_closed:
             raise _stopping()
@@ -112,7 +116,7 @@ class Http1Client:
             connection = await site.lease(target.provider, min(target.connect_seconds, max(0.001, seconds)))
         answer = Http1Answer(loop, connection, target.provider)
         try:
-            connection.send(answer, head, body, now_seconds + seconds)
+            connection.send(answer, message, rest, now_seconds + seconds)
             if answer.failure is None:
                 answer.waiter = loop.create_future()
                 await answer.waiter
