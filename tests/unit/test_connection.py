@@ -188,6 +188,26 @@ async def test_more_of_a_stream_is_written_past_the_layers_unless_its_client_has
     assert heard.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n")
 
 
+@pytest.mark.parametrize("pieces", [[b"one"], [b"one", b"two", b"three"]])
+async def test_a_stream_that_is_written_past_the_layers_is_the_one_that_messages_make(pieces: list[bytes]) -> None:
+    async def by_messages(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({**head(), "body": pieces[0], "more_body": True})
+        for piece in pieces[1:]:
+            await send(body(piece, more_body=True))
+        await send(body(b""))
+
+    async def past_them(scope: Scope, _receive: Receive, _send: Send) -> None:
+        cycle = cycle_of(scope)
+        assert cycle is not None
+        first, *others = pieces
+        cycle.begin_stream([], first, more_body=bool(others))
+        assert all([cycle.put(piece, more_body=piece is not others[-1]) for piece in others])
+        assert not cycle.put(b"late")
+
+    for name in ("a get", "one after another"):
+        assert await hear(Connection, past_them, REQUESTS[name]) == await hear(Connection, by_messages, REQUESTS[name])
+
+
 async def test_an_application_that_fails_is_a_500_and_its_task_is_forgotten() -> None:
     async def fail(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise ValueError("no")

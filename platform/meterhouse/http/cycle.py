@@ -25,6 +25,9 @@ TAKES_BODY = "meterhouse.takes_body"
 JOINED_BYTES = 65_536
 """A longer body is not copied to stand behind its head, but written after it."""
 _START, _BODY = "http.response.start", "http.response.body"
+_OK = 200
+_LAST_CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n"
+"""The last piece of a body in chunks, and their end."""
 _WITHOUT_BODY = frozenset({204, 304})
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 """What may be in no name and no value of a header, of which CR and LF are between them."""
@@ -148,11 +151,13 @@ class Cycle(Leaving):
         else:
             self.begin_with(message["status"], message["headers"], message["body"], more_body=message["more_body"])
 
-    def put(self, data: bytes) -> bool:
+    def put(self, data: bytes, *, more_body: bool = True) -> bool:
         """Write more of an answer that goes on in chunks; says whether it could be: nobody has to wait, or is gone."""
         if self.flow.write_paused or self.is_gone or not self._is_chunked or self.response_complete:
             return False
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._transport.write((b"%x\r\n%b\r\n" if more_body else _LAST_CHUNKS) % (len(data), data))
+        if not more_body:
+            self._complete()
         return True
 
     def finish(self, task: "asyncio.Task[None]") -> None:
@@ -203,6 +208,22 @@ class Cycle(Leaving):
     def is_ready(self) -> bool:
         """Whether an answer can begin now: it did not yet, nobody has to wait, and the client wants all of it."""
         return not (self.flow.write_paused or self.is_gone or self.response_started or self.is_head)
+
+    def begin_stream(self, headers: list[tuple[bytes, bytes]], body: bytes, *, more_body: bool) -> None:
+        """Write the head of a stream, which has chunks however short it is, and what comes first of it, or all of it.
+
+        For a cycle that is not ``is_ready``: ``send``. ``body`` is not empty.
+
+        Raises:
+            RuntimeError: There is a header that none may be.
+        """
+        head = self._head(_OK, headers)
+        self._is_chunked = True
+        close = b"" if self.keep_alive else b"connection: close\r\n"
+        chunk = (b"%x\r\n%b\r\n" if more_body else _LAST_CHUNKS) % (len(body), body)
+        self._transport.write(b"%b\r\n%btransfer-encoding: chunked\r\n\r\n%b" % (head, close, chunk))
+        if not more_body:
+            self._complete()
 
     def begin_with(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, more_body: bool) -> None:
         """Write a head and what comes first of the body, or all of it; for one that is not ``is_ready``: ``send``.
@@ -277,7 +298,8 @@ class Cycle(Leaving):
 def cycle_of(scope: Scope) -> Cycle | None:
     """Return what answers a request, past the layers; None for another server.
 
-    For what only goes on of an answer in chunks: no layer has to see it. Head and end are sent through all of them.
+    For what only goes on of an answer in chunks: no layer has to see it. Head and end are sent through all of them,
+    but for who is given the edge's own ``send`` (``Exchange.reply``): there are none between then.
     """
     found: Cycle | None = scope.get(CLIENT)
     return found

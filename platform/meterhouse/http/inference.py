@@ -248,10 +248,10 @@ class InferenceEndpoint:
             error.should_retry = False
             raise
         if isinstance(answer, StreamRelay):
-            await call.outlet.write(answer.end(usage), is_last=True)
+            await call.outlet.end(answer.end(usage))
         else:
             body = answer.body(usage)
-            if not call.outlet.answer_at_once(exchange, headers, body, answer.content_type):
+            if not call.outlet.answer_at_once(headers, body, answer.content_type):
                 await call.outlet.write_whole(headers, body, answer.content_type)
         if call.outlet.is_gone and not exchange.status:
             raise ClientGone

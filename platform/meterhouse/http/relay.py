@@ -94,6 +94,10 @@ class StreamRelay:
                     call.has_finish = True
                     call.guard.clear()
                 data = b"".join(frames)
+                if progress.is_done and self._attempt.reported is not None:
+                    # Nothing but the record is waited for any more: what came with the end leaves with it.
+                    call.outlet.unsent = data
+                    break
                 if data and not self._pass_on(data):
                     await call.guard.wait(call.outlet.write(data))
                 if progress.failure is not None:
@@ -109,7 +113,7 @@ class StreamRelay:
                 await self._read_tail()
             self._attempt.outcome = Outcome.COMPLETED if call.gone_since_ns is None else Outcome.CLIENT_GONE
         except GatewayError:
-            call.outlet.unsent = self._unsent()
+            call.outlet.unsent = self._held_back()
             raise
         finally:
             self._attempt.ended_ns = time.monotonic_ns()
@@ -124,7 +128,7 @@ class StreamRelay:
         self._parts.checkpointer.note(self._call.tally)
         return self._call.guard.reason is None and self._call.outlet.pass_on(data)
 
-    def _unsent(self) -> bytes:
+    def _held_back(self) -> bytes:
         """Return what a failed answer still owes its client."""
         return b""
 
