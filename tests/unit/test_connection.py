@@ -201,7 +201,8 @@ async def test_a_stream_that_is_written_past_the_layers_is_the_one_that_messages
         assert cycle is not None
         first, *others = pieces
         cycle.begin_stream([], first, more_body=bool(others))
-        assert all([cycle.put(piece, more_body=piece is not others[-1]) for piece in others])
+        for piece in others:
+            assert cycle.put(piece, more_body=piece is not others[-1])
         assert not cycle.put(b"late")
 
     for name in ("a get", "one after another"):

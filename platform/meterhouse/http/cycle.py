@@ -9,7 +9,7 @@ no layer between (``put``). Not here: where requests come from (``connection``).
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from starlette.types import Message, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -39,6 +39,15 @@ _FAILED_HEADERS = [
     (b"content-length", b"%d" % len(_FAILED)),
     (b"connection", b"close"),
 ]
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A connection that can do with less."""
+
+    def settle_down(self) -> None:
+        """Let go of what the next request needs, and the one that is being answered does not."""
+        ...
 
 
 class Cycle(Leaving):
@@ -159,6 +168,12 @@ class Cycle(Leaving):
         if not more_body:
             self._complete()
         return True
+
+    def settle_down(self) -> None:
+        """Have the connection keep little while this answer, which takes its time, is on its way."""
+        connection = self._transport.get_protocol()
+        if isinstance(connection, Settling):
+            connection.settle_down()
 
     def finish(self, task: "asyncio.Task[None]") -> None:
         """Take note that the request is over, and end an answer that has no end."""

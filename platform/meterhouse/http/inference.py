@@ -107,8 +107,9 @@ class InferenceEndpoint:
             slot.assign(principal.organization_id)
             # Only what a form is written in depends on its type.
             content_type = "" if wire.most_values else header(scope, b"content-type") or ""
-            default_model = partial(_default_model, parts, principal)
-            read = partial(wire.read, content_type=content_type, default_model=default_model)
+            read = partial(
+                wire.read, content_type=content_type, default_model=partial(_default_model, parts, principal)
+            )
             asked = intake.take_short_body(exchange.cycle, receive, read, wire.most_values)
             if asked is None:
                 asked = await intake.take_body(scope, receive, read, wire.most_values, self._read_long)
@@ -132,6 +133,8 @@ class InferenceEndpoint:
             reservation.states = ()  # the headers say it, and nobody else asks
             if degraded := parts.degraded(reservation):
                 headers.append((b"x-meterhouse-degraded", degraded))
+            # For as long as a stream is open, what has a name here is in memory.
+            del read, demand, size, prices, snapshot
             outlet = Outlet(exchange, send, headers, wire.envelope)
             call = Call(wire, asked, route, tally, outlet, Guard(), scope)
             parts.checkpointer.watch(tally)

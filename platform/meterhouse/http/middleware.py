@@ -22,11 +22,13 @@ from meterhouse.http.cycle import TAKES_BODY, cycle_of, splitting
 from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_ROUTE, Exchange, Observer
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.head import HEADERS
+from meterhouse.http.leaving import CLIENT
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, send_error
 from meterhouse.ids import IdSource, public_request_id
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.traces import Tracing
 
+_KEPT_OF_SCOPE = ("type", "headers", CLIENT, SCOPE_NAME)
 FREE_BYTES = 65_536
 """A body that is no longer is not counted: as many of them as there may be requests are no burden."""
 
@@ -259,10 +261,15 @@ def first_headers(scope: Scope) -> dict[bytes, bytes]:
 
 
 def let_go_headers(scope: Scope) -> None:
-    """Forget a request's headers once its answer has begun: they can be some kilobytes of each that is open."""
-    scope.pop(HEADERS, None)
+    """Forget a request's headers once its answer has begun: they can be some kilobytes of each that is open.
+
+    And with them all that says where it went: a dictionary does not shrink but by being made anew.
+    """
     # In place: the connection has the same list.
     scope["headers"].clear()
+    kept = {name: scope[name] for name in _KEPT_OF_SCOPE if name in scope}
+    scope.clear()
+    scope.update(kept)
 
 
 def credential_of(scope: Scope) -> str | None:

@@ -30,7 +30,7 @@ from meterhouse.http.chunk import (
 )
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.passage import OpenAnswer, RelayParts
-from meterhouse.http.progress import Progress
+from meterhouse.http.progress import ONLY_FIRST, Progress
 from meterhouse.http.sse import DONE, DONE_FRAME, frame
 from meterhouse.http.tidy import Tidying, leave_out_usage
 from meterhouse.http.usage_reading import usage_on_wire
@@ -80,7 +80,10 @@ class StreamRelay:
         call, progress = self._call, self._progress
         payloads, self._opened.payloads = self._opened.payloads, []
         try:
-            while True:
+            while not progress.has_ended:
+                while not payloads:
+                    data = await call.guard.wait(self._opened.answer.read())
+                    payloads = self._opened.reader.feed(data) if data else self._opened.reader.close() or [DONE]
                 told = progress.finished
                 kept = progress.end.copy() if progress.end else None
                 frames = self._take(payloads)
@@ -94,21 +97,14 @@ class StreamRelay:
                     call.has_finish = True
                     call.guard.clear()
                 data = b"".join(frames)
-                if progress.is_done and self._attempt.reported is not None:
-                    # Nothing but the record is waited for any more: what came with the end leaves with it.
-                    call.outlet.unsent = data
-                    break
                 if data and not self._pass_on(data):
                     await call.guard.wait(call.outlet.write(data))
                 if progress.failure is not None:
                     raise progress.failure
-                if progress.has_ended:
-                    break
                 call.event_at_ns = time.monotonic_ns()
-                # Most of its life a stream waits here: what was forwarded is not kept until the next comes.
+                # Most of its life a stream waits for more: what was forwarded is not kept until then.
                 payloads = frames = []
                 data = b""
-                payloads = await self._read()
             if not progress.is_done:
                 await self._read_tail()
             self._attempt.outcome = Outcome.COMPLETED if call.gone_since_ns is None else Outcome.CLIENT_GONE
@@ -124,6 +120,10 @@ class StreamRelay:
 
     def _pass_on(self, data: bytes) -> bool:
         """Forward at once where nobody has to be waited for; False: nothing was forwarded."""
+        if self._progress.is_done and self._attempt.reported is not None:
+            # Nothing but the record is waited for any more: what came with the end leaves with it, in one write.
+            self._call.outlet.unsent = data
+            return True
         # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
         self._parts.checkpointer.note(self._call.tally)
         return self._call.guard.reason is None and self._call.outlet.pass_on(data)
@@ -146,16 +146,6 @@ class StreamRelay:
             is_usable = progress.usage_frame and not is_cut
             end += progress.usage_frame if is_usable else frame(self._usage_chunk(usage))
         return end + DONE_FRAME
-
-    async def _read(self) -> list[bytes]:
-        """Read on to the next data events; an end of the bytes here is a failure, whatever came before."""
-        while True:
-            data = await self._call.guard.wait(self._opened.answer.read())
-            payloads = self._opened.reader.feed(data) if data else self._opened.reader.close()
-            if payloads:
-                return payloads
-            if not data:
-                return [DONE]
 
     async def _read_tail(self) -> None:
         """Read what comes after the finish (usage, ``[DONE]``), for a few seconds at most."""
@@ -257,7 +247,8 @@ class StreamRelay:
         may_have_usage = bool(chunk.usage) or chunk.x_groq is not None
         for choice in chunk.choices or ():
             may_have_usage = may_have_usage or bool(choice.usage)
-            progress.seen.add(choice.index)
+            if choice.index not in progress.seen:
+                progress.seen = progress.seen | {choice.index} if choice.index or progress.seen else ONLY_FIRST
             if choice.delta is not None:
                 self._note_delta(choice.delta, choice.index, payload)
             if choice.finish_reason:
