@@ -162,6 +162,7 @@ class Pacer:
         if call.outlet.is_started and not call.has_let_go:
             call.has_let_go = True
             let_go_headers(call.scope)
+            call.asked.pack()
             if leaving is not None:
                 leaving.settle_down()
 

@@ -215,12 +215,13 @@ class Connection(PatientConnection):
         return parser
 
     def settle_down(self) -> None:
-        """Keep no parser, nor an address, while a long answer is on its way and nothing came behind its request."""
+        """Keep no timer, parser or address while a long answer is on its way and nothing came behind its request."""
         cycle = self.cycle
         if self._is_in_head or cycle is None or cycle.more_body or not cycle.keep_alive:
             return  # a new one would not know what came before
         self.parser = None
         self._url, self._target = b"", _NO_TARGET
+        self._let_timer_go()
 
     def on_message_begin(self) -> None:
         """Begin a head."""

@@ -80,7 +80,8 @@ class StreamRelay:
         call, progress = self._call, self._progress
         payloads, self._opened.payloads = self._opened.payloads, []
         try:
-            while not progress.has_ended:
+            has_ended = False
+            while not has_ended:
                 while not payloads:
                     data = await call.guard.wait(self._opened.answer.read())
                     payloads = self._opened.reader.feed(data) if data else self._opened.reader.close() or [DONE]
@@ -93,7 +94,8 @@ class StreamRelay:
                     self._attempt.outcome = Outcome.CUT
                     return
                 self._note_covered()
-                if progress.has_ended:
+                has_ended = progress.has_ended
+                if has_ended:
                     call.has_finish = True
                     call.guard.clear()
                 data = b"".join(frames)

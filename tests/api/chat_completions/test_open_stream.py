@@ -41,6 +41,8 @@ def test_what_only_the_beginning_needed_is_let_go(gateway: Gateway, call: Call) 
     assert call.is_watched
     assert call.scope["headers"] == []
     assert call.tally.reservation.states == ()
+    assert call.asked.messages == []
+    assert call.asked.packed is not None  # to be counted, should no usage come
     assert gateway.call(lambda: len(call.tally.attempt.text)) > 0  # to be counted, should no usage come
 
 
