@@ -160,6 +160,11 @@ class Cycle(Leaving):
         else:
             self.begin_with(message["status"], message["headers"], message["body"], more_body=message["more_body"])
 
+    @property
+    def is_open(self) -> bool:
+        """Whether ``put`` would write."""
+        return not (self.flow.write_paused or self.is_gone or not self._is_chunked or self.response_complete)
+
     def put(self, data: bytes, *, more_body: bool = True) -> bool:
         """Write more of an answer that goes on in chunks; says whether it could be: nobody has to wait, or is gone."""
         if self.flow.write_paused or self.is_gone or not self._is_chunked or self.response_complete:

@@ -92,6 +92,18 @@ class Outlet:
         """Say an error in the stream with this event, for an answer that is passed through."""
         self._fail_event = fail_event
 
+    @property
+    def is_open(self) -> bool:
+        """Whether ``pass_on`` would write more of a stream that has begun."""
+        cycle = self._exchange.cycle
+        return (
+            self.is_started
+            and not (self.is_gone or self._is_over)
+            and self._dialect is None
+            and cycle is not None
+            and cycle.is_open
+        )
+
     def pass_on(self, data: bytes, *, is_last: bool = False) -> bool:
         """Write more of a stream past the layers, and the head before the first of it; ``data`` is not empty.
 

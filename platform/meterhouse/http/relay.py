@@ -31,7 +31,7 @@ from meterhouse.http.chunk import (
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.passage import OpenAnswer, RelayParts
 from meterhouse.http.progress import ONLY_FIRST, Progress
-from meterhouse.http.sse import DONE, DONE_FRAME, frame
+from meterhouse.http.sse import DONE, DONE_FRAME, SseReader, frame
 from meterhouse.http.tidy import Tidying, leave_out_usage
 from meterhouse.http.usage_reading import usage_on_wire
 from meterhouse.http.wire import new_completion_id
@@ -79,11 +79,12 @@ class StreamRelay:
         """
         call, progress = self._call, self._progress
         payloads, self._opened.payloads = self._opened.payloads, []
+        take = self._take_at_once if isinstance(self._opened.reader, SseReader) else None
         try:
             has_ended = False
             while not has_ended:
                 while not payloads:
-                    data = await call.guard.wait(self._opened.answer.read())
+                    data = await call.guard.wait(self._opened.answer.read(take))
                     payloads = self._opened.reader.feed(data) if data else self._opened.reader.close() or [DONE]
                 told = progress.finished
                 kept = progress.end.copy() if progress.end else None
@@ -164,6 +165,29 @@ class StreamRelay:
             # The answer itself is whole; only its usage may be missing, and is counted then.
             self._opened.answer.abort()
         call.guard.clear()
+
+    def _take_at_once(self, data: bytes) -> bool:
+        """Pass on what comes while the request's task waits for it, and leave that asleep.
+
+        So it is with most of a stream: text and nothing else, that is covered, for a client that reads. All else is not
+        taken, and looked at by the task.
+        """
+        alike, call, reader = self._alike, self._call, self._opened.reader
+        if not alike.before or not data.endswith(alike.after, 0, -2) or self._progress.finished:
+            return False
+        assert isinstance(reader, SseReader)
+        payloads = reader.split(data)
+        told = alike.tell(payloads, 0) if payloads else None
+        if told is None or payloads is None or told[0] < len(payloads):
+            return False
+        chunks, text, text_bytes, sent = told
+        if call.guard.reason is not None or not call.outlet.is_open or not self._is_surely_held(text_bytes):
+            return False
+        self._progress.note_text(text, text_bytes, chunks)
+        self._note_covered()
+        self._pass_on(sent)
+        call.event_at_ns = time.monotonic_ns()
+        return True
 
     def _take(self, payloads: list[bytes]) -> list[bytes]:
         """Read payloads and return the frames to forward now; the end is kept in ``progress.end``."""
@@ -270,9 +294,9 @@ class StreamRelay:
     def _note_covered(self) -> None:
         """Take note that all that came so far is covered, so that it may be forwarded."""
 
-    def _is_surely_held(self) -> bool:
+    def _is_surely_held(self, more_tokens: int = 0) -> bool:
         """Whether what came so far is covered by the hold and nothing is to be asked for: so it is at most reads."""
-        reservation, used_tokens = self._call.tally.reservation, self._progress.used_tokens
+        reservation, used_tokens = self._call.tally.reservation, self._progress.used_tokens + more_tokens
         held = reservation.held_output_tokens
         if held is None:
             return True

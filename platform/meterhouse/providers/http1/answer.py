@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
-from meterhouse.providers.answer import parse_retry_after
+from meterhouse.providers.answer import Take, parse_retry_after
 from meterhouse.providers.http_client import CLOSED
 
 MOST_WAITING_BYTES = 131_072
@@ -57,6 +57,7 @@ class Http1Answer:
         "headers",
         "parts",
         "status",
+        "take",
         "waiter",
         "waiting_bytes",
     )
@@ -70,6 +71,8 @@ class Http1Answer:
         self.waiting_bytes = 0
         self.waiter: asyncio.Future[None] | None = None
         """Of who waits for the head, or for more of the body."""
+        self.take: Take | None = None
+        """Of who waits for more of the body: gets it first."""
         self.failure: UpstreamError | None = None
         """What came instead of the head, or of the rest of the body."""
         self._loop = loop
@@ -120,8 +123,8 @@ class Http1Answer:
         """Return a header of the answer, empty when there is none."""
         return self.headers.get(name, b"").decode("latin-1")
 
-    async def read(self) -> bytes:
-        """Return the next bytes as they come, ``b""`` at the end; raises as ``Answer.read``."""
+    async def read(self, take: Take | None = None) -> bytes:
+        """Return the next bytes as they come, ``b""`` at the end; ``take`` and what it raises: as ``Answer.read``."""
         while True:
             if self._is_over:
                 raise self.failure or UpstreamDown(CLOSED)
@@ -139,10 +142,11 @@ class Http1Answer:
             if self._is_whole:
                 return b""
             waiter = self.waiter = self._loop.create_future()
+            self.take = take
             try:
                 await waiter
             finally:
-                self.waiter = None
+                self.waiter = self.take = None
 
     async def read_all(self, limit_bytes: int, *, timeout_seconds: float | None = None) -> bytes:
         """Return the rest of the body; raises as ``Answer.read_all``."""

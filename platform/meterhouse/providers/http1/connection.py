@@ -294,6 +294,9 @@ class Connection(asyncio.Protocol):
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._silent_bytes = 0
+        take = answer.take
+        if take is not None and not answer.parts and take(data):
+            return
         answer.parts.append(data)
         answer.waiting_bytes += len(data) + PIECE_COST_BYTES
         waiter = answer.waiter
