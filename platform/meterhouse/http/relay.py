@@ -186,7 +186,7 @@ class StreamRelay:
         self._progress.note_text(text, text_bytes, chunks)
         self._note_covered()
         self._pass_on(sent)
-        call.event_at_ns = time.monotonic_ns()
+        call.event_at_ns = call.outlet.wrote_at_ns
         return True
 
     def _take(self, payloads: list[bytes]) -> list[bytes]:
