@@ -144,6 +144,8 @@ class Pacer:
             # An answer that is over by the next look has no need of it.
             self._settle_down(call)
         if call.is_ending:
+            # A disk that takes its time must not keep text from its reader.
+            call.outlet.pay()
             return
         call.look_at_ns = self._next_look_ns(call, now_ns)
         reason = self._overdue(call, now_ns)

@@ -147,6 +147,18 @@ class Outlet:
         finally:
             self.sending_since_ns = None
 
+    def owe(self, data: bytes) -> bool:
+        """Keep what comes before the end, to be written with it; False where ``pay`` could not write it before."""
+        if self._dialect is not None or self._send is not self._exchange.reply:
+            return False
+        self.unsent = data
+        return True
+
+    def pay(self) -> None:
+        """Write what is owed: the end is not there yet."""
+        if self.unsent and self.pass_on(self.unsent):
+            self.unsent = b""
+
     async def end(self, data: bytes) -> None:
         """End a stream, behind what its client is still owed."""
         data, self.unsent = self.unsent + data, b""

@@ -123,9 +123,9 @@ class StreamRelay:
 
     def _pass_on(self, data: bytes) -> bool:
         """Forward at once where nobody has to be waited for; False: nothing was forwarded."""
-        if self._progress.is_done and self._attempt.reported is not None:
+        if self._progress.is_done and self._attempt.reported is not None and self._call.outlet.owe(data):
             # Nothing but the record is waited for any more: what came with the end leaves with it, in one write.
-            self._call.outlet.unsent = data
+            self._call.look_at_ns = 0
             return True
         # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
         self._parts.checkpointer.note(self._call.tally)
