@@ -2,8 +2,8 @@
 
 A ``http.response.start`` may have ``body`` and ``more_body`` as a ``http.response.body`` has them. It then passes every
 layer once, and leaves in one write, with a head that is checked as a whole. Other servers, which do not say
-``TAKES_BODY``, get the two messages that they know. And what goes on of an answer in chunks may be put on the wire with
-no layer between (``put``). Not here: where requests come from (``connection``).
+``TAKES_BODY``, get the two messages that they know. And a stream may be put on the wire with no layer between
+(``begin_stream``, ``put``). Not here: where requests come from (``connection``).
 """
 
 import asyncio
