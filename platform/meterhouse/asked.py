@@ -4,7 +4,7 @@ Invariant: pure. A wire's own request is read where the wire is (``http.wires``)
 sends, counts and records looks at ``Asked`` only, so that a new wire adds no branch to any of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -81,6 +81,8 @@ class Asked(msgspec.Struct, kw_only=True):
     """The prompt, to be counted where nobody reports a usage and there is no ``chat``."""
     kept_messages: list[Message] = []
     """The same of what was a ``chat`` until its answer began."""
+    packed: tuple[bytes, int] | None = None
+    """The same of an answer that takes its time: all text of the messages as UTF-8, and how many they were."""
 
     @property
     def length_bytes(self) -> int:
@@ -104,6 +106,27 @@ class Asked(msgspec.Struct, kw_only=True):
         self.form = ()
         if sum(map(len, self.texts)) > kept_bytes:
             self.texts = []
+
+    def pack(self) -> None:
+        """Keep of the messages only what is counted: a message takes a few hundred bytes beside its text."""
+        if self.kept_messages:
+            text = "".join(texts_of(self.kept_messages))
+            self.packed = text.encode("utf-8", "surrogatepass"), len(self.kept_messages)
+            self.kept_messages = []
+
+
+def texts_of(messages: Iterable[Message]) -> Iterator[str]:
+    """Give what is counted of a prompt, piece by piece."""
+    for message in messages:
+        yield f"{message.role}\n"
+        if isinstance(message.content, str):
+            yield message.content
+        else:
+            yield from (part.text for part in message.content or () if part.text)
+        for call in message.tool_calls or ():
+            if call.function is not None:
+                yield call.function.name
+                yield call.function.arguments
 
 
 def ask_chat(parsed: ParsedBody) -> Asked:

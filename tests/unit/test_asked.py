@@ -45,6 +45,20 @@ def test_nothing_long_outlives_the_beginning_of_an_answer(traced: Any, field: st
     assert asked.model == "m"
 
 
+def test_of_a_prompt_that_is_packed_the_text_is_left_and_how_many_messages_it_had() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "system", "content": "Hello \U0001f600"},
+        {"role": "user", "content": [{"type": "text", "text": "two"}, {"type": "text", "text": " parts"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    asked = ChatWire().read(json.dumps({"model": "m", "messages": messages}).encode(), "", str)
+    asked.let_go(KEPT_BYTES)
+    asked.pack()
+    assert asked.packed == ("system\nHello \U0001f600user\ntwo partsassistant\nf{}".encode(), 3)
+    assert asked.messages == []
+
+
 def test_what_a_response_tells_back_does_not_keep_the_body_that_it_came_in(traced: Any) -> None:
     wire = ResponsesWire()
     before = traced()

@@ -155,6 +155,41 @@ async def test_a_connection_is_closed_when_nothing_comes_after_an_answer() -> No
         assert state.total_requests == 3
 
 
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_what_a_connection_lets_go_during_a_long_answer_changes_nothing(name: str) -> None:
+    async def settle_down(scope: Scope, receive: Receive, send: Send) -> None:
+        cycle = cycle_of(scope)
+        assert cycle is not None
+
+        async def send_later(message: Message) -> None:
+            cycle.settle_down()
+            await send(message)
+
+        cycle.settle_down()
+        await tell(scope, receive, send_later)
+
+    assert await hear(Connection, settle_down, REQUESTS[name]) == await hear(Connection, tell, REQUESTS[name])
+
+
+async def test_an_answer_that_takes_its_time_needs_neither_parser_nor_timer() -> None:
+    found: list[object] = []
+
+    async def settle_down(scope: Scope, receive: Receive, send: Send) -> None:
+        cycle = cycle_of(scope)
+        assert cycle is not None
+        connection = cycle._transport.get_protocol()
+        assert isinstance(connection, Connection)
+        cycle.settle_down()
+        found.extend((connection.parser, connection._timer))
+        await tell(scope, receive, send)
+
+    async with serving(Connection, settle_down) as (_, reader, writer), asyncio.timeout(PATIENCE_SECONDS):
+        for _ in range(2):
+            writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+            assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert found == [None] * 4
+
+
 async def test_an_answer_may_take_longer_than_an_idle_connection_has() -> None:
     async def slowly(_scope: Scope, _receive: Receive, send: Send) -> None:
         await asyncio.sleep(0.3)
@@ -186,6 +221,27 @@ async def test_more_of_a_stream_is_written_past_the_layers_unless_its_client_has
     heard = await hear(Connection, stream, REQUESTS["a get"])
     assert said == [False, True, False, False]
     assert heard.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("pieces", [[b"one"], [b"one", b"two", b"three"]])
+async def test_a_stream_that_is_written_past_the_layers_is_the_one_that_messages_make(pieces: list[bytes]) -> None:
+    async def by_messages(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({**head(), "body": pieces[0], "more_body": True})
+        for piece in pieces[1:]:
+            await send(body(piece, more_body=True))
+        await send(body(b""))
+
+    async def past_them(scope: Scope, _receive: Receive, _send: Send) -> None:
+        cycle = cycle_of(scope)
+        assert cycle is not None
+        first, *others = pieces
+        cycle.begin_stream([], first, more_body=bool(others))
+        for piece in others:
+            assert cycle.put(piece, more_body=piece is not others[-1])
+        assert not cycle.put(b"late")
+
+    for name in ("a get", "one after another"):
+        assert await hear(Connection, past_them, REQUESTS[name]) == await hear(Connection, by_messages, REQUESTS[name])
 
 
 async def test_an_application_that_fails_is_a_500_and_its_task_is_forgotten() -> None:

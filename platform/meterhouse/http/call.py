@@ -147,6 +147,8 @@ class Pacer:
             # An answer that is over by the next look has no need of it.
             self._settle_down(call)
         if call.is_ending:
+            # A disk that takes its time must not keep text from its reader.
+            call.outlet.pay()
             return
         call.look_at_ns = self._next_look_ns(call, now_ns)
         reason = self._overdue(call, now_ns)
@@ -157,13 +159,17 @@ class Pacer:
 
     def _settle_down(self, call: Call) -> None:
         """Be told when the client leaves, and, once the answer has begun, drop what only its beginning needed."""
+        leaving = leaving_of(call.scope)
         if not call.is_watched:
             call.is_watched = True
-            if (leaving := leaving_of(call.scope)) is not None:
+            if leaving is not None:
                 leaving.watch(self, call)
         if call.outlet.is_started and not call.has_let_go:
             call.has_let_go = True
             let_go_headers(call.scope)
+            call.asked.pack()
+            if leaving is not None:
+                leaving.settle_down()
 
     def _next_look_ns(self, call: Call, now_ns: int) -> int:
         """Return when something can be due at the earliest, whatever happens meanwhile to the answer."""

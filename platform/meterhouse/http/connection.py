@@ -46,6 +46,7 @@ FEW_LINES = 64
 MAX_HELD_BYTES = 65_536
 """What may wait behind a request that is being answered before nothing more is read; one read of it comes on top."""
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
+_NO_TARGET = (b"", "", b"", b"")
 _SAY_HOW_LONG = frozenset({b"connection", b"proxy-connection"})
 """To the parser both say whether a connection lasts."""
 
@@ -88,12 +89,11 @@ class Connection(PatientConnection):
         self._server_state = server_state
         self._app_state = app_state
         super().__init__(_loop or asyncio.get_running_loop())
-        self.parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
-        # What comes behind a request that closes the connection is nobody's, and no error.
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser: httptools.HttpRequestParser | None = None
+        """Made by what comes first."""
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._target = (b"", "", b"", b"")
+        self._target = _NO_TARGET
         """The address of the last request, and what it says: most ask for the same one again."""
         self._running: Cycle | None = None
         """The request that is being answered, or was last."""
@@ -163,7 +163,7 @@ class Connection(PatientConnection):
         self.flow.resume_writing()
         if exc is None:
             self.transport.close()
-        del self.parser  # it knows this connection
+        self.parser = None  # it knows this connection
         if running is not None and not running.response_complete:
             running.tell()
 
@@ -193,7 +193,7 @@ class Connection(PatientConnection):
         """Read on, and see to it that a head ends."""
         self._is_behind = self._is_in_body
         try:
-            self.parser.feed_data(data)
+            (self.parser or self._make_parser()).feed_data(data)
         except httptools.HttpParserUpgrade:
             _logger().warning("Unsupported upgrade request.")
         except httptools.HttpParserError:
@@ -207,6 +207,21 @@ class Connection(PatientConnection):
         if self._is_in_head or self.cycle is None or self.cycle.response_complete:
             # What came may be no request at all.
             self._expect_head()
+
+    def _make_parser(self) -> httptools.HttpRequestParser:
+        parser = self.parser = httptools.HttpRequestParser(self)
+        # What comes behind a request that closes the connection is nobody's, and no error.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    def settle_down(self) -> None:
+        """Keep no timer, parser or address while a long answer is on its way and nothing came behind its request."""
+        cycle = self.cycle
+        if self._is_in_head or cycle is None or cycle.more_body or not cycle.keep_alive:
+            return  # a new one would not know what came before
+        self.parser = None
+        self._url, self._target = b"", _NO_TARGET
+        self._let_timer_go()
 
     def on_message_begin(self) -> None:
         """Begin a head."""
@@ -234,6 +249,7 @@ class Connection(PatientConnection):
         self._is_in_head, self._is_in_body = False, True
         self._deadline, self._is_waiting_for_head = NEVER, False
         headers, parser, url = self._headers, self.parser, self._url
+        assert parser is not None  # who calls
         method, found = parser.get_method(), dict(headers)
         is_lasting = parser.should_keep_alive()
         # An older version lasts only where a header says so; the parser writes its answer anew for each that asks.

@@ -2,14 +2,14 @@
 
 A ``http.response.start`` may have ``body`` and ``more_body`` as a ``http.response.body`` has them. It then passes every
 layer once, and leaves in one write, with a head that is checked as a whole. Other servers, which do not say
-``TAKES_BODY``, get the two messages that they know. And what goes on of an answer in chunks may be put on the wire with
-no layer between (``put``). Not here: where requests come from (``connection``).
+``TAKES_BODY``, get the two messages that they know. And a stream may be put on the wire with no layer between
+(``begin_stream``, ``put``). Not here: where requests come from (``connection``).
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from starlette.types import Message, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -25,6 +25,9 @@ TAKES_BODY = "meterhouse.takes_body"
 JOINED_BYTES = 65_536
 """A longer body is not copied to stand behind its head, but written after it."""
 _START, _BODY = "http.response.start", "http.response.body"
+_OK = 200
+_LAST_CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n"
+"""The last piece of a body in chunks, and their end."""
 _WITHOUT_BODY = frozenset({204, 304})
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 """What may be in no name and no value of a header, of which CR and LF are between them."""
@@ -36,6 +39,15 @@ _FAILED_HEADERS = [
     (b"content-length", b"%d" % len(_FAILED)),
     (b"connection", b"close"),
 ]
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A connection that can do with less."""
+
+    def settle_down(self) -> None:
+        """Let go of what the next request needs, and the one that is being answered does not."""
+        ...
 
 
 class Cycle(Leaving):
@@ -151,12 +163,25 @@ class Cycle(Leaving):
         else:
             self.begin_with(message["status"], message["headers"], message["body"], more_body=message["more_body"])
 
-    def put(self, data: bytes) -> bool:
+    @property
+    def is_open(self) -> bool:
+        """Whether ``put`` would write."""
+        return not (self.flow.write_paused or self.is_gone or not self._is_chunked or self.response_complete)
+
+    def put(self, data: bytes, *, more_body: bool = True) -> bool:
         """Write more of an answer that goes on in chunks; says whether it could be: nobody has to wait, or is gone."""
         if self.flow.write_paused or self.is_gone or not self._is_chunked or self.response_complete:
             return False
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._transport.write((b"%x\r\n%b\r\n" if more_body else _LAST_CHUNKS) % (len(data), data))
+        if not more_body:
+            self._complete()
         return True
+
+    def settle_down(self) -> None:
+        """Have the connection keep little while this answer, which takes its time, is on its way."""
+        connection = self._transport.get_protocol()
+        if isinstance(connection, Settling):
+            connection.settle_down()
 
     def finish(self, task: "asyncio.Task[None]") -> None:
         """Take note that the request is over, and end an answer that has no end."""
@@ -207,6 +232,22 @@ class Cycle(Leaving):
     def is_ready(self) -> bool:
         """Whether an answer can begin now: it did not yet, nobody has to wait, and the client wants all of it."""
         return not (self.flow.write_paused or self.is_gone or self.response_started or self.is_head)
+
+    def begin_stream(self, headers: list[tuple[bytes, bytes]], body: bytes, *, more_body: bool) -> None:
+        """Write the head of a stream, which has chunks however short it is, and what comes first of it, or all of it.
+
+        For a cycle that is not ``is_ready``: ``send``. ``body`` is not empty.
+
+        Raises:
+            RuntimeError: There is a header that none may be.
+        """
+        head = self._head(_OK, headers)
+        self._is_chunked = True
+        close = b"" if self.keep_alive else b"connection: close\r\n"
+        chunk = (b"%x\r\n%b\r\n" if more_body else _LAST_CHUNKS) % (len(body), body)
+        self._transport.write(b"%b\r\n%btransfer-encoding: chunked\r\n\r\n%b" % (head, close, chunk))
+        if not more_body:
+            self._complete()
 
     def begin_with(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, more_body: bool) -> None:
         """Write a head and what comes first of the body, or all of it; for one that is not ``is_ready``: ``send``.
@@ -281,7 +322,8 @@ class Cycle(Leaving):
 def cycle_of(scope: Scope) -> Cycle | None:
     """Return what answers a request, past the layers; None for another server.
 
-    For what only goes on of an answer in chunks: no layer has to see it. Head and end are sent through all of them.
+    For what only goes on of an answer in chunks: no layer has to see it. Head and end are sent through all of them,
+    but for who is given the edge's own ``send`` (``Exchange.reply``): there are none between then.
     """
     found: Cycle | None = scope.get(CLIENT)
     return found

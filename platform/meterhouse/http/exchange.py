@@ -55,7 +55,9 @@ class Exchange(msgspec.Struct):
     """What answers it past the layers; None for another server."""
     reply: Send | None = None
     """The edge's own ``send``, where nobody but the server is behind it: whoever is given it, and calls
-    ``begin_answer``, may have ``cycle`` write a whole answer."""
+    ``begin_answer``, may have ``cycle`` write the answer."""
+    is_open_stream: bool = False
+    """Whether the answer is a stream that has begun and not ended; who has ``cycle`` write it says so here."""
 
     @property
     def records(self) -> tuple[UsageRecord, ...]:

@@ -318,10 +318,10 @@ async def _release(answer: StreamRelay | Whole, call: Call, exchange: Exchange, 
     """Send a whole answer, or the end of a streamed one, whose record is durable; raises ClientGone."""
     usage, outlet = call.tally.records[-1].usage, call.outlet
     if isinstance(answer, StreamRelay):
-        await outlet.write(answer.end(usage), is_last=True)
+        await outlet.end(answer.end(usage))
     else:
         body = answer.body(usage)
-        if not outlet.answer_at_once(exchange, headers, body, answer.content_type):
+        if not outlet.answer_at_once(headers, body, answer.content_type):
             await outlet.write_whole(headers, body, answer.content_type)
     if outlet.is_gone and not exchange.status:
         raise ClientGone

@@ -45,6 +45,9 @@ class Leaving:
         # The end of a connection that is not read is not seen.
         self.flow.resume_reading()
 
+    def settle_down(self) -> None:
+        """Take note that the answer takes its time: what only the next request needs may go."""
+
     def forget(self) -> None:
         """Tell nobody."""
         self._watcher = self._subject = None

@@ -22,11 +22,13 @@ from meterhouse.http.cycle import TAKES_BODY, cycle_of, splitting
 from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_ROUTE, Exchange, Observer
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.head import HEADERS
+from meterhouse.http.leaving import CLIENT
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, send_error
 from meterhouse.ids import REQUEST_PREFIX, IdSource
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.traces import Tracing
 
+_KEPT_OF_SCOPE = ("type", "headers", CLIENT, SCOPE_NAME)
 FREE_BYTES = 65_536
 """A body that is no longer is not counted: as many of them as there may be requests are no burden."""
 
@@ -53,15 +55,13 @@ class RequestContext:
             return
         exchange = self._open(scope)
         onward = send if TAKES_BODY in scope else splitting(send)
-        is_open_stream = False
 
         def reply(message: Message) -> Awaitable[None]:
-            nonlocal is_open_stream
             if message["type"] == "http.response.start":
                 message["headers"] = exchange.begin_answer(message["status"], message.get("headers", ()))
-                is_open_stream = message.get("more_body", True) and _is_event_stream(message)
-            elif is_open_stream:
-                is_open_stream = message.get("more_body", False)
+                exchange.is_open_stream = message.get("more_body", True) and _is_event_stream(message)
+            elif exchange.is_open_stream:
+                exchange.is_open_stream = message.get("more_body", False)
             return onward(message)
 
         exchange.cycle = cycle = cycle_of(scope)
@@ -73,11 +73,11 @@ class RequestContext:
             exchange.status = exchange.status or CLIENT_CLOSED_STATUS
         except GatewayError as error:
             exchange.error = error
-            await self._fail(reply, exchange, error, is_open_stream=is_open_stream)
+            await self._fail(reply, exchange, error)
         except Exception as error:  # noqa: BLE001 - the request edge: anything unforeseen is a 500 and a page
             exchange.error = GatewayError("The server had an error. Try again; if it stays, tell the operator.")
             get_logger().error(Event.REQUEST_FAILED, request_id=exchange.public_id, exc_info=error)
-            await self._fail(reply, exchange, exchange.error, is_open_stream=is_open_stream)
+            await self._fail(reply, exchange, exchange.error)
         finally:
             if exchange.route == UNKNOWN_ROUTE:
                 exchange.route = route_of(scope)
@@ -101,11 +101,11 @@ class RequestContext:
         scope[SCOPE_NAME] = exchange
         return exchange
 
-    async def _fail(self, send: Send, exchange: Exchange, error: GatewayError, *, is_open_stream: bool) -> None:
+    async def _fail(self, send: Send, exchange: Exchange, error: GatewayError) -> None:
         """Say what went wrong: as the answer, or as the last event of a stream that has begun (design.md 3)."""
         if not exchange.status:
             await send_error(send, error, self._envelope, exchange.public_id)
-        elif is_open_stream:
+        elif exchange.is_open_stream:
             await send({"type": "http.response.body", "body": self._envelope.event(error, exchange.public_id)})
 
 
@@ -261,10 +261,15 @@ def first_headers(scope: Scope) -> dict[bytes, bytes]:
 
 
 def let_go_headers(scope: Scope) -> None:
-    """Forget a request's headers once its answer has begun: they can be some kilobytes of each that is open."""
-    scope.pop(HEADERS, None)
+    """Forget a request's headers once its answer has begun: they can be some kilobytes of each that is open.
+
+    And with them all that says where it went: a dictionary does not shrink but by being made anew.
+    """
     # In place: the connection has the same list.
     scope["headers"].clear()
+    kept = {name: scope[name] for name in _KEPT_OF_SCOPE if name in scope}
+    scope.clear()
+    scope.update(kept)
 
 
 def credential_of(scope: Scope) -> str | None:

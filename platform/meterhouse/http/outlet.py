@@ -56,12 +56,11 @@ class Outlet:
     """
 
     __slots__ = (
-        "_cycle",
         "_dialect",
+        "_exchange",
         "_fail_event",
         "_headers",
         "_is_over",
-        "_request_id",
         "_send",
         "is_gone",
         "is_started",
@@ -72,18 +71,17 @@ class Outlet:
 
     def __init__(self, exchange: Exchange, send: Send, headers: Headers, envelope: Envelope) -> None:
         self._send = send
-        self._cycle = exchange.cycle
+        self._exchange = exchange
         self._headers = headers
         self._dialect: Dialect | None = None
         self._fail_event: FailEvent = envelope.event
-        self._request_id = exchange.public_id
         self._is_over = False
         self.is_started = False
         self.is_gone = False
         self.sending_since_ns: int | None = None
         self.wrote_at_ns = 0
         self.unsent = b""
-        """Frames that a failed answer still owes its client: they go out with the error, after the settlement."""
+        """Frames that the client is still owed: they go out after the settlement, with the end or with an error."""
 
     def speak(self, dialect: Dialect) -> None:
         """Write what comes from now on, which is chat completions, in a dialect."""
@@ -94,15 +92,39 @@ class Outlet:
         """Say an error in the stream with this event, for an answer that is passed through."""
         self._fail_event = fail_event
 
-    def pass_on(self, data: bytes) -> bool:
-        """Write more of a stream at once; False: nothing was written, and ``write`` is to be awaited.
+    @property
+    def is_open(self) -> bool:
+        """Whether ``pass_on`` would write more of a stream that has begun."""
+        cycle = self._exchange.cycle
+        return (
+            self.is_started
+            and not (self.is_gone or self._is_over)
+            and self._dialect is None
+            and cycle is not None
+            and cycle.is_open
+        )
 
-        So it is for the first bytes, in a dialect, and where the client has to be waited for.
+    def pass_on(self, data: bytes, *, is_last: bool = False) -> bool:
+        """Write more of a stream past the layers, and the head before the first of it; ``data`` is not empty.
+
+        False: nothing was written, and ``write`` is to be awaited. So it is in a dialect, where a layer has to see the
+        answer, and where the client has to be waited for, or is gone.
         """
-        if not self.is_started or self.is_gone or self._is_over or self._dialect is not None:
+        exchange = self._exchange
+        cycle = exchange.cycle
+        if cycle is None or self.is_gone or self._is_over or self._dialect is not None:
             return False
-        if self._cycle is None or not self._cycle.put(data):
+        is_edge = self._send is exchange.reply
+        if self.is_started:
+            if (is_last and not is_edge) or not cycle.put(data, more_body=not is_last):
+                return False
+        elif is_edge and cycle.is_ready:
+            self.is_started = True
+            cycle.begin_stream(exchange.begin_answer(200, self._take_head()), data, more_body=not is_last)
+        else:
             return False
+        self._is_over = is_last
+        exchange.is_open_stream = not is_last
         self.wrote_at_ns = time.monotonic_ns()
         return True
 
@@ -117,10 +139,7 @@ class Outlet:
         try:
             if not self.is_started:
                 self.is_started = True
-                headers = self._headers + STREAM_HEADERS
-                # For as long as the stream is open nobody needs them again.
-                self._headers.clear()
-                start = {"type": "http.response.start", "status": 200, "headers": headers, "body": data}
+                start = {"type": "http.response.start", "status": 200, "headers": self._take_head(), "body": data}
                 start["more_body"] = not is_last
                 await self._send(start)
             elif data or is_last:
@@ -128,13 +147,38 @@ class Outlet:
         finally:
             self.sending_since_ns = None
 
-    def answer_at_once(self, exchange: Exchange, headers: Headers, body: bytes, content_type: bytes) -> bool:
+    def owe(self, data: bytes) -> bool:
+        """Keep what comes before the end, to be written with it; False where ``pay`` could not write it before."""
+        if self._dialect is not None or self._send is not self._exchange.reply:
+            return False
+        self.unsent = data
+        return True
+
+    def pay(self) -> None:
+        """Write what is owed: the end is not there yet."""
+        if self.unsent and self.pass_on(self.unsent):
+            self.unsent = b""
+
+    async def end(self, data: bytes) -> None:
+        """End a stream, behind what its client is still owed."""
+        data, self.unsent = self.unsent + data, b""
+        if not data or not self.pass_on(data, is_last=True):
+            await self.write(data, is_last=True)
+
+    def _take_head(self) -> Headers:
+        """Return the headers of a stream, which nobody needs again for as long as it is open."""
+        headers = self._headers + STREAM_HEADERS
+        self._headers.clear()
+        return headers
+
+    def answer_at_once(self, headers: Headers, body: bytes, content_type: bytes) -> bool:
         """Send an answer that is not streamed past the layers, which would only pass it on.
 
         False: nothing was written, and ``write_whole`` is to be awaited. So it is where a layer has to see the answer,
         and where the client has to be waited for, or is gone.
         """
-        cycle = self._cycle
+        exchange = self._exchange
+        cycle = exchange.cycle
         if cycle is None or self._send is not exchange.reply or self.is_gone or not cycle.is_ready:
             return False
         if self._dialect is not None:
@@ -165,4 +209,4 @@ class Outlet:
     async def fail(self, error: GatewayError) -> None:
         """End a started stream with what was held back of it, one error event and no ``[DONE]`` (design.md 3)."""
         unsent = self._dialect.frames(self.unsent) if self._dialect is not None and self.unsent else self.unsent
-        await self.write(unsent + self._fail_event(error, self._request_id), is_last=True, is_plain=True)
+        await self.write(unsent + self._fail_event(error, self._exchange.public_id), is_last=True, is_plain=True)

@@ -20,6 +20,7 @@ from meterhouse.http.call import Call
 from meterhouse.http.chunk import MAX_NAME_LENGTH, decode_chunk, is_failure
 from meterhouse.http.over_chat import OVER_CHAT
 from meterhouse.http.passage import OpenAnswer, Passage, RelayParts, Whole, WholeBody
+from meterhouse.http.progress import ONLY_FIRST
 from meterhouse.http.relay import MAX_TAIL_BYTES, StreamRelay, ended_early
 from meterhouse.http.sse import DONE, SseReader
 from meterhouse.http.tidy import rename_model
@@ -155,8 +156,7 @@ class PassingRelay(StreamRelay):
 
     def _finish(self, *, is_last: bool) -> None:
         """Note the end: for the relay an answer has one choice; whether all of several ended is the listener's."""
-        self._progress.seen.add(0)
-        self._progress.finished |= {0}
+        self._progress.seen = self._progress.finished = ONLY_FIRST
         self._progress.is_done = is_last
 
     def _hear(self, payload: bytes) -> Heard:

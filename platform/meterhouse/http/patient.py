@@ -91,6 +91,12 @@ class PatientConnection(asyncio.Protocol):
         self._timer_at = self._deadline
         self._timer = self.loop.call_at(self._deadline, self._look)
 
+    def _let_timer_go(self) -> None:
+        """Keep no timer that has nothing to look at: it takes half a kilobyte."""
+        if self._timer is not None and self._deadline == NEVER:
+            self._timer.cancel()
+            self._timer = None
+
     def _look(self) -> None:
         """Close a connection that was idle, or in the head of a request, for as long as it may."""
         self._timer = None

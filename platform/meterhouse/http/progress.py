@@ -18,13 +18,17 @@ KEPT_PIECES = 8
 """Of the text that is kept; more are joined, because each takes 50 bytes beside its letters."""
 
 
+ONLY_FIRST = frozenset({0})
+"""The choices of an answer that has one, as nearly all: a set of its own would take 216 bytes of each."""
+
+
 class Progress(msgspec.Struct):
     """How far a stream is."""
 
     attempt: Attempt
     completion_id: str = ""
     created: int = 0
-    seen: set[int] = set()
+    seen: frozenset[int] = frozenset()
     finished: frozenset[int] = frozenset()
     end: list[bytes] = []
     """Frames since every choice that was seen had finished; released after the barrier."""

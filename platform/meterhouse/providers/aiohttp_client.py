@@ -19,7 +19,7 @@ from yarl import URL
 
 from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.address import is_public
-from meterhouse.providers.answer import parse_retry_after
+from meterhouse.providers.answer import Take, parse_retry_after
 from meterhouse.providers.http_client import (
     CLOSED,
     IDLE_CONNECTION_SECONDS,
@@ -244,7 +244,7 @@ class _NetworkAnswer:
         headers = self._response.headers
         return parse_retry_after(headers.get("retry-after-ms"), headers.get("retry-after"), time.time())
 
-    async def read(self) -> bytes:
+    async def read(self, take: Take | None = None) -> bytes:  # noqa: ARG002 - the protocol's own signature
         if self._failure is not None:
             raise self._failure
         if self._is_over:

@@ -4,11 +4,14 @@ Invariant: an answer is ended exactly once, by ``release`` or ``abort``; both ar
 cancel them, and harmless when repeated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 from meterhouse.providers.provider import Endpoint
+
+Take = Callable[[bytes], bool]
+"""Gets bytes the moment that they come, in the transport's own callback; says whether it took them. It never raises."""
 
 
 class Answer(Protocol):
@@ -29,10 +32,11 @@ class Answer(Protocol):
         """How long the upstream asks to wait; None when it does not."""
         ...
 
-    async def read(self) -> bytes:
+    async def read(self, take: Take | None = None) -> bytes:
         """Return the next bytes as they come, ``b""`` at the end.
 
-        It has no timeout of its own. It may be cancelled and called again without losing a byte.
+        It has no timeout of its own. It may be cancelled and called again without losing a byte. What comes while it
+        waits may be given to ``take`` first; what that takes is not returned, and the wait goes on.
 
         Raises:
             UpstreamDown: the connection broke, the body ended early, or ``abort`` was called.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from meterhouse.errors import UpstreamDown, UpstreamTimeout
+from meterhouse.providers.answer import Take
 
 
 class SimulatedAnswer:
@@ -21,7 +22,7 @@ class SimulatedAnswer:
         self._waiter: asyncio.Future[None] | None = None
         self._is_over = False
 
-    async def read(self) -> bytes:
+    async def read(self, take: Take | None = None) -> bytes:  # noqa: ARG002 - the protocol's own signature
         """Return the next part, ``b""`` at the end; see ``Answer``."""
         if self._pause_seconds and not self._is_over:
             await self._pause()

@@ -1,13 +1,16 @@
 """Busy for now, ours or a provider's: come back later."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
 
-from api.asking import error_of, marked
+from api.asking import error_of, events_of, marked, text_of
 from fakes.files import FaultyFiles
 from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
+from fakes.words import answer_text
 
 
 @pytest.mark.parametrize(("model", "seconds"), [("rate-limited", "1"), ("error-429?retry_after=7", "7")])
@@ -46,3 +49,23 @@ def test_a_body_whose_record_cannot_be_made_durable_is_not_sent_and_not_to_be_re
         assert (status, error_of(body)["code"]) == (503, "ledger_unavailable")
         assert headers["x-should-retry"] == "false"
         files.heal()
+
+
+def test_a_stream_whose_record_cannot_be_made_durable_has_its_text_and_an_error_for_its_end(
+    up: FakeUpstream, tmp_path: Path
+) -> None:
+    files = FaultyFiles()
+    with Gateway(tmp_path / "data", provider_environment("fake", up.base_url), files=files) as gateway:
+        for model in ("fake/normal?tokens=3", "fake/one-write?tokens=3"):
+            deadline = time.monotonic() + 60
+            while gateway.chat("fake/normal")[0] != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            marker, messages = marked()
+            files.fail_syncs()
+            status, _, body = gateway.chat(model, messages=messages, stream=True)
+            files.heal()
+            assert status == 200
+            *chunks, last = events_of(body)
+            assert text_of([json.loads(chunk) for chunk in chunks]) == answer_text(marker, 3)
+            assert error_of(last)["code"] == "ledger_unavailable"

@@ -1,6 +1,8 @@
 """A streamed answer: its events in order, the provider's own bytes, usage when it was asked for."""
 
 import json
+import socket
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -83,6 +85,23 @@ def test_how_the_provider_cuts_its_bytes_does_not_show(gateway: Gateway, model: 
     marker, messages = marked()
     chunks = chunks_of(stream(gateway, f"fake/{model}?tokens=5", messages=messages)[1])
     assert text_of(chunks) == answer_text(marker, 5)
+
+
+def test_what_comes_with_the_end_leaves_with_it_in_one_chunk(gateway: Gateway) -> None:
+    """Only the record is waited for between the two, and a write to a socket is dear. A slow disk sets them apart."""
+    marker, messages = marked()
+    body = json.dumps({"model": "fake/one-write?tokens=5", "messages": messages, "stream": True})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {gateway.key}\r\n"
+    parts = urlsplit(gateway.url)
+    for _ in range(20):
+        with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
+            connection.sendall(f"{head}connection: close\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+            raw = b"".join(iter(lambda: connection.recv(65_536), b""))
+        size, _, rest = raw.partition(b"\r\n\r\n")[2].partition(b"\r\n")
+        if rest[int(size, 16) :] == b"\r\n0\r\n\r\n":
+            break
+    assert rest[int(size, 16) :] == b"\r\n0\r\n\r\n"
+    assert text_of(chunks_of(rest[: int(size, 16)])) == answer_text(marker, 5)
 
 
 @pytest.mark.parametrize("model", ["comments", "sse-fields", "sse-split", "openrouter"])

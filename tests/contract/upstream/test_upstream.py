@@ -66,6 +66,29 @@ async def test_a_trace_context_that_no_header_can_carry_is_left_out(upstream, va
         assert "traceparent" not in server.heads[0].lower()
 
 
+@pytest.mark.parametrize("takes", [True, False])
+async def test_what_comes_is_read_unless_whoever_waits_has_it_taken(upstream, takes):
+    async with serving(one_event_then_wait) as server:
+        answer = await ask(upstream, server, is_streamed=True)
+        assert await answer.read() == b"data: 1\n\n"
+        given, read = [], []
+
+        def take(data):
+            given.append(data)
+            return takes
+
+        async def read_on():
+            while data := await answer.read(take):
+                read.append(data)
+
+        reading = asyncio.create_task(read_on())
+        await asyncio.sleep(0)  # it waits
+        server.go_on.set()
+        await reading
+        assert (given if takes else []) + read == [b"data: 2\n\n"]
+        answer.release()
+
+
 async def test_a_stream_is_read_as_it_comes_and_its_connection_used_again(upstream):
     async with serving(one_event_then_wait) as server:
         answer = await ask(upstream, server, is_streamed=True)

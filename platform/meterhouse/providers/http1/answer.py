@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
-from meterhouse.providers.answer import parse_retry_after
+from meterhouse.providers.answer import Take, parse_retry_after
 from meterhouse.providers.http_client import CLOSED
 
 MOST_WAITING_BYTES = 131_072
@@ -61,6 +61,8 @@ class Http1Answer(msgspec.Struct, eq=False):
     waiting_bytes: int = 0
     waiter: asyncio.Future[None] | None = None
     """Of who waits for the head, or for more of the body."""
+    take: Take | None = None
+    """Of who waits for more of the body: gets it first."""
     failure: UpstreamError | None = None
     """What came instead of the head, or of the rest of the body."""
     is_whole: bool = False
@@ -106,8 +108,8 @@ class Http1Answer(msgspec.Struct, eq=False):
         """Return a header of the answer, empty when there is none."""
         return self.headers.get(name, b"").decode("latin-1")
 
-    async def read(self) -> bytes:
-        """Return the next bytes as they come, ``b""`` at the end; raises as ``Answer.read``."""
+    async def read(self, take: Take | None = None) -> bytes:
+        """Return the next bytes as they come, ``b""`` at the end; ``take`` and what it raises: as ``Answer.read``."""
         while True:
             if self.is_over:
                 raise self.failure or UpstreamDown(CLOSED)
@@ -125,10 +127,11 @@ class Http1Answer(msgspec.Struct, eq=False):
             if self.is_whole:
                 return b""
             waiter = self.waiter = self.loop.create_future()
+            self.take = take
             try:
                 await waiter
             finally:
-                self.waiter = None
+                self.waiter = self.take = None
 
     async def read_all(self, limit_bytes: int, *, timeout_seconds: float | None = None) -> bytes:
         """Return the rest of the body; raises as ``Answer.read_all``."""

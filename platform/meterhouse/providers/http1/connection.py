@@ -189,8 +189,10 @@ class Connection(asyncio.Protocol):
             body = b"".join(pieces)  # a single one itself
             pieces.clear()
             self._body_at_bytes = heard_bytes
-            answer.parts.append(body)
-            answer.waiting_bytes += len(body) + PIECE_COST_BYTES
+            take = answer.take
+            if take is None or answer.parts or not take(body):
+                answer.parts.append(body)
+                answer.waiting_bytes += len(body) + PIECE_COST_BYTES
         if self._is_whole:
             self._finish(answer)  # what came before nonsense counts
         elif nonsense or pieces or heard_bytes - self._body_at_bytes > MAX_SILENT_BYTES:
