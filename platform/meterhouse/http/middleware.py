@@ -263,8 +263,7 @@ def first_headers(scope: Scope) -> dict[bytes, bytes]:
 def let_go_headers(scope: Scope) -> None:
     """Forget a request's headers once its answer has begun: they can be some kilobytes of each that is open."""
     scope.pop(HEADERS, None)
-    # In place: the connection has the same list.
-    scope["headers"].clear()
+    scope["headers"] = []
 
 
 def credential_of(scope: Scope) -> str | None:
