@@ -28,7 +28,7 @@ from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import IS_WHOLE
 from meterhouse.http.cycle import TAKES_BODY, Cycle
 from meterhouse.http.flow import Flow
-from meterhouse.http.head import HEADERS, LOOKED_AT, MAX_HEADERS, check_headers, is_expecting, read_target
+from meterhouse.http.head import HEADERS, MAX_HEADERS, check_headers, is_expecting, read_target
 from meterhouse.http.patient import NEVER, PatientConnection
 from meterhouse.http.respond import render
 from meterhouse.http.skeleton import has_more_than
@@ -47,8 +47,6 @@ MAX_HELD_BYTES = 65_536
 """What may wait behind a request that is being answered before nothing more is read; one read of it comes on top."""
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _NO_TARGET = (b"", "", b"", b"")
-_SAY_HOW_LONG = frozenset({b"connection", b"proxy-connection"})
-"""To the parser both say whether a connection lasts."""
 
 
 class Connection(PatientConnection):
@@ -65,6 +63,7 @@ class Connection(PatientConnection):
         "_is_draining",
         "_is_in_body",
         "_is_in_head",
+        "_pairs",
         "_running",
         "_scheme",
         "_server",
@@ -92,7 +91,10 @@ class Connection(PatientConnection):
         self.parser: httptools.HttpRequestParser | None = None
         """Made by what comes first."""
         self._url = b""
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: dict[bytes, bytes] = {}
+        """Those of the head that comes, by name; of one that comes more than once the first."""
+        self._pairs: list[tuple[bytes, bytes]] | None = None
+        """All of them, once one has come twice."""
         self._target = _NO_TARGET
         """The address of the last request, and what it says: most ask for the same one again."""
         self._running: Cycle | None = None
@@ -228,7 +230,6 @@ class Connection(PatientConnection):
         self._is_in_head, self._is_in_body = True, False
         self._head_bytes = 0
         self._url = b""
-        self._headers = []
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the address."""
@@ -236,8 +237,16 @@ class Connection(PatientConnection):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; those behind a body are nobody's."""
-        if self._is_in_head:
-            self._headers.append((name.lower(), value))
+        if not self._is_in_head:
+            return
+        name = name.lower()
+        if name not in self._headers and self._pairs is None:
+            self._headers[name] = value
+            return
+        if self._pairs is None:
+            self._pairs = list(self._headers.items())
+        self._pairs.append((name, value))
+        self._headers.setdefault(name, value)
 
     def on_headers_complete(self) -> None:
         """Begin a request, or let it wait for the one before it.
@@ -248,15 +257,19 @@ class Connection(PatientConnection):
         """
         self._is_in_head, self._is_in_body = False, True
         self._deadline, self._is_waiting_for_head = NEVER, False
-        headers, parser, url = self._headers, self.parser, self._url
+        found, parser, url = self._headers, self.parser, self._url
         assert parser is not None  # who calls
-        method, found = parser.get_method(), dict(headers)
-        is_lasting = parser.should_keep_alive()
+        # In most heads each has its own name: what ASGI calls the headers is a view then, and no list is made.
+        headers = self._pairs or found.items()
+        self._headers, self._pairs = {}, None  # the request has them for itself
+        method, is_lasting = parser.get_method(), parser.should_keep_alive()
         # An older version lasts only where a header says so; the parser writes its answer anew for each that asks.
-        version = "1.1" if is_lasting and _SAY_HOW_LONG.isdisjoint(found) else parser.get_http_version()
-        is_usual = version == "1.1" and b"host" in found and len(found) == len(headers) and LOOKED_AT.isdisjoint(found)
-        if not is_usual or len(headers) > MAX_HEADERS:
-            found = check_headers(headers, version)
+        says_how_long = b"connection" in found or b"proxy-connection" in found
+        version = parser.get_http_version() if says_how_long or not is_lasting else "1.1"
+        is_usual = version == "1.1" and len(found) == len(headers) <= MAX_HEADERS and b"host" in found
+        if not is_usual or b"transfer-encoding" in found or b"expect" in found:
+            is_usual = False
+            check_headers(headers, version)
         if url != self._target[0]:
             self._target = read_target(url, self._config.root_path)
         scope: Scope = {

@@ -5,20 +5,19 @@ and where it ends. Not here: how long a head may be, and take (``connection``).
 """
 
 import urllib.parse
+from collections.abc import Collection
 
 import httptools
 
 HEADERS = "meterhouse.headers"
 """The key in the scope of a request's headers by name; of one that came more than once the first counts."""
 MAX_HEADERS = 256
-LOOKED_AT = frozenset({b"transfer-encoding", b"expect"})
-"""A head that has one of these is looked at closely."""
 _ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-encoding"})
 """Who reads the first and who reads the last of several must not disagree about these."""
 
 
-def check_headers(headers: list[tuple[bytes, bytes]], version: str) -> dict[bytes, bytes]:
-    """Look closely at the headers of a head, whose names are in lower case; returns the first ones by name.
+def check_headers(headers: Collection[tuple[bytes, bytes]], version: str) -> None:
+    """Look closely at the headers of a head, whose names are in lower case.
 
     Raises:
         ValueError: They can be read in two ways, or are too many.
@@ -35,10 +34,9 @@ def check_headers(headers: list[tuple[bytes, bytes]], version: str) -> dict[byte
                 raise ValueError("a transfer coding that is not read")
     if version == "1.1" and b"host" not in seen:
         raise ValueError("no host is named")
-    return dict(reversed(headers))
 
 
-def is_expecting(headers: list[tuple[bytes, bytes]]) -> bool:
+def is_expecting(headers: Collection[tuple[bytes, bytes]]) -> bool:
     """Whether a client waits for word before it sends its body (RFC 9110, section 10.1.1)."""
     return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
 

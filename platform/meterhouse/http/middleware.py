@@ -265,8 +265,7 @@ def let_go_headers(scope: Scope) -> None:
 
     And with them all that says where it went: a dictionary does not shrink but by being made anew.
     """
-    # In place: the connection has the same list.
-    scope["headers"].clear()
+    scope["headers"] = []
     kept = {name: scope[name] for name in _KEPT_OF_SCOPE if name in scope}
     scope.clear()
     scope.update(kept)

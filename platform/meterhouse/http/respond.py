@@ -171,12 +171,14 @@ def rate_limit_headers(states: Sequence[LimitState], now_ms: int) -> Headers:
                 found = state
         if found is None:
             continue
-        resets_in_ms = max(0, found.resets_at_ms - now_ms) if found.resets_at_ms else 0
-        headers += (
-            (limit, b"%d" % found.limit.amount),
-            (remaining, b"%d" % found.free),
-            (reset, b"%dms" % resets_in_ms if resets_in_ms < SECOND_MS else go_duration(resets_in_ms).encode()),
-        )
+        # What is asked of two limits in every answer is worked out here: a call of ``max`` is dearer than all of this.
+        amount, resets_at_ms = found.limit.amount, found.resets_at_ms or now_ms
+        free, resets_in_ms = amount - found.spent - found.reserved, resets_at_ms - now_ms
+        if resets_in_ms < SECOND_MS:
+            duration = b"%dms" % resets_in_ms if resets_in_ms > 0 else b"0ms"
+        else:
+            duration = go_duration(resets_in_ms).encode()
+        headers += ((limit, b"%d" % amount), (remaining, b"%d" % free if free > 0 else b"0"), (reset, duration))
     return headers
 
 
