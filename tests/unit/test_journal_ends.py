@@ -84,11 +84,11 @@ async def test_ends_that_wait_for_their_barriers_are_one_write_and_one_sync(tmp_
 async def test_an_end_does_not_wait_for_a_disk_that_holds_a_sync_to_be_written(tmp_path, files):
     async with opened_journal(tmp_path, files=files) as journal:
         files.hold_syncs()
-        first = asyncio.create_task(journal.barrier(journal.append_end(b"first")))
+        first = asyncio.ensure_future(journal.barrier(journal.append_end(b"first")))
         await asyncio.sleep(0)  # it comes to the barrier
         await asyncio.sleep(0)  # and its sync begins
         files.wait_until_held()
-        second = asyncio.create_task(journal.barrier(journal.append_end(b"second")))
+        second = asyncio.ensure_future(journal.barrier(journal.append_end(b"second")))
         await until(lambda: any(b"second" in data for data in files.writes))
         assert not first.done()
         assert not second.done()
@@ -100,7 +100,7 @@ async def test_an_end_is_written_also_where_a_sync_takes_too_long(tmp_path, file
     policy = JournalPolicy(segment_bytes=8_192, retry_seconds=0.01, stall_seconds=0.001)
     async with opened_journal(tmp_path, files=files, policy=policy) as journal:
         files.hold_syncs()
-        first = asyncio.create_task(journal.barrier(journal.append_end(b"first")))
+        first = asyncio.ensure_future(journal.barrier(journal.append_end(b"first")))
         await asyncio.sleep(0)  # it comes to the barrier
         await asyncio.sleep(0)  # and its sync begins
         files.wait_until_held()
@@ -229,7 +229,7 @@ async def test_an_end_that_waited_for_an_intent_that_is_refused_is_kept(tmp_path
     journal = new_journal(tmp_path, files=files)
     await journal.open()
     await until_there_is_a_reserve(journal)
-    ended = asyncio.create_task(journal.barrier(journal.append_end(b"end")))
+    ended = asyncio.ensure_future(journal.barrier(journal.append_end(b"end")))
     files.fail_writes()
     with pytest.raises(JournalDown):
         journal.append(b"intent", is_admission=True)

@@ -2,7 +2,7 @@
 
 Positions: ``durable`` <= ``written`` <= ``position``. Every record after ``durable`` stands in memory, so that it can
 be written again. With durability ``write`` a record counts as durable when it is written. What is not written waits
-for the next record, to share its system call (``defer``), or for a disk that takes it (``is_owing``).
+for the next record, to share its system call (``defer``), or all of it for a disk that takes it (``is_owing``).
 
 Invariant: the records of the segments, in their order and without repetitions, are the records 1 to ``written``. Not
 here: when to sync, and what to do about failures (``journal``).
@@ -24,6 +24,8 @@ class SegmentChain:
         self.position = 0
         self.written = 0
         self.durable = 0
+        self.is_owing = False
+        """Whether what is not written waits because the disk does not take it, or there is no segment for it."""
         self.pending_bytes = 0
         self._files = files
         self._clock = clock
@@ -32,15 +34,10 @@ class SegmentChain:
         self._segments: list[SegmentWriter] = []
         self._dirty: list[SegmentWriter] = []
         self._pending: list[bytes] = []
-        self._deferred: list[bytes] = []
-        """The last of ``_pending``: what waits for the next record."""
+        """The records after ``durable``; those after ``written`` are the last of them."""
         self._deferred_bytes = 0
+        """What the records that wait for the next one will take of the segment."""
         self._retired_bytes = 0
-
-    @property
-    def is_owing(self) -> bool:
-        """Whether a record is not written because the disk does not take it, or there is no segment for it."""
-        return self.written + len(self._deferred) < self.position
 
     @property
     def appended_bytes(self) -> int:
@@ -70,13 +67,11 @@ class SegmentChain:
         Raises:
             OSError: The disk does not take them; nothing has changed either.
         """
-        deferred = self._deferred
-        if self.written + len(deferred) != self.position or not self._segments[-1].append(*deferred, payload):
+        waiting = self._pending[self.written - self.durable :]
+        if self.is_owing or not self._segments[-1].append(*waiting, payload):
             return False
         self.position = self.written = self.position + 1
-        if deferred:
-            deferred.clear()
-            self._deferred_bytes = 0
+        self._deferred_bytes = 0
         if self._has_sync:
             self._pending.append(payload)
             self.pending_bytes += len(payload)
@@ -90,13 +85,13 @@ class SegmentChain:
         Returns:
             False when it has to be written by itself: it does not simply fit, too many wait, or nothing is synced.
         """
-        deferred, segment = self._deferred, self._segments[-1]
+        if self.is_owing or not self._has_sync:
+            return False
+        segment = self._segments[-1]
         length = len(payload)
         waiting_bytes = self._deferred_bytes + FRAME_BYTES + length
-        is_full = segment.offset + waiting_bytes > segment.file.size_bytes or len(deferred) >= MOST_DEFERRED
-        if is_full or self.written + len(deferred) != self.position or not self._has_sync:
+        if self.position - self.written >= MOST_DEFERRED or segment.offset + waiting_bytes > segment.file.size_bytes:
             return False
-        deferred.append(payload)
         self._deferred_bytes = waiting_bytes
         self._pending.append(payload)
         self.pending_bytes += length
@@ -105,13 +100,11 @@ class SegmentChain:
 
     def write_deferred(self) -> bool:
         """Write what waits for the next record, if anything does; returns and raises as ``write``."""
-        deferred = self._deferred
-        if not deferred:
+        if self.written == self.position or self.is_owing:
             return True
-        if not self._segments[-1].append(*deferred):
+        if not self._segments[-1].append(*self._pending[self.written - self.durable :]):
             return False
-        self.written += len(deferred)
-        deferred.clear()
+        self.written = self.position
         self._deferred_bytes = 0
         return True
 
@@ -120,11 +113,13 @@ class SegmentChain:
         self._pending.append(payload)
         self.pending_bytes += len(payload)
         self.position += 1
+        self.is_owing = True
 
     def take_back(self) -> None:
         """Undo the last ``hold``, whose record is not written."""
         self.pending_bytes -= len(self._pending.pop())
         self.position -= 1
+        self.is_owing = self.written < self.position
 
     def flush(self) -> bool:
         """Write what is not written yet, going on in the reserve where needed; False when there is no reserve yet.
@@ -132,7 +127,6 @@ class SegmentChain:
         Raises:
             OSError: The reserve cannot be written either.
         """
-        self._deferred.clear()
         self._deferred_bytes = 0
         try:
             for payload in self._pending[self.written - self.durable :]:
@@ -140,6 +134,7 @@ class SegmentChain:
                     return False
                 self.written += 1
         finally:
+            self.is_owing = self.written < self.position
             if not self._has_sync:
                 self.acknowledge(self.written)
         return True

@@ -1,8 +1,8 @@
 """The journal of one process: records that survive it, written by the event loop, made durable off it.
 
 A position counts the records of this journal. ``append`` is one write and no wait; ``append_end`` lets its record
-share the write of the next one; ``barrier`` waits until everything up to a position is durable, together with everybody
-else who waits (group commit).
+share the write of the next one; a ``barrier`` is done when everything up to a position is durable, together with
+everybody else who waits (group commit).
 
 When a sync fails, nothing that it covered is believed: all that is not acknowledged yet is written again into a new
 segment and that is synced. When this fails too, the journal is down: whoever waits is told, nothing is admitted, and
@@ -38,7 +38,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class Journal:
-    """One process's journal. All methods are called on the event loop that opened it."""
+    """One process's journal. It is made, and all its methods are called, on one event loop."""
 
     def __init__(self, folder: Path, files: FileLayer, clock: Clock, policy: JournalPolicy, log: Log) -> None:
         self.journal_id = new_request_id()  # a UUIDv7: a folder lists journals by age
@@ -50,8 +50,9 @@ class Journal:
         self._chain = SegmentChain(files, clock, self._supply, has_sync=policy.durability == "fsync")
         self._syncer: Syncer | None = None
         """None while it is not open, and with durability ``write``: nothing is synced then."""
+        self._loop = asyncio.get_running_loop()
         self._waiters = Waiters()
-        self._watch = SyncWatch(policy.stall_seconds, self._write_deferred, self._go_down)
+        self._watch = SyncWatch(self._loop, policy.stall_seconds, self._write_deferred, self._go_down)
         self._syncing: tuple[int, list[SegmentWriter]] | None = None
         self._is_due = False
         self._retry: asyncio.TimerHandle | None = None
@@ -187,25 +188,26 @@ class Journal:
             return self.append(payload)
         if self._syncing is None and not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._dispatch)
+            self._loop.call_soon(self._dispatch)
         return chain.position
 
-    async def barrier(self, position: int) -> None:
-        """Wait until everything up to a position is durable (written, with durability ``write``).
+    def barrier(self, position: int) -> asyncio.Future[None]:
+        """Return what is done when everything up to a position is durable (written, with durability ``write``).
 
-        Raises:
-            JournalDown: It is not durable, and cannot be made so now.
+        It fails with JournalDown where that is not durable, and cannot be made so now.
         """
+        waiting: asyncio.Future[None] = self._loop.create_future()
         if position <= self._chain.durable:
-            return
-        if self._is_down or not self._is_open:
-            self._waiters.refuse()
-            raise _down("down")
-        if self._syncing is None and not self._is_due:
-            # Not at once: whoever else comes to a barrier in this turn of the loop shares the sync.
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._dispatch)
-        await self._waiters.add(position)
+            waiting.set_result(None)
+        elif self._is_down or not self._is_open:
+            self._waiters.refuse(waiting, _down("down"))
+        else:
+            self._waiters.add(position, waiting)
+            if self._syncing is None and not self._is_due:
+                # Not at once: whoever else comes to a barrier in this turn of the loop shares the sync.
+                self._is_due = True
+                self._loop.call_soon(self._dispatch)
+        return waiting
 
     # --- shipping
 
@@ -271,14 +273,13 @@ class Journal:
         self._is_due = False
         if self._syncing is None:
             self._write_deferred()
-            if self._waiters and not self._is_replacing:
+            if self._waiters.waiting and not self._is_replacing:
                 self._sync()
 
     def _sync(self) -> None:
-        chain = self._chain
-        if self._syncer is not None and chain.written > chain.durable:
-            segments = chain.list_unsynced()
-            self._syncing = chain.written, segments
+        if self._syncer is not None and self._chain.written > self._chain.durable:
+            segments = self._chain.list_unsynced()
+            self._syncing = self._chain.written, segments
             self._watch.begin()
             self._syncer.sync([segment.file.descriptor for segment in segments])
 
@@ -357,7 +358,7 @@ class Journal:
 
     def _retry_later(self) -> None:
         if self._retry is None:
-            self._retry = asyncio.get_running_loop().call_later(self._policy.retry_seconds, self._on_retry)
+            self._retry = self._loop.call_later(self._policy.retry_seconds, self._on_retry)
 
     def _on_retry(self) -> None:
         self._retry = None
@@ -372,14 +373,13 @@ class Journal:
         if not self._is_open:
             return
         failure = self._supply.failure
-        is_owing = self._is_replacing or self._chain.is_owing
         if failure is not None:
             self._retry_later()
-            if self._is_replacing or (is_owing and not self._is_down):
+            if self._is_replacing or (self._chain.is_owing and not self._is_down):
                 self._go_down(failure)
         elif self._is_replacing:
             self._replace()
-        elif is_owing and self._syncing is None:
+        elif self._chain.is_owing and self._syncing is None:
             self._go_on()
         self._settle_down()
 
