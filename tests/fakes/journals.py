@@ -169,6 +169,8 @@ async def opened_journal(folder: Path, **changes):
 async def abandon(journal: Journal) -> None:
     """Let go of a journal's files as death does: nothing is written, synced or marked."""
     journal._chain.position = journal._chain.written
+    journal._chain.drop_intents()
+    journal._admissions.waiting.clear()
     journal._is_open = journal._is_admitting = False
     if journal._retry is not None:
         journal._retry.cancel()

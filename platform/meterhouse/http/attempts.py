@@ -22,8 +22,8 @@ from meterhouse.http.passage import OpenAnswer, WholeBody
 from meterhouse.http.sse import DONE
 from meterhouse.http.wire import UPSTREAM_WIRES
 from meterhouse.ids import IdSource
+from meterhouse.ledger.admission import Admission, AdmitsIntents
 from meterhouse.ledger.record import Intent, encode
-from meterhouse.ledger.settler import AppendsToJournal
 from meterhouse.money import Price
 from meterhouse.providers.answer import Answer
 from meterhouse.providers.breaker import Breakers, RetryBudget
@@ -53,7 +53,7 @@ class Attempts:
         upstream: Upstream,
         breakers: Breakers,
         budget: RetryBudget,
-        journal: AppendsToJournal,
+        journal: AdmitsIntents,
         editor: BodyEditor,
         on_failed: Callable[[str, Attempt, UpstreamError], None],
     ) -> None:
@@ -117,9 +117,9 @@ class Attempts:
                 continue
             call.occupy(breaker)
             try:
-                attempt = self._begin(call, deployment)
+                attempt, admission = self._begin(call, deployment)
                 call.passage = passage
-                result = await self._connect(call, deployment, body, fetch)
+                result = await self._connect(call, deployment, body, fetch, admission)
             except UpstreamError as error:
                 permit.record(error)
                 self._fail(call, attempt, error)
@@ -151,8 +151,8 @@ class Attempts:
         is_ours = isinstance(failure, UpstreamAccount) and failure.is_certain
         return is_ours or self._budget.try_spend()
 
-    def _begin(self, call: Call, deployment: Deployment) -> Attempt:
-        """Note an attempt in the tally and leave its INTENT in the journal."""
+    def _begin(self, call: Call, deployment: Deployment) -> tuple[Attempt, Admission]:
+        """Note an attempt in the tally and leave its INTENT in the journal; it may leave when that is written."""
         tally = call.tally
         principal = tally.principal
         price = deployment.price
@@ -185,15 +185,17 @@ class Attempts:
             trace_id=tally.trace_id,
             request_units=attempt.request_units,
         )
-        self._journal.append(encode(intent), is_admission=True)
+        admission = self._journal.admit(encode(intent))
         tally.attempts.append(attempt)
         tally.checkpointed_tokens = 0
         call.deployment = deployment
         call.timeouts = deployment.provider.timeouts
         call.event_at_ns = attempt.started_ns
-        return attempt
+        return attempt, admission
 
-    async def _connect(self, call: Call, deployment: Deployment, body: bytes, fetch: Fetch[Result]) -> Result:
+    async def _connect(
+        self, call: Call, deployment: Deployment, body: bytes, fetch: Fetch[Result], admission: Admission
+    ) -> Result:
         assert call.passage is not None
         path = call.passage.path(deployment.provider)
         is_streamed, headers = call.tally.is_streamed, call.asked.headers
@@ -201,9 +203,16 @@ class Attempts:
             # The span of this attempt is the parent of what the provider does for it.
             call.tally.attempt.span_id = self._ids.random_hex(16)
             headers = {**(headers or {}), **_trace_headers(call.tally)}
-        answer = await call.guard.wait(
-            self._upstream.open(deployment, path, body, is_streamed=is_streamed, headers=headers)
-        )
+        try:
+            answer = await call.guard.wait(
+                self._upstream.open(
+                    deployment, path, body, is_streamed=is_streamed, headers=headers, clearance=admission
+                )
+            )
+        except BaseException:
+            if admission.find_error() is not None:
+                call.tally.attempts.pop()  # its INTENT is not written, and nothing was sent
+            raise
         try:
             if answer.status != _OK:
                 text = await call.guard.wait(_read_error(answer))

@@ -35,6 +35,9 @@ class SegmentChain:
         self._dirty: list[SegmentWriter] = []
         self._pending: list[bytes] = []
         """The records after ``durable``; those after ``written`` are the last of them."""
+        self._intents: list[bytes] = []
+        """What waits for the end of the loop's turn. They have no position before they are written, so that whichever
+        of them is not can be refused, whatever was appended since."""
         self._deferred_bytes = 0
         """What the records that wait for the next one will take of the segment."""
         self._retired_bytes = 0
@@ -68,8 +71,10 @@ class SegmentChain:
             OSError: The disk does not take them; nothing has changed either.
         """
         waiting = self._pending[self.written - self.durable :]
-        if self.is_owing or not self._segments[-1].append(*waiting, payload):
+        if self.is_owing or not self._segments[-1].append(*waiting, *self._intents, payload):
             return False
+        if self._intents:
+            self._place_intents()
         self.position = self.written = self.position + 1
         self._deferred_bytes = 0
         if self._has_sync:
@@ -79,8 +84,10 @@ class SegmentChain:
             self.durable = self.position
         return True
 
-    def defer(self, payload: bytes) -> bool:
+    def defer(self, payload: bytes, *, is_admission: bool = False) -> bool:
         """Append one record in memory, to be written with the next or by ``write_deferred``.
+
+        One of an admission goes behind those that wait and are none, and has its position when it is written.
 
         Returns:
             False when it has to be written by itself: it does not simply fit, too many wait, or nothing is synced.
@@ -90,9 +97,13 @@ class SegmentChain:
         segment = self._segments[-1]
         length = len(payload)
         waiting_bytes = self._deferred_bytes + FRAME_BYTES + length
-        if self.position - self.written >= MOST_DEFERRED or segment.offset + waiting_bytes > segment.file.size_bytes:
+        waiting = self.position - self.written + len(self._intents)
+        if waiting >= MOST_DEFERRED or segment.offset + waiting_bytes > segment.file.size_bytes:
             return False
         self._deferred_bytes = waiting_bytes
+        if is_admission:
+            self._intents.append(payload)
+            return True
         self._pending.append(payload)
         self.pending_bytes += length
         self.position += 1
@@ -100,13 +111,21 @@ class SegmentChain:
 
     def write_deferred(self) -> bool:
         """Write what waits for the next record, if anything does; returns and raises as ``write``."""
-        if self.written == self.position or self.is_owing:
+        if self.is_owing:
+            return not self._intents
+        if self.written == self.position and not self._intents:
             return True
-        if not self._segments[-1].append(*self._pending[self.written - self.durable :]):
+        if not self._segments[-1].append(*self._pending[self.written - self.durable :], *self._intents):
             return False
+        if self._intents:
+            self._place_intents()
         self.written = self.position
         self._deferred_bytes = 0
         return True
+
+    def drop_intents(self) -> None:
+        """Let go what waits for the end of the loop's turn: it is appended one by one, or refused."""
+        self._intents.clear()
 
     def hold(self, payload: bytes) -> None:
         """Append one record in memory; ``flush`` writes it."""
@@ -183,6 +202,13 @@ class SegmentChain:
         done = [s for s in self._segments[:-1] if s.last_position <= limit and s not in busy]
         self._forget(done)
         return [segment.file for segment in done]
+
+    def _place_intents(self) -> None:
+        """Give positions to what waited for the end of the loop's turn: it is written."""
+        self._pending += self._intents
+        self.pending_bytes += sum(map(len, self._intents))
+        self.position += len(self._intents)
+        self._intents.clear()
 
     def _append(self, payload: bytes) -> bool:
         try:

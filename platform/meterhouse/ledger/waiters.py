@@ -6,6 +6,13 @@ from collections.abc import Callable
 from meterhouse.errors import JournalDown
 
 
+def down(detail: str) -> JournalDown:
+    """Return why something is not in the journal, or not durable."""
+    return JournalDown(
+        "Usage cannot be recorded at the moment. Try again in a few seconds.", detail=f"journal: {detail}"
+    )
+
+
 class Waiters:
     """The barriers that are not answered yet. One that was given up stays until its turn, and harms nobody."""
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
-from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
+from meterhouse.errors import GatewayError, UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.answer import parse_retry_after
 from meterhouse.providers.http_client import CLOSED
 
@@ -70,7 +70,7 @@ class Http1Answer:
         self.waiting_bytes = 0
         self.waiter: asyncio.Future[None] | None = None
         """Of who waits for the head, or for more of the body."""
-        self.failure: UpstreamError | None = None
+        self.failure: GatewayError | None = None
         """What came instead of the head, or of the rest of the body."""
         self._loop = loop
         self._source: Source | None = source
@@ -100,6 +100,12 @@ class Http1Answer:
         """Note that nothing more will come; the text goes on from the provider's name."""
         self._source = None
         self.failure = kind(f"The provider {self._provider} {text}.", detail=detail)
+        self._wake()
+
+    def refuse(self, refusal: GatewayError) -> None:
+        """Note why the request was never sent."""
+        self._source = None
+        self.failure = refusal
         self._wake()
 
     # --- read by the caller

@@ -11,9 +11,9 @@ from typing import Protocol
 
 import httptools
 
-from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
+from meterhouse.errors import JournalDown, UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.http1.answer import MOST_WAITING_BYTES, PIECE_COST_BYTES, Http1Answer
-from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS, StaleConnection
+from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS, Clearance, StaleConnection
 
 MAX_SILENT_BYTES = 65_536
 """Most bytes without one of a body among them: heads, interim answers, chunk extensions, trailers."""
@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
         "_header_count",
         "_headers",
         "_heard_bytes",
+        "_held",
         "_is_closed",
         "_is_reusable",
         "_is_secure",
@@ -97,6 +98,8 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_seconds = self._rings_at_seconds = 0.0
         self._unsent: memoryview | None = None
+        self._held: bytes | None = None
+        """A request that may not leave yet."""
         self._is_write_paused = self.is_paused = self._is_closed = self._was_used = False
         self._is_secure = self._has_farewell = False
         self._answer: Http1Answer | None = None
@@ -109,8 +112,13 @@ class Connection(asyncio.Protocol):
         """Whether a request can be sent, as far as is known here."""
         return self._transport is not None and not self._is_closed and not self._transport.is_closing()
 
-    def send(self, answer: Http1Answer, head: bytes, body: bytes, deadline_seconds: float) -> None:
-        """Send a request; its answer is fed, and fails if the head is not there by the deadline of the loop's clock."""
+    def send(
+        self, answer: Http1Answer, head: bytes, body: bytes, deadline_seconds: float, clearance: Clearance | None = None
+    ) -> None:
+        """Send a request; its answer is fed, and fails if the head is not there by the deadline of the loop's clock.
+
+        A short one that has a clearance which is not given yet is held back until it is; a long one must have it.
+        """
         transport = self._transport
         if transport is None or self._is_closed or transport.is_closing():
             answer.fail(UpstreamDown, "closed the connection without an answer")
@@ -124,7 +132,11 @@ class Connection(asyncio.Protocol):
         if self._timer is None or self._rings_at_seconds > deadline_seconds:
             self._set_timer(deadline_seconds)
         if len(body) <= PIECE_BYTES:
-            transport.write(head + body)
+            if clearance is None or clearance.is_given:
+                transport.write(head + body)
+            else:
+                self._held = head + body
+                clearance.tell(self._leave)
         else:
             transport.write(head)
             self._unsent = memoryview(body)
@@ -142,7 +154,7 @@ class Connection(asyncio.Protocol):
         if self._is_closed:
             return
         self._is_closed = True
-        self._answer = self._unsent = None
+        self._answer = self._unsent = self._held = None
         self._parser = None  # it holds this connection's methods
         if self._timer is not None:
             self._timer.cancel()
@@ -170,8 +182,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Feed the answer that was asked for; a connection that speaks unasked is closed."""
         answer, parser = self._answer, self._parser
-        if answer is None or parser is None:
-            self.close()
+        if answer is None or parser is None or self._held is not None:
+            self.lose(UpstreamDown, "spoke before it was asked")
             return
         size = len(data)
         self._silent_bytes += size
@@ -285,6 +297,18 @@ class Connection(asyncio.Protocol):
             self._is_reusable = self._parser.should_keep_alive()
 
     # --- inside
+
+    def _leave(self, refusal: JournalDown | None) -> None:
+        """Send the request that was held back, or fail it where it may not be sent."""
+        held, self._held = self._held, None
+        answer, transport = self._answer, self._transport
+        if held is None or answer is None or transport is None:
+            return  # it was given up meanwhile
+        if refusal is not None:
+            self.close()
+            answer.refuse(refusal)
+        elif not transport.is_closing():  # as in ``_send_more``
+            transport.write(held)
 
     def _take_pieces(self, answer: Http1Answer) -> None:
         """Give what came of the body to the answer, as one."""
