@@ -179,6 +179,19 @@ async def abandon(journal: Journal) -> None:
     await journal._supply.close(released=journal.list_segments())
 
 
+def break_or_heal(files, chance) -> None:
+    """Break a disk in one of several ways, or heal it, or leave it as it is, mostly."""
+    fault = chance.randrange(40)
+    if fault == 0:
+        files.fail_syncs(chance.randrange(1, 4))
+    elif fault == 1:
+        files.fail_writes(chance.randrange(1, 4), torn_bytes=chance.choice([None, 5, 30, 400]))
+    elif fault == 2:
+        files.fill_disk()
+    elif fault < 10:
+        files.heal()
+
+
 @contextmanager
 def locked_segments(folder: Path, files=None):
     """Give the segments of the one dead journal in a folder."""

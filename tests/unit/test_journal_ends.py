@@ -12,6 +12,7 @@ from fakes.journals import (
     EventLog,
     MemoryStore,
     abandon,
+    break_or_heal,
     intent,
     lose_power,
     make_record,
@@ -248,18 +249,6 @@ async def test_an_end_larger_than_a_segment_is_refused_at_once(tmp_path):
         with pytest.raises(JournalDown):
             journal.append_end(bytes(SMALL.segment_bytes))
         await journal.barrier(journal.append_end(b"small"))
-
-
-def break_or_heal(files, chance):
-    fault = chance.randrange(40)
-    if fault == 0:
-        files.fail_syncs(chance.randrange(1, 4))
-    elif fault == 1:
-        files.fail_writes(chance.randrange(1, 4), torn_bytes=chance.choice([None, 5, 30, 400]))
-    elif fault == 2:
-        files.fill_disk()
-    elif fault < 10:
-        files.heal()
 
 
 async def test_whatever_fails_every_acknowledged_end_is_readable_after_a_loss_of_power(tmp_path, files):

@@ -1,7 +1,7 @@
 """Opens a provider's answer: one attempt at a time, over to the next deployment until the first data event.
 
-Each attempt leaves an INTENT in the journal before its connection, and an outcome in the tally. What the caller is to
-blame for is never retried; extra attempts come out of a retry budget.
+Each attempt leaves an INTENT in the journal before anything of it is sent, and an outcome in the tally. What the caller
+is to blame for is never retried; extra attempts come out of a retry budget.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """The journal of one process: records that survive it, written by the event loop, made durable off it.
 
 A position counts the records of this journal. ``append`` is one write and no wait; ``append_end`` lets its record
-share the write of the next one; a ``barrier`` is done when everything up to a position is durable, together with
-everybody else who waits (group commit).
+share the write of the next one, ``admit`` that of its turn of the loop; a ``barrier`` is done when everything up to a
+position is durable, together with everybody else who waits (group commit).
 
 When a sync fails, nothing that it covered is believed: all that is not acknowledged yet is written again into a new
 segment and that is synced. When this fails too, the journal is down: whoever waits is told, nothing is admitted, and

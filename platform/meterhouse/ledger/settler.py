@@ -26,7 +26,7 @@ _NS_PER_MS = 1_000_000
 class AppendsToJournal(Protocol):
     """What whoever leaves a record needs of the journal."""
 
-    def append(self, payload: bytes, *, is_admission: bool = False) -> int:
+    def append(self, payload: bytes) -> int:
         """Write a record; returns its position."""
         ...
 
