@@ -16,7 +16,7 @@ OnKnown = Callable[[JournalDown | None], None]
 class Admission:
     """Whether one INTENT is in the journal."""
 
-    __slots__ = ("_on_known", "_write", "error", "is_given", "payload")
+    __slots__ = ("_write", "error", "is_given", "on_known", "payload")
 
     def __init__(self, payload: bytes, write: Callable[[], None] | None) -> None:
         """Wait for a record that ``write`` writes; without it, it is written already."""
@@ -25,15 +25,16 @@ class Admission:
         """Whether it is written, so that what it stands for may begin."""
         self.error: JournalDown | None = None
         """Why it is not, and will not be."""
+        self.on_known: OnKnown | None = None
+        """Who is to be told."""
         self._write = write
-        self._on_known: OnKnown | None = None
 
     def tell(self, on_known: OnKnown) -> None:
         """Call back when it is known, and at once if it is: with None when it is written, else with the reason."""
         if self.is_given or self.error is not None:
             on_known(self.error)
         else:
-            self._on_known = on_known
+            self.on_known = on_known
 
     def insist(self) -> None:
         """Have it written now, for what cannot be held back.
@@ -50,14 +51,6 @@ class Admission:
         if not self.is_given and self.error is None and self._write is not None:
             self._write()
         return self.error
-
-    def settle(self, error: JournalDown | None) -> None:
-        """Say what became of it, once."""
-        self.is_given = error is None
-        self.error = error
-        on_known, self._on_known = self._on_known, None
-        if on_known is not None:
-            on_known(error)
 
 
 class AdmitsIntents(Protocol):
@@ -90,18 +83,21 @@ class Admissions:
         """Let go everything that waits: it is written."""
         waiting, self.waiting = self.waiting, []
         for admission in waiting:
-            admission.settle(None)
+            admission.is_given = True
+            if admission.on_known is not None:
+                admission.on_known(None)
 
     def give_each(self, append: Callable[[bytes], object]) -> None:
         """Append one after the other by itself, and refuse those that are not written."""
         waiting, self.waiting = self.waiting, []
         for admission in waiting:
-            error = None
             try:
                 append(admission.payload)
-            except JournalDown as refused:
-                error = refused
-            admission.settle(error)
+            except JournalDown as error:
+                admission.error = error
+            admission.is_given = admission.error is None
+            if admission.on_known is not None:
+                admission.on_known(admission.error)
 
     def _end_turn(self) -> None:
         self._is_due = False
