@@ -17,8 +17,7 @@ _CALLERS_TOOLS = frozenset({"function", "custom"})
 """What runs at the caller. Tools of any other type run at the provider, who charges for them."""
 
 
-@dataclass(slots=True)
-class ParsedBody:
+class ParsedBody(msgspec.Struct):
     """A checked chat completion request and the raw fields that it came in."""
 
     request: ChatRequest
@@ -115,7 +114,7 @@ def ask_chat(parsed: ParsedBody) -> Asked:
         size=measure(request, parsed.fields),
         is_streamed=request.stream is True,
         choices=request.n or 1,
-        output_tokens=request.asked_output_tokens,
+        output_tokens=request.max_completion_tokens or request.max_tokens,
         service_tier=request.service_tier,
         unpriced=find_unpriced(request) if request.tools or request.web_search_options is not None else None,
         chat=parsed,

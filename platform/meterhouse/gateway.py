@@ -186,7 +186,7 @@ async def open_gateway(
             supply=supply,
             records=records,
             inference=inference,
-            observer=Observer(request_log, metrics, tracing, live, refusals),
+            observer=stack.enter_context(Observer((request_log, metrics, tracing), live, refusals, loop.call_later)),
             tracing=tracing,
             admin_limiter=build_admin_limiter(settings, metrics),
             health=HealthParts(supply.routes, lambda: supply.statuses, records.list_troubles, metrics),

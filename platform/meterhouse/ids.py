@@ -1,7 +1,7 @@
 """Identifiers: time-ordered request ids and prefixed random ids.
 
 A request id is a UUIDv7 (RFC 9562) in 32 hexadecimal characters; on the wire it wears the prefix ``req_``. What every
-request needs comes from an ``IdSource``, which asks the system for chance once for a hundred of them.
+request needs comes from an ``IdSource``, which asks the system for chance once for many of them.
 """
 
 import os
@@ -13,6 +13,10 @@ REQUEST_PREFIX = "req_"
 
 _HEX_LENGTH = 32
 _DRAWN_BYTES = 2_048
+_CHANCE_LENGTH = 19
+"""Of a request id, in random digits."""
+_PREPARED = 64
+"""Request ids that are made in one go, up to their time."""
 _VARIANTS = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 """A random digit as the one that says the variant: two of its bits are kept."""
 
@@ -26,6 +30,7 @@ class IdSource:
     def __init__(self) -> None:
         self._drawn = ""
         self._used = 0
+        self._tails: list[str] = []
 
     def random_hex(self, length: int) -> str:
         """Return so many random hexadecimal characters, at most 4,096; none of them is given twice."""
@@ -39,14 +44,24 @@ class IdSource:
 
     def new_request_id(self) -> str:
         """Make a UUIDv7 as 32 hexadecimal characters: 48 bits of milliseconds, then 74 random bits."""
-        chance = self.random_hex(19)
-        milliseconds = time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF
-        return f"{milliseconds:012x}7{chance[:3]}{_VARIANTS[chance[3]]}{chance[4:]}"
+        tails = self._tails
+        if not tails:
+            tails += _tails_of(self.random_hex(_PREPARED * _CHANCE_LENGTH))
+        return f"{time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF:012x}{tails.pop()}"
 
 
 def new_request_id() -> str:
     """Make a UUIDv7 as ``IdSource`` does, for what is not made for every request."""
-    return IdSource().new_request_id()
+    (tail,) = _tails_of(os.urandom(_CHANCE_LENGTH).hex()[:_CHANCE_LENGTH])
+    return f"{time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF:012x}{tail}"
+
+
+def _tails_of(chance: str) -> list[str]:
+    """Return what follows the time in UUIDv7s: version, variant, and random digits between and behind them."""
+    return [
+        f"7{chance[at : at + 3]}{_VARIANTS[chance[at + 3]]}{chance[at + 4 : at + _CHANCE_LENGTH]}"
+        for at in range(0, len(chance), _CHANCE_LENGTH)
+    ]
 
 
 def request_id_time_ms(request_id: str) -> int:

@@ -37,7 +37,7 @@ _FALLBACK = {
     Meterable.OUTPUT_AUDIO: Meterable.OUTPUT,
 }
 
-_KINDS = (
+_KINDS: tuple[Meterable, ...] = (
     Meterable.INPUT,
     Meterable.CACHED_INPUT,
     Meterable.CACHE_WRITE,
@@ -46,6 +46,10 @@ _KINDS = (
     Meterable.OUTPUT_AUDIO,
     Meterable.REQUEST,
 )
+
+
+_WHOLE_KINDS: tuple[Meterable, ...] = (Meterable.INPUT, Meterable.OUTPUT, Meterable.REQUEST)
+"""All that there is of most usages, which tell of no parts of their input and output; in the order of ``_KINDS``."""
 
 
 class Component(msgspec.Struct, frozen=True, array_like=True):
@@ -89,6 +93,11 @@ class Price(msgspec.Struct, frozen=True, array_like=True, dict=True):
         others.
         """
         return tuple(_certain_nanos_per_million(self.lines[kind]) for kind in _KINDS)
+
+    @cached_property
+    def certain_of_whole_kinds(self) -> tuple[int | None, ...]:
+        """The same of each of ``_WHOLE_KINDS``."""
+        return tuple(_certain_nanos_per_million(self.lines[kind]) for kind in _WHOLE_KINDS)
 
     @cached_property
     def dearest_input_nanos_per_million(self) -> int:
@@ -158,19 +167,16 @@ def charge(
     running = 0
     rounded = 0
     parts: list[tuple[Meterable, int]] = []
-    fresh = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens - usage.input_audio_tokens
-    written = usage.output_tokens - usage.output_audio_tokens
-    # How much there is of each of ``_KINDS``.
-    counts = (
-        max(0, fresh),
-        usage.cached_input_tokens,
-        usage.cache_write_tokens,
-        usage.input_audio_tokens,
-        max(0, written),
-        usage.output_audio_tokens,
-        request_units,
-    )
-    for kind, count, certain in zip(_KINDS, counts, price.certain_nanos_per_million, strict=True):
+    cached, cache_write = usage.cached_input_tokens, usage.cache_write_tokens
+    input_audio, output_audio = usage.input_audio_tokens, usage.output_audio_tokens
+    kinds, rates = _WHOLE_KINDS, price.certain_of_whole_kinds
+    counts: tuple[int, ...] = usage.input_tokens, usage.output_tokens, request_units
+    if cached or cache_write or input_audio or output_audio:
+        kinds, rates = _KINDS, price.certain_nanos_per_million
+        fresh = usage.input_tokens - cached - cache_write - input_audio
+        written = usage.output_tokens - output_audio
+        counts = max(0, fresh), cached, cache_write, input_audio, max(0, written), output_audio, request_units
+    for kind, count, certain in zip(kinds, counts, rates, strict=True):
         if count == 0 or certain == 0:
             continue
         if certain is not None:

@@ -203,7 +203,6 @@ def test_demands_are_sized_exactly(redis_server: RedisServer) -> None:
         cases.append(
             [
                 0,
-                0,
                 demand.rate_input_tokens,
                 demand.held_input_tokens,
                 demand.output_tokens,
@@ -216,7 +215,7 @@ def test_demands_are_sized_exactly(redis_server: RedisServer) -> None:
                 *[field for amount in free for field in (int(amount is not None), amount or 0)],
             ]
         )
-    body = "return {size_demand(c, c[12] == 1 and c[13] or nil, c[14] == 1 and c[15] or nil)}"
+    body = "return {size_demand(c, c[11] == 1 and c[12] or nil, c[13] == 1 and c[14] or nil)}"
     assert run_lua(redis_server, ["arithmetic", "sizing"], body, cases) == expected
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from fakes.meter_oracle import FakeClock
 from meterhouse.db.budgets import CREDIT_ID, BudgetStore
 from meterhouse.db.catalog import Catalog
 from meterhouse.db.keys import StoredKey
@@ -11,10 +12,16 @@ from meterhouse.db.ledger import Adjustment
 from meterhouse.db.organizations import Organization, Project
 from meterhouse.db.refusals import RefusalStore, Refused
 from meterhouse.db.reports import ReportQuery
+from meterhouse.errors import NotFound
+from meterhouse.http.refusals import Refusals
+from meterhouse.identity import Principal
 from meterhouse.metering import Kind, Limit, Scope, Window
+from meterhouse.providers.prices import PriceBook
+from meterhouse.providers.routes import Routes, Snapshot
 
 HOUR = 3_600_000
 NOON = 500_000 * HOUR
+PRINCIPAL = Principal("org_1", "proj_1", "key_1", "key_1", frozenset(), None, (), None)
 PLACE = Refused("org_1", NOON, "proj_1", "key_1", "gpt", "limit", "rate_limit_exceeded")
 
 
@@ -55,6 +62,27 @@ async def test_filters_and_what_a_refusal_has_not(store):
     assert await read(store, only={"key_id": ["key_1.token"]}) == [(NOON, (), (2,))]
     assert await read(store, group_by=("error_owner", "provider")) == []
     assert await RefusalStore(store._engine, max_rows=1).read(query(group_by=("key_id",))) is None
+
+
+async def test_a_stop_while_it_is_written_does_not_count_it_twice(store):
+    """The write is done, and whoever waits for it is cancelled before it hears of that."""
+
+    class Slow(RefusalStore):
+        async def add(self, counts):
+            await super().add(counts)
+            written.set()
+            await asyncio.sleep(0.05)
+
+    written = asyncio.Event()
+    refusals = Refusals(Slow(store._engine), Routes(Snapshot((), PriceBook(()), {}, 0)), FakeClock(NOON))
+    refusals.note(PRINCIPAL, "gpt", NotFound("no"))
+    flush = asyncio.create_task(refusals.flush())
+    await written.wait()
+    flush.cancel()
+    await asyncio.gather(flush, return_exceptions=True)
+    refusals.note(PRINCIPAL, "gpt", NotFound("no"))
+    await refusals.flush()
+    assert await read(store) == [(NOON, (), (2,))]
 
 
 # --- budgets

@@ -140,7 +140,7 @@ async def test_nobody_who_counts_a_body_or_has_to_ask_for_it_is_passed_over(expe
             return await receive()
 
         cycle = cycle_of(scope)
-        taken.extend(take_short_body(cycle, one, bytes) for one in (count, receive))
+        taken.extend(take_short_body(cycle, one) for one in (count, receive))
         await send(head((await receive())["body"] if taken[-1] is None else taken[-1]))
 
     answer = await ask(app, b"POST", expectation, b"content-length: 2", b"", b"{}")

@@ -43,7 +43,9 @@ Arguments = tuple[str | int, ...]
 REDIS_PROBES: dict[str, Arguments] = {
     "SET": ("KEY", "", "PX", PROBE_MS),
     **dict.fromkeys(("GET", "MGET", "EXISTS", "HGETALL", "HKEYS", "HLEN", "SMEMBERS", "TTL", "ZCARD"), ("KEY",)),
-    **dict.fromkeys(("HGET", "HMGET", "HDEL", "HEXISTS", "SADD", "SISMEMBER", "ZREM", "LPUSH"), ("KEY", "f")),
+    **dict.fromkeys(
+        ("HGET", "HMGET", "HDEL", "HEXISTS", "SADD", "SISMEMBER", "SMISMEMBER", "ZREM", "LPUSH"), ("KEY", "f")
+    ),
     "HSET": ("KEY", "f", "v"),
     "HINCRBY": ("KEY", "f", 1),
     "INCRBY": ("KEY", 1),

@@ -26,22 +26,16 @@ _text_decoder = msgspec.json.Decoder(str)
 def adapt(fields: Fields, request: ChatRequest, deployment: Deployment, on_dropped: OnDropped) -> None:
     """Change the fields of a chat completion request, one level deep, to what the deployment accepts.
 
+    There is nothing to do where no field is among the row's ``ruled_parameters``.
+
     Raises:
         Malformed: It has a parameter, or a value of one, that the provider cannot honour.
     """
     row = deployment.provider
-    if not row.ruled_parameters.isdisjoint(fields):
-        adapt_parameters(fields, request.model, deployment, on_dropped)
-    if keeps_messages(row):
-        return
+    adapt_parameters(fields, request.model, deployment, on_dropped)
     # Messages with the tools told in them are made anew afterwards.
-    if not row.renders_tools and _needs_other_messages(fields, request, row):
+    if "messages" in row.ruled_parameters and not row.renders_tools and _needs_other_messages(fields, request, row):
         _adapt_messages(fields, request, deployment, on_dropped)
-
-
-def keeps_messages(row: Provider) -> bool:
-    """Whether no rule of a row is about messages, so that they go out as they came, and nobody reads them again."""
-    return not row.dropped_message_fields and not row.flattens_text_parts and row.reasoning_replay == "keep"
 
 
 def adapt_parameters(fields: Fields, model: str, deployment: Deployment, on_dropped: OnDropped) -> None:

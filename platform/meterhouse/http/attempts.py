@@ -6,19 +6,17 @@ is to blame for is never retried; extra attempts come out of a retry budget.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
 
 import msgspec
 
 from meterhouse.asked import Asked
 from meterhouse.errors import Malformed, UpstreamAccount, UpstreamDown, UpstreamError, UpstreamRefused
 from meterhouse.http import intake
-from meterhouse.http.adapt import keeps_messages
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
-from meterhouse.http.passage import OpenAnswer, WholeBody
+from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
 from meterhouse.http.sse import DONE
 from meterhouse.http.wire import UPSTREAM_WIRES
 from meterhouse.ids import IdSource
@@ -40,9 +38,6 @@ _ERROR_SECONDS = 5.0
 _OK = 200
 _MOST_PRICES = 4_096
 """Encoded prices that are kept; of more, all are encoded anew."""
-
-Result = TypeVar("Result")
-Fetch = Callable[[Call, Deployment, Answer], Awaitable[Result]]
 
 
 class Attempts:
@@ -76,29 +71,22 @@ class Attempts:
         """What extra attempts come out of."""
         return self._budget
 
-    def open_stream(self, call: Call) -> Awaitable[OpenAnswer]:
-        """Open a streamed answer up to its first data event.
+    async def open(self, call: Call) -> OpenAnswer | WholeBody:
+        """Open a streamed answer up to its first data event, or fetch a whole one, as the call's passage decodes it.
 
         Raises:
             UpstreamError: Every deployment failed, or the provider refused the request.
             Malformed: No deployment takes a parameter of the request.
             JournalDown: The attempt could not be recorded; nothing was sent.
         """
-        return self._try_each(call, self._first_events)
-
-    def fetch_whole(self, call: Call) -> Awaitable[WholeBody]:
-        """Fetch an answer that is not streamed, as the call's passage decodes it; raises as ``open_stream``."""
-        return self._try_each(call, self._whole)
-
-    async def _try_each(self, call: Call, fetch: Fetch[Result]) -> Result:
         self._budget.record_request()
         failure: UpstreamError | None = None
         refusal: Malformed | UpstreamAccount | None = None
-        asked, tally = call.asked, call.tally
+        asked, tally, deployments = call.asked, call.tally, call.route.deployments
         allowance_tokens = tally.reservation.allowance_tokens
-        for deployment in self._breakers.order(call.route.deployments):
+        for deployment in deployments if len(deployments) == 1 else self._breakers.order(deployments):
             try:
-                passage = call.wire.find_passage(asked, deployment.provider)
+                passage = call.wire.passage or call.wire.find_passage(asked, deployment.provider)
                 assert passage is not None, "a route holds only what can be asked"
                 recipient = Recipient(deployment, tally.principal.organization_id, allowance_tokens)
                 if is_soon_encoded(asked, deployment.provider):
@@ -117,9 +105,8 @@ class Attempts:
                 continue
             call.occupy(breaker)
             try:
-                attempt, admission = self._begin(call, deployment)
-                call.passage = passage
-                result = await self._connect(call, deployment, body, fetch, admission)
+                attempt, admission = self._begin(call, deployment, passage)
+                opened = await self._connect(call, deployment, passage, body, admission)
             except UpstreamError as error:
                 permit.record(error)
                 self._fail(call, attempt, error)
@@ -131,7 +118,7 @@ class Attempts:
                 raise
             else:
                 permit.record(None)
-                return result
+                return opened
         raise (
             failure
             or refusal
@@ -151,7 +138,7 @@ class Attempts:
         is_ours = isinstance(failure, UpstreamAccount) and failure.is_certain
         return is_ours or self._budget.try_spend()
 
-    def _begin(self, call: Call, deployment: Deployment) -> tuple[Attempt, Admission]:
+    def _begin(self, call: Call, deployment: Deployment, passage: Passage) -> tuple[Attempt, Admission]:
         """Note an attempt in the tally and leave its INTENT in the journal; it may leave when that is written."""
         tally = call.tally
         principal = tally.principal
@@ -166,18 +153,19 @@ class Attempts:
             started_ns=time.monotonic_ns(),
             request_units=call.asked.request_units,
         )
+        # By position as far as names add nothing: msgspec looks for each keyword among all that are given.
         intent = Intent(
-            request_id=tally.request_id,
-            attempt=attempt.number,
-            organization_id=principal.organization_id,
-            project_id=principal.project_id,
-            key_id=principal.key_id,
-            root_key_id=principal.root_key_id,
-            model=tally.model,
-            provider=attempt.provider,
-            deployment=attempt.deployment,
-            upstream_model=attempt.upstream_model,
-            operation=tally.operation,
+            tally.request_id,
+            attempt.number,
+            principal.organization_id,
+            principal.project_id,
+            principal.key_id,
+            principal.root_key_id,
+            tally.model,
+            attempt.provider,
+            attempt.deployment,
+            attempt.upstream_model,
+            tally.operation,
             is_streamed=tally.is_streamed,
             input_tokens_estimate=tally.input_tokens_estimate,
             price=encoded_price,
@@ -188,21 +176,20 @@ class Attempts:
         admission = self._journal.admit(encode(intent))
         tally.attempts.append(attempt)
         tally.checkpointed_tokens = 0
-        call.deployment = deployment
+        call.deployment, call.passage = deployment, passage
         call.timeouts = deployment.provider.timeouts
         call.event_at_ns = attempt.started_ns
         return attempt, admission
 
     async def _connect(
-        self, call: Call, deployment: Deployment, body: bytes, fetch: Fetch[Result], admission: Admission
-    ) -> Result:
-        assert call.passage is not None
-        path = call.passage.path(deployment.provider)
-        is_streamed, headers = call.tally.is_streamed, call.asked.headers
-        if deployment.provider.forwards_trace:
+        self, call: Call, deployment: Deployment, passage: Passage, body: bytes, admission: Admission
+    ) -> OpenAnswer | WholeBody:
+        provider, is_streamed, headers = deployment.provider, call.tally.is_streamed, call.asked.headers
+        if provider.forwards_trace:
             # The span of this attempt is the parent of what the provider does for it.
             call.tally.attempt.span_id = self._ids.random_hex(16)
             headers = {**(headers or {}), **_trace_headers(call.tally)}
+        path = passage.path(provider)
         try:
             answer = await call.guard.wait(
                 self._upstream.open(
@@ -217,14 +204,25 @@ class Attempts:
             if answer.status != _OK:
                 text = await call.guard.wait(_read_error(answer))
                 raise to_error(answer.status, text, deployment, answer.retry_after_seconds)
-            return await fetch(call, deployment, answer)
+            if is_streamed:
+                return await self._first_events(call, deployment, passage, answer)
+            # Of most answers all of it came with the head.
+            data = answer.take_whole(MAX_ANSWER_BYTES) if call.guard.reason is None else None
+            if data is None:
+                data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
+            whole = WholeBody(data, answer)
+            if len(data) <= intake.INLINE_BYTES:
+                whole.body = passage.decode_whole(whole, deployment)
+            else:
+                whole.body = await asyncio.to_thread(passage.decode_whole, whole, deployment)
+            call.tally.attempts[-1].first_event_ns = time.monotonic_ns()
+            answer.release()
         except BaseException:
             answer.abort()
             raise
+        return whole
 
-    async def _first_events(self, call: Call, deployment: Deployment, answer: Answer) -> OpenAnswer:
-        passage = call.passage
-        assert passage is not None
+    async def _first_events(self, call: Call, deployment: Deployment, passage: Passage, answer: Answer) -> OpenAnswer:
         if answer.content_type != passage.event_stream_type(deployment.provider):
             raise no_answer(f"content type {answer.content_type!r} for a stream")
         reader = passage.open_reader(deployment)
@@ -239,22 +237,6 @@ class Attempts:
         first = passage.check_first(payloads[0], deployment)
         call.tally.attempt.first_event_ns = call.event_at_ns = time.monotonic_ns()
         return OpenAnswer(answer, reader, payloads, deployment, first)
-
-    async def _whole(self, call: Call, deployment: Deployment, answer: Answer) -> WholeBody:
-        passage = call.passage
-        assert passage is not None
-        # Of most answers all of it came with the head.
-        data = answer.take_whole(MAX_ANSWER_BYTES) if call.guard.reason is None else None
-        if data is None:
-            data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
-        whole = WholeBody(data, answer.content_type)
-        if len(data) <= intake.INLINE_BYTES:
-            whole.body = passage.decode_whole(whole, deployment)
-        else:
-            whole.body = await asyncio.to_thread(passage.decode_whole, whole, deployment)
-        call.tally.attempt.first_event_ns = time.monotonic_ns()
-        answer.release()
-        return whole
 
     def _fail(self, call: Call, attempt: Attempt, error: UpstreamError) -> None:
         attempt.outcome = Outcome.REFUSED if isinstance(error, UpstreamRefused) else Outcome.UPSTREAM_FAILED
@@ -277,11 +259,12 @@ def is_soon_encoded(asked: Asked, row: Provider) -> bool:
 
     It is if all of it is short; of what was read by its skeleton, if the long texts go out as they came.
     """
-    if asked.length_bytes > intake.INLINE_BYTES:
-        return False
-    if asked.chat is None or len(asked.chat.fields["messages"]) <= intake.INLINE_BYTES:
+    chat = asked.chat
+    if chat is None or chat.length_bytes > intake.INLINE_BYTES:
+        return asked.length_bytes <= intake.INLINE_BYTES
+    if len(chat.fields["messages"]) <= intake.INLINE_BYTES:
         return True
-    return UPSTREAM_WIRES[row.wire].keeps_bodies and keeps_messages(row) and not row.renders_tools
+    return UPSTREAM_WIRES[row.wire].keeps_bodies and "messages" not in row.ruled_parameters and not row.renders_tools
 
 
 async def _read_error(answer: Answer) -> bytes:

@@ -30,6 +30,7 @@ Checked = TypeVar("Checked", bound=msgspec.Struct)
 _request_decoder = msgspec.json.Decoder(ChatRequest)
 _plain_decoder: msgspec.json.Decoder[ChatRequest] = msgspec.json.Decoder(PlainRequest)
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
+_options_decoder = msgspec.json.Decoder(dict[str, object])
 _raws_decoder = msgspec.json.Decoder(list[Raw] | None)
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
@@ -47,6 +48,8 @@ _BOUNDS = _OUR_BOUNDS | {
 }
 """What servers call the bound of an answer; where one reads two names, ours need not win."""
 _STORED_TOOLS = frozenset({"file_search", "code_interpreter", "mcp"})
+_CHECKED_OPTIONS = frozenset({"audio", "stream_options", "tool_choice", "tools", "top_logprobs"})
+"""What ``_check_options`` looks at: most requests have none of it."""
 _NO_STREAM = (b"false", b"null")
 BODY_SECONDS = 120
 IS_WHOLE = "meterhouse.is_whole"
@@ -124,7 +127,8 @@ def parse_chat(body: bytes) -> ParsedBody:
     except Malformed:  # nothing may be wrong but that messages have other fields beside
         fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
     _check_messages(request)
-    _check_options(request)
+    if not _CHECKED_OPTIONS.isdisjoint(fields):
+        _check_options(request)
     return ParsedBody(request, fields, _stream_options(fields) if request.stream_options else {}, len(body))
 
 
@@ -156,7 +160,7 @@ def _too_long(param: str | None) -> Malformed:
 
 def _stream_options(fields: dict[str, Raw]) -> dict[str, object]:
     try:
-        options: dict[str, object] = msgspec.json.decode(fields["stream_options"], type=dict[str, object])
+        options = _options_decoder.decode(fields["stream_options"])
     except msgspec.DecodeError as error:
         text = f"The request body is not valid JSON: {error}."
         raise Malformed(text, param="stream_options", code="invalid_json") from None
@@ -271,7 +275,8 @@ class BodyEditor:
         has_defaults = provider.body_defaults or provider.unstreamed_body_defaults or deployment.model.body_defaults
         if has_defaults or parsed.defaulted:
             self._fill(fields, parsed, deployment)
-        adapt(fields, request, deployment, self._on_dropped)
+        if not provider.ruled_parameters.isdisjoint(fields):
+            adapt(fields, request, deployment, self._on_dropped)
         if provider.refuses_assistant_last:
             _check_last(request)
         if provider.renders_tools:
@@ -355,7 +360,7 @@ class BodyEditor:
         else:
             self._drop_bounds(fields, "", recipient.deployment)
         provider, allowance_tokens = recipient.deployment.provider, recipient.allowance_tokens
-        bound = request.asked_output_tokens or provider.default_max_tokens
+        bound = request.max_completion_tokens or request.max_tokens or provider.default_max_tokens
         if allowance_tokens is not None and (not bound or allowance_tokens < bound):
             bound = allowance_tokens
         if bound is not None:

@@ -71,12 +71,11 @@ class Call(msgspec.Struct, eq=False):
     occupied: Breaker | None = None
     """Of the deployment that works for this call."""
 
-    def occupy(self, breaker: Breaker | None) -> None:
-        """Count this call as under way at a deployment, and no more at the one before; None: at none."""
+    def occupy(self, breaker: Breaker) -> None:
+        """Count this call as under way at a deployment, and no more at the one before, until the pacer forgets it."""
         if self.occupied is not None:
             self.occupied.in_flight -= 1
-        if breaker is not None:
-            breaker.in_flight += 1
+        breaker.in_flight += 1
         self.occupied = breaker
 
     @property
@@ -115,8 +114,12 @@ class Pacer:
         self._calls.add(call)
 
     def forget(self, call: Call) -> None:
-        """Stop looking after a call."""
+        """Stop looking after a call, which is over: it is under way at no deployment, and not to be interrupted."""
         self._calls.discard(call)
+        if call.occupied is not None:
+            call.occupied.in_flight -= 1
+            call.occupied = None
+        call.guard.reason = None
         if call.gone_since_ns is not None:
             self._drains -= 1
         if call.is_watched and (leaving := leaving_of(call.scope)) is not None:

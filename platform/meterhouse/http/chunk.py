@@ -23,6 +23,7 @@ _TEXTLESS_NAMES = frozenset({"role", "id", "type", "index", "audio", "annotation
 """``thinking_blocks`` are the reasoning once more, with what its provider signed."""
 _EMPTY = Raw(b"")
 _NOTHING = (Raw(b"null"), Raw(b"{}"), Raw(b'""'), Raw(b"false"))
+_LONGEST_NOTHING = 5
 
 
 class FunctionDelta(msgspec.Struct):
@@ -113,7 +114,8 @@ def decode_chunk(payload: bytes) -> Chunk:
         chunk = _lenient(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _garbage(str(error)) from None
-    if chunk.usage in _NOTHING:
+    usage = chunk.usage
+    if usage and len(usage) <= _LONGEST_NOTHING and usage in _NOTHING:
         chunk.usage = _EMPTY
     return chunk
 

@@ -309,7 +309,7 @@ class Connection(PatientConnection):
     def _start(self, cycle: Cycle) -> None:
         self._running = cycle
         answering: Coroutine[Any, Any, None] = self._config.loaded_app(cycle.scope, cycle.receive, cycle.send)
-        task = self.loop.create_task(answering)
+        task = cycle.task = self.loop.create_task(answering)
         self._server_state.tasks.add(task)
         task.add_done_callback(cycle.finish)
 

@@ -57,6 +57,7 @@ class Cycle(Leaving):
         "response_complete",
         "response_started",
         "scope",
+        "task",
         "waiting_for_100_continue",
     )
 
@@ -76,6 +77,8 @@ class Cycle(Leaving):
         self.access_logger: logging.Logger | None = None
         self._watcher = self._subject = None
         self.is_gone = False
+        self.task: asyncio.Task[None] | None = None
+        """Answers it; None before it began, and once it is over."""
         self.is_head = False
         self.keep_alive = True
         self.waiting_for_100_continue = False
@@ -169,6 +172,7 @@ class Cycle(Leaving):
     def let_go(self) -> None:
         """Know neither itself nor its connection any more: what is left is gone without the garbage collector."""
         self.on_response = _do_nothing
+        self.task = None
         self.scope.pop(CLIENT, None)
 
     def _end_badly(self, error: BaseException | None) -> None:

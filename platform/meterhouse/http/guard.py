@@ -6,7 +6,9 @@ reason there, so no other await of the request can be hit by it. A real cancella
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 Result = TypeVar("Result")
 
@@ -15,39 +17,38 @@ class ClientGone(Exception):
     """The client closed its connection, or stopped reading; never rendered, there is nobody to read it."""
 
 
-class Guard:
-    """The interruptible waits of one request."""
+class Guard(msgspec.Struct, eq=False):
+    """The interruptible waits of one request, which are its task's."""
 
-    __slots__ = ("_is_waiting", "_task", "reason")
-
-    def __init__(self) -> None:
-        self._task: asyncio.Task[object] | None = asyncio.current_task()
-        self._is_waiting = False
-        self.reason: Exception | None = None
+    task: Any
+    """The ``asyncio.Task`` of the request; None: nobody interrupts it."""
+    is_waiting: bool = False
+    reason: Exception | None = None
+    """Of an interruption that has not been dealt with."""
 
     async def wait(self, awaitable: Awaitable[Result]) -> Result:
         """Await something; raises the reason of an interruption instead, also one that came before."""
-        self._is_waiting = True
+        self.is_waiting = True
         try:
             if self.reason is not None:
                 _close(awaitable)
                 raise self.reason
             return await awaitable
         except asyncio.CancelledError:
-            if self.reason is None or self._task is None:
+            if self.reason is None or self.task is None:
                 raise
-            self._task.uncancel()
+            self.task.uncancel()
             raise self.reason from None
         finally:
-            self._is_waiting = False
+            self.is_waiting = False
 
     def interrupt(self, reason: Exception) -> None:
         """End the current wait, or the next one, with a reason; the first reason stands."""
         if self.reason is not None:
             return
         self.reason = reason
-        if self._is_waiting and self._task is not None:
-            self._task.cancel()
+        if self.is_waiting and self.task is not None:
+            self.task.cancel()
 
     def clear(self) -> None:
         """Forget a reason that has been dealt with."""

@@ -33,15 +33,15 @@ from meterhouse.http.guard import ClientGone, Guard
 from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.naming import LimitNames
 from meterhouse.http.outlet import Outlet
-from meterhouse.http.passage import ClientWire, RelayParts, Whole
+from meterhouse.http.passage import ClientWire, OpenAnswer, RelayParts, Whole
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.respond import Headers, rate_limit_headers, refused
-from meterhouse.http.shedding import Slots
+from meterhouse.http.shedding import Slot, Slots
 from meterhouse.http.skeleton import Skeleton
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.tool_text import with_rendered_tools
-from meterhouse.identity import Principal
+from meterhouse.identity import KeyScope, Principal
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.journal import Journal
@@ -96,84 +96,138 @@ class InferenceEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        parts, wire = self._parts, self._wire
+        parts = self._parts
         exchange = exchange_of(scope)
-        exchange.route = wire.path
+        exchange.route = self._wire.path
         with parts.slots.take() as slot:
-            principal = await parts.keyring.verify(credential_of(scope), exchange.address)
-            exchange.principal = principal
-            if principal.origins is not None:
-                check_origin(principal, header(scope, b"origin"))
-            slot.assign(principal.organization_id)
-            # Only what a form is written in depends on its type.
-            content_type = "" if wire.most_values else header(scope, b"content-type") or ""
-            default_model = partial(_default_model, parts, principal)
-            read = partial(wire.read, content_type=content_type, default_model=default_model)
-            asked = intake.take_short_body(exchange.cycle, receive, read, wire.most_values)
-            if asked is None:
-                asked = await intake.take_body(scope, receive, read, wire.most_values, self._read_long)
-            self._note_headers(asked, scope)
-            exchange.model = asked.model
-            # One snapshot for the whole request: it is charged by a price that it was held by.
-            snapshot = parts.routes.snapshot
-            now_ms = parts.clock.now_ms()
-            route = snapshot.resolve(asked.model, now_ms)
-            if not principal.may_use_all:
-                permit(principal, asked.model, route)
-            route = self._serving(asked, route)
-            size = with_rendered_tools(asked, route) if route.renders_tools else asked.size
-            prices = snapshot.prices_around(route, now_ms)
-            demand, tally = await self._admit(exchange, (asked, size), route, prices)
-            reservation = tally.reservation
-            # From here on a settlement is owed. What it costs was decided by the meter's clock, not by ours.
-            if not route.from_ms <= reservation.admitted_at_ms < route.until_ms:
-                route = snapshot.reprice(route, reservation.admitted_at_ms)
-            headers = _headers(asked, demand, reservation, parts.clock.now_ms())
-            reservation.states = ()  # the headers say it, and nobody else asks
-            if degraded := parts.degraded(reservation):
-                headers.append((b"x-meterhouse-degraded", degraded))
-            outlet = Outlet(exchange, send, headers, wire.envelope)
-            call = Call(wire, asked, route, tally, outlet, Guard(), scope)
+            call, headers = await self._admit(scope, receive, send, exchange, slot)
+            # From here on a settlement is owed.
+            tally, outlet = call.tally, call.outlet
             parts.checkpointer.watch(tally)
             parts.pacer.watch(call)
             try:
-                await self._answer_and_settle(call, exchange, headers)
+                try:
+                    # From the first deployment that gives one.
+                    opened = await parts.attempts.open(call)
+                    passage = call.passage
+                    assert passage is not None
+                    answer: StreamRelay | Whole
+                    if isinstance(opened, OpenAnswer):
+                        answer = passage.open_relay(call, opened, self._relay_parts)
+                        call.asked.let_go(KEPT_PROMPT_BYTES)
+                        await answer.run()
+                    elif len(opened.body) <= intake.INLINE_BYTES:
+                        answer = passage.read_whole(call, opened, self._relay_parts)
+                    else:
+                        answer = await asyncio.to_thread(passage.read_whole, call, opened, self._relay_parts)
+                    call.is_ending = True
+                    if tally.attempts[-1].reported is None:
+                        await parts.counter.fill(tally, call.asked)
+                except (GatewayError, ClientGone) as error:
+                    await self._fail(call, error)
+                    raise
+                finally:
+                    parts.checkpointer.forget(tally)
+                    position = parts.settler.settle(tally)
+                try:
+                    await parts.journal.barrier(position)
+                except JournalDown as error:
+                    # The provider was paid for this answer: an SDK's retry would pay it again.
+                    error.should_retry = False
+                    raise
+                await _release(answer, call, exchange, headers)
             except GatewayError as error:
                 exchange.error = error
-                if not call.outlet.is_started and not call.outlet.unsent:
+                if not outlet.is_started and not outlet.unsent:
                     raise
-                await call.outlet.fail(error)
+                await outlet.fail(error)
             finally:
-                call.occupy(None)
                 parts.pacer.forget(call)
-                call.guard.clear()
 
     async def _admit(
-        self, exchange: Exchange, measured: tuple[Asked, InputSize], route: Route, prices: PossiblePrices
-    ) -> tuple[Demand, Tally]:
-        """Hold what a request may use; its tally owes a settlement.
+        self, scope: Scope, receive: Receive, send: Send, exchange: Exchange, slot: Slot
+    ) -> tuple[Call, Headers]:
+        """Verify, read, resolve, reserve; returns the call, and the headers that its answer begins with.
 
         Raises:
-            GatewayError: A limit refuses it, or a budget cannot bound it.
+            GatewayError: It is refused, and holds nothing.
+            ClientGone: The client left while it sent.
         """
-        parts, principal = self._parts, exchange.principal
+        parts, wire = self._parts, self._wire
+        credential = credential_of(scope)
+        principal = parts.keyring.recall(credential, exchange.address, KeyScope.INFERENCE)
+        if principal is None:
+            principal = await parts.keyring.verify(credential, exchange.address)
+        exchange.principal = principal
+        if principal.origins is not None:
+            check_origin(principal, header(scope, b"origin"))
+        slot.assign(principal.organization_id)
+        # Only what a form is written in depends on its type.
+        content_type = "" if wire.most_values else header(scope, b"content-type") or ""
+        default_model = partial(_default_model, parts, principal)
+        body = intake.take_short_body(exchange.cycle, receive, wire.most_values)
+        if body is not None:
+            asked = wire.read(body, content_type, default_model)
+        else:
+            read = partial(wire.read, content_type=content_type, default_model=default_model)
+            asked = await intake.take_body(scope, receive, read, wire.most_values, self._read_long)
+        self._note_headers(asked, scope)
+        exchange.model = asked.model
+        # One snapshot for the whole request: it is charged by a price that it was held by.
+        snapshot = parts.routes.snapshot
+        now_ms = parts.clock.now_ms()
+        route = snapshot.resolve(asked.model, now_ms)
+        if not principal.may_use_all:
+            permit(principal, asked.model, route)
+        if wire.passage is None or not route.writes:
+            route = self._serving(asked, route)
+        size = with_rendered_tools(asked, route) if route.renders_tools else asked.size
+        demand = self._demand(exchange, asked, size, route, snapshot.prices_around(route, now_ms))
+        asked_ns = time.monotonic_ns()
+        tally = self._hold(exchange, demand, size, await parts.meter.reserve(demand), asked_ns)
+        reservation = tally.reservation
+        # What it costs was decided by the meter's clock, not by ours.
+        if not route.from_ms <= reservation.admitted_at_ms < route.until_ms:
+            route = snapshot.reprice(route, reservation.admitted_at_ms)
+        headers = self._headers(asked, demand, reservation)
+        reservation.states = ()  # the headers say it, and nobody else asks
+        outlet = Outlet(exchange, send, headers, wire.envelope)
+        cycle = exchange.cycle
+        # Asked for, the running task costs a system call.
+        guard = Guard(asyncio.current_task() if cycle is None else cycle.task)
+        return Call(wire, asked, route, tally, outlet, guard, scope), headers
+
+    def _demand(
+        self, exchange: Exchange, asked: Asked, size: InputSize, route: Route, prices: PossiblePrices
+    ) -> Demand:
+        """Return what a request may use, of the size that it is or grows to; raises NotPriced."""
+        principal = exchange.principal
         assert principal is not None
-        asked, size = measured
         demand = build_demand(exchange.request_id, principal, asked, size, prices, route.bounds)
         if principal.has_model_limit:
             demand = structs.replace(demand, limits=self._limit_names.translate(principal.limits))
-        asked_ns = time.monotonic_ns()
-        reservation = await parts.meter.reserve(demand)
-        if isinstance(reservation, Refusal):
-            parts.metrics.observe_refusal(reservation)
-            raise refused(reservation, asked.model, parts.clock.now_ms())
-        exchange.tally = Tally(
-            request_id=exchange.request_id,
-            principal=principal,
-            model=demand.model,
-            operation=self._wire.operation,
-            is_streamed=demand.is_streamed,
-            reservation=reservation,
+        return demand
+
+    def _hold(
+        self, exchange: Exchange, demand: Demand, size: InputSize, reserved: Reservation | Refusal, asked_ns: int
+    ) -> Tally:
+        """Return the tally of a request that the meter has admitted, which owes a settlement.
+
+        Raises:
+            LimitError: The meter has refused it.
+        """
+        parts, principal = self._parts, exchange.principal
+        assert principal is not None
+        if isinstance(reserved, Refusal):
+            parts.metrics.observe_refusal(reserved)
+            raise refused(reserved, exchange.model, parts.clock.now_ms())
+        exchange.tally = tally = Tally(
+            exchange.request_id,
+            principal,
+            demand.model,
+            self._wire.operation,
+            demand.is_streamed,
+            reserved,
             input_tokens_estimate=demand.rate_input_tokens,
             held_input_tokens=demand.held_input_tokens,
             is_input_countable=not (size.images or size.unbounded_parts),
@@ -183,7 +237,7 @@ class InferenceEndpoint:
             asked_ns=asked_ns,
             admitted_ns=time.monotonic_ns(),
         )
-        return demand, exchange.tally
+        return tally
 
     def _note_headers(self, asked: Asked, scope: Scope) -> None:
         """Take from the request's headers what its wire has there; most have nothing.
@@ -215,55 +269,21 @@ class InferenceEndpoint:
             code="unsupported_endpoint",
         )
 
-    async def _answer_and_settle(self, call: Call, exchange: Exchange, headers: Headers) -> None:
-        parts, tally = self._parts, call.tally
-        try:
-            answer: StreamRelay | Whole
-            if tally.is_streamed:
-                answer = await self._relay(call)
-            else:
-                # From the first deployment that gives one.
-                whole = await parts.attempts.fetch_whole(call)
-                assert call.passage is not None
-                if len(whole.body) <= intake.INLINE_BYTES:
-                    answer = call.passage.read_whole(call, whole, self._relay_parts)
-                else:
-                    answer = await asyncio.to_thread(call.passage.read_whole, call, whole, self._relay_parts)
-            call.is_ending = True
-            if tally.attempts[-1].reported is None:
-                await parts.counter.fill(tally, call.asked)
-        except (GatewayError, ClientGone) as error:
-            call.is_ending = True
-            _note_failure(tally, error)
-            await parts.counter.fill(tally, call.asked)
-            raise
-        finally:
-            parts.checkpointer.forget(tally)
-            position = parts.settler.settle(tally)
-        usage = tally.records[-1].usage
-        try:
-            await parts.journal.barrier(position)
-        except JournalDown as error:
-            # The provider was paid for this answer: an SDK's retry would pay it again.
-            error.should_retry = False
-            raise
-        if isinstance(answer, StreamRelay):
-            await call.outlet.write(answer.end(usage), is_last=True)
-        else:
-            body = answer.body(usage)
-            if not call.outlet.answer_at_once(exchange, headers, body, answer.content_type):
-                await call.outlet.write_whole(headers, body, answer.content_type)
-        if call.outlet.is_gone and not exchange.status:
-            raise ClientGone
+    async def _fail(self, call: Call, error: Exception) -> None:
+        """Note how an answer failed, and count what came of it."""
+        call.is_ending = True
+        _note_failure(call.tally, error)
+        await self._parts.counter.fill(call.tally, call.asked)
 
-    async def _relay(self, call: Call) -> StreamRelay:
-        """Get a streamed answer up to its end from the first deployment that gives one."""
-        opened = await self._parts.attempts.open_stream(call)
-        assert call.passage is not None
-        relay = call.passage.open_relay(call, opened, self._relay_parts)
-        call.asked.let_go(KEPT_PROMPT_BYTES)
-        await relay.run()
-        return relay
+    def _headers(self, asked: Asked, demand: Demand, reservation: Reservation) -> Headers:
+        parts = self._parts
+        headers = rate_limit_headers(reservation.states, parts.clock.now_ms())
+        allowance = reservation.allowance_tokens
+        if allowance is not None and (asked.output_tokens is None or allowance < demand.output_tokens):
+            headers.append((b"x-meterhouse-max-tokens", str(allowance).encode()))
+        if degraded := parts.degraded(reservation):
+            headers.append((b"x-meterhouse-degraded", degraded))
+        return headers
 
 
 def _default_model(parts: InferenceParts, principal: Principal) -> str:
@@ -294,12 +314,17 @@ def permit(principal: Principal, model: str, route: Route) -> None:
         )
 
 
-def _headers(asked: Asked, demand: Demand, reservation: Reservation, now_ms: int) -> Headers:
-    headers = rate_limit_headers(reservation.states, now_ms)
-    allowance = reservation.allowance_tokens
-    if allowance is not None and (asked.output_tokens is None or allowance < demand.output_tokens):
-        headers.append((b"x-meterhouse-max-tokens", str(allowance).encode()))
-    return headers
+async def _release(answer: StreamRelay | Whole, call: Call, exchange: Exchange, headers: Headers) -> None:
+    """Send a whole answer, or the end of a streamed one, whose record is durable; raises ClientGone."""
+    usage, outlet = call.tally.records[-1].usage, call.outlet
+    if isinstance(answer, StreamRelay):
+        await outlet.write(answer.end(usage), is_last=True)
+    else:
+        body = answer.body(usage)
+        if not outlet.answer_at_once(exchange, headers, body, answer.content_type):
+            await outlet.write_whole(headers, body, answer.content_type)
+    if outlet.is_gone and not exchange.status:
+        raise ClientGone
 
 
 def _note_failure(tally: Tally, error: Exception) -> None:

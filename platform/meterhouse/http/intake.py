@@ -47,10 +47,8 @@ class _NotJson(ValueError):
     """What JSON does not have, or a key that an object has twice; the text may be shown."""
 
 
-def take_short_body(
-    cycle: Cycle | None, receive: Receive, parse: Callable[[bytes], Parsed], most_values: int = MAX_VALUES
-) -> Parsed | None:
-    """Read a short body that is here whole, as almost every one is; None: it is for ``take_body``, with the same.
+def take_short_body(cycle: Cycle | None, receive: Receive, most_values: int = MAX_VALUES) -> bytes | None:
+    """Read a short body that is here whole, as almost every one is, and check its structure; None: see ``take_body``.
 
     So it is where nobody stands between the server and us: who counts what comes has a ``receive`` of his own.
 
@@ -58,11 +56,9 @@ def take_short_body(
         Malformed: see ``take_body``.
     """
     body = cycle.take_body(LONG_BODY_BYTES) if cycle is not None and receive == cycle.receive else None
-    if body is None:
-        return None
-    if most_values:
+    if body is not None and most_values:
         _check_whole(body, most_values)
-    return parse(body)
+    return body
 
 
 async def take_body(

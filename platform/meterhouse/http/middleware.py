@@ -23,7 +23,7 @@ from meterhouse.http.exchange import CLIENT_CLOSED_STATUS, SCOPE_NAME, UNKNOWN_R
 from meterhouse.http.guard import ClientGone
 from meterhouse.http.head import HEADERS
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope, send_error
-from meterhouse.ids import IdSource, public_request_id
+from meterhouse.ids import REQUEST_PREFIX, IdSource
 from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.traces import Tracing
 
@@ -90,7 +90,7 @@ class RequestContext:
         request_id = self._ids.new_request_id()
         exchange: Exchange = Exchange(
             request_id,
-            public_request_id(request_id),
+            REQUEST_PREFIX + request_id,
             self._tracing.new_trace(None if traceparent is None else str(traceparent, "latin-1")),
             scope["method"],
             client[0] if client else None,

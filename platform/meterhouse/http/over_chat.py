@@ -11,10 +11,11 @@ from meterhouse.http.chunk import Chunk, decode_chunk, is_failure
 from meterhouse.http.passage import OpenAnswer, RelayParts, Whole, WholeBody
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.rewriting import RewritingRelay, find_rewriting, rewrite_whole
-from meterhouse.http.whole import WholeAnswer
+from meterhouse.http.whole import note_whole
 from meterhouse.http.wire import UPSTREAM_WIRES, Reader
 from meterhouse.providers.provider import Deployment, Provider
 from meterhouse.providers.refusal import error_in_stream, no_answer
+from meterhouse.translate.think_tags import TAG_END
 
 
 class OverChat:
@@ -29,6 +30,8 @@ class OverChat:
         assert asked.chat is not None
         body = editor.edit(asked.chat, recipient)
         wire = UPSTREAM_WIRES[recipient.deployment.provider.wire]
+        if wire.keeps_bodies:
+            return body
         return wire.encode(body, recipient.deployment, is_streamed=asked.is_streamed)
 
     def event_stream_type(self, provider: Provider) -> str:
@@ -50,10 +53,11 @@ class OverChat:
         """Return the answer as a chat completion with a message in each choice."""
         body = UPSTREAM_WIRES[deployment.provider.wire].decode_whole(answer.body, deployment)
         answer.chunk = chunk = decode_chunk(body)
-        if is_failure(chunk):
-            raise error_in_stream(body, deployment)
-        if not chunk.choices:
-            raise no_answer("an answer without a message")
+        if not chunk.choices or chunk.error or chunk.object == "error":
+            if is_failure(chunk):
+                raise error_in_stream(body, deployment)
+            if not chunk.choices:
+                raise no_answer("an answer without a message")
         for choice in chunk.choices:
             if choice.message is None:
                 raise no_answer("an answer without a message")
@@ -61,7 +65,9 @@ class OverChat:
 
     def open_relay(self, call: Call, opened: OpenAnswer, parts: RelayParts) -> StreamRelay:
         """Return the relay; the outlet translates what it writes where the client speaks something else."""
-        speak(call)
+        dialect = call.wire.open_dialect(call.asked)
+        if dialect is not None:
+            call.outlet.speak(dialect)
         rewriting = find_rewriting(call, opened.first)
         if rewriting is None:
             return StreamRelay(call, opened, parts)
@@ -69,20 +75,15 @@ class OverChat:
 
     def read_whole(self, call: Call, answer: WholeBody, parts: RelayParts) -> Whole:
         """Read a chat completion."""
-        speak(call)
+        dialect = call.wire.open_dialect(call.asked)
+        if dialect is not None:
+            call.outlet.speak(dialect)
         assert call.deployment is not None
-        read = WholeAnswer(call, answer)
+        read = note_whole(call, answer)
         row = call.deployment.provider
-        if row.reads_think_tags or row.tool_call_format is not None:
-            read.rewrite(rewrite_whole(call, answer.body, parts.metrics))
+        if (row.reads_think_tags and TAG_END in answer.body) or row.tool_call_format is not None:
+            read.payload = rewrite_whole(call, answer.body, parts.metrics)
         return read
-
-
-def speak(call: Call) -> None:
-    """Let the outlet speak the client's own wire, now that it is known that chat completions come in."""
-    dialect = call.wire.open_dialect(call.asked)
-    if dialect is not None:
-        call.outlet.speak(dialect)
 
 
 OVER_CHAT = OverChat()

@@ -43,12 +43,18 @@ class OpenAnswer(msgspec.Struct):
 
 
 class WholeBody(msgspec.Struct):
-    """The body of an answer that is not streamed, and the media type that it came with."""
+    """The body of an answer that is not streamed."""
 
     body: bytes
-    content_type: str
+    answer: Answer
+    """With which it came, and which is over."""
     chunk: Chunk | None = None
     """What ``decode_whole`` has read of a chat completion, for ``read_whole``."""
+
+    @property
+    def content_type(self) -> str:
+        """The media type that it came with."""
+        return self.answer.content_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +144,11 @@ class ClientWire(Protocol):
     @property
     def most_values(self) -> int:
         """How many JSON values a body may have; 0: it is no JSON, but a form."""
+        ...
+
+    @property
+    def passage(self) -> Passage | None:
+        """How every provider is asked whatever there is; None: ``find_passage`` says how, and whether."""
         ...
 
     @property

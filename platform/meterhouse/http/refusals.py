@@ -1,8 +1,11 @@
 """Counts requests that a limit, a mistake or an overload turned away before they had a record in the ledger.
 
-Invariant: a refusal costs the request one addition; what waits to be written is bounded, and what has no room is
-dropped. Not here: the limits' own metrics (``telemetry.metrics``).
+Invariant: a refusal costs the request one addition and is written once; what waits to be written is bounded, and what
+has no room is dropped. Not here: the limits' own metrics (``telemetry.metrics``).
 """
+
+import asyncio
+from collections.abc import Mapping
 
 from meterhouse.db.refusals import RefusalStore, Refused
 from meterhouse.errors import GatewayError
@@ -25,6 +28,7 @@ class Refusals:
         self._routes = routes
         self._clock = clock
         self._counts: dict[Refused, int] = {}
+        self._writing: asyncio.Task[None] | None = None
 
     def note(self, principal: Principal, model: str, error: GatewayError) -> None:
         """Count a request."""
@@ -46,18 +50,28 @@ class Refusals:
     async def flush(self) -> None:
         """Write what was counted.
 
+        A write is never cut short, for then nobody would know whether it counts: who is cancelled while it runs leaves
+        it to the next to wait for.
+
         Raises:
             StoreDown: There is no database; what was counted is tried again the next time.
         """
-        counts, self._counts = self._counts, {}
-        if not counts:
-            return
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+        if self._counts:
+            counts, self._counts = self._counts, {}
+            self._writing = asyncio.ensure_future(self._write(counts))
+            await asyncio.shield(self._writing)
+
+    async def _write(self, counts: Mapping[Refused, int]) -> None:
         try:
             await self._store.add(counts)
         except BaseException:
             for place, requests in counts.items():
                 self._add(place, requests)
             raise
+        finally:
+            self._writing = None
 
     def _add(self, place: Refused, requests: int) -> None:
         known = self._counts.get(place)

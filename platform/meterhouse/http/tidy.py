@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Raw
 
-from meterhouse.http.chunk import Choice, Chunk
+from meterhouse.http.chunk import Chunk
 
 _object_decoder = msgspec.json.Decoder(dict[str, Raw])
 _objects_decoder = msgspec.json.Decoder(list[dict[str, Raw]])
@@ -31,11 +31,9 @@ def tidy(payload: bytes, chunk: Chunk, asked: str, finish_reasons: Mapping[str, 
         asked: the model's name that the client asked for.
         finish_reasons: of the provider's row.
     """
-    for choice in chunk.choices or ():
-        if _is_untidy(choice, finish_reasons):
-            payload = _tidy_choices(payload, finish_reasons)
-            break
-    return rename_model(payload, chunk.model, asked)
+    if _is_untidy(chunk, finish_reasons):
+        payload = _tidy_choices(payload, finish_reasons)
+    return payload if chunk.model is None or chunk.model == asked else rename_model(payload, chunk.model, asked)
 
 
 class Tidying(msgspec.Struct):
@@ -49,10 +47,8 @@ class Tidying(msgspec.Struct):
 
     def tidy(self, payload: bytes, chunk: Chunk) -> bytes:
         """Return a payload as ``tidy`` does."""
-        for choice in chunk.choices or ():
-            if _is_untidy(choice, self.finish_reasons):
-                payload = _tidy_choices(payload, self.finish_reasons)
-                break
+        if chunk.choices and _is_untidy(chunk, self.finish_reasons):
+            payload = _tidy_choices(payload, self.finish_reasons)
         served = chunk.model
         if served is None or served == self.asked:
             return payload
@@ -92,15 +88,18 @@ def leave_out_usage(payload: bytes, usage: Raw) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def _is_untidy(choice: Choice, finish_reasons: Mapping[str, str]) -> bool:
+def _is_untidy(chunk: Chunk, finish_reasons: Mapping[str, str]) -> bool:
     """Whether a choice needs any of this; every chunk is asked, and hardly any does."""
-    text = choice.delta or choice.message
-    if text is not None:
-        if text.reasoning and text.reasoning_content is None:
+    for choice in chunk.choices or ():
+        text = choice.delta or choice.message
+        if text is not None:
+            if text.reasoning and text.reasoning_content is None:
+                return True
+            if text.tool_calls is not None and any(call.id == "" for call in text.tool_calls):
+                return True
+        if choice.finish_reason is not None and choice.finish_reason in finish_reasons:
             return True
-        if text.tool_calls is not None and any(call.id == "" for call in text.tool_calls):
-            return True
-    return choice.finish_reason is not None and choice.finish_reason in finish_reasons
+    return False
 
 
 def _tidy_choices(payload: bytes, finish_reasons: Mapping[str, str]) -> bytes:

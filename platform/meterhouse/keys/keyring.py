@@ -112,13 +112,8 @@ class Keyring:
             RateLimited: too many keys from this address opened nothing, and this one is not known to be good.
             StoreDown: no store can tell, and the key was not read recently enough.
         """
-        if authorization is not None and len(authorization) <= MAX_LENGTH:
-            # A mark is made of whatever comes, so that time does not tell whose key is known.
-            mark, entry = self._marks.of(authorization), self._entries.get(ID_PREFIX + authorization[ID_PLACE])
-            if entry is not None and entry.mark is not None and compare_digest(mark, entry.mark):
-                now_ms = self._clock.now_ms()
-                if self._is_good_still(entry, now_ms):
-                    return self._admit(entry, entry.principal, address, scope, now_ms)
+        if (known := self.recall(authorization, address, scope)) is not None:
+            return known
         throttle = self.throttle
         if throttle is None:
             return await self._verify(authorization, address, scope)
@@ -132,15 +127,21 @@ class Keyring:
                 throttle.note(address)
             raise
 
-    def _is_good_still(self, entry: Entry, now_ms: int) -> bool:
-        """Whether a key that was found good was so by a reading that is fresh, and has not expired."""
-        expires_at_ms = entry.key.expires_at_ms
+    def recall(self, authorization: str | None, address: str | None, scope: KeyScope) -> Principal | None:
+        """Return who a request is, as ``verify``, while its key is fresh in the cache; None: ``verify`` tells."""
+        if authorization is None or len(authorization) > MAX_LENGTH:
+            return None
+        # A mark is made of whatever comes, so that time does not tell whose key is known.
+        mark, entry = self._marks.of(authorization), self._entries.get(ID_PREFIX + authorization[ID_PLACE])
+        if entry is None or entry.mark is None or not compare_digest(mark, entry.mark):
+            return None
+        now_ms, key = self._clock.now_ms(), entry.key
         is_fresh = 0 <= now_ms - entry.read_at_ms < self._fresh_ms
-        if not is_fresh or (expires_at_ms is not None and now_ms >= expires_at_ms):
-            return False
-        self._entries.move_to_end(entry.key.id)
+        if not is_fresh or (key.expires_at_ms is not None and now_ms >= key.expires_at_ms):
+            return None
+        self._entries.move_to_end(key.id)
         self.hits += 1
-        return True
+        return self._admit(entry, entry.principal, address, scope, now_ms)
 
     def _is_known(self, authorization: str | None) -> bool:
         """Whether a key was found good here before, or a client token was made here; asks no store."""
@@ -323,8 +324,7 @@ class Keyring:
         task = self._reads.get(key_id)
         if task is None:
             self.misses += 1
-            task = asyncio.create_task(self._load(key_id))
-            self._reads[key_id] = task
+            task = self._reads[key_id] = asyncio.create_task(self._load(key_id))
             self._running.add(task)
             task.add_done_callback(self._forget_task)
         return task

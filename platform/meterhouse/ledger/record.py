@@ -18,7 +18,7 @@ class UnreadableJournal(Exception):
     """A journal cannot be read by this version, or is none; the message names the file."""
 
 
-class Intent(msgspec.Struct, frozen=True, array_like=True, tag=1, kw_only=True):
+class Intent(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """An attempt is about to be made; written before anything of it is sent."""
 
     request_id: str

@@ -126,7 +126,7 @@ class Lane:
         if not item.deadline_seconds:
             item.deadline_seconds = self._deadline_seconds
         if len(pending) >= self._policy.most_unsent:
-            self._send_batches()
+            self.push()
 
     @property
     def name(self) -> str:
@@ -149,9 +149,10 @@ class Lane:
 
     def _flush(self) -> None:
         self._is_flush_due = False
-        self._send_batches()
+        self.push()
 
-    def _send_batches(self) -> None:
+    def push(self) -> None:
+        """Write what waits now; without a connection it goes on waiting."""
         wire = self._wire
         if wire is None:
             return

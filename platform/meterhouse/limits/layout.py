@@ -7,7 +7,7 @@ half of this module: a change here is a change there. Not here: what to do with 
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -104,13 +104,14 @@ def period_of_slot(slot: str, start_ms: int) -> Period:
 # --- reserving
 
 
-class Plan(NamedTuple):
-    """What judges the requests of one key for one model."""
+class Plan(msgspec.Struct, frozen=True, eq=False):
+    """What judges the requests of one key for one model; one is equal to itself alone."""
 
     limits: tuple[Limit, ...]
     """The strictest of each slot that bind the demand, in their order."""
     packed: msgspec.Raw
     """Them and their owners, as the script reads them."""
+    organization_id: str
     keys: tuple[str, str, str]
     """Where it all is: ``keys_of`` the organization."""
 
@@ -133,7 +134,7 @@ class Plans:
             return found[1]
         limits = strictest(limit for limit in demand.limits if limit.model in {None, demand.model})
         packed = msgspec.Raw(encode([demand.model, *_lists_of(demand), *_flatten(limits)]))
-        plan = Plan(limits, packed, keys_of(demand.organization_id))
+        plan = Plan(limits, packed, demand.organization_id, keys_of(demand.organization_id))
         if len(self._plans) >= MOST_PLANS:
             self._plans.clear()
         # The tuple is kept with its plan, so that its id is not given to another.
@@ -165,25 +166,25 @@ def _lists_of(demand: Demand) -> tuple[str, str, str]:
     )
 
 
-def encode_reserve(demand: Demand, plan: Plan, lease_ms: int, silence_ms: int) -> bytes:
-    """Ask for a demand to be held."""
-    return encode(
-        (
-            demand.request_id,
-            lease_ms,
-            demand.rate_input_tokens,
-            demand.held_input_tokens,
-            demand.output_tokens,
-            demand.rate_output_tokens,
-            demand.choices,
-            1 if demand.is_streamed and not demand.holds_whole_allowance else 0,
-            demand.input_nanos_per_million,
-            demand.output_nanos_per_million,
-            demand.request_nanos,
-            plan.packed,
-            silence_ms,
-        )
+def demand_of(demand: Demand) -> tuple[str | int, ...]:
+    """Return what the script is told of a demand."""
+    return (
+        demand.request_id,
+        demand.rate_input_tokens,
+        demand.held_input_tokens,
+        demand.output_tokens,
+        demand.rate_output_tokens,
+        demand.choices,
+        1 if demand.is_streamed and not demand.holds_whole_allowance else 0,
+        demand.input_nanos_per_million,
+        demand.output_nanos_per_million,
+        demand.request_nanos,
     )
+
+
+def encode_reserve(plan: Plan, demands: Iterable[tuple[str | int, ...]], lease_ms: int, silence_ms: int) -> bytes:
+    """Ask for demands to be held that one plan judges, each as ``demand_of`` has it."""
+    return encode((lease_ms, silence_ms, plan.packed, *demands))
 
 
 def decode_reserve(reply: Reply, request_id: str, limits: Sequence[Limit]) -> Reservation | Refusal:

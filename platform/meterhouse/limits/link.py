@@ -25,6 +25,7 @@ from meterhouse.limits.wire import (
     LinkPolicy,
     LinkScript,
     Server,
+    Waiter,
     pack,
     pack_head,
 )
@@ -123,14 +124,18 @@ class RedisLink:
             CommandRefused: The script failed.
         """
         future = asyncio.get_running_loop().create_future()
-        head = self._heads.get((script.sha, tuple(keys))) or self._make_head(script, tuple(keys))
-        item = Item(b"%b%d\r\n%b\r\n" % (head, len(payload), payload), future, script)
-        lane = self._only
-        if lane is not None:
-            lane.submit(item)
-        else:
-            self._submit(item, keys[0])
+        self._submit(self._build(script, keys, payload, future), keys[0])
         return future
+
+    def send_now(self, script: LinkScript, keys: Sequence[str], payload: bytes, waiter: Waiter) -> None:
+        """Run a script as ``call`` does, without waiting for the end of the tick; what waits for that goes before."""
+        lane = self._submit(self._build(script, keys, payload, waiter), keys[0])
+        if lane is not None:
+            lane.push()
+
+    def _build(self, script: LinkScript, keys: Sequence[str], payload: bytes, waiter: Waiter) -> Item:
+        head = self._heads.get((script.sha, tuple(keys))) or self._make_head(script, tuple(keys))
+        return Item(b"%b%d\r\n%b\r\n" % (head, len(payload), payload), waiter, script)
 
     def _make_head(self, script: LinkScript, keys: tuple[str, ...]) -> bytes:
         if len(self._heads) >= MOST_HEADS:
@@ -179,7 +184,7 @@ class RedisLink:
 
     # --- which server
 
-    def _submit(self, item: Item, key: str) -> None:
+    def _submit(self, item: Item, key: str) -> Lane | None:
         lane = self._only or self._lane_of(key)
         if lane is None:
             self.figures.calls += 1
@@ -189,6 +194,7 @@ class RedisLink:
             item.future.exception()
         else:
             lane.submit(item)
+        return lane
 
     def _lane_of(self, key: str) -> Lane | None:
         if not self._is_cluster:
@@ -225,11 +231,10 @@ class RedisLink:
                 await asyncio.sleep(self._policy.probe_seconds)
 
     async def _read_map(self, lane: Lane) -> bool:
-        item = Item(pack(("CLUSTER", "SLOTS")), asyncio.get_running_loop().create_future())
-        lane.submit(item)
+        future = asyncio.get_running_loop().create_future()
+        lane.submit(Item(pack(("CLUSTER", "SLOTS")), future))
         try:
-            assert item.future is not None
-            ranges = await item.future
+            ranges = await future
         except LinkDown:
             return False
         except CommandRefused as error:

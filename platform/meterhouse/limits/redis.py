@@ -18,6 +18,7 @@ from meterhouse.limits.counters import meter_down
 from meterhouse.limits.layout import (
     EMPTY,
     REAP_NOTHING,
+    Plan,
     Plans,
     Reply,
     Status,
@@ -29,7 +30,6 @@ from meterhouse.limits.layout import (
     encode_extend,
     encode_register,
     encode_renew,
-    encode_reserve,
     encode_states,
     encode_sweep,
     keys_of,
@@ -40,6 +40,7 @@ from meterhouse.limits.learning import Learner
 from meterhouse.limits.link import CommandRefused, LinkDown, RedisLink
 from meterhouse.limits.outage import OutageMeter
 from meterhouse.limits.patience import patience
+from meterhouse.limits.reserves import Reserves
 from meterhouse.limits.scripts import Script, load_scripts
 from meterhouse.limits.settlements import Settlements, batches
 from meterhouse.limits.sweeps import MOST_REAPED, Activity, Pages
@@ -113,6 +114,7 @@ class RedisMeter:
         self._may_reap = may_reap
         self._plans = Plans()
         self._settlements = Settlements(link, self._scripts.settle)
+        self._reserves = Reserves(link, self._scripts.reserve, self._settlements, lease_ms, self._find_silence_ms)
         self._live: dict[str, _Live] = {}
         self._activity = Activity(link, clock)
         # Two that turn the pages, so that each sees all of them.
@@ -155,16 +157,12 @@ class RedisMeter:
         live = self._live.get(demand.request_id)
         if live is not None:
             return live.reservation
-        organization_id = demand.organization_id
-        self._activity.note(organization_id)
+        self._activity.note(demand.organization_id)
         try:
             plan = self._plans.of(demand)
-            silence_ms = self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING
-            payload = encode_reserve(demand, plan, self._lease_ms, silence_ms)
-            self._settlements.flush()
-            reply: Reply = await self._link.call(self._scripts.reserve, plan.keys, payload)
+            reply = await self._reserves.add(demand, plan)
             if reply[0] in _UNLEARNED:
-                reply = await self._ask_again(self._scripts.reserve, organization_id, payload, reply)
+                reply = await self._reserve_learned(demand, plan, reply)
             decided, is_held = decode_reserve(reply, demand.request_id, plan.limits), reply[0] == Status.DONE
         except _FAILURES as failure:
             decided, is_held = await self._reserve_in_outage(demand, failure)
@@ -234,11 +232,8 @@ class RedisMeter:
         except (LinkDown, CommandRefused):
             return await self._outage.list_states(organization_id, limits)
         states = {slot_of(state.limit): state for state in decode_states(reply, once)}
-        found = [states[slot_of(limit)] for limit in limits]
-        return [
-            LimitState(limit, state.spent, state.reserved, state.resets_at_ms)
-            for limit, state in zip(limits, found, strict=True)
-        ]
+        found = [(limit, states[slot_of(limit)]) for limit in limits]
+        return [LimitState(limit, state.spent, state.reserved, state.resets_at_ms) for limit, state in found]
 
     async def adjust(self, correction: Correction) -> None:
         """Move what is spent by a correction that the ledger has; what is not known yet is learned with it.
@@ -266,6 +261,7 @@ class RedisMeter:
         """
         try:
             # What was reserved before this call is known to this worker once an answer behind it is here.
+            self._reserves.flush()
             await self._link.command("EXISTS", keys_of(organization_id)[0])
         except (LinkDown, CommandRefused) as error:
             raise meter_down(f"register: {error}") from error
@@ -317,9 +313,14 @@ class RedisMeter:
     async def _ask(self, script: Script, organization_id: str, payload: bytes) -> Reply:
         """Run a script, and again once what it misses is learned; raises LinkDown, CommandRefused and MeterDown."""
         reply: Reply = await self._call(script, organization_id, payload)
-        return reply if reply[0] not in _UNLEARNED else await self._ask_again(script, organization_id, payload, reply)
+        if reply[0] not in _UNLEARNED:
+            return reply
+        return await self._ask_again(lambda: self._call(script, organization_id, payload), organization_id, reply)
 
-    async def _ask_again(self, script: Script, organization_id: str, payload: bytes, reply: Reply) -> Reply:
+    async def _reserve_learned(self, demand: Demand, plan: Plan, reply: Reply) -> Reply:
+        return await self._ask_again(lambda: self._reserves.add(demand, plan), demand.organization_id, reply)
+
+    async def _ask_again(self, ask: "Callable[[], asyncio.Future[Reply]]", organization_id: str, reply: Reply) -> Reply:
         try:
             async with patience(self._wait_seconds):
                 while True:
@@ -327,11 +328,11 @@ class RedisMeter:
                         await self._learner.learn(organization_id, decode_slots(reply))
                     else:
                         await self._learner.recover(organization_id)
-                    reply = await self._call(script, organization_id, payload)
+                    reply = await ask()
                     if reply[0] not in _UNLEARNED:
                         return reply
         except TimeoutError:
-            raise meter_down(f"{script.name}: learning is late") from None
+            raise meter_down("learning is late") from None
 
     async def _reserve_in_outage(self, demand: Demand, failure: Exception) -> tuple[Reservation | Refusal, bool]:
         """Decide without Redis; where that cannot be, and Redis has come back meanwhile, it is asked once more."""
@@ -351,10 +352,10 @@ class RedisMeter:
 
     async def _reserve_again(self, demand: Demand) -> tuple[Reservation | Refusal, bool]:
         plan = self._plans.of(demand)
-        silence_ms = self._silence_ms if self._may_reap(demand.organization_id) else REAP_NOTHING
-        payload = encode_reserve(demand, plan, self._lease_ms, silence_ms)
         try:
-            reply = await self._ask(self._scripts.reserve, demand.organization_id, payload)
+            reply = await self._reserves.add(demand, plan)
+            if reply[0] in _UNLEARNED:
+                reply = await self._reserve_learned(demand, plan, reply)
         except (LinkDown, CommandRefused) as error:
             raise meter_down(f"reserve: {error}") from error
         return decode_reserve(reply, demand.request_id, plan.limits), reply[0] == Status.DONE
@@ -391,7 +392,9 @@ class RedisMeter:
                 return  # it is away again; what is missing is registered at its next return, or renewed
 
     async def _sweep(self, organization_id: str, cursor: str) -> Reply:
-        silence_ms = self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING
-        payload = encode_sweep(MOST_REAPED, cursor, silence_ms)
+        payload = encode_sweep(MOST_REAPED, cursor, self._find_silence_ms(organization_id))
         reply: Reply = await self._call(self._scripts.sweep, organization_id, payload)
         return reply
+
+    def _find_silence_ms(self, organization_id: str) -> int:
+        return self._silence_ms if self._may_reap(organization_id) else REAP_NOTHING

@@ -45,6 +45,26 @@ class LinkScript(Protocol):
         ...
 
 
+class Waiter(Protocol):
+    """Who waits for a reply: a future, or what hands the reply on; nothing of it raises."""
+
+    def done(self) -> bool:
+        """Return whether nobody waits any more."""
+        ...
+
+    def set_result(self, reply: Any, /) -> None:
+        """Take the reply."""
+        ...
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Take LinkDown or CommandRefused."""
+        ...
+
+    def exception(self) -> object:
+        """Say that the error may be overlooked."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LinkPolicy:
     """How long Redis is waited for, and how much may wait."""
@@ -93,7 +113,7 @@ class Item(msgspec.Struct, eq=False):
     """One command that waits for its answer."""
 
     command: bytes
-    future: "asyncio.Future[Any] | None"
+    future: Waiter | None
     """None: nobody waits, the reply is dropped."""
     script: LinkScript | None = None
     deadline_seconds: float = 0.0

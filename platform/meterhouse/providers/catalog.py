@@ -11,8 +11,8 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from meterhouse.providers.endpoints import serving
-from meterhouse.providers.models import MODEL_ROWS, RETIRED, SIMULATED_PART_TOKENS, SIMULATOR
-from meterhouse.providers.provider import Model, Provider, RetiredModel
+from meterhouse.providers.models import MODEL_ROWS, RETIRED, SIMULATED_PART_TOKENS, SIMULATOR, RetiredModel
+from meterhouse.providers.provider import Model, Provider
 from meterhouse.providers.rows_anthropic import ANTHROPIC_PROVIDER
 from meterhouse.providers.rows_hosted import HOSTED_PROVIDERS, OPENAI
 from meterhouse.providers.rows_local import LOCAL_PROVIDERS, OLLAMA, OPENAI_COMPATIBLE

@@ -4,14 +4,30 @@ Invariant: data only, and no price. Every name of the models that Meterhouse was
 provider refuses by now is a ``RetiredModel``, which names what serves in its place.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import date
 from types import MappingProxyType
+from typing import Any
 
-from meterhouse.providers.provider import Model, RetiredModel
+from meterhouse.providers.provider import Model
 from meterhouse.providers.rows_anthropic import ANTHROPIC
 from meterhouse.providers.rows_hosted import CEREBRAS, DASHSCOPE, DEEPSEEK, MOONSHOT, OPENAI
 from meterhouse.providers.rows_local import HIDDEN_THINKING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetiredModel:
+    """A name that a provider served once, and what serves in its place."""
+
+    name: str
+    provider: str
+    replacement: str
+    since: date | None = None
+    """The first day on which it was refused; None where nobody wrote it down."""
+    body_defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """What makes the replacement behave like it."""
+
 
 SIMULATOR = "simulator"
 SIMULATED_PART_TOKENS = 85

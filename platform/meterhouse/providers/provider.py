@@ -180,12 +180,15 @@ class Provider:
     timeouts: Timeouts = field(default_factory=Timeouts)
     quirks: tuple[Quirk, ...] = ()
     ruled_parameters: frozenset[str] = field(init=False, repr=False, compare=False)
-    """Every parameter that is denied, dropped, renamed or has a value that is."""
+    """Every parameter that is denied, dropped, renamed or has a value that is; ``messages`` where a rule is about them,
+    else they go out as they came, and nobody reads them again."""
 
     def __post_init__(self) -> None:
         """Work out once what every request asks."""
         dropped = self.dropped_parameters.union(*(rule.dropped_parameters for rule in self.model_rules))
         ruled = self.denied_parameters.union(dropped, self.renames, self.denied_values, self.value_renames)
+        if self.dropped_message_fields or self.flattens_text_parts or self.reasoning_replay != "keep":
+            ruled |= {"messages"}
         object.__setattr__(self, "ruled_parameters", ruled)
 
     @property
@@ -218,19 +221,6 @@ class Model:
     """Sent when the caller sent nothing under that name."""
     shutdown: date | None = None
     """The day on which the provider will stop serving it, where it has said so."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetiredModel:
-    """A name that a provider served once, and what serves in its place."""
-
-    name: str
-    provider: str
-    replacement: str
-    since: date | None = None
-    """The first day on which it was refused; None where nobody wrote it down."""
-    body_defaults: Mapping[str, Any] = field(default_factory=_nothing)
-    """What makes the replacement behave like it."""
 
 
 class Endpoint(Protocol):
@@ -294,6 +284,11 @@ class Route:
     def prices(self) -> PossiblePrices:
         """The prices of the deployments, one for each."""
         return PossiblePrices(tuple(deployment.price for deployment in self.deployments))
+
+    @cached_property
+    def writes(self) -> bool:
+        """Whether every deployment's model writes answers, as one of embeddings does not."""
+        return all(deployment.model.max_output_tokens for deployment in self.deployments)
 
     @cached_property
     def renders_tools(self) -> bool:

@@ -79,8 +79,6 @@ class _Entry:
     routes: tuple[Route, ...]
 
     def at(self, at_ms: int) -> Route:
-        if at_ms >= self.starts_ms[-1]:
-            return self.routes[-1]
         return self.routes[max(0, bisect_right(self.starts_ms, at_ms) - 1)]
 
 
@@ -145,7 +143,7 @@ class Snapshot:
             if len(self._unlisted) >= MAX_UNLISTED:
                 self._unlisted.clear()
             self._unlisted[model] = entry
-        return entry.at(at_ms)
+        return entry.routes[-1] if at_ms >= entry.starts_ms[-1] else entry.at(at_ms)
 
     def reprice(self, route: Route, at_ms: int) -> Route:
         """Return a route with the prices of another moment; the route itself where they are the same."""

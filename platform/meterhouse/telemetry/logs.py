@@ -37,6 +37,7 @@ LEVELS: Mapping[str, int] = {
 }
 _SHORT_CHARACTERS = 1_024
 _NAME_CHARACTERS = 64
+_NANOS_PER_SECOND = 1_000_000_000
 _QUIET_LIBRARIES = ("aiosqlite", "alembic", "asyncio", "urllib3", "uvicorn", "sqlalchemy.engine")
 
 
@@ -256,11 +257,15 @@ class RequestLog:
         """Lines that were never written, since the start: too many waited, or the stream failed."""
         return self._dropped + self._sink.lost_lines
 
-    def write(self, fields: Mapping[str, object]) -> None:
-        """Add the line of one request; ``timestamp``, ``level`` and ``event`` come from here. Never raises."""
+    def write(self, fields: Mapping[str, object], ended_ns: int | None = None) -> None:
+        """Add the line of one request that ended then, by the wall's clock; None: now. Never raises.
+
+        ``timestamp``, ``level`` and ``event`` come from here.
+        """
         if not self._is_on:
             return
-        record = {"timestamp": datetime.now(UTC), "level": "info", "event": Event.REQUEST_FINISHED, **fields}
+        moment = datetime.now(UTC) if ended_ns is None else datetime.fromtimestamp(ended_ns / _NANOS_PER_SECOND, UTC)
+        record = {"timestamp": moment, "level": "info", "event": Event.REQUEST_FINISHED, **fields}
         try:
             line = _encoder.encode(record)
         except (TypeError, ValueError):

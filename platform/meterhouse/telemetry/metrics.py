@@ -157,6 +157,7 @@ class Metrics:
         text = "How late the event loop ran a timer"
         self._loop_lag = Spreads("meterhouse_event_loop_lag_seconds", text, LAG_BUCKETS_SECONDS, registry).of()
         self._read_others: Callable[[], list[list[Family]]] | None = None
+        self._before_reading: Callable[[], None] | None = None
         self._watches = _Watches()
         registry.register(self._watches)
         ProcessCollector(namespace="meterhouse", registry=registry)
@@ -250,16 +251,26 @@ class Metrics:
         """Add the figures of other processes to each scrape."""
         self._read_others = read_others
 
+    def before_reading(self, prepare: Callable[[], None]) -> None:
+        """Call a function before each reading of the figures: it counts what was not counted yet."""
+        self._before_reading = prepare
+
     def snapshot(self) -> list[Family]:
         """Return the figures of this process."""
+        self._prepare()
         return freeze(self._registry.collect())
 
     def render(self) -> tuple[bytes, str]:
         """Return the text of a scrape and its content type."""
+        self._prepare()
         if self._read_others is None:
             return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
         merged = Merged(merge([self.snapshot(), *self._read_others()]))
         return generate_latest(merged), CONTENT_TYPE_PLAIN_0_0_4
+
+    def _prepare(self) -> None:
+        if self._before_reading is not None:
+            self._before_reading()
 
     def _request_child(self, key: tuple[str, int, str, str]) -> Count:
         route, status_class, owner, code = key

@@ -28,6 +28,9 @@ _NO_TRACE = "0" * 32
 _NO_SPAN = "0" * 16
 _SAMPLED_FLAG = 0x01
 _HALF_BITS = 64
+_ID_LENGTH = 32
+_PREPARED = 64
+"""Traces that are begun in one go."""
 _ABOVE_ALL = "g"
 """After every hexadecimal digit."""
 _SERVER_ERROR = 500
@@ -154,6 +157,7 @@ class Tracing:
         self._writer = None if endpoint is None else _make_writer(endpoint, headers or {}, service_name)
         self._is_on = self._writer is not None
         self._ids = IdSource()
+        self._prepared: list[TraceContext] = []
         # Digits, compared with the trace id's lower half as OpenTelemetry's own TraceIdRatioBased sampler does.
         bound = int(ratio * (1 << _HALF_BITS))
         self._bound = f"{bound:016x}" if bound < 1 << _HALF_BITS else _ABOVE_ALL
@@ -172,8 +176,10 @@ class Tracing:
             context = self._continue(traceparent)
             if context is not None:
                 return context
-        trace_id = self._ids.random_hex(32)
-        return TraceContext(trace_id, None, self._is_on and trace_id[16:] < self._bound)
+        prepared = self._prepared
+        if not prepared:
+            prepared += self._begin_many()
+        return prepared.pop()
 
     def wants(self, context: TraceContext, *, is_failed: bool, duration_ns: int = 0) -> bool:
         """Say whether ``finish`` could keep this request, so that its facts are only gathered when it could."""
@@ -195,6 +201,13 @@ class Tracing:
         """Send what is queued; a collector that does not answer is waited for ``CLOSE_SECONDS`` at most."""
         if self._writer is not None:
             self._writer.close(self.CLOSE_SECONDS)
+
+    def _begin_many(self) -> list[TraceContext]:
+        chance, bound = self._ids.random_hex(_PREPARED * _ID_LENGTH), self._bound if self._is_on else ""
+        return [
+            TraceContext(chance[at : at + _ID_LENGTH], None, chance[at + _ID_LENGTH // 2 : at + _ID_LENGTH] < bound)
+            for at in range(0, len(chance), _ID_LENGTH)
+        ]
 
     def _continue(self, traceparent: str) -> TraceContext | None:
         """Read a W3C ``traceparent``; None when it is not one (then a new trace begins, as the standard says)."""

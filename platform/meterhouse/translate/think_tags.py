@@ -13,6 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 OPEN, CLOSE = "<think>", "</think>"
+TAG_END = b"think>"
+"""What both end with: there are no thoughts in a body without it."""
 
 MOST_BLANKS = 256
 """So many blanks may come before the tag; an answer that begins with more is one without thoughts."""
@@ -170,7 +172,7 @@ class ThoughtsApart:
 
 def split_whole(body: bytes) -> bytes:
     """Return an answer that is not streamed with its thoughts apart; one without, or that is none, as it is."""
-    if b"think>" not in body:
+    if TAG_END not in body:
         return body
     try:
         answer = msgspec.json.decode(body)

@@ -237,3 +237,46 @@ async def test_the_time_for_the_head_is_that_of_each_request(upstream):
             await ask(upstream, server, timeout_seconds=0.1)
         assert time.monotonic() - began < 15
     assert upstream.open_connections == 0
+
+
+async def test_one_timer_fails_the_heads_that_are_late_and_nothing_else():
+    """With it wait a head that is not due, and a body whose head was in time."""
+
+    async def script(server: Server, writer: asyncio.StreamWriter) -> None:
+        is_stream = server.bodies[-1] == b"[]"
+        if is_stream:
+            writer.write(SSE)
+            await writer.drain()
+        await server.go_on.wait()
+        writer.write(chunk(b"data: 1\n\n") + b"0\r\n\r\n" if is_stream else sized(b"{}"))
+
+    async with small_client(10) as client, serving(script) as server:
+        begun = await client.post(server.endpoint, "/x", b"[]", is_streamed=True, headers=None, seconds=30.0)
+        patient = asyncio.create_task(fetch(client, server))
+        hurried = await asyncio.gather(*[post(client, server, seconds=0.1) for _ in range(4)], return_exceptions=True)
+        assert [type(error) for error in hurried] == [UpstreamTimeout] * 4
+        watch = client._pool.head_watch
+        await until(lambda: watch.looks_at_seconds > asyncio.get_running_loop().time() + 1)
+        assert (len(watch.waiting), client.open_connections) == (1, 2)
+        server.go_on.set()
+        assert (await patient, await begun.read_all(100)) == (b"{}", b"data: 1\n\n")
+        assert not watch.waiting
+        assert await fetch(client, server) == b"{}", "the one that waits again is watched by the timer that stands"
+
+
+async def test_an_answer_shows_nothing_of_what_it_says():
+    async with small_client(1) as client, serving(slowly) as server:
+        answer = await post(client, server)
+        assert "data" not in repr(answer)
+        assert await answer.read_all(100) == b"data: 1\n\n"
+
+
+async def test_whoever_leaves_is_watched_no_more():
+    async with small_client(2) as client, serving(never) as server:
+        leaving = asyncio.create_task(post(client, server))
+        watch = client._pool.head_watch
+        await until(lambda: bool(watch.waiting))
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert not watch.waiting

@@ -24,6 +24,7 @@ class ChatWire:
     path = CHAT_COMPLETIONS
     operation = CHAT
     most_values = MAX_VALUES
+    passage: Passage | None = OVER_CHAT
     envelope: Envelope = OPENAI_ENVELOPE
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
@@ -44,6 +45,7 @@ class SimpleWire:
 
     operation = CHAT
     most_values = MAX_VALUES
+    passage: Passage | None = OVER_CHAT
 
     def __init__(self, simple: SimpleChat) -> None:
         self.path = simple.path

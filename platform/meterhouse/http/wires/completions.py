@@ -70,6 +70,7 @@ class CompletionsWire:
     path = "/v1/completions"
     operation = "text_completion"
     most_values = MAX_TOKEN_VALUES
+    passage: Passage | None = None
     envelope: Envelope = OPENAI_ENVELOPE
 
     def __init__(self) -> None:

@@ -77,6 +77,7 @@ class CountTokensWire:
     path = COUNT_TOKENS
     operation = "count_tokens"
     most_values = MAX_VALUES
+    passage: Passage | None = None
     envelope: Envelope = MESSAGES_ENVELOPE
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature
@@ -136,7 +137,9 @@ class CountTokensEndpoint(MessagesEndpoint):
             assert asked.chat_refusal is not None
             raise asked.chat_refusal
         asked.service_tier = None
-        _, tally = await self._admit(exchange, (asked, _NOTHING), route, _FREE)
+        demand = self._demand(exchange, asked, _NOTHING, route, _FREE)
+        asked_ns = time.monotonic_ns()
+        tally = self._hold(exchange, demand, _NOTHING, await self._parts.meter.reserve(demand), asked_ns)
         attempt = Attempt(1, provider="", deployment="", upstream_model="", price=None, started_ns=tally.admitted_ns)
         attempt.reported = Usage()
         tally.attempts.append(attempt)

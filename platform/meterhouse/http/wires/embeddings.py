@@ -67,6 +67,7 @@ class EmbeddingsWire:
     path = "/v1/embeddings"
     operation = "embeddings"
     most_values = MAX_TOKEN_VALUES
+    passage: Passage | None = None
     envelope: Envelope = OPENAI_ENVELOPE
 
     def __init__(self) -> None:

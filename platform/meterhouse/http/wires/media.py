@@ -94,6 +94,7 @@ class MediaWire:
     read_body: Callable[[bytes, str], Asked]
     """Gets the body and its content type; raises Malformed."""
     most_values: int = MAX_VALUES
+    passage: Passage | None = None
     envelope: Envelope = OPENAI_ENVELOPE
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature

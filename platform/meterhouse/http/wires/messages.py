@@ -73,6 +73,7 @@ class MessagesWire:
     path = MESSAGES
     operation = CHAT
     most_values = MAX_VALUES
+    passage: Passage | None = None
     envelope: Envelope = MESSAGES_ENVELOPE
 
     def read(self, body: bytes, content_type: str, default_model: Callable[[], str]) -> Asked:  # noqa: ARG002 - the protocol's own signature

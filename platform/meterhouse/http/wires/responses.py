@@ -49,6 +49,7 @@ class ResponsesWire:
     path = "/v1/responses"
     operation = CHAT
     most_values = MAX_VALUES
+    passage: Passage | None = None
     envelope: Envelope = ResponsesEnvelope()
 
     def __init__(self) -> None:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
+import msgspec
+
 from meterhouse.errors import GatewayError, UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.answer import parse_retry_after
 from meterhouse.providers.http_client import CLOSED
@@ -44,67 +46,49 @@ class Source(Protocol):
         ...
 
 
-class Http1Answer:
-    """An answer over a connection; see ``providers.answer.Answer``."""
+class Http1Answer(msgspec.Struct, eq=False):
+    """An answer over a connection; see ``providers.answer.Answer``. A struct, because one is made for each request."""
 
-    __slots__ = (
-        "_is_over",
-        "_is_whole",
-        "_loop",
-        "_provider",
-        "_source",
-        "failure",
-        "headers",
-        "parts",
-        "status",
-        "waiter",
-        "waiting_bytes",
-    )
+    loop: asyncio.AbstractEventLoop
+    source: Source | None
+    """None once it has nothing to do with this answer any more."""
+    provider: str
+    status: int = 0
+    """0 until the head is there."""
+    headers: Mapping[bytes, bytes] = {}
+    parts: list[bytes] = []
+    """What has come of the body and was not read; the connection adds to it, to ``waiting_bytes``, and wakes."""
+    waiting_bytes: int = 0
+    waiter: asyncio.Future[None] | None = None
+    """Of who waits for the head, or for more of the body."""
+    failure: GatewayError | None = None
+    """What came instead of the head, or of the rest of the body."""
+    is_whole: bool = False
+    """Whether all of the body has come."""
+    is_over: bool = False
+    """Whether it was read to its end, or nobody reads on."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, source: Source, provider: str) -> None:
-        self.status = 0
-        """0 until the head is there."""
-        self.headers: Mapping[bytes, bytes] = {}
-        self.parts: list[bytes] = []
-        """What has come of the body and was not read; the connection adds to it, to ``waiting_bytes``, and wakes."""
-        self.waiting_bytes = 0
-        self.waiter: asyncio.Future[None] | None = None
-        """Of who waits for the head, or for more of the body."""
-        self.failure: GatewayError | None = None
-        """What came instead of the head, or of the rest of the body."""
-        self._loop = loop
-        self._source: Source | None = source
-        self._provider = provider
-        self._is_whole = False
-        self._is_over = False
+    def __repr__(self) -> str:
+        """Show nothing of the answer: a prompt's text may be in it."""
+        return f"<{type(self).__name__}>"
 
     # --- fed by the connection
 
-    def begin(self, status: int, headers: Mapping[bytes, bytes]) -> None:
-        """Take the head."""
-        self.status = status
-        self.headers = headers
-        waiter = self.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
     def finish(self) -> None:
         """Note that the body is whole."""
-        self._source = None
-        self._is_whole = True
-        waiter = self.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self.source = None
+        self.is_whole = True
+        self._wake()
 
     def fail(self, kind: type[UpstreamError], text: str, detail: str = "") -> None:
         """Note that nothing more will come; the text goes on from the provider's name."""
-        self._source = None
-        self.failure = kind(f"The provider {self._provider} {text}.", detail=detail)
+        self.source = None
+        self.failure = kind(f"The provider {self.provider} {text}.", detail=detail)
         self._wake()
 
     def refuse(self, refusal: GatewayError) -> None:
         """Note why the request was never sent."""
-        self._source = None
+        self.source = None
         self.failure = refusal
         self._wake()
 
@@ -114,7 +98,9 @@ class Http1Answer:
     def content_type(self) -> str:
         """The media type in lower case, without parameters; empty when there is none."""
         written = self.headers.get(b"content-type", b"")
-        return _USUAL_TYPES.get(written) or written.decode("latin-1").partition(";")[0].strip().lower()
+        if written in _USUAL_TYPES:
+            return _USUAL_TYPES[written]
+        return written.decode("latin-1").partition(";")[0].strip().lower()
 
     @property
     def retry_after_seconds(self) -> float | None:
@@ -129,22 +115,22 @@ class Http1Answer:
     async def read(self) -> bytes:
         """Return the next bytes as they come, ``b""`` at the end; raises as ``Answer.read``."""
         while True:
-            if self._is_over:
+            if self.is_over:
                 raise self.failure or UpstreamDown(CLOSED)
             parts = self.parts
             if parts:
-                data = parts[0] if len(parts) == 1 else b"".join(parts)
+                data = b"".join(parts)  # a single one itself
                 parts.clear()
                 self.waiting_bytes = 0
-                source = self._source
+                source = self.source
                 if source is not None and source.is_paused:
                     source.resume()
                 return data
             if self.failure is not None:
                 raise self.failure
-            if self._is_whole:
+            if self.is_whole:
                 return b""
-            waiter = self.waiter = self._loop.create_future()
+            waiter = self.waiter = self.loop.create_future()
             try:
                 await waiter
             finally:
@@ -162,18 +148,18 @@ class Http1Answer:
                 return await self._read_all(limit_bytes)
         except TimeoutError as failure:
             raise UpstreamTimeout(
-                f"The provider {self._provider} did not answer in time.", detail=type(failure).__name__
+                f"The provider {self.provider} did not answer in time.", detail=type(failure).__name__
             ) from failure
         finally:
             self.abort()
 
     def take_whole(self, limit_bytes: int) -> bytes | None:
         """Return the rest of the body where there is nothing to wait for, and then nothing to close."""
-        if not self._is_whole or self._is_over or self.waiting_bytes > limit_bytes:
+        if not self.is_whole or self.is_over or self.waiting_bytes > limit_bytes:
             return None
-        self._is_over = True
+        self.is_over = True
         parts, self.parts = self.parts, []
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     async def _read_all(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []
@@ -182,18 +168,18 @@ class Http1Answer:
             parts.append(data)
             size += len(data)
             if size > limit_bytes:
-                raise UpstreamDown(f"The provider {self._provider} answered with more than {limit_bytes} bytes.")
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+                raise UpstreamDown(f"The provider {self.provider} answered with more than {limit_bytes} bytes.")
+        return b"".join(parts)
 
     def abort(self) -> None:
         """Close the connection at once; a reader that waits is woken with UpstreamDown."""
-        if not self._is_over:
-            self._is_over = True
+        if not self.is_over:
+            self.is_over = True
             self.parts.clear()
-            source, self._source = self._source, None
-            if source is not None:
+            source, self.source = self.source, None
+            if source is not None:  # or there is nothing that anybody waits for
                 source.close()
-            self._wake()
+                self._wake()
 
     release = abort
     """A connection that is not through with its answer is of no use to another."""

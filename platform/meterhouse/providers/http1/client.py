@@ -88,7 +88,10 @@ class Http1Client:
         head = target.post_head
         if headers:
             head = target.head("POST", {**target.headers, **forwarded(target.headers, headers)}) + b"Content-Length: "
-        return self._send(target, b"%b%d\r\n\r\n" % (head, len(body)), body, seconds, clearance)
+        size = len(body)
+        if size <= PIECE_BYTES:
+            return self._send(target, b"%b%d\r\n\r\n%b" % (head, size, body), b"", seconds, clearance)
+        return self._send(target, b"%b%d\r\n\r\n" % (head, size), body, seconds, clearance)
 
     async def get(self, endpoint: Endpoint, path: str, *, seconds: float) -> Http1Answer:
         """Ask for a document; raises as ``HttpClient.post``.
@@ -105,14 +108,14 @@ class Http1Client:
             return await self._send(target, head, b"", deadline - loop.time())
 
     async def _send(
-        self, target: _Target, head: bytes, body: bytes, seconds: float, clearance: Clearance | None = None
+        self, target: _Target, message: bytes, rest: bytes, seconds: float, clearance: Clearance | None = None
     ) -> Http1Answer:
         pool, site = self._pool, target.site
         if pool is None or pool.is_closed:
             raise _stopping()
         loop = pool.loop
         now_seconds = loop.time()
-        if clearance is not None and len(body) > PIECE_BYTES:
+        if clearance is not None and rest:
             clearance.insist()
         connection = site.try_lease(now_seconds)
         if connection is None:
@@ -121,7 +124,7 @@ class Http1Client:
             connection = await site.lease(target.provider, min(target.connect_seconds, max(0.001, seconds)))
         answer = Http1Answer(loop, connection, target.provider)
         try:
-            connection.send(answer, head, body, now_seconds + seconds, clearance)
+            connection.send(answer, message, rest, now_seconds + seconds, clearance)
             if answer.failure is None:
                 answer.waiter = loop.create_future()
                 await answer.waiter

@@ -13,6 +13,7 @@ import httptools
 
 from meterhouse.errors import JournalDown, UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.http1.answer import MOST_WAITING_BYTES, PIECE_COST_BYTES, Http1Answer
+from meterhouse.providers.http1.head_watch import HeadWatch
 from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS, Clearance, StaleConnection
 
 MAX_SILENT_BYTES = 65_536
@@ -52,11 +53,11 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_answer",
-        "_deadline_seconds",
+        "_body_at_bytes",
         "_ends_with_connection",
-        "_has_begun",
         "_has_farewell",
         "_has_head",
+        "_head_watch",
         "_header_count",
         "_headers",
         "_heard_bytes",
@@ -66,16 +67,13 @@ class Connection(asyncio.Protocol):
         "_is_secure",
         "_is_whole",
         "_is_write_paused",
-        "_loop",
         "_owner",
         "_parser",
         "_pieces",
-        "_rings_at_seconds",
-        "_silent_bytes",
-        "_timer",
         "_transport",
         "_unsent",
         "_was_used",
+        "deadline_seconds",
         "idle_since_seconds",
         "is_idle",
         "is_leased",
@@ -83,20 +81,18 @@ class Connection(asyncio.Protocol):
         "on_body",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
+    def __init__(self, owner: Owner, head_watch: HeadWatch) -> None:
         self.is_leased = False
         self.is_idle = False
-        self.idle_since_seconds = 0.0
-        self._loop = loop
+        self.idle_since_seconds = self.deadline_seconds = 0.0
         self._owner = owner
+        self._head_watch = head_watch
         self._transport: asyncio.Transport | None = None
         self._pieces: list[bytes] = []
         """What the parser finds of a body in one read: events come in a chunk each, and a function for each would cost
         more than all else that is done with a read."""
         self.on_body = self._pieces.append
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline_seconds = self._rings_at_seconds = 0.0
         self._unsent: memoryview | None = None
         self._held: bytes | None = None
         """A request that may not leave yet."""
@@ -104,8 +100,8 @@ class Connection(asyncio.Protocol):
         self._is_secure = self._has_farewell = False
         self._answer: Http1Answer | None = None
         self._headers: dict[bytes, bytes] = {}
-        self._header_count = self._silent_bytes = self._heard_bytes = 0
-        self._has_begun = self._has_head = self._is_whole = self._is_reusable = self._ends_with_connection = False
+        self._header_count = self._heard_bytes = self._body_at_bytes = 0
+        self._has_head = self._is_whole = self._is_reusable = self._ends_with_connection = False
 
     @property
     def is_usable(self) -> bool:
@@ -113,11 +109,17 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._is_closed and not self._transport.is_closing()
 
     def send(
-        self, answer: Http1Answer, head: bytes, body: bytes, deadline_seconds: float, clearance: Clearance | None = None
+        self,
+        answer: Http1Answer,
+        message: bytes,
+        rest: bytes,
+        deadline_seconds: float,
+        clearance: Clearance | None = None,
     ) -> None:
-        """Send a request; its answer is fed, and fails if the head is not there by the deadline of the loop's clock.
+        """Send a request, of a long one the rest of its body piece by piece; its answer is fed.
 
-        A short one that has a clearance which is not given yet is held back until it is; a long one must have it.
+        It fails if its head is not there by the deadline of the loop's clock, or the connection is gone already. One
+        with a clearance that is not given yet is held back until it is; a long one must have it.
         """
         transport = self._transport
         if transport is None or self._is_closed or transport.is_closing():
@@ -126,20 +128,20 @@ class Connection(asyncio.Protocol):
             return
         self._answer = answer
         self._headers = {}
-        self._header_count = self._silent_bytes = self._heard_bytes = 0
-        self._has_begun = self._has_head = self._is_whole = self._is_reusable = self._ends_with_connection = False
-        self._deadline_seconds = deadline_seconds
-        if self._timer is None or self._rings_at_seconds > deadline_seconds:
-            self._set_timer(deadline_seconds)
-        if len(body) <= PIECE_BYTES:
-            if clearance is None or clearance.is_given:
-                transport.write(head + body)
-            else:
-                self._held = head + body
-                clearance.tell(self._leave)
-        else:
-            transport.write(head)
-            self._unsent = memoryview(body)
+        self._header_count = self._heard_bytes = self._body_at_bytes = 0
+        self._has_head = self._is_whole = False
+        self.deadline_seconds = deadline_seconds
+        head_watch = self._head_watch
+        head_watch.waiting[self] = None
+        if head_watch.looks_at_seconds > deadline_seconds:
+            head_watch.look_at(deadline_seconds)
+        if clearance is not None and not clearance.is_given:
+            self._held = message
+            clearance.tell(self._leave)
+            return
+        transport.write(message)
+        if rest:
+            self._unsent = memoryview(rest)
             self._send_more()
 
     def resume(self) -> None:
@@ -156,9 +158,7 @@ class Connection(asyncio.Protocol):
         self._is_closed = True
         self._answer = self._unsent = self._held = None
         self._parser = None  # it holds this connection's methods
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._head_watch.waiting.pop(self, None)
         self._owner.forget(self)
         if self._transport is not None:
             self._transport.abort()
@@ -169,6 +169,10 @@ class Connection(asyncio.Protocol):
         self.close()
         if answer is not None:
             answer.fail(kind, text, detail)
+
+    def fail_late(self) -> None:
+        """Close: the head that was waited for is not there."""
+        self.lose(UpstreamTimeout, "did not answer in time")
 
     # --- called by the transport
 
@@ -185,27 +189,36 @@ class Connection(asyncio.Protocol):
         if answer is None or parser is None or self._held is not None:
             self.lose(UpstreamDown, "spoke before it was asked")
             return
-        size = len(data)
-        self._silent_bytes += size
-        self._heard_bytes += size
+        nonsense = ""
+        is_first, had_head = not self._heard_bytes, self._has_head
+        self._heard_bytes = heard_bytes = self._heard_bytes + len(data)
         try:
-            if not self._has_begun:
-                self._has_begun = True
-                if data[0] != _FIRST_LETTER:
-                    raise _Refused("no HTTP")
+            if is_first and data[0] != _FIRST_LETTER:
+                raise _Refused("no HTTP")
             parser.feed_data(data)
-            if self._pieces:
-                self._take_pieces(answer)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, _Refused) as error:
-            if not self._is_whole_before(error, answer):
-                return
+            nonsense = _said(error.__context__ if isinstance(error.__context__, _Refused) else error)
+            self._is_reusable = False
+        pieces = self._pieces
+        if pieces and self._has_head:
+            body = b"".join(pieces)  # a single one itself
+            pieces.clear()
+            self._body_at_bytes = heard_bytes
+            answer.parts.append(body)
+            answer.waiting_bytes += len(body) + PIECE_COST_BYTES
         if self._is_whole:
-            self._finish(answer)
-        elif self._silent_bytes > MAX_SILENT_BYTES:
-            self._break(_Refused("too many bytes without a body"))
+            self._finish(answer)  # what came before nonsense counts
+        elif nonsense or pieces or heard_bytes - self._body_at_bytes > MAX_SILENT_BYTES:
+            text = "an interim answer with a body" if pieces else "too many bytes without a body"
+            self._break(nonsense or _said(_Refused(text)))
         elif answer.waiting_bytes > MOST_WAITING_BYTES and not self.is_paused and self._transport is not None:
             self.is_paused = True
             self._transport.pause_reading()
+        # Once for all that came in one read: whoever waits for the head finds what came of the body too.
+        waiter = answer.waiter
+        is_news = self._has_head and (answer.parts or self._is_whole or not had_head)
+        if is_news and waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def pause_writing(self) -> None:
         """Write no further piece of a body."""
@@ -234,7 +247,7 @@ class Connection(asyncio.Protocol):
         elif self._has_head:
             self.lose(UpstreamDown, "ended its answer early", _said(exc))
         else:
-            kind = StaleConnection if self._was_used and not self._has_begun else UpstreamDown
+            kind = StaleConnection if self._was_used and not self._heard_bytes else UpstreamDown
             text = "closed the connection without an answer" if exc is None else "broke the connection"
             self.lose(kind, text, _said(exc))
 
@@ -281,14 +294,10 @@ class Connection(asyncio.Protocol):
         if is_chunked and (headers[b"transfer-encoding"].strip(b" \t").lower() != _CHUNKED or version == "1.0"):
             raise _Refused("a transfer encoding that is not chunked")
         self._has_head = True
-        self._deadline_seconds = 0.0
-        if b"content-length" not in headers:
-            self._ends_with_connection = not is_chunked and status not in _WITHOUT_BODY
-            if self._timer is not None:
-                # What has no length may go on for minutes, and a timer takes half a kilobyte.
-                self._timer.cancel()
-                self._timer = None
-        answer.begin(status, headers)
+        self._ends_with_connection = not is_chunked and b"content-length" not in headers and status not in _WITHOUT_BODY
+        del self._head_watch.waiting[self]
+        answer.status = status
+        answer.headers = headers
 
     def on_message_complete(self) -> None:
         """Note that the answer is whole, and whether its connection may be used again."""
@@ -310,25 +319,11 @@ class Connection(asyncio.Protocol):
         elif not transport.is_closing():  # as in ``_send_more``
             transport.write(held)
 
-    def _take_pieces(self, answer: Http1Answer) -> None:
-        """Give what came of the body to the answer, as one."""
-        pieces = self._pieces
-        if not self._has_head:
-            raise _Refused("an interim answer with a body")
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self._silent_bytes = 0
-        answer.parts.append(data)
-        answer.waiting_bytes += len(data) + PIECE_COST_BYTES
-        waiter = answer.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
     def _finish(self, answer: Http1Answer) -> None:
         """Part with a whole answer, and go back if another request may follow: all sent, nothing more said."""
         transport = self._transport
-        self._answer = None
-        answer.finish()
+        self._answer = answer.source = None
+        answer.is_whole = True
         if (
             self._is_reusable
             and self._unsent is None
@@ -343,19 +338,9 @@ class Connection(asyncio.Protocol):
         else:
             self.close()
 
-    def _is_whole_before(self, error: Exception, answer: Http1Answer) -> bool:
-        """Whether an answer was whole before what is no HTTP; one that was not has failed then."""
-        if self._pieces and self._has_head:
-            self._take_pieces(answer)
-        self._is_reusable = False
-        if not self._is_whole:
-            self._break(error.__context__ if isinstance(error.__context__, _Refused) else error)
-        return self._is_whole
-
-    def _break(self, error: BaseException) -> None:
+    def _break(self, nonsense: str) -> None:
         """Give up what came: the parser's words and ours are fixed texts, with nothing in them of what came."""
-        text = "ended its answer early" if self._has_head else "did not speak HTTP"
-        self.lose(UpstreamDown, text, f"{type(error).__name__}: {error}")
+        self.lose(UpstreamDown, "ended its answer early" if self._has_head else "did not speak HTTP", nonsense)
 
     def _send_more(self) -> None:
         transport = self._transport
@@ -365,22 +350,6 @@ class Connection(asyncio.Protocol):
             piece, rest = self._unsent[:PIECE_BYTES], self._unsent[PIECE_BYTES:]
             self._unsent = rest if len(rest) else None
             transport.write(piece)
-
-    def _set_timer(self, at_seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._rings_at_seconds = at_seconds
-        self._timer = self._loop.call_at(at_seconds, self._look_at_clock)
-
-    def _look_at_clock(self) -> None:
-        """Fail a head that is late. The timer stays while short answers come and go, and is set anew as it rings."""
-        self._timer = None
-        if not self._deadline_seconds:
-            return
-        if self._deadline_seconds > self._loop.time():
-            self._set_timer(self._deadline_seconds)
-        else:
-            self.lose(UpstreamTimeout, "did not answer in time")
 
 
 def _said(error: Exception | None) -> str:

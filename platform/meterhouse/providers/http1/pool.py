@@ -12,6 +12,7 @@ from collections import deque
 
 from meterhouse.errors import UpstreamDown
 from meterhouse.providers.http1.connection import Connection
+from meterhouse.providers.http1.head_watch import HeadWatch
 from meterhouse.providers.http_client import IDLE_CONNECTION_SECONDS, STOPPING
 
 
@@ -22,6 +23,7 @@ class Pool:
         self.loop = loop
         self.lookups: set[asyncio.Task[None]] = set()
         """Look-ups of names that are under way."""
+        self.head_watch = HeadWatch(loop)
         self.in_use = 0
         self.is_closed = False
         self._most = most_connections
@@ -35,6 +37,7 @@ class Pool:
     async def close(self) -> None:
         """Close every connection, and refuse whoever waits for one or asks from now on."""
         self.is_closed = True
+        self.head_watch.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None

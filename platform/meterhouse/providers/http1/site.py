@@ -131,7 +131,7 @@ class Site:
                 addresses = others
 
     async def _set_up(self, sock: socket.socket, tls: ssl.SSLContext | None) -> Connection:
-        connection = Connection(self._pool.loop, self)
+        connection = Connection(self, self._pool.head_watch)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
         try:
             transport, _ = await self._pool.loop.create_connection(

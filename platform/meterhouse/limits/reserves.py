@@ -1,0 +1,116 @@
+"""Demands on their way from one worker to Redis: those of one plan and tick are one call of a script.
+
+What a call costs Redis is mostly the call and not the demand: four together cost less than two alone. Invariant: what
+was settled before a demand was added reaches Redis before it. Not here: what becomes of the replies (``redis``).
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from meterhouse.limits.layout import Plan, Reply, demand_of, encode_reserve
+from meterhouse.limits.link import CommandRefused, RedisLink
+from meterhouse.limits.scripts import Script
+from meterhouse.limits.settlements import Settlements
+from meterhouse.metering import Demand
+
+MOST_TOGETHER = 8
+"""So many do not wait for the end of the tick: Redis works on them while this process goes on."""
+Waiting = tuple[tuple[str | int, ...], "asyncio.Future[Reply]"]
+"""A demand as the script is told it, and who waits for the reply."""
+
+
+class Reserves:
+    """The demands of one worker that are not sent yet."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        script: Script,
+        settlements: Settlements,
+        lease_ms: int,
+        find_silence_ms: Callable[[str], int],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            link: the way to Redis.
+            script: ``reserve``.
+            settlements: sent before any demand.
+            lease_ms: how long a reservation lives without being renewed.
+            find_silence_ms: says of an organization after how long a silence expired leases may be reaped.
+        """
+        self._link = link
+        self._script = script
+        self._settlements = settlements
+        self._lease_ms = lease_ms
+        self._find_silence_ms = find_silence_ms
+        self._queued: dict[Plan, list[Waiting]] = {}
+
+    def add(self, demand: Demand, plan: Plan) -> "asyncio.Future[Reply]":
+        """Ask for a demand with those of this tick; on the event loop. The reply is for ``decode_reserve``.
+
+        The future raises:
+            LinkDown: Redis cannot be asked now.
+            CommandRefused: The script failed.
+        """
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        waiting = self._queued.get(plan)
+        if waiting is None:
+            if not self._queued:
+                loop.call_soon(self.flush)
+            waiting = self._queued[plan] = []
+        waiting.append((demand_of(demand), future))
+        if len(waiting) >= MOST_TOGETHER:
+            del self._queued[plan]
+            self._settlements.flush()
+            self._send(plan, waiting)
+        return future
+
+    def flush(self) -> None:
+        """Send those of this tick now, so that whatever is asked next finds them decided."""
+        if not self._queued:
+            return
+        queued, self._queued = self._queued, {}
+        self._settlements.flush()
+        for plan, waiting in queued.items():
+            self._send(plan, waiting)
+
+    def _send(self, plan: Plan, waiting: Sequence[Waiting]) -> None:
+        silence_ms = self._find_silence_ms(plan.organization_id)
+        payload = encode_reserve(plan, [demand for demand, _ in waiting], self._lease_ms, silence_ms)
+        self._link.send_now(self._script, plan.keys, payload, _Replies(waiting, partial(self._send_each, plan)))
+
+    def _send_each(self, plan: Plan, waiting: Sequence[Waiting]) -> None:
+        """Send each alone, so that the one that is refused stands for no other."""
+        for one in waiting:
+            self._send(plan, (one,))
+
+
+class _Replies:
+    """Hands the replies of a call to those who wait: a ``Waiter``."""
+
+    def __init__(self, waiting: Sequence[Waiting], send_each: Callable[[Sequence[Waiting]], None]) -> None:
+        self._waiting = waiting
+        self._send_each = send_each
+
+    def done(self) -> bool:
+        return all(future.done() for _, future in self._waiting)
+
+    def set_result(self, replies: Sequence[Reply], /) -> None:
+        for (_, future), reply in zip(self._waiting, replies, strict=True):
+            if not future.done():
+                future.set_result(reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        if isinstance(error, CommandRefused) and len(self._waiting) > 1:
+            self._send_each([one for one in self._waiting if not one[1].done()])
+            return
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(type(error)(*error.args))
+                future.exception()  # a caller that has gone is no reason for a line in the log
+
+    def exception(self) -> None:
+        """Do nothing: whoever waits has the error."""

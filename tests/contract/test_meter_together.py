@@ -1,0 +1,197 @@
+"""Demands of one tick and plan are one call of Redis; each is decided as if it came alone, after those before it."""
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+
+from fakes.meter_bench import LEASE_MS, OTHER_ORGANIZATION, RedisBench, ServerClock, open_bench
+from fakes.meter_oracle import KEY, ORGANIZATION, admitted, build_demand, key_limits, settlement_of
+from fakes.servers import RedisServer
+from meterhouse.errors import MeterDown
+from meterhouse.limits.layout import keys_of
+from meterhouse.limits.redis import RedisMeter
+from meterhouse.limits.reserves import MOST_TOGETHER
+from meterhouse.metering import Demand, Refusal, Reservation, Scope
+
+OTHER_KEY = "key_2"
+BUDGET = "spend 0.00001 USD total"
+RATES = ("", "requests 3/minute", "requests 5/second; tokens 700/minute", "concurrent 4", "tokens 500/minute")
+PERIODS = (
+    "",
+    "spend 0.0000005 USD/day",
+    "tokens 900/day; requests 6 total",
+    "tokens 2000/month; spend 0.000001 USD total",
+)
+
+
+@pytest.fixture
+async def bench(timed_redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[RedisBench]:
+    timed_redis_server.flush()
+    bench = RedisBench(clock=ServerClock(timed_redis_server), server=timed_redis_server, folder=tmp_path)
+    async with open_bench(bench):
+        yield bench
+
+
+async def reserve_together(bench: RedisBench, demands: Sequence[Demand]) -> list[Reservation | Refusal]:
+    """Ask for all in one tick, and see that no more calls were made than are needed."""
+    for demand in demands:
+        bench.demands[demand.request_id] = demand
+    before = bench.link.figures.calls
+    decided = await asyncio.gather(*[bench.meter.reserve(demand) for demand in demands])
+    assert bench.link.figures.calls - before <= -(-len(demands) // MOST_TOGETHER) + 1, "one for a settlement"
+    return decided
+
+
+def is_admitted(decided: Sequence[object]) -> list[bool]:
+    return [isinstance(decision, Reservation) for decision in decided]
+
+
+async def test_those_that_come_first_are_admitted_and_no_more_than_fit(bench: RedisBench) -> None:
+    await bench.state(rate := "requests 11/minute")
+    decided = await reserve_together(bench, [build_demand(rate) for _ in range(20)])
+    assert is_admitted(decided) == [True] * 11 + [False] * 9
+    assert await bench.counts(rate) == (11, 0)
+    assert [state.spent for one in decided[:11] for state in admitted(one).states] == [*range(1, 12)]
+
+
+async def test_one_that_is_too_large_stands_in_nobodys_way(bench: RedisBench) -> None:
+    await bench.state(BUDGET)
+    sizes = [100, 9_999_999, 100, 9_999_999, 100]
+    demands = [build_demand(BUDGET, output_tokens=size, holds_whole_allowance=True) for size in sizes]
+    demands[1] = msgspec.structs.replace(demands[1], held_input_tokens=9_999_999)
+    decided = await reserve_together(bench, demands)
+    assert is_admitted(decided)[:3] == [True, False, True]
+    held = [decision.held_nanos for decision in decided if isinstance(decision, Reservation)]
+    assert await bench.counts(BUDGET) == (0, sum(held))
+
+
+async def test_the_same_request_twice_is_held_once(bench: RedisBench) -> None:
+    await bench.state(BUDGET)
+    demand = build_demand(BUDGET)
+    first, second, other = await reserve_together(bench, [demand, demand, build_demand(BUDGET)])
+    assert admitted(first) is admitted(second)
+    assert await bench.counts(BUDGET) == (0, 220)
+    await bench.replace_worker()
+    again, new = await reserve_together(bench, [demand, build_demand(BUDGET)])
+    assert (admitted(again).admitted_at_ms, admitted(again).held_nanos) == (admitted(first).admitted_at_ms, 110)
+    assert await bench.counts(BUDGET) == (0, 330)
+    for reservation in (other, new):
+        bench.settle(admitted(reservation), settlement_of(1))
+
+
+async def test_what_was_settled_or_reaped_before_holds_nothing_among_others(bench: RedisBench) -> None:
+    await bench.state(BUDGET)
+    settled, reaped = build_demand(BUDGET), build_demand(BUDGET)
+    bench.settle(admitted((await reserve_together(bench, [settled, reaped]))[0]), settlement_of(7))
+    await bench.settled()
+    await bench.replace_worker()
+    bench.clock.move(ms=2 * LEASE_MS)
+    await bench.sweep()
+    old, new, older = await reserve_together(bench, [settled, build_demand(BUDGET), reaped])
+    assert [admitted(one).allowance_tokens for one in (old, new, older)] == [0, 100, 0]
+    assert await bench.counts(BUDGET) == (7, 110)
+
+
+async def test_an_expired_lease_is_reaped_before_any_of_them_is_judged(bench: RedisBench) -> None:
+    await bench.state(gauge := "concurrent 2")
+    await reserve_together(bench, [build_demand(gauge), build_demand(gauge)])
+    await bench.replace_worker()
+    bench.clock.move(ms=2 * LEASE_MS)
+    assert is_admitted(await reserve_together(bench, [build_demand(gauge) for _ in range(3)])) == [True, True, False]
+    assert await bench.counts(gauge) == (0, 2)
+
+
+async def test_a_hold_that_cannot_be_read_refuses_its_own_request_alone(bench: RedisBench) -> None:
+    await bench.state(BUDGET)
+    broken = build_demand(BUDGET)
+    await bench.meter.reserve(broken)
+    assert isinstance(bench.server, RedisServer)
+    bench.server.cli("HSET", keys_of(ORGANIZATION)[1], broken.request_id, b"\xc1 no hold")
+    await bench.replace_worker()
+    demands = [build_demand(BUDGET), broken, build_demand(BUDGET)]
+    decided = await asyncio.gather(*[bench.meter.reserve(demand) for demand in demands], return_exceptions=True)
+    assert is_admitted(decided) == [True, False, True]
+    assert isinstance(decided[1], MeterDown)
+    assert await bench.counts(BUDGET) == (0, 220)
+
+
+async def test_who_leaves_before_the_call_is_in_no_call(bench: RedisBench) -> None:
+    await bench.state(BUDGET)
+    tasks = [asyncio.ensure_future(bench.meter.reserve(build_demand(BUDGET))) for _ in range(3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    decided = await asyncio.gather(*tasks, return_exceptions=True)
+    assert is_admitted(decided) == [True, False, True]
+    assert await bench.counts(BUDGET) == (0, 220)
+    assert isinstance(bench.meter, RedisMeter)
+    assert bench.meter.live == 2
+
+
+async def test_a_slot_of_another_key_is_debited_by_each_of_them(bench: RedisBench) -> None:
+    """A project's budget binds one key; the other key's requests, which it does not judge, count in it all the same."""
+    project = tuple(replace(limit, scope=Scope.PROJECT, scope_id="proj_1") for limit in key_limits(BUDGET))
+    await bench.admit(project, root_key_id="key_of_another")
+    _, before = await bench.counts(project)
+    await bench.state(BUDGET)
+    await reserve_together(bench, [build_demand(BUDGET) for _ in range(3)])
+    assert await bench.counts(project) == (0, before + 330)
+    assert await bench.counts(BUDGET) == (0, 330)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_together_is_as_one_after_another(bench: RedisBench, seed: int) -> None:
+    """Decisions, counters and holds of two organizations: one is asked in batches, the other for each alone."""
+    chance = random.Random(seed)
+    text = "; ".join(filter(None, (chance.choice(RATES), chance.choice(PERIODS))))
+    mine = {"limits": key_limits(text)}
+    others = {"limits": key_limits(text, OTHER_KEY), "root_key_id": OTHER_KEY, "organization_id": OTHER_ORGANIZATION}
+    for whose in (mine, others):
+        await bench.admit(**whose)
+    for _ in range(4):
+        changes = [
+            {
+                "held_input_tokens": chance.choice((0, 10, 400)),
+                "output_tokens": chance.choice((0, 1, 100, 5_000)),
+                "choices": chance.choice((1, 1, 3)),
+                "is_streamed": chance.random() < 0.5,
+                "request_nanos": chance.choice((0, 30)),
+            }
+            for _ in range(chance.randint(1, 2 * MOST_TOGETHER))
+        ]
+        together = await reserve_together(bench, [build_demand(**mine, **change) for change in changes])
+        alone = [await bench.reserve(**others, **change) for change in changes]
+        assert [told(one) for one in together] == [told(one) for one in alone]
+        for one, other in zip(together, alone, strict=True):
+            if isinstance(one, Reservation) and isinstance(other, Reservation) and chance.random() < 0.6:
+                truth = settlement_of(chance.choice((0, 5, 300)))
+                bench.settle(one, truth)
+                bench.settle(other, truth)
+        await bench.settled()
+        assert read_counters(bench, ORGANIZATION) == read_counters(bench, OTHER_ORGANIZATION)
+        bench.clock.move(ms=chance.choice((0, 1, 700, 61_000)))
+
+
+def told(decision: Reservation | Refusal) -> str:
+    """Return all that a decision says but whose it is."""
+    return re.sub(r"request_id='\w+'", "", repr(decision)).replace(OTHER_KEY, KEY)
+
+
+def read_counters(bench: RedisBench, organization_id: str) -> tuple[dict[bytes, bytes], list[bytes]]:
+    """Return an organization's counters and what it holds, in an order that does not go by their ids."""
+
+    def without_key(text: bytes) -> bytes:
+        return text.replace(OTHER_KEY.encode(), KEY.encode())
+
+    counters, holds, _ = keys_of(organization_id)
+    with redis.Redis.from_url(bench.server.url) as client:
+        found = {without_key(name): without_key(value) for name, value in client.hgetall(counters).items()}
+        packed = [without_key(value) for value in client.hvals(holds)]
+    del found[b"ck"]  # when the run id was asked for last
+    return found, sorted(packed)

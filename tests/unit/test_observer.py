@@ -1,0 +1,94 @@
+"""What is said of requests that have ended: of a few at a time, in their order, and before any figure is read."""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from meterhouse.errors import Overloaded
+from meterhouse.http.exchange import Exchange, Observer
+from meterhouse.telemetry.live import Live
+from meterhouse.telemetry.logs import RequestLog
+from meterhouse.telemetry.metrics import Metrics
+from meterhouse.telemetry.traces import Tracing
+
+
+class House:
+    """An observer, and whom it tells."""
+
+    def __init__(self) -> None:
+        self.stream = io.BytesIO()
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.log = RequestLog(format="json", level="info", stream=self.stream, call_later=lambda *_: None)
+        self.metrics = Metrics()
+        self.tracing = Tracing(endpoint=None, ratio=0.0)
+        live = Live(None, lambda: (), lambda _: None, lambda _: None)
+        self.observer = Observer(
+            (self.log, self.metrics, self.tracing), live, None, lambda *timer: self.timers.append(timer)
+        )
+
+    def finish(self, name: str, error: Overloaded | None = None) -> None:
+        exchange = Exchange(
+            name, f"req_{name}", self.tracing.new_trace(None), "GET", None, time.monotonic_ns(), time.time_ns()
+        )
+        exchange.status, exchange.error = 200 if error is None else 503, error
+        self.observer.finish(exchange)
+
+    def told(self) -> list[str]:
+        self.log.close()
+        return [json.loads(line)["request_id"].removeprefix("req_") for line in self.stream.getvalue().splitlines()]
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def test_what_went_well_is_told_a_moment_later_and_all_at_once(house: House) -> None:
+    for name in "abc":
+        house.finish(name)
+    assert house.told() == []
+    ((seconds, flush),) = house.timers
+    assert seconds == Observer.WAIT_SECONDS
+    flush()
+    assert house.told() == ["a", "b", "c"]
+    house.finish("d")
+    assert len(house.timers) == 2
+
+
+def test_no_more_than_a_few_wait(house: House) -> None:
+    for number in range(Observer.MOST_WAITING * 2 + 1):
+        house.finish(str(number))
+    assert house.told() == [str(number) for number in range(Observer.MOST_WAITING * 2)]
+
+
+def test_what_went_wrong_is_told_at_once_and_after_what_ended_before_it(house: House) -> None:
+    house.finish("a")
+    house.finish("b", Overloaded("too much"))
+    assert house.told() == ["a", "b"]
+
+
+def test_figures_are_read_with_all_that_has_ended(house: House) -> None:
+    for requests, read in ((1, house.metrics.render), (2, house.metrics.snapshot), (3, house.metrics.render)):
+        house.finish("a")
+        read()
+        (count,) = [count.value for count in house.metrics._requests._children.values()]
+        assert count == requests
+
+
+def test_an_observer_that_ends_tells_the_rest(house: House) -> None:
+    with house.observer:
+        house.finish("a")
+    assert house.told() == ["a"]
+
+
+def test_a_line_has_the_time_at_which_its_request_ended(house: House) -> None:
+    house.finish("a")
+    ended = datetime.now(UTC)
+    time.sleep(0.002)
+    house.observer.flush()
+    house.log.close()
+    assert datetime.fromisoformat(json.loads(house.stream.getvalue())["timestamp"]) <= ended
