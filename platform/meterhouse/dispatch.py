@@ -7,7 +7,7 @@ from meterhouse.errors import UpstreamError
 from meterhouse.http.attempts import Attempts
 from meterhouse.http.body import BodyEditor
 from meterhouse.ids import public_request_id
-from meterhouse.ledger.settler import AppendsToJournal
+from meterhouse.ledger.admission import AdmitsIntents
 from meterhouse.providers.breaker import Breakers, RetryBudget, State
 from meterhouse.providers.provider import Deployment
 from meterhouse.providers.upstream import Upstream
@@ -16,7 +16,7 @@ from meterhouse.telemetry.logs import Event, get_logger
 from meterhouse.telemetry.metrics import Metrics, Watched
 
 
-def build_attempts(upstream: Upstream, journal: AppendsToJournal, metrics: Metrics, pepper: bytes) -> Attempts:
+def build_attempts(upstream: Upstream, journal: AdmitsIntents, metrics: Metrics, pepper: bytes) -> Attempts:
     """Make the attempts of a process; ``pepper`` keys what separates tenants at providers."""
     tenant_secret = hmac.new(pepper, b"tenant separation", hashlib.sha256).digest()
     operators = _Operators()

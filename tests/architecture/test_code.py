@@ -12,6 +12,7 @@ TASKS_ALLOWED = {
     "limits/link.py": "announcements and the map of slots, cancelled and awaited by close()",
     "limits/pool.py": "the one draw of a pool, awaited by close()",
     "http/connection.py": "one for each request; kept in the server's state, which is waited for, until it ends",
+    "http/refusals.py": "the one writer; kept in _writing until it ends, and the last flush waits for it",
     "http/tasks.py": "the helper: keeps the reference, logs a failure, is awaited at shutdown",
     "limits/learning.py": "one operation for all who wait; kept in its flight until it ends",
     "limits/counters.py": "one reading of the ledger for all who wait; kept in _flights until it ends",
@@ -22,6 +23,7 @@ TASKS_ALLOWED = {
 }
 BROAD_EXCEPT_ALLOWED = {
     "http/middleware.py": "the request edge: anything unforeseen is a 500 and pages",
+    "http/refusals.py": "the one writer; kept in _writing until it ends, and the last flush waits for it",
     "http/tasks.py": "the supervisor of the loops: one that fails is logged and begun again",
 }
 MAX_BROAD_EXCEPTS = 3

@@ -43,7 +43,7 @@ def segments_in(folder):
 async def test_no_barrier_returns_while_fdatasync_is_held_back_and_writing_goes_on(tmp_path, files):
     async with opened_journal(tmp_path, files=files) as journal:
         files.hold_syncs()
-        waiting = [asyncio.create_task(journal.barrier(journal.append(b"%d" % n))) for n in range(10)]
+        waiting = [asyncio.ensure_future(journal.barrier(journal.append(b"%d" % n))) for n in range(10)]
         await asyncio.sleep(0)  # they come to their barriers
         await asyncio.sleep(0)  # and share one sync
         files.wait_until_held()

@@ -36,7 +36,7 @@ async def test_no_barrier_returns_while_the_disk_holds_a_sync(tmp_path, disk, fi
     async with opened_journal(tmp_path / "disk", files=files) as journal:
         await until_there_is_a_reserve(journal)
         disk.hold_syncs()
-        waiting = [asyncio.create_task(journal.barrier(journal.append(b"%d" % n))) for n in range(10)]
+        waiting = [asyncio.ensure_future(journal.barrier(journal.append(b"%d" % n))) for n in range(10)]
         await asyncio.to_thread(disk.wait_until_held)
         assert not any(task.done() for task in waiting)
         disk.release_syncs()

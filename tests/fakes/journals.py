@@ -168,13 +168,28 @@ async def opened_journal(folder: Path, **changes):
 
 async def abandon(journal: Journal) -> None:
     """Let go of a journal's files as death does: nothing is written, synced or marked."""
-    journal._chain._deferred.clear()
+    journal._chain.position = journal._chain.written
+    journal._chain.drop_intents()
+    journal._admissions.waiting.clear()
     journal._is_open = journal._is_admitting = False
     if journal._retry is not None:
         journal._retry.cancel()
     if journal._syncer is not None:
         await journal._syncer.stop()
     await journal._supply.close(released=journal.list_segments())
+
+
+def break_or_heal(files, chance) -> None:
+    """Break a disk in one of several ways, or heal it, or leave it as it is, mostly."""
+    fault = chance.randrange(40)
+    if fault == 0:
+        files.fail_syncs(chance.randrange(1, 4))
+    elif fault == 1:
+        files.fail_writes(chance.randrange(1, 4), torn_bytes=chance.choice([None, 5, 30, 400]))
+    elif fault == 2:
+        files.fill_disk()
+    elif fault < 10:
+        files.heal()
 
 
 @contextmanager

@@ -40,11 +40,11 @@ async def test_a_barrier_waits_for_the_sync_and_those_who_wait_share_it(tmp_path
     files = FaultyFiles()
     async with opened_journal(tmp_path, files=files) as journal:
         files.hold_syncs()
-        first = asyncio.create_task(journal.barrier(journal.append(b"first")))
+        first = asyncio.ensure_future(journal.barrier(journal.append(b"first")))
         await asyncio.sleep(0)  # it comes to the barrier
         await asyncio.sleep(0)  # and the sync that it shares with this turn's begins
         files.wait_until_held()
-        others = [asyncio.create_task(journal.barrier(journal.append(b"%d" % n))) for n in range(20)]
+        others = [asyncio.ensure_future(journal.barrier(journal.append(b"%d" % n))) for n in range(20)]
         await asyncio.sleep(0.01)
         assert not any(task.done() for task in [first, *others])
         files.release_syncs()
@@ -59,7 +59,7 @@ async def test_a_waiter_that_gives_up_disturbs_nobody(tmp_path):
     async with opened_journal(tmp_path, files=files) as journal:
         files.hold_syncs()
         position = journal.append(b"x")
-        impatient, patient = (asyncio.create_task(journal.barrier(position)) for _ in range(2))
+        impatient, patient = (asyncio.ensure_future(journal.barrier(position)) for _ in range(2))
         await asyncio.sleep(0)
         impatient.cancel()
         files.release_syncs()
@@ -230,7 +230,7 @@ async def test_a_segment_is_kept_until_it_is_durable_even_when_sql_has_it(tmp_pa
         journal.mark_shipped(20)
         assert len(journal.list_segments()) == 2
         files.hold_syncs()
-        waiting = asyncio.create_task(journal.barrier(20))
+        waiting = asyncio.ensure_future(journal.barrier(20))
         await asyncio.sleep(0)  # it comes to the barrier
         await asyncio.sleep(0)  # and the sync that it shares with this turn's begins
         files.wait_until_held()

@@ -12,6 +12,7 @@ from fakes.journals import (
     EventLog,
     MemoryStore,
     abandon,
+    break_or_heal,
     intent,
     lose_power,
     make_record,
@@ -84,11 +85,11 @@ async def test_ends_that_wait_for_their_barriers_are_one_write_and_one_sync(tmp_
 async def test_an_end_does_not_wait_for_a_disk_that_holds_a_sync_to_be_written(tmp_path, files):
     async with opened_journal(tmp_path, files=files) as journal:
         files.hold_syncs()
-        first = asyncio.create_task(journal.barrier(journal.append_end(b"first")))
+        first = asyncio.ensure_future(journal.barrier(journal.append_end(b"first")))
         await asyncio.sleep(0)  # it comes to the barrier
         await asyncio.sleep(0)  # and its sync begins
         files.wait_until_held()
-        second = asyncio.create_task(journal.barrier(journal.append_end(b"second")))
+        second = asyncio.ensure_future(journal.barrier(journal.append_end(b"second")))
         await until(lambda: any(b"second" in data for data in files.writes))
         assert not first.done()
         assert not second.done()
@@ -100,7 +101,7 @@ async def test_an_end_is_written_also_where_a_sync_takes_too_long(tmp_path, file
     policy = JournalPolicy(segment_bytes=8_192, retry_seconds=0.01, stall_seconds=0.001)
     async with opened_journal(tmp_path, files=files, policy=policy) as journal:
         files.hold_syncs()
-        first = asyncio.create_task(journal.barrier(journal.append_end(b"first")))
+        first = asyncio.ensure_future(journal.barrier(journal.append_end(b"first")))
         await asyncio.sleep(0)  # it comes to the barrier
         await asyncio.sleep(0)  # and its sync begins
         files.wait_until_held()
@@ -229,7 +230,7 @@ async def test_an_end_that_waited_for_an_intent_that_is_refused_is_kept(tmp_path
     journal = new_journal(tmp_path, files=files)
     await journal.open()
     await until_there_is_a_reserve(journal)
-    ended = asyncio.create_task(journal.barrier(journal.append_end(b"end")))
+    ended = asyncio.ensure_future(journal.barrier(journal.append_end(b"end")))
     files.fail_writes()
     with pytest.raises(JournalDown):
         journal.append(b"intent", is_admission=True)
@@ -248,18 +249,6 @@ async def test_an_end_larger_than_a_segment_is_refused_at_once(tmp_path):
         with pytest.raises(JournalDown):
             journal.append_end(bytes(SMALL.segment_bytes))
         await journal.barrier(journal.append_end(b"small"))
-
-
-def break_or_heal(files, chance):
-    fault = chance.randrange(40)
-    if fault == 0:
-        files.fail_syncs(chance.randrange(1, 4))
-    elif fault == 1:
-        files.fail_writes(chance.randrange(1, 4), torn_bytes=chance.choice([None, 5, 30, 400]))
-    elif fault == 2:
-        files.fill_disk()
-    elif fault < 10:
-        files.heal()
 
 
 async def test_whatever_fails_every_acknowledged_end_is_readable_after_a_loss_of_power(tmp_path, files):

@@ -1,7 +1,7 @@
 """Opens a provider's answer: one attempt at a time, over to the next deployment until the first data event.
 
-Each attempt leaves an INTENT in the journal before its connection, and an outcome in the tally. What the caller is to
-blame for is never retried; extra attempts come out of a retry budget.
+Each attempt leaves an INTENT in the journal before anything of it is sent, and an outcome in the tally. What the caller
+is to blame for is never retried; extra attempts come out of a retry budget.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from meterhouse.http.passage import OpenAnswer, Passage, WholeBody
 from meterhouse.http.sse import DONE
 from meterhouse.http.wire import UPSTREAM_WIRES
 from meterhouse.ids import IdSource
+from meterhouse.ledger.admission import Admission, AdmitsIntents
 from meterhouse.ledger.record import Intent, encode
-from meterhouse.ledger.settler import AppendsToJournal
 from meterhouse.money import Price
 from meterhouse.providers.answer import Answer
 from meterhouse.providers.breaker import Breakers, RetryBudget
@@ -48,7 +48,7 @@ class Attempts:
         upstream: Upstream,
         breakers: Breakers,
         budget: RetryBudget,
-        journal: AppendsToJournal,
+        journal: AdmitsIntents,
         editor: BodyEditor,
         on_failed: Callable[[str, Attempt, UpstreamError], None],
     ) -> None:
@@ -105,8 +105,8 @@ class Attempts:
                 continue
             call.occupy(breaker)
             try:
-                attempt = self._begin(call, deployment, passage)
-                opened = await self._connect(call, deployment, passage, body)
+                attempt, admission = self._begin(call, deployment, passage)
+                opened = await self._connect(call, deployment, passage, body, admission)
             except UpstreamError as error:
                 permit.record(error)
                 self._fail(call, attempt, error)
@@ -138,8 +138,8 @@ class Attempts:
         is_ours = isinstance(failure, UpstreamAccount) and failure.is_certain
         return is_ours or self._budget.try_spend()
 
-    def _begin(self, call: Call, deployment: Deployment, passage: Passage) -> Attempt:
-        """Note an attempt in the tally and leave its INTENT in the journal."""
+    def _begin(self, call: Call, deployment: Deployment, passage: Passage) -> tuple[Attempt, Admission]:
+        """Note an attempt in the tally and leave its INTENT in the journal; it may leave when that is written."""
         tally = call.tally
         principal = tally.principal
         price = deployment.price
@@ -173,16 +173,16 @@ class Attempts:
             trace_id=tally.trace_id,
             request_units=attempt.request_units,
         )
-        self._journal.append(encode(intent), is_admission=True)
+        admission = self._journal.admit(encode(intent))
         tally.attempts.append(attempt)
         tally.checkpointed_tokens = 0
         call.deployment, call.passage = deployment, passage
         call.timeouts = deployment.provider.timeouts
         call.event_at_ns = attempt.started_ns
-        return attempt
+        return attempt, admission
 
     async def _connect(
-        self, call: Call, deployment: Deployment, passage: Passage, body: bytes
+        self, call: Call, deployment: Deployment, passage: Passage, body: bytes, admission: Admission
     ) -> OpenAnswer | WholeBody:
         provider, is_streamed, headers = deployment.provider, call.tally.is_streamed, call.asked.headers
         if provider.forwards_trace:
@@ -190,9 +190,16 @@ class Attempts:
             call.tally.attempt.span_id = self._ids.random_hex(16)
             headers = {**(headers or {}), **_trace_headers(call.tally)}
         path = passage.path(provider)
-        answer = await call.guard.wait(
-            self._upstream.open(deployment, path, body, is_streamed=is_streamed, headers=headers)
-        )
+        try:
+            answer = await call.guard.wait(
+                self._upstream.open(
+                    deployment, path, body, is_streamed=is_streamed, headers=headers, clearance=admission
+                )
+            )
+        except BaseException:
+            if admission.find_error() is not None:
+                call.tally.attempts.pop()  # its INTENT is not written, and nothing was sent
+            raise
         try:
             if answer.status != _OK:
                 text = await call.guard.wait(_read_error(answer))

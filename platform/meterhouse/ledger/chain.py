@@ -2,7 +2,7 @@
 
 Positions: ``durable`` <= ``written`` <= ``position``. Every record after ``durable`` stands in memory, so that it can
 be written again. With durability ``write`` a record counts as durable when it is written. What is not written waits
-for the next record, to share its system call (``defer``), or for a disk that takes it (``is_owing``).
+for the next record, to share its system call (``defer``), or all of it for a disk that takes it (``is_owing``).
 
 Invariant: the records of the segments, in their order and without repetitions, are the records 1 to ``written``. Not
 here: when to sync, and what to do about failures (``journal``).
@@ -24,6 +24,8 @@ class SegmentChain:
         self.position = 0
         self.written = 0
         self.durable = 0
+        self.is_owing = False
+        """Whether what is not written waits because the disk does not take it, or there is no segment for it."""
         self.pending_bytes = 0
         self._files = files
         self._clock = clock
@@ -32,15 +34,13 @@ class SegmentChain:
         self._segments: list[SegmentWriter] = []
         self._dirty: list[SegmentWriter] = []
         self._pending: list[bytes] = []
-        self._deferred: list[bytes] = []
-        """The last of ``_pending``: what waits for the next record."""
+        """The records after ``durable``; those after ``written`` are the last of them."""
+        self._intents: list[bytes] = []
+        """What waits for the end of the loop's turn. They have no position before they are written, so that whichever
+        of them is not can be refused, whatever was appended since."""
         self._deferred_bytes = 0
+        """What the records that wait for the next one will take of the segment."""
         self._retired_bytes = 0
-
-    @property
-    def is_owing(self) -> bool:
-        """Whether a record is not written because the disk does not take it, or there is no segment for it."""
-        return self.written + len(self._deferred) < self.position
 
     @property
     def appended_bytes(self) -> int:
@@ -70,13 +70,13 @@ class SegmentChain:
         Raises:
             OSError: The disk does not take them; nothing has changed either.
         """
-        deferred = self._deferred
-        if self.written + len(deferred) != self.position or not self._segments[-1].append(*deferred, payload):
+        waiting = self._pending[self.written - self.durable :]
+        if self.is_owing or not self._segments[-1].append(*waiting, *self._intents, payload):
             return False
+        if self._intents:
+            self._place_intents()
         self.position = self.written = self.position + 1
-        if deferred:
-            deferred.clear()
-            self._deferred_bytes = 0
+        self._deferred_bytes = 0
         if self._has_sync:
             self._pending.append(payload)
             self.pending_bytes += len(payload)
@@ -84,20 +84,26 @@ class SegmentChain:
             self.durable = self.position
         return True
 
-    def defer(self, payload: bytes) -> bool:
+    def defer(self, payload: bytes, *, is_admission: bool = False) -> bool:
         """Append one record in memory, to be written with the next or by ``write_deferred``.
+
+        One of an admission goes behind those that wait and are none, and has its position when it is written.
 
         Returns:
             False when it has to be written by itself: it does not simply fit, too many wait, or nothing is synced.
         """
-        deferred, segment = self._deferred, self._segments[-1]
+        if self.is_owing or not self._has_sync:
+            return False
+        segment = self._segments[-1]
         length = len(payload)
         waiting_bytes = self._deferred_bytes + FRAME_BYTES + length
-        is_full = segment.offset + waiting_bytes > segment.file.size_bytes or len(deferred) >= MOST_DEFERRED
-        if is_full or self.written + len(deferred) != self.position or not self._has_sync:
+        waiting = self.position - self.written + len(self._intents)
+        if waiting >= MOST_DEFERRED or segment.offset + waiting_bytes > segment.file.size_bytes:
             return False
-        deferred.append(payload)
         self._deferred_bytes = waiting_bytes
+        if is_admission:
+            self._intents.append(payload)
+            return True
         self._pending.append(payload)
         self.pending_bytes += length
         self.position += 1
@@ -105,26 +111,34 @@ class SegmentChain:
 
     def write_deferred(self) -> bool:
         """Write what waits for the next record, if anything does; returns and raises as ``write``."""
-        deferred = self._deferred
-        if not deferred:
+        if self.is_owing:
+            return not self._intents
+        if self.written == self.position and not self._intents:
             return True
-        if not self._segments[-1].append(*deferred):
+        if not self._segments[-1].append(*self._pending[self.written - self.durable :], *self._intents):
             return False
-        self.written += len(deferred)
-        deferred.clear()
+        if self._intents:
+            self._place_intents()
+        self.written = self.position
         self._deferred_bytes = 0
         return True
+
+    def drop_intents(self) -> None:
+        """Let go what waits for the end of the loop's turn: it is appended one by one, or refused."""
+        self._intents.clear()
 
     def hold(self, payload: bytes) -> None:
         """Append one record in memory; ``flush`` writes it."""
         self._pending.append(payload)
         self.pending_bytes += len(payload)
         self.position += 1
+        self.is_owing = True
 
     def take_back(self) -> None:
         """Undo the last ``hold``, whose record is not written."""
         self.pending_bytes -= len(self._pending.pop())
         self.position -= 1
+        self.is_owing = self.written < self.position
 
     def flush(self) -> bool:
         """Write what is not written yet, going on in the reserve where needed; False when there is no reserve yet.
@@ -132,7 +146,6 @@ class SegmentChain:
         Raises:
             OSError: The reserve cannot be written either.
         """
-        self._deferred.clear()
         self._deferred_bytes = 0
         try:
             for payload in self._pending[self.written - self.durable :]:
@@ -140,6 +153,7 @@ class SegmentChain:
                     return False
                 self.written += 1
         finally:
+            self.is_owing = self.written < self.position
             if not self._has_sync:
                 self.acknowledge(self.written)
         return True
@@ -188,6 +202,13 @@ class SegmentChain:
         done = [s for s in self._segments[:-1] if s.last_position <= limit and s not in busy]
         self._forget(done)
         return [segment.file for segment in done]
+
+    def _place_intents(self) -> None:
+        """Give positions to what waited for the end of the loop's turn: it is written."""
+        self._pending += self._intents
+        self.pending_bytes += sum(map(len, self._intents))
+        self.position += len(self._intents)
+        self._intents.clear()
 
     def _append(self, payload: bytes) -> bool:
         try:

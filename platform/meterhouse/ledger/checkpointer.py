@@ -4,7 +4,7 @@ Once a second, all streams whose use moved are written as one CHECKPOINT; a stre
 that is written at once. Every quarter of a lease, the reservations are renewed with the same figures. Counts only.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -30,8 +30,8 @@ class RenewsLeases(Protocol):
 class KeepsCheckpoints(AppendsToJournal, Protocol):
     """What checkpoints need of the journal."""
 
-    async def barrier(self, position: int) -> None:
-        """Wait until everything up to a position is durable; raises JournalDown where it cannot be made so."""
+    def barrier(self, position: int) -> Awaitable[None]:
+        """Return what is done when everything up to a position is durable, or fails with JournalDown."""
         ...
 
 

@@ -1,8 +1,8 @@
 """The journal of one process: records that survive it, written by the event loop, made durable off it.
 
 A position counts the records of this journal. ``append`` is one write and no wait; ``append_end`` lets its record
-share the write of the next one; ``barrier`` waits until everything up to a position is durable, together with everybody
-else who waits (group commit).
+share the write of the next one, ``admit`` that of its turn of the loop; a ``barrier`` is done when everything up to a
+position is durable, together with everybody else who waits (group commit).
 
 When a sync fails, nothing that it covered is believed: all that is not acknowledged yet is written again into a new
 segment and that is synced. When this fails too, the journal is down: whoever waits is told, nothing is admitted, and
@@ -21,8 +21,9 @@ from pathlib import Path
 
 from meterhouse.errors import JournalDown
 from meterhouse.ids import new_request_id
+from meterhouse.ledger.admission import Admission, Admissions
 from meterhouse.ledger.chain import SegmentChain
-from meterhouse.ledger.figures import JournalFigures
+from meterhouse.ledger.figures import JournalFigures, read_figures
 from meterhouse.ledger.files import FileLayer
 from meterhouse.ledger.folder import JournalPolicy, SegmentFolder
 from meterhouse.ledger.reader import Damage, JournalReader
@@ -30,7 +31,7 @@ from meterhouse.ledger.segment import FRAME_BYTES, HEADER_BYTES, SegmentFile, Se
 from meterhouse.ledger.supply import SegmentSupply
 from meterhouse.ledger.sync_watch import SyncWatch
 from meterhouse.ledger.syncer import Syncer, start_syncer
-from meterhouse.ledger.waiters import Waiters
+from meterhouse.ledger.waiters import Waiters, down
 from meterhouse.metering import Clock
 from meterhouse.telemetry.logs import Event, Log
 
@@ -38,7 +39,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class Journal:
-    """One process's journal. All methods are called on the event loop that opened it."""
+    """One process's journal. It is made, and all its methods are called, on one event loop."""
 
     def __init__(self, folder: Path, files: FileLayer, clock: Clock, policy: JournalPolicy, log: Log) -> None:
         self.journal_id = new_request_id()  # a UUIDv7: a folder lists journals by age
@@ -50,8 +51,10 @@ class Journal:
         self._chain = SegmentChain(files, clock, self._supply, has_sync=policy.durability == "fsync")
         self._syncer: Syncer | None = None
         """None while it is not open, and with durability ``write``: nothing is synced then."""
+        self._loop = asyncio.get_running_loop()
         self._waiters = Waiters()
-        self._watch = SyncWatch(policy.stall_seconds, self._write_deferred, self._go_down)
+        self._admissions = Admissions(self._loop, self._write_deferred)
+        self._watch = SyncWatch(self._loop, policy.stall_seconds, self._write_deferred, self._go_down)
         self._syncing: tuple[int, list[SegmentWriter]] | None = None
         self._is_due = False
         self._retry: asyncio.TimerHandle | None = None
@@ -62,7 +65,8 @@ class Journal:
         self._is_down = False
         self._is_replacing = False
         """Everything that is not acknowledged is about to be written again; waits for a segment or a sync."""
-        self._has_alarm = False
+        self.has_alarm = False
+        """Whether what is not in SQL takes half of the room that it may take, or more."""
         self._failed_in_a_row = 0
 
     # --- what it says of itself
@@ -83,11 +87,6 @@ class Journal:
         return self._is_admitting
 
     @property
-    def has_alarm(self) -> bool:
-        """Whether what is not in SQL takes half of the room that it may take, or more."""
-        return self._has_alarm
-
-    @property
     def synced_by(self) -> str:
         """Who makes it durable: the kernel, a thread (and why not the kernel), or nobody."""
         return self._syncer.name if self._syncer is not None else "nobody"
@@ -95,15 +94,7 @@ class Journal:
     @property
     def figures(self) -> JournalFigures:
         """What the metrics say."""
-        return JournalFigures(
-            records=self._chain.position,
-            appended_bytes=self._chain.appended_bytes,
-            barriers=self._waiters.came,
-            failed_barriers=self._waiters.failed,
-            syncs=self._watch.syncs,
-            sync_failures=self._watch.failures,
-            spool_bytes=self._supply.spool_bytes,
-        )
+        return read_figures(self._chain, self._waiters, self._watch, self._supply)
 
     # --- opening and closing
 
@@ -141,7 +132,7 @@ class Journal:
         self._watch.close()
         if self._retry is not None:
             self._retry.cancel()
-        self._waiters.fail(partial(_down, "closed"))
+        self._waiters.fail(partial(down, "closed"))
         if self._syncer is not None and not await self._syncer.stop():
             return  # the disk hangs: the files stay open and locked, with whoever is stuck in them
         files = self._chain.list_files()
@@ -166,15 +157,28 @@ class Journal:
             JournalDown: The record is not in the journal and will not be.
         """
         if not self._is_admitting and (is_admission or not self._is_open):
-            raise _down("not writable")
+            raise down("not writable")
         chain = self._chain
         try:
             if chain.write(payload):
+                self._admissions.give()
                 return chain.position
         except OSError as error:
             self._log.error(Event.JOURNAL_WRITE_FAILED, journal_id=self.journal_id, error=str(error))
+        self._admit_slowly()
         self._append_slowly(payload, is_admission=is_admission)
         return chain.position
+
+    def admit(self, payload: bytes) -> Admission:
+        """Append an INTENT; it is written with those of the same turn of the loop, and what it is of waits for that.
+
+        Raises:
+            JournalDown: As ``append``, where that is known at once; else the admission says it.
+        """
+        if self._is_admitting and self._chain.defer(payload, is_admission=True):
+            return self._admissions.add(payload)
+        self.append(payload, is_admission=True)
+        return Admission(payload, None)
 
     def append_end(self, payload: bytes) -> int:
         """Append one record that somebody is about to await the barrier of; returns and raises as ``append``.
@@ -187,25 +191,26 @@ class Journal:
             return self.append(payload)
         if self._syncing is None and not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._dispatch)
+            self._loop.call_soon(self._dispatch)
         return chain.position
 
-    async def barrier(self, position: int) -> None:
-        """Wait until everything up to a position is durable (written, with durability ``write``).
+    def barrier(self, position: int) -> asyncio.Future[None]:
+        """Return what is done when everything up to a position is durable (written, with durability ``write``).
 
-        Raises:
-            JournalDown: It is not durable, and cannot be made so now.
+        It fails with JournalDown where that is not durable, and cannot be made so now.
         """
+        waiting: asyncio.Future[None] = self._loop.create_future()
         if position <= self._chain.durable:
-            return
-        if self._is_down or not self._is_open:
-            self._waiters.refuse()
-            raise _down("down")
-        if self._syncing is None and not self._is_due:
-            # Not at once: whoever else comes to a barrier in this turn of the loop shares the sync.
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._dispatch)
-        await self._waiters.add(position)
+            waiting.set_result(None)
+        elif self._is_down or not self._is_open:
+            self._waiters.refuse(waiting, down("down"))
+        else:
+            self._waiters.add(position, waiting)
+            if self._syncing is None and not self._is_due:
+                # Not at once: whoever else comes to a barrier in this turn of the loop shares the sync.
+                self._is_due = True
+                self._loop.call_soon(self._dispatch)
+        return waiting
 
     # --- shipping
 
@@ -226,7 +231,7 @@ class Journal:
         """Say that SQL has everything up to a position, and that nothing up to it will be needed again."""
         self._shipped = max(self._shipped, position)
         done = self._chain.take_shipped(self._shipped, self._syncing[1] if self._syncing else [])
-        if done or self._has_alarm:  # with the alarm on, others of the folder may have made room
+        if done or self.has_alarm:  # with the alarm on, others of the folder may have made room
             self._supply.put_away(done)
 
     # --- the slow path
@@ -235,19 +240,26 @@ class Journal:
         """Write what waits for the next record; what the disk does not take is kept in memory, like any record."""
         try:
             if self._chain.write_deferred():
+                self._admissions.give()
                 return
         except OSError as error:
             self._log.error(Event.JOURNAL_WRITE_FAILED, journal_id=self.journal_id, error=str(error))
         self._flush()
         self._update()
+        self._admit_slowly()
+
+    def _admit_slowly(self) -> None:
+        """Append what waits for an admission one by one, as far as the disk takes it."""
+        self._chain.drop_intents()
+        self._admissions.give_each(partial(self.append, is_admission=True))
 
     def _append_slowly(self, payload: bytes, *, is_admission: bool) -> None:
         """Append a record that does not simply fit: the segment is full, or the disk takes nothing."""
         chain = self._chain
         if len(payload) + FRAME_BYTES + HEADER_BYTES > self._policy.segment_bytes:
-            raise _down(f"a record of {len(payload)} bytes is larger than a segment")
+            raise down(f"a record of {len(payload)} bytes is larger than a segment")
         if chain.pending_bytes + len(payload) > self._policy.max_pending_bytes:
-            raise _down("too much waits for the disk")
+            raise down("too much waits for the disk")
         is_first = not chain.is_owing
         chain.hold(payload)
         if is_first:  # otherwise others wait already, until there is a segment
@@ -255,7 +267,7 @@ class Journal:
         if is_admission and chain.written < chain.position:
             chain.take_back()
             self._update()  # what waited for this record may be owed now
-            raise _down("no segment to write to")
+            raise down("no segment to write to")
         self._update()
 
     def _flush(self) -> None:
@@ -271,14 +283,13 @@ class Journal:
         self._is_due = False
         if self._syncing is None:
             self._write_deferred()
-            if self._waiters and not self._is_replacing:
+            if self._waiters.waiting and not self._is_replacing:
                 self._sync()
 
     def _sync(self) -> None:
-        chain = self._chain
-        if self._syncer is not None and chain.written > chain.durable:
-            segments = chain.list_unsynced()
-            self._syncing = chain.written, segments
+        if self._syncer is not None and self._chain.written > self._chain.durable:
+            segments = self._chain.list_unsynced()
+            self._syncing = self._chain.written, segments
             self._watch.begin()
             self._syncer.sync([segment.file.descriptor for segment in segments])
 
@@ -295,7 +306,10 @@ class Journal:
                 self._dispatch()
                 return
         else:
-            self._note_sync_failure(failure)
+            self._failed_in_a_row += 1
+            lost = self._chain.position - self._chain.durable
+            log = {"journal_id": self.journal_id, "error": str(failure), "unacknowledged_records": lost}
+            self._log.error(Event.JOURNAL_SYNC_FAILED, **log)
         if not self._is_open:
             return
         if self._failed_in_a_row > 1:
@@ -315,13 +329,6 @@ class Journal:
             self._dispatch()
 
     # --- when the disk fails
-
-    def _note_sync_failure(self, failure: OSError) -> None:
-        self._failed_in_a_row += 1
-        records = self._chain.position - self._chain.durable
-        self._log.error(
-            Event.JOURNAL_SYNC_FAILED, journal_id=self.journal_id, error=str(failure), unacknowledged_records=records
-        )
 
     def _replace(self) -> None:
         """Write everything that is not acknowledged into a new segment, and sync that one alone."""
@@ -343,7 +350,7 @@ class Journal:
         self._is_down = True
         self._is_replacing = False
         self._log.error(Event.JOURNAL_WRITE_FAILED, journal_id=self.journal_id, error=str(reason), is_down=True)
-        self._waiters.fail(partial(_down, str(reason)))
+        self._waiters.fail(partial(down, str(reason)))
         self._update()
         self._retry_later()
 
@@ -357,7 +364,7 @@ class Journal:
 
     def _retry_later(self) -> None:
         if self._retry is None:
-            self._retry = asyncio.get_running_loop().call_later(self._policy.retry_seconds, self._on_retry)
+            self._retry = self._loop.call_later(self._policy.retry_seconds, self._on_retry)
 
     def _on_retry(self) -> None:
         self._retry = None
@@ -372,14 +379,13 @@ class Journal:
         if not self._is_open:
             return
         failure = self._supply.failure
-        is_owing = self._is_replacing or self._chain.is_owing
         if failure is not None:
             self._retry_later()
-            if self._is_replacing or (is_owing and not self._is_down):
+            if self._is_replacing or (self._chain.is_owing and not self._is_down):
                 self._go_down(failure)
         elif self._is_replacing:
             self._replace()
-        elif is_owing and self._syncing is None:
+        elif self._chain.is_owing and self._syncing is None:
             self._go_on()
         self._settle_down()
 
@@ -387,14 +393,8 @@ class Journal:
         """Decide whether anything is admitted, and whether the alarm is on."""
         spool_bytes, max_bytes = self._supply.spool_bytes, self._policy.max_bytes
         has_alarm = spool_bytes * 2 >= max_bytes
-        if has_alarm and not self._has_alarm:
+        if has_alarm and not self.has_alarm:
             self._log.warning(Event.JOURNAL_FILLED, spool_bytes=spool_bytes, max_bytes=max_bytes)
-        self._has_alarm = has_alarm
+        self.has_alarm = has_alarm
         is_blocked = self._is_closing or self._is_down or self._supply.failure is not None or spool_bytes >= max_bytes
         self._is_admitting = self._is_open and not is_blocked and not self._chain.is_owing
-
-
-def _down(detail: str) -> JournalDown:
-    return JournalDown(
-        "Usage cannot be recorded at the moment. Try again in a few seconds.", detail=f"journal: {detail}"
-    )

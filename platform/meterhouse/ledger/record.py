@@ -19,7 +19,7 @@ class UnreadableJournal(Exception):
 
 
 class Intent(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """An attempt is about to be made; written before its connection."""
+    """An attempt is about to be made; written before anything of it is sent."""
 
     request_id: str
     attempt: int

@@ -92,8 +92,9 @@ class SegmentWriter:
         for payload in payloads:
             pieces += _FRAME.pack(len(payload), crc32(payload, seed), number), payload
         data = b"".join(pieces)
-        end = self.offset + len(data)
-        if end > file.size_bytes or self._pwrite(file.descriptor, data, self.offset) != len(data):
+        length = len(data)
+        end = self.offset + length
+        if end > file.size_bytes or self._pwrite(file.descriptor, data, self.offset) != length:
             return False
         self.offset = end
         self.last_position += len(payloads)
@@ -153,7 +154,9 @@ class SegmentScanner:
         buffer, seed, number = self._buffer, self._seed, self.file.number
         start = self.offset - self._base
         last_start = min(len(buffer), self.file.size_bytes - self._base) - FRAME_BYTES
-        while start <= last_start and len(found) < most_records:
+        for _ in range(most_records):
+            if start > last_start:
+                break
             length, crc, of_segment = _FRAME.unpack_from(buffer, start)
             end = start + FRAME_BYTES + length
             if length == 0 or of_segment != number or end > last_start + FRAME_BYTES:

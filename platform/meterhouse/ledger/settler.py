@@ -26,7 +26,7 @@ _NS_PER_MS = 1_000_000
 class AppendsToJournal(Protocol):
     """What whoever leaves a record needs of the journal."""
 
-    def append(self, payload: bytes, *, is_admission: bool = False) -> int:
+    def append(self, payload: bytes) -> int:
         """Write a record; returns its position."""
         ...
 
@@ -55,35 +55,32 @@ class Settler:
         now_ns = time.monotonic_ns()
         tally.settled_ns = now_ns
         tally.records = records = build_records(tally, now_ns)
+        requests = total_tokens = charge_nanos = 0
+        for record in records:
+            requests += record.requests
+            total_tokens += record.usage.total_tokens
+            charge_nanos += record.charge_nanos
+        last = records[-1]
         journal = self._journal
         # Whoever completed a request awaits the barrier next. Nobody need await that of another, which is written now.
-        append = journal.append_end if records[-1].outcome is Outcome.COMPLETED else journal.append
+        append = journal.append_end if last.outcome is Outcome.COMPLETED else journal.append
         try:
             return append(encode(Terminal(records)))
         finally:
-            self._meter.settle(tally.reservation, _settlement(records))
-
-
-def _settlement(records: tuple[UsageRecord, ...]) -> Settlement:
-    requests = total_tokens = charge_nanos = 0
-    for record in records:
-        requests += record.requests
-        total_tokens += record.usage.total_tokens
-        charge_nanos += record.charge_nanos
-    return Settlement(requests, total_tokens, charge_nanos, records[-1].exactness)
+            self._meter.settle(tally.reservation, Settlement(requests, total_tokens, charge_nanos, last.exactness))
 
 
 def build_records(tally: Tally, now_ns: int) -> tuple[UsageRecord, ...]:
     """Make one record for each attempt, or the one of a request that reached no provider (attempt 0)."""
     attempts = tally.attempts or (_unsent(tally),)
     last = attempts[-1]
-    records: list[UsageRecord] = []
+    records: tuple[UsageRecord, ...] = ()
     spent_nanos = 0
     for attempt in attempts:
         record = _record(tally, attempt, now_ns, is_last=attempt is last, spent_nanos=spent_nanos)
         spent_nanos += record.charge_nanos
-        records.append(record)
-    return tuple(records)
+        records += (record,)
+    return records
 
 
 def charged_usage(tally: Tally, attempt: Attempt) -> tuple[Usage, Exactness]:

@@ -13,14 +13,22 @@ TICK_SECONDS = 0.02
 class SyncWatch:
     """One timer for all syncs of a journal: a busy one begins hundreds of them a second. Used on one event loop."""
 
-    def __init__(self, stall_seconds: float, on_tick: Callable[[], None], on_stall: Callable[[OSError], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        stall_seconds: float,
+        on_tick: Callable[[], None],
+        on_stall: Callable[[OSError], None],
+    ) -> None:
         """Prepare.
 
         Args:
+            loop: that which this is used on.
             stall_seconds: how long a sync may take.
             on_tick: called every ``TICK_SECONDS`` while one runs.
             on_stall: told once of a sync that takes longer than it may; the disk may come back.
         """
+        self._loop = loop
         self._stall_seconds = stall_seconds
         self._on_tick = on_tick
         self._on_stall = on_stall
@@ -35,10 +43,9 @@ class SyncWatch:
     def begin(self) -> None:
         """Note that a sync begins."""
         self.syncs += 1
-        loop = asyncio.get_running_loop()
-        self._began_seconds = loop.time()
+        self._began_seconds = self._loop.time()
         if self._timer is None:  # that of an earlier sync does as well
-            self._timer = loop.call_later(TICK_SECONDS, self._look)
+            self._timer = self._loop.call_later(TICK_SECONDS, self._look)
 
     def end(self, failure: OSError | None) -> None:
         """Note how it has ended."""
@@ -54,10 +61,9 @@ class SyncWatch:
         self._timer = None
         if self._began_seconds is None:
             return
-        loop = asyncio.get_running_loop()
-        is_late = loop.time() - self._began_seconds >= self._stall_seconds
+        is_late = self._loop.time() - self._began_seconds >= self._stall_seconds
         if not is_late:
-            self._timer = loop.call_later(TICK_SECONDS, self._look)
+            self._timer = self._loop.call_later(TICK_SECONDS, self._look)
         self._on_tick()  # the last time too: what waits meanwhile does not wait for a disk that hangs
         if is_late:
             self._on_stall(OSError("the disk does not finish a sync"))

@@ -27,6 +27,7 @@ from meterhouse.providers.http_client import (
     MAX_HEADER_LINE_BYTES,
     MAX_HEADERS,
     STOPPING,
+    Clearance,
     Targets,
     check_usable,
     forwarded,
@@ -95,7 +96,7 @@ class AiohttpClient:
         for session in sessions.values():
             await session.close()
 
-    async def post(
+    async def post(  # noqa: PLR0913 - what a request is made of, and when it may leave
         self,
         endpoint: Endpoint,
         path: str,
@@ -104,8 +105,11 @@ class AiohttpClient:
         is_streamed: bool,
         headers: Mapping[str, str] | None,
         seconds: float,
+        clearance: Clearance | None = None,
     ) -> "_NetworkAnswer":
         """Send a body and return when the answer's head is there; raises as ``HttpClient.post``."""
+        if clearance is not None:
+            clearance.insist()
         target = self._targets.of(endpoint, path, is_streamed=is_streamed)
         merged = target.headers
         if headers:

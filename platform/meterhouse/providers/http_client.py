@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from yarl import URL
 
 from meterhouse import __version__
-from meterhouse.errors import UpstreamDown
+from meterhouse.errors import JournalDown, UpstreamDown
 from meterhouse.providers.answer import Answer
 from meterhouse.providers.provider import Endpoint, Provider
 
@@ -42,6 +42,20 @@ class StaleConnection(UpstreamDown):
     """
 
 
+class Clearance(Protocol):
+    """Whether a request may leave yet: not before it is written down that it does."""
+
+    is_given: bool
+
+    def tell(self, on_known: Callable[[JournalDown | None], None]) -> None:
+        """Call back when it is known, and at once if it is: with None when it may leave, else with why it may not."""
+        ...
+
+    def insist(self) -> None:
+        """Have it given now, for what cannot be held back; raises JournalDown where it will not be."""
+        ...
+
+
 class HttpClient(Protocol):
     """Sends requests over connections that it keeps. Entered once, in the event loop that it works in."""
 
@@ -58,7 +72,7 @@ class HttpClient(Protocol):
         """Close every connection; answers that are still read fail with UpstreamDown."""
         ...
 
-    async def post(
+    async def post(  # noqa: PLR0913 - what a request is made of, and when it may leave
         self,
         endpoint: Endpoint,
         path: str,
@@ -67,10 +81,12 @@ class HttpClient(Protocol):
         is_streamed: bool,
         headers: Mapping[str, str] | None,
         seconds: float,
+        clearance: Clearance | None = None,
     ) -> Answer:
         """Send a body and return when the answer's head is there; a request that may have been read is never repeated.
 
         Raises:
+            JournalDown: It was not cleared, and nothing of it was sent.
             UpstreamDown: not reached, or what came is no usable HTTP.
             UpstreamTimeout: no connection, or no head, within the seconds.
         """

@@ -14,7 +14,7 @@ from meterhouse.errors import UpstreamDown
 from meterhouse.providers.aiohttp_client import AiohttpClient
 from meterhouse.providers.answer import Answer, Opener
 from meterhouse.providers.http1.client import Http1Client
-from meterhouse.providers.http_client import HttpClient
+from meterhouse.providers.http_client import Clearance, HttpClient
 from meterhouse.providers.provider import Endpoint
 
 ClientName = Literal["httptools", "aiohttp"]
@@ -45,7 +45,7 @@ class Upstream:
         """Connections in use now; those that idle in the pool do not count."""
         return self._client.open_connections
 
-    def open(
+    def open(  # noqa: PLR0913 - what a request is made of, and when it may leave
         self,
         endpoint: Endpoint,
         path: str,
@@ -54,24 +54,31 @@ class Upstream:
         is_streamed: bool,
         headers: Mapping[str, str] | None = None,
         timeout_seconds: float | None = None,
+        clearance: Clearance | None = None,
     ) -> Awaitable[Answer]:
         """Send a POST and return when the answer's head is there, whatever its status.
 
         ``headers`` may carry a trace context, a content type other than JSON and, to Anthropic, a version; everything
         else in it is dropped.
-        Without ``timeout_seconds`` the head is waited for as long as the provider's row allows.
+        Without ``timeout_seconds`` the head is waited for as long as the provider's row allows. With a ``clearance``
+        nothing leaves before it is given.
 
         Raises:
+            JournalDown: It was not cleared, and nothing of it was sent.
             UpstreamDown: not reached, or what came is no usable HTTP (a redirect, an encoded body, no HTTP at all).
             UpstreamTimeout: no connection, or no head, in time.
         """
         if endpoint.provider.wire == "simulator":
             if self._simulator is None:
                 raise UpstreamDown("The simulator is switched off.")
+            if clearance is not None:
+                clearance.insist()
             return self._simulator.open(endpoint, path, body, is_streamed=is_streamed)
         timeouts = endpoint.provider.timeouts
         seconds = timeout_seconds or (timeouts.first_token_seconds if is_streamed else timeouts.total_seconds)
-        return self._client.post(endpoint, path, body, is_streamed=is_streamed, headers=headers, seconds=seconds)
+        return self._client.post(
+            endpoint, path, body, is_streamed=is_streamed, headers=headers, seconds=seconds, clearance=clearance
+        )
 
     async def fetch(
         self, endpoint: Endpoint, path: str, *, timeout_seconds: float, limit_bytes: int

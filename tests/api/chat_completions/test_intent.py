@@ -3,6 +3,7 @@
 import pytest
 
 from fakes.gateway import Gateway
+from meterhouse.ledger.admission import Admission
 from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.record import Intent, decode
 from meterhouse.usage import UsageRecord
@@ -17,9 +18,9 @@ class Listening:
         self._journal = journal
         self.heard: list[bytes] = []
 
-    def append(self, payload: bytes, *, is_admission: bool = False) -> int:
+    def admit(self, payload: bytes) -> Admission:
         self.heard.append(payload)
-        return self._journal.append(payload, is_admission=is_admission)
+        return self._journal.admit(payload)
 
 
 @pytest.mark.parametrize("stream", [False, True])

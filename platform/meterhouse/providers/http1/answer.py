@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
+from meterhouse.errors import GatewayError, UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.answer import Take, parse_retry_after
 from meterhouse.providers.http_client import CLOSED
 
@@ -63,7 +63,7 @@ class Http1Answer(msgspec.Struct, eq=False):
     """Of who waits for the head, or for more of the body."""
     take: Take | None = None
     """Of who waits for more of the body: gets it first."""
-    failure: UpstreamError | None = None
+    failure: GatewayError | None = None
     """What came instead of the head, or of the rest of the body."""
     is_whole: bool = False
     """Whether all of the body has come."""
@@ -86,6 +86,12 @@ class Http1Answer(msgspec.Struct, eq=False):
         """Note that nothing more will come; the text goes on from the provider's name."""
         self.source = None
         self.failure = kind(f"The provider {self.provider} {text}.", detail=detail)
+        self._wake()
+
+    def refuse(self, refusal: GatewayError) -> None:
+        """Note why the request was never sent."""
+        self.source = None
+        self.failure = refusal
         self._wake()
 
     # --- read by the caller

@@ -19,6 +19,7 @@ from meterhouse.providers.http_client import (
     MAX_CONNECTIONS,
     OK,
     STOPPING,
+    Clearance,
     StaleConnection,
     Targets,
     check_usable,
@@ -71,7 +72,7 @@ class Http1Client:
         if self._pool is not None:
             await self._pool.close()
 
-    def post(
+    def post(  # noqa: PLR0913 - what a request is made of, and when it may leave
         self,
         endpoint: Endpoint,
         path: str,
@@ -80,6 +81,7 @@ class Http1Client:
         is_streamed: bool,
         headers: Mapping[str, str] | None,
         seconds: float,
+        clearance: Clearance | None = None,
     ) -> Coroutine[Any, Any, Http1Answer]:
         """Send a body and return when the answer's head is there; raises as ``HttpClient.post``."""
         target = self._targets.of(endpoint, path, is_streamed=is_streamed)
@@ -88,8 +90,8 @@ class Http1Client:
             head = target.head("POST", {**target.headers, **forwarded(target.headers, headers)}) + b"Content-Length: "
         size = len(body)
         if size <= PIECE_BYTES:
-            return self._send(target, b"%b%d\r\n\r\n%b" % (head, size, body), b"", seconds)
-        return self._send(target, b"%b%d\r\n\r\n" % (head, size), body, seconds)
+            return self._send(target, b"%b%d\r\n\r\n%b" % (head, size, body), b"", seconds, clearance)
+        return self._send(target, b"%b%d\r\n\r\n" % (head, size), body, seconds, clearance)
 
     async def get(self, endpoint: Endpoint, path: str, *, seconds: float) -> Http1Answer:
         """Ask for a document; raises as ``HttpClient.post``.
@@ -105,18 +107,24 @@ class Http1Client:
         except StaleConnection:
             return await self._send(target, head, b"", deadline - loop.time())
 
-    async def _send(self, target: _Target, message: bytes, rest: bytes, seconds: float) -> Http1Answer:
+    async def _send(
+        self, target: _Target, message: bytes, rest: bytes, seconds: float, clearance: Clearance | None = None
+    ) -> Http1Answer:
         pool, site = self._pool, target.site
         if pool is None or pool.is_closed:
             raise _stopping()
         loop = pool.loop
         now_seconds = loop.time()
+        if clearance is not None and rest:
+            clearance.insist()
         connection = site.try_lease(now_seconds)
         if connection is None:
+            if clearance is not None:
+                clearance.insist()
             connection = await site.lease(target.provider, min(target.connect_seconds, max(0.001, seconds)))
         answer = Http1Answer(loop, connection, target.provider)
         try:
-            connection.send(answer, message, rest, now_seconds + seconds)
+            connection.send(answer, message, rest, now_seconds + seconds, clearance)
             if answer.failure is None:
                 answer.waiter = loop.create_future()
                 await answer.waiter

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import httptools
 
-from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
+from meterhouse.errors import JournalDown, UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.http1.answer import MOST_WAITING_BYTES, PIECE_COST_BYTES, Http1Answer
 from meterhouse.providers.http1.head_watch import HeadWatch
-from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS, StaleConnection
+from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS, Clearance, StaleConnection
 
 MAX_SILENT_BYTES = 65_536
 """Most bytes without one of a body among them: heads, interim answers, chunk extensions, trailers."""
@@ -61,6 +61,7 @@ class Connection(asyncio.Protocol):
         "_header_count",
         "_headers",
         "_heard_bytes",
+        "_held",
         "_is_closed",
         "_is_reusable",
         "_is_secure",
@@ -93,6 +94,8 @@ class Connection(asyncio.Protocol):
         self.on_body = self._pieces.append
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._unsent: memoryview | None = None
+        self._held: bytes | None = None
+        """A request that may not leave yet."""
         self._is_write_paused = self.is_paused = self._is_closed = self._was_used = False
         self._is_secure = self._has_farewell = False
         self._answer: Http1Answer | None = None
@@ -105,10 +108,18 @@ class Connection(asyncio.Protocol):
         """Whether a request can be sent, as far as is known here."""
         return self._transport is not None and not self._is_closed and not self._transport.is_closing()
 
-    def send(self, answer: Http1Answer, message: bytes, rest: bytes, deadline_seconds: float) -> None:
+    def send(
+        self,
+        answer: Http1Answer,
+        message: bytes,
+        rest: bytes,
+        deadline_seconds: float,
+        clearance: Clearance | None = None,
+    ) -> None:
         """Send a request, of a long one the rest of its body piece by piece; its answer is fed.
 
-        It fails if its head is not there by the deadline of the loop's clock, or the connection is gone already.
+        It fails if its head is not there by the deadline of the loop's clock, or the connection is gone already. One
+        with a clearance that is not given yet is held back until it is; a long one must have it.
         """
         transport = self._transport
         if transport is None or self._is_closed or transport.is_closing():
@@ -124,6 +135,10 @@ class Connection(asyncio.Protocol):
         head_watch.waiting[self] = None
         if head_watch.looks_at_seconds > deadline_seconds:
             head_watch.look_at(deadline_seconds)
+        if clearance is not None and not clearance.is_given:
+            self._held = message
+            clearance.tell(self._leave)
+            return
         transport.write(message)
         if rest:
             self._unsent = memoryview(rest)
@@ -141,7 +156,7 @@ class Connection(asyncio.Protocol):
         if self._is_closed:
             return
         self._is_closed = True
-        self._answer = self._unsent = None
+        self._answer = self._unsent = self._held = None
         self._parser = None  # it holds this connection's methods
         self._head_watch.waiting.pop(self, None)
         self._owner.forget(self)
@@ -171,8 +186,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Feed the answer that was asked for; a connection that speaks unasked is closed."""
         answer, parser = self._answer, self._parser
-        if answer is None or parser is None:
-            self.close()
+        if answer is None or parser is None or self._held is not None:
+            self.lose(UpstreamDown, "spoke before it was asked")
             return
         nonsense = ""
         is_first, had_head = not self._heard_bytes, self._has_head
@@ -293,6 +308,18 @@ class Connection(asyncio.Protocol):
             self._is_reusable = self._parser.should_keep_alive()
 
     # --- inside
+
+    def _leave(self, refusal: JournalDown | None) -> None:
+        """Send the request that was held back, or fail it where it may not be sent."""
+        held, self._held = self._held, None
+        answer, transport = self._answer, self._transport
+        if held is None or answer is None or transport is None:
+            return  # it was given up meanwhile
+        if refusal is not None:
+            self.close()
+            answer.refuse(refusal)
+        elif not transport.is_closing():  # as in ``_send_more``
+            transport.write(held)
 
     def _finish(self, answer: Http1Answer) -> None:
         """Part with a whole answer, and go back if another request may follow: all sent, nothing more said."""
