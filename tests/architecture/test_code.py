@@ -23,7 +23,6 @@ TASKS_ALLOWED = {
 }
 BROAD_EXCEPT_ALLOWED = {
     "http/middleware.py": "the request edge: anything unforeseen is a 500 and pages",
-    "http/refusals.py": "the one writer; kept in _writing until it ends, and the last flush waits for it",
     "http/tasks.py": "the supervisor of the loops: one that fails is logged and begun again",
 }
 MAX_BROAD_EXCEPTS = 3
