@@ -171,7 +171,7 @@ class SegmentChain:
             As ``flush``.
 
         Raises:
-            OSError: The new segment cannot be written.
+            OSError: The new segment cannot be written, or takes nothing of it: no sync follows then that goes on.
         """
         doubtful = [segment for segment in self._segments if segment.first_position > self.durable]
         written, self.written = self.written, self.durable
@@ -183,6 +183,8 @@ class SegmentChain:
             raise
         self._dirty = [self._segments[-1]]
         if not self.flush():
+            if self.written == self.durable:
+                raise OSError(f"{file.path} takes nothing")
             return False
         # All that these hold stands in the new segment; an older one also holds what was acknowledged.
         self._forget(doubtful)
