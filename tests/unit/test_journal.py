@@ -4,10 +4,20 @@ import os
 import pytest
 
 from fakes.files import FaultyFiles
-from fakes.journals import SMALL, EventLog, abandon, new_journal, opened_journal, read_all, until
+from fakes.journals import (
+    SMALL,
+    EventLog,
+    abandon,
+    new_journal,
+    opened_journal,
+    read_all,
+    until,
+    until_there_is_a_reserve,
+)
 from meterhouse.errors import JournalDown
 from meterhouse.ledger.files import OsFiles
 from meterhouse.ledger.folder import JournalPolicy
+from meterhouse.ledger.segment import HEADER_BYTES
 
 
 def names(folder, suffix):
@@ -288,3 +298,17 @@ async def test_shipped_segments_are_used_again_when_there_are_enough_of_them(tmp
     found, damages = read_all(tmp_path)
     assert found[-1][0] == 120
     assert not damages
+
+
+async def test_a_rewrite_of_which_the_new_segment_takes_nothing_is_tried_again(tmp_path):
+    files = FaultyFiles()
+    async with opened_journal(tmp_path, files=files) as journal:
+        await until_there_is_a_reserve(journal)
+        position = journal.append(b"needle" * 20)
+        files.fail_syncs(1)
+        files.fail_writes(2, torn_bytes=HEADER_BYTES)  # the header whole, and less of the record
+        with pytest.raises(JournalDown):
+            await asyncio.wait_for(journal.barrier(position), 30)
+        await until(lambda: journal.is_writable)
+        await journal.barrier(position)
+    assert read_all(tmp_path)[0] == [(1, b"needle" * 20)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import random
 
 import pytest
@@ -29,6 +30,7 @@ from meterhouse.ledger.adopter import Adopter
 from meterhouse.ledger.chain import MOST_DEFERRED
 from meterhouse.ledger.files import OsFiles
 from meterhouse.ledger.folder import JournalPolicy
+from meterhouse.ledger.segment import FRAME_BYTES
 from meterhouse.usage import Outcome
 
 LARGE = JournalPolicy(segment_bytes=1 << 20, retry_seconds=0.01)
@@ -40,9 +42,16 @@ class CountedFiles(FaultyFiles):
     def __init__(self) -> None:
         super().__init__(loses_power=True)
         self.writes: list[bytes] = []
+        self.room_bytes: int | None = None
+        """What the disk takes yet, if it is filling."""
 
     def pwrite(self, descriptor: int, data: bytes, offset: int, /) -> int:  # type: ignore[override]
         self.writes.append(bytes(data))
+        if self.room_bytes is not None:
+            if not self.room_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            data = data[: self.room_bytes]
+            self.room_bytes -= len(data)
         return super().pwrite(descriptor, data, offset)
 
 
@@ -223,6 +232,30 @@ async def test_of_intents_that_a_record_was_to_be_written_with_those_are_refused
     await journal.barrier(position)
     await lose_power(journal, files)
     assert read_all(tmp_path, files)[0] == [(1, b"of one that runs")]
+
+
+async def test_what_a_short_write_brought_into_the_file_whole_keeps_its_position_though_the_disk_is_full(
+    tmp_path, files, begun
+):
+    journal = new_journal(tmp_path, files=files)
+    await journal.open()
+    await until_there_is_a_reserve(journal)
+    reader = journal.open_reader(lambda _: None)
+    await journal.barrier(journal.append(b"acknowledged"))
+    for payload in (b"first", b"second", b"third"):
+        begun.admit(journal, payload)
+    files.room_bytes = 2 * FRAME_BYTES + len(b"first" + b"second" + b"th")
+    await asyncio.sleep(0)
+    assert (begun.given, begun.refused) == ([b"first", b"second"], [b"third"])
+    reader.read(until=journal.durable_position, max_records=9)  # it has seen what stands there, too
+    files.room_bytes = None
+    end = journal.append(b"an end")
+    await until(lambda: journal.is_writable)
+    await journal.barrier(end)
+    found = reader.read(until=end, max_records=9) + reader.read(until=end, max_records=9)
+    assert found == list(enumerate([b"first", b"second", b"an end"], 2))
+    await lose_power(journal, files)
+    assert read_all(tmp_path, files)[0] == [(1, b"acknowledged"), *found]
 
 
 async def test_an_intent_that_does_not_fit_any_more_goes_into_the_next_segment(tmp_path, files, begun):

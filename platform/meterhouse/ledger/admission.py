@@ -87,12 +87,14 @@ class Admissions:
             if admission.on_known is not None:
                 admission.on_known(None)
 
-    def give_each(self, append: Callable[[bytes], object]) -> None:
-        """Append one after the other by itself, and refuse those that are not written."""
+    def give_each(self, append: Callable[[bytes], object], last: int) -> None:
+        """Append the last ones, each by itself, and refuse those that are not written; the others are written."""
         waiting, self.waiting = self.waiting, []
-        for admission in waiting:
+        written = len(waiting) - last
+        for number, admission in enumerate(waiting):
             try:
-                append(admission.payload)
+                if number >= written:
+                    append(admission.payload)
             except JournalDown as error:
                 admission.error = error
             admission.is_given = admission.error is None

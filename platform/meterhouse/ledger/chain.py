@@ -65,16 +65,19 @@ class SegmentChain:
         """Write one record, and before it what waits for it.
 
         Returns:
-            False when they do not simply fit; then nothing has changed.
+            False when they do not simply fit. It is not written then; of what waits, the first may be.
 
         Raises:
-            OSError: The disk does not take them; nothing has changed either.
+            OSError: The disk does not take them; nothing has changed.
         """
+        if self.is_owing:
+            return False
         waiting = self._pending[self.written - self.durable :]
-        if self.is_owing or not self._segments[-1].append(*waiting, *self._intents, payload):
+        if not self._segments[-1].append(*waiting, *self._intents, payload):
+            self._note_written()
             return False
         if self._intents:
-            self._place_intents()
+            self._place_intents(len(self._intents))
         self.position = self.written = self.position + 1
         self._deferred_bytes = 0
         if self._has_sync:
@@ -116,16 +119,19 @@ class SegmentChain:
         if self.written == self.position and not self._intents:
             return True
         if not self._segments[-1].append(*self._pending[self.written - self.durable :], *self._intents):
+            self._note_written()
             return False
         if self._intents:
-            self._place_intents()
+            self._place_intents(len(self._intents))
         self.written = self.position
         self._deferred_bytes = 0
         return True
 
-    def drop_intents(self) -> None:
-        """Let go what waits for the end of the loop's turn: it is appended one by one, or refused."""
+    def drop_intents(self) -> int:
+        """Let go what waits for the end of the loop's turn: it is appended one by one, or refused. Says how many."""
+        count = len(self._intents)
         self._intents.clear()
+        return count
 
     def hold(self, payload: bytes) -> None:
         """Append one record in memory; ``flush`` writes it."""
@@ -165,7 +171,7 @@ class SegmentChain:
             As ``flush``.
 
         Raises:
-            OSError: The new segment cannot be written.
+            OSError: The new segment cannot be written, or takes nothing of it: no sync follows then that goes on.
         """
         doubtful = [segment for segment in self._segments if segment.first_position > self.durable]
         written, self.written = self.written, self.durable
@@ -177,6 +183,8 @@ class SegmentChain:
             raise
         self._dirty = [self._segments[-1]]
         if not self.flush():
+            if self.written == self.durable:
+                raise OSError(f"{file.path} takes nothing")
             return False
         # All that these hold stands in the new segment; an older one also holds what was acknowledged.
         self._forget(doubtful)
@@ -203,12 +211,20 @@ class SegmentChain:
         self._forget(done)
         return [segment.file for segment in done]
 
-    def _place_intents(self) -> None:
-        """Give positions to what waited for the end of the loop's turn: it is written."""
-        self._pending += self._intents
-        self.pending_bytes += sum(map(len, self._intents))
-        self.position += len(self._intents)
-        self._intents.clear()
+    def _place_intents(self, count: int) -> None:
+        """Give positions to the first of what waited for the end of the loop's turn: they are written."""
+        placed = self._intents[:count]
+        del self._intents[:count]
+        self._pending += placed
+        self.pending_bytes += sum(map(len, placed))
+        self.position += len(placed)
+
+    def _note_written(self) -> None:
+        """Count what a write of several has brought into the segment that was written in part."""
+        last_position = self._segments[-1].last_position
+        if last_position > self.position:
+            self._place_intents(last_position - self.position)
+        self.written = last_position
 
     def _append(self, payload: bytes) -> bool:
         try:

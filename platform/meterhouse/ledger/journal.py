@@ -250,8 +250,8 @@ class Journal:
 
     def _admit_slowly(self) -> None:
         """Append what waits for an admission one by one, as far as the disk takes it."""
-        self._chain.drop_intents()
-        self._admissions.give_each(partial(self.append, is_admission=True))
+        left = self._chain.drop_intents()
+        self._admissions.give_each(partial(self.append, is_admission=True), left)
 
     def _append_slowly(self, payload: bytes, *, is_admission: bool) -> None:
         """Append a record that does not simply fit: the segment is full, or the disk takes nothing."""

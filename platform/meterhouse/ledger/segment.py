@@ -81,10 +81,11 @@ class SegmentWriter:
         """Write records in one go, in this order.
 
         Returns:
-            False when there is no room for them, or they were written in part; then none of them counts.
+            False when there is no room for them, or they were written in part. Those that are in the file then, whole,
+            do count (``last_position``): a reader finds them, and nothing else may ever stand at their positions.
 
         Raises:
-            OSError: The disk takes nothing; none of them counts either.
+            OSError: The disk takes nothing; none of them counts.
         """
         file, seed = self.file, self._seed
         number = file.number
@@ -92,13 +93,24 @@ class SegmentWriter:
         for payload in payloads:
             pieces += _FRAME.pack(len(payload), crc32(payload, seed), number), payload
         data = b"".join(pieces)
-        length = len(data)
-        end = self.offset + length
-        if end > file.size_bytes or self._pwrite(file.descriptor, data, self.offset) != length:
+        end = self.offset + len(data)
+        if end > file.size_bytes:
+            return False
+        written = self._pwrite(file.descriptor, data, self.offset)
+        if written != len(data):
+            self._count_whole(payloads, self.offset + written)
             return False
         self.offset = end
         self.last_position += len(payloads)
         return True
+
+    def _count_whole(self, payloads: tuple[bytes, ...], written_end: int) -> None:
+        for payload in payloads:
+            end = self.offset + FRAME_BYTES + len(payload)
+            if end > written_end:
+                return
+            self.offset = end
+            self.last_position += 1
 
 
 class SegmentScanner:
