@@ -79,6 +79,15 @@ def test_figures_are_read_with_all_that_has_ended(house: House) -> None:
         assert count == requests
 
 
+def test_one_that_cannot_be_told_of_takes_no_other_with_it(house: House) -> None:
+    for name in "abcd":
+        house.finish(name)
+    house.observer._waiting[1].began_ns = 1 << 80  # no time that there is
+    with pytest.raises((OverflowError, ValueError)):
+        house.observer.flush()
+    assert house.told() == ["a", "c", "d"]
+
+
 def test_an_observer_that_ends_tells_the_rest(house: House) -> None:
     with house.observer:
         house.finish("a")

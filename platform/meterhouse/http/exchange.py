@@ -160,9 +160,15 @@ class Observer:
 
     def flush(self) -> None:
         """Say of all that wait how they went, in the order in which they ended."""
-        waiting, self._waiting = self._waiting, []
-        for exchange in waiting:
-            self._tell(exchange)
+        waiting, self._waiting = iter(self._waiting), []
+        try:
+            for exchange in waiting:
+                self._tell(exchange)
+        finally:
+            # One that cannot be told of takes nothing from those after it.
+            self._waiting[:0] = waiting
+            if self._waiting:
+                self.flush()
 
     def _flush_in_time(self) -> None:
         self._is_scheduled = False
