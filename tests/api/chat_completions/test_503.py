@@ -75,11 +75,12 @@ def test_a_stream_whose_record_cannot_be_made_durable_has_its_text_and_an_error_
 
 
 async def give_all_at_once(x: Exchange) -> None:
-    choice = {"index": 0, "delta": {"content": "All."}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    text = {"id": "c", "choices": [{"index": 0, "delta": {"content": "All."}}]}
+    finish = {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage}
     await x.hold("the answer")
     await x.head(200, {"content-type": "text/event-stream"})
-    await x.emit(f"data: {json.dumps({'id': 'c', 'choices': [choice], 'usage': usage})}\n\ndata: [DONE]\n\n".encode())
+    await x.emit(f"data: {json.dumps(text)}\n\ndata: {json.dumps(finish)}\n\ndata: [DONE]\n\n".encode())
     await x.end()
 
 
