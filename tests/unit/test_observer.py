@@ -88,10 +88,11 @@ def test_one_that_cannot_be_told_of_takes_no_other_with_it(house: House) -> None
     assert house.told() == ["a", "c", "d"]
 
 
-def test_an_observer_that_ends_tells_the_rest(house: House) -> None:
+def test_an_observer_that_ends_tells_the_rest_and_has_nobody_wait_from_then_on(house: House) -> None:
     with house.observer:
         house.finish("a")
-    assert house.told() == ["a"]
+    house.finish("b")
+    assert house.told() == ["a", "b"]
 
 
 def test_a_line_has_the_time_at_which_its_request_ended(house: House) -> None:
