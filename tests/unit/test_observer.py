@@ -79,10 +79,20 @@ def test_figures_are_read_with_all_that_has_ended(house: House) -> None:
         assert count == requests
 
 
-def test_an_observer_that_ends_tells_the_rest(house: House) -> None:
+def test_one_that_cannot_be_told_of_takes_no_other_with_it(house: House) -> None:
+    for name in "abcd":
+        house.finish(name)
+    house.observer._waiting[1].began_ns = 1 << 80  # no time that there is
+    with pytest.raises((OverflowError, ValueError)):
+        house.observer.flush()
+    assert house.told() == ["a", "c", "d"]
+
+
+def test_an_observer_that_ends_tells_the_rest_and_has_nobody_wait_from_then_on(house: House) -> None:
     with house.observer:
         house.finish("a")
-    assert house.told() == ["a"]
+    house.finish("b")
+    assert house.told() == ["a", "b"]
 
 
 def test_a_line_has_the_time_at_which_its_request_ended(house: House) -> None:

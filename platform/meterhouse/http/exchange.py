@@ -133,6 +133,7 @@ class Observer:
         request_log, metrics, tracing = told
         metrics.before_reading(self.flush)
         self._waiting: list[Exchange] = []
+        self._most_waiting = self.MOST_WAITING
         self._is_scheduled = False
         self._call_later = call_later
         self._request_log = request_log
@@ -145,6 +146,8 @@ class Observer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # A request that is broken off now may end later than any timer rings.
+        self._most_waiting = 0
         self.flush()
 
     def finish(self, exchange: Exchange) -> None:
@@ -152,7 +155,7 @@ class Observer:
         exchange.ended_ns = time.monotonic_ns()
         waiting = self._waiting
         waiting.append(exchange)
-        if exchange.error is not None or len(waiting) >= self.MOST_WAITING:
+        if exchange.error is not None or len(waiting) >= self._most_waiting:
             self.flush()
         elif not self._is_scheduled:
             self._is_scheduled = True
@@ -160,9 +163,15 @@ class Observer:
 
     def flush(self) -> None:
         """Say of all that wait how they went, in the order in which they ended."""
-        waiting, self._waiting = self._waiting, []
-        for exchange in waiting:
-            self._tell(exchange)
+        waiting, self._waiting = iter(self._waiting), []
+        try:
+            for exchange in waiting:
+                self._tell(exchange)
+        finally:
+            # One that cannot be told of takes nothing from those after it.
+            self._waiting[:0] = waiting
+            if self._waiting:
+                self.flush()
 
     def _flush_in_time(self) -> None:
         self._is_scheduled = False

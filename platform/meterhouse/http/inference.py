@@ -138,7 +138,7 @@ class InferenceEndpoint:
                 await _release(answer, call, exchange, headers)
             except GatewayError as error:
                 exchange.error = error
-                if not outlet.is_started and not outlet.unsent:
+                if not outlet.is_started and (outlet.is_gone or not outlet.unsent):
                     raise
                 await outlet.fail(error)
             finally:

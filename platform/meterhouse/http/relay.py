@@ -123,7 +123,9 @@ class StreamRelay:
 
     def _pass_on(self, data: bytes) -> bool:
         """Forward at once where nobody has to be waited for; False: nothing was forwarded."""
-        if self._progress.is_done and self._attempt.reported is not None and self._call.outlet.owe(data):
+        progress = self._progress
+        is_over = progress.is_done and progress.failure is None and self._attempt.reported is not None
+        if is_over and self._call.outlet.owe(data):
             # Nothing but the record is waited for any more: what came with the end leaves with it, in one write.
             self._call.look_at_ns = 0
             return True

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from api.asking import error_of, events_of, marked, text_of
+from failure.raw_client import Client as RawClient
+from failure.raw_client import ask
+from fakes.exchange import Exchange
 from fakes.files import FaultyFiles
 from fakes.gateway import Gateway, provider_environment
 from fakes.upstream import FakeUpstream
@@ -69,3 +72,40 @@ def test_a_stream_whose_record_cannot_be_made_durable_has_its_text_and_an_error_
             *chunks, last = events_of(body)
             assert text_of([json.loads(chunk) for chunk in chunks]) == answer_text(marker, 3)
             assert error_of(last)["code"] == "ledger_unavailable"
+
+
+async def give_all_at_once(x: Exchange) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    text = {"id": "c", "choices": [{"index": 0, "delta": {"content": "All."}}]}
+    finish = {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage}
+    await x.hold("the answer")
+    await x.head(200, {"content-type": "text/event-stream"})
+    await x.emit(f"data: {json.dumps(text)}\n\ndata: {json.dumps(finish)}\n\ndata: [DONE]\n\n".encode())
+    await x.end()
+
+
+def test_a_client_that_left_before_anything_was_sent_has_the_status_of_what_went_wrong(
+    up: FakeUpstream, tmp_path: Path
+) -> None:
+    files = FaultyFiles()
+    up.script("all-at-once", give_all_at_once)
+    with Gateway(tmp_path / "data", provider_environment("fake", up.base_url), files=files) as gateway:
+        pacer = gateway.parts.inference.pacer
+        client = RawClient(gateway.url, gateway.key, ask("fake/all-at-once", stream=True))
+        deadline = time.monotonic() + 60
+        while not (calls := [call for call in gateway.call(lambda: pacer.calls) if call.is_watched]):
+            assert time.monotonic() < deadline
+        files.hold_syncs()
+        up.wait_for(lambda truth: truth.attempts[-1].is_held)
+        up.release(name="all-at-once")
+        files.wait_until_held()
+        client.leave()
+        while not calls[0].outlet.is_gone:
+            assert time.monotonic() < deadline
+        files.fail_syncs()
+        files.release_syncs()
+        while not (lines := [line for line in gateway.log_lines() if line["event"] == "request.finished"]):
+            assert time.monotonic() < deadline
+        # A look of the pacer's may have come between, and sent the text.
+        assert (lines[0]["error_code"], lines[0]["status"] in {200, 503}) == ("ledger_unavailable", True)
+        files.heal()

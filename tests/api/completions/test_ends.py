@@ -60,3 +60,20 @@ def test_an_end_waits_for_the_record_where_fewer_choices_come_than_were_asked_fo
     assert (text_of(client), client.finish_reasons) == ("One choice.", ["stop"])
     (record,) = gateway.records(client.request_id)
     assert record.outcome is Outcome.COMPLETED
+
+
+async def give_no_finish(exchange: Exchange) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+    only = json.loads(chunk("Words.").removeprefix(b"data: ")) | {"usage": usage}
+    await exchange.head(200, {"content-type": "text/event-stream"})
+    await exchange.emit(f"data: {json.dumps(only)}\n\ndata: [DONE]\n\n".encode())
+    await exchange.end()
+
+
+def test_text_that_came_with_a_done_that_ends_nothing_is_not_lost(gateway: Gateway, up: FakeUpstream) -> None:
+    up.script("unfinished", give_no_finish)
+    client = stream_one(gateway, "fake/unfinished", "ends-unfinished").read_all()
+    assert b"Words." in client.body
+    assert (client.status, client.has_done) == (200, False)
+    (record,) = gateway.records(client.request_id)
+    assert (record.outcome, record.usage.output_tokens) == (Outcome.UPSTREAM_FAILED, 1)
