@@ -109,7 +109,9 @@ async def test_an_expired_lease_is_reaped_before_any_of_them_is_judged(bench: Re
     assert await bench.counts(gauge) == (0, 2)
 
 
-async def test_what_was_settled_holds_nothing_where_a_lease_is_reaped_and_the_clock_went_back(bench: RedisBench) -> None:
+async def test_what_was_settled_holds_nothing_where_a_lease_is_reaped_and_the_clock_went_back(
+    bench: RedisBench,
+) -> None:
     """Admissions are dated by the learning that was later; what is settled is remembered by the clock."""
     await bench.state(BUDGET)
     bench.clock.move(hours=-1)
