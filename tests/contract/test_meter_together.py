@@ -140,6 +140,18 @@ async def test_a_hold_that_cannot_be_read_refuses_its_own_request_alone(bench: R
     assert await bench.counts(BUDGET) == (0, 220)
 
 
+async def test_a_demand_that_cannot_be_told_fails_alone(bench: RedisBench) -> None:
+    """Nobody can ask for so much; but what is wrong with one demand must not leave all others of its tick waiting."""
+    await bench.state(BUDGET)
+    sizes = [100, 2**64, 100]
+    demands = [*[build_demand(BUDGET, output_tokens=size) for size in sizes], build_demand(root_key_id=OTHER_KEY)]
+    async with asyncio.timeout(20):
+        decided = await asyncio.gather(*map(bench.meter.reserve, demands), return_exceptions=True)
+    assert is_admitted(decided) == [True, False, True, True]
+    assert isinstance(decided[1], OverflowError)
+    assert await bench.counts(BUDGET) == (0, 220)
+
+
 async def test_who_leaves_before_the_call_is_in_no_call(bench: RedisBench) -> None:
     await bench.state(BUDGET)
     tasks = [asyncio.ensure_future(bench.meter.reserve(build_demand(BUDGET))) for _ in range(3)]
