@@ -15,9 +15,10 @@ from fakes.meter_bench import LEASE_MS, OTHER_ORGANIZATION, RedisBench, ServerCl
 from fakes.meter_oracle import KEY, ORGANIZATION, admitted, build_demand, key_limits, settlement_of
 from fakes.servers import RedisServer
 from meterhouse.errors import MeterDown
-from meterhouse.limits.layout import keys_of
+from meterhouse.limits.layout import encode_settle, keys_of
 from meterhouse.limits.redis import RedisMeter
 from meterhouse.limits.reserves import MOST_TOGETHER
+from meterhouse.limits.scripts import load_scripts
 from meterhouse.metering import Demand, Refusal, Reservation, Scope
 
 OTHER_KEY = "key_2"
@@ -108,6 +109,23 @@ async def test_an_expired_lease_is_reaped_before_any_of_them_is_judged(bench: Re
     assert await bench.counts(gauge) == (0, 2)
 
 
+async def test_what_was_settled_holds_nothing_where_a_lease_is_reaped_and_the_clock_went_back(
+    bench: RedisBench,
+) -> None:
+    """Admissions are dated by the learning that was later; what is settled is remembered by the clock."""
+    await bench.state(BUDGET)
+    bench.clock.move(hours=-1)
+    await bench.admit(BUDGET)
+    await bench.replace_worker()
+    bench.clock.move(ms=2 * LEASE_MS)
+    gone = build_demand(BUDGET)
+    released = encode_settle([(gone.request_id, settlement_of(requests=0))])
+    await bench.link.call(load_scripts().settle, keys_of(ORGANIZATION), released)
+    decided = await reserve_together(bench, [gone, build_demand(BUDGET)])
+    assert [admitted(one).allowance_tokens for one in decided] == [0, 100]
+    assert await bench.counts(BUDGET) == (0, 110)
+
+
 async def test_a_hold_that_cannot_be_read_refuses_its_own_request_alone(bench: RedisBench) -> None:
     await bench.state(BUDGET)
     broken = build_demand(BUDGET)
@@ -119,6 +137,18 @@ async def test_a_hold_that_cannot_be_read_refuses_its_own_request_alone(bench: R
     decided = await asyncio.gather(*[bench.meter.reserve(demand) for demand in demands], return_exceptions=True)
     assert is_admitted(decided) == [True, False, True]
     assert isinstance(decided[1], MeterDown)
+    assert await bench.counts(BUDGET) == (0, 220)
+
+
+async def test_a_demand_that_cannot_be_told_fails_alone(bench: RedisBench) -> None:
+    """Nobody can ask for so much; but what is wrong with one demand must not leave all others of its tick waiting."""
+    await bench.state(BUDGET)
+    sizes = [100, 2**64, 100]
+    demands = [*[build_demand(BUDGET, output_tokens=size) for size in sizes], build_demand(root_key_id=OTHER_KEY)]
+    async with asyncio.timeout(20):
+        decided = await asyncio.gather(*map(bench.meter.reserve, demands), return_exceptions=True)
+    assert is_admitted(decided) == [True, False, True, True]
+    assert isinstance(decided[1], OverflowError)
     assert await bench.counts(BUDGET) == (0, 220)
 
 

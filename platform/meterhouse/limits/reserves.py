@@ -53,6 +53,7 @@ class Reserves:
         The future raises:
             LinkDown: Redis cannot be asked now.
             CommandRefused: The script failed.
+            OverflowError: An amount of the demand has more than 64 bits.
         """
         loop = asyncio.get_running_loop()
         future = loop.create_future()
@@ -79,11 +80,16 @@ class Reserves:
 
     def _send(self, plan: Plan, waiting: Sequence[Waiting]) -> None:
         silence_ms = self._find_silence_ms(plan.organization_id)
-        payload = encode_reserve(plan, [demand for demand, _ in waiting], self._lease_ms, silence_ms)
-        self._link.send_now(self._script, plan.keys, payload, _Replies(waiting, partial(self._send_each, plan)))
+        replies = _Replies(waiting, partial(self._send_each, plan))
+        try:
+            payload = encode_reserve(plan, [demand for demand, _ in waiting], self._lease_ms, silence_ms)
+        except OverflowError as error:
+            replies.set_exception(error)
+        else:
+            self._link.send_now(self._script, plan.keys, payload, replies)
 
     def _send_each(self, plan: Plan, waiting: Sequence[Waiting]) -> None:
-        """Send each alone, so that the one that is refused stands for no other."""
+        """Send each alone, so that the one that is refused, or cannot be told, stands for no other."""
         for one in waiting:
             self._send(plan, (one,))
 
@@ -104,7 +110,7 @@ class _Replies:
                 future.set_result(reply)
 
     def set_exception(self, error: Exception, /) -> None:
-        if isinstance(error, CommandRefused) and len(self._waiting) > 1:
+        if isinstance(error, CommandRefused | OverflowError) and len(self._waiting) > 1:
             self._send_each([one for one in self._waiting if not one[1].done()])
             return
         for _, future in self._waiting:

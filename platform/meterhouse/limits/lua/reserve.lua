@@ -51,7 +51,12 @@ if is_known(values) then
   local next_lease = is_any_new and call('ZRANGE', l, '0', '0', 'WITHSCORES')[2]
   if next_lease and tonumber(next_lease) <= lease_now then
     local rare = rarely()
-    if rare.is_silence_over(silence) and rare.reap(50) > 0 then holds, resolved = look_up() end
+    if rare.is_silence_over(silence) and rare.reap(50) > 0 then
+      -- A learning that began later than now has moved now on, and with it the sets of settled ids that are looked at.
+      local before = resolved
+      holds, resolved = look_up()
+      for i = 1, #ids do resolved[i] = resolved[i] or before[i] end
+    end
     values, places = read(plan, PLAN, {plan[2], plan[3], plan[4]})
   end
   local slots
