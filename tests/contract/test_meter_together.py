@@ -152,7 +152,7 @@ async def test_a_demand_that_cannot_be_told_fails_alone(bench: RedisBench) -> No
     assert await bench.counts(BUDGET) == (0, 220)
 
 
-async def test_who_leaves_before_the_call_is_in_no_call(bench: RedisBench) -> None:
+async def test_who_leaves_before_the_call_holds_nothing(bench: RedisBench) -> None:
     await bench.state(BUDGET)
     tasks = [asyncio.ensure_future(bench.meter.reserve(build_demand(BUDGET))) for _ in range(3)]
     await asyncio.sleep(0)
