@@ -184,6 +184,7 @@ async def test_many_speak_to_it_at_once_and_say_nothing(house: House) -> None:
 
 
 async def test_a_host_that_is_told_to_stop_has_shipped_everything(house: House) -> None:
+    await asyncio.to_thread(wait_clerk, house)
     keys = [await asyncio.to_thread(house.new_key) for _ in range(2)]
     with ThreadPoolExecutor(4) as pool:
         talks = list(pool.map(lambda number: house.ask(keys[number % 2]), range(40)))
