@@ -24,9 +24,7 @@ BUDGET = "spend 0.000001 USD total"
 
 @pytest.fixture
 async def bench(timed_redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[RedisBench]:
-    timed_redis_server.flush()
-    bench = RedisBench(clock=ServerClock(timed_redis_server), server=timed_redis_server, folder=tmp_path)
-    async with open_bench(bench):
+    async with timed_bench(timed_redis_server, tmp_path) as bench:
         yield bench
 
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import redis
 
-from fakes.meter_bench import LEASE_MS, OTHER_ORGANIZATION, RedisBench, ServerClock, open_bench
+from fakes.meter_bench import LEASE_MS, OTHER_ORGANIZATION, RedisBench, timed_bench
 from fakes.meter_oracle import KEY, ORGANIZATION, admitted, build_demand, key_limits, settlement_of
 from fakes.servers import RedisServer
 from meterhouse.errors import MeterDown
@@ -34,9 +34,7 @@ PERIODS = (
 
 @pytest.fixture
 async def bench(timed_redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[RedisBench]:
-    timed_redis_server.flush()
-    bench = RedisBench(clock=ServerClock(timed_redis_server), server=timed_redis_server, folder=tmp_path)
-    async with open_bench(bench):
+    async with timed_bench(timed_redis_server, tmp_path) as bench:
         yield bench
 
 

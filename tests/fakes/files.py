@@ -157,3 +157,22 @@ class FaultyFiles(OsFiles):
 def _identity(descriptor: int) -> tuple[int, int]:
     found = os.fstat(descriptor)
     return found.st_dev, found.st_ino
+
+
+class CountedFiles(FaultyFiles):
+    """Remembers what was written in one go; its disk can be filling."""
+
+    def __init__(self, *, loses_power: bool = False) -> None:
+        super().__init__(loses_power=loses_power)
+        self.writes: list[bytes] = []
+        self.room_bytes: int | None = None
+        """What the disk takes yet, if it is filling."""
+
+    def pwrite(self, descriptor: int, data: bytes, offset: int, /) -> int:  # type: ignore[override]
+        self.writes.append(bytes(data))
+        if self.room_bytes is not None:
+            if not self.room_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            data = data[: self.room_bytes]
+            self.room_bytes -= len(data)
+        return super().pwrite(descriptor, data, offset)

@@ -2,12 +2,11 @@
 
 import asyncio
 import errno
-import os
 import random
 
 import pytest
 
-from fakes.files import FaultyFiles
+from fakes.files import CountedFiles
 from fakes.journals import (
     SMALL,
     EventLog,
@@ -36,25 +35,6 @@ from meterhouse.usage import Outcome
 LARGE = JournalPolicy(segment_bytes=1 << 20, retry_seconds=0.01)
 
 
-class CountedFiles(FaultyFiles):
-    """Remembers what was written in one go."""
-
-    def __init__(self) -> None:
-        super().__init__(loses_power=True)
-        self.writes: list[bytes] = []
-        self.room_bytes: int | None = None
-        """What the disk takes yet, if it is filling."""
-
-    def pwrite(self, descriptor: int, data: bytes, offset: int, /) -> int:  # type: ignore[override]
-        self.writes.append(bytes(data))
-        if self.room_bytes is not None:
-            if not self.room_bytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            data = data[: self.room_bytes]
-            self.room_bytes -= len(data)
-        return super().pwrite(descriptor, data, offset)
-
-
 class Begun:
     """What was told to begin or not, in order."""
 
@@ -77,7 +57,7 @@ class Begun:
 
 @pytest.fixture
 def files():
-    return CountedFiles()
+    return CountedFiles(loses_power=True)
 
 
 @pytest.fixture

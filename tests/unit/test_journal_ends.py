@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fakes.files import FaultyFiles
+from fakes.files import CountedFiles
 from fakes.journals import (
     SMALL,
     EventLog,
@@ -32,18 +32,6 @@ from meterhouse.ledger.files import OsFiles
 from meterhouse.ledger.folder import JournalPolicy
 from meterhouse.ledger.shipper import Shipper
 from meterhouse.usage import Outcome
-
-
-class CountedFiles(FaultyFiles):
-    """Remembers what was written in one go."""
-
-    def __init__(self, *, loses_power: bool = False) -> None:
-        super().__init__(loses_power=loses_power)
-        self.writes: list[bytes] = []
-
-    def pwrite(self, descriptor: int, data: bytes, offset: int, /) -> int:  # type: ignore[override]
-        self.writes.append(bytes(data))
-        return super().pwrite(descriptor, data, offset)
 
 
 @pytest.fixture
