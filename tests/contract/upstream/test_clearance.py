@@ -52,6 +52,15 @@ def client(request):
     return request.param
 
 
+async def hold(upstream, server: Server) -> tuple[Gate, asyncio.Future]:
+    """Have a request held back on a warm connection; returns what lets it go, and who asks."""
+    await warm(upstream, server)
+    gate = Gate()
+    asking = asyncio.ensure_future(ask(upstream, server, clearance=gate))
+    await until(lambda: gate.is_awaited)
+    return gate, asking
+
+
 async def test_a_request_leaves_when_it_is_cleared_and_not_before(upstream):
     async with serving(reply(sized(b"{}"))) as server:
         await warm(upstream, server)
@@ -83,10 +92,7 @@ async def test_a_request_that_is_refused_fails_with_the_reason_and_is_never_sent
 
 async def test_a_request_that_is_given_up_is_not_sent_when_it_is_cleared_later(upstream):
     async with serving(reply(sized(b"{}"))) as server:
-        await warm(upstream, server)
-        gate = Gate()
-        asking = asyncio.ensure_future(ask(upstream, server, clearance=gate))
-        await until(lambda: gate.is_awaited)
+        gate, asking = await hold(upstream, server)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
@@ -103,10 +109,7 @@ async def test_a_server_that_answers_before_it_was_asked_is_not_believed(upstrea
         writer.write(sized(b'{"of": "nobody"}', OK))
 
     async with serving(twice_soon) as server:
-        await warm(upstream, server)
-        gate = Gate()
-        asking = asyncio.ensure_future(ask(upstream, server, clearance=gate))
-        await until(lambda: gate.is_awaited)
+        gate, asking = await hold(upstream, server)
         server.go_on.set()
         with pytest.raises(UpstreamDown):
             await asking
@@ -123,10 +126,7 @@ async def test_a_connection_that_ends_while_a_request_is_held_fails_it(upstream)
         writer.close()
 
     async with serving(answer_and_end) as server:
-        await warm(upstream, server)
-        gate = Gate()
-        asking = asyncio.ensure_future(ask(upstream, server, clearance=gate))
-        await until(lambda: gate.is_awaited)
+        gate, asking = await hold(upstream, server)
         server.go_on.set()
         with pytest.raises(UpstreamDown):
             await asking
