@@ -234,8 +234,9 @@ class Gateway:
         return data
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """Return the JSON lines that were logged so far."""
-        return [json.loads(line) for line in self.log_path.read_bytes().splitlines() if line]
+        """Return the JSON lines that were logged so far; the last one may still be on its way."""
+        whole, _, _ = self.log_path.read_bytes().rpartition(b"\n")
+        return [json.loads(line) for line in whole.splitlines() if line]
 
     # --- the thread
 

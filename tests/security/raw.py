@@ -43,21 +43,21 @@ def connect(gateway: Gateway) -> socket.socket:
     return socket.create_connection((host, int(port)), 10)
 
 
-def say(gateway: Gateway, data: bytes, silence_seconds: float = 0.3) -> Heard:
-    """Send bytes on a connection of their own and listen until the server closes or says nothing for a while."""
+def say(gateway: Gateway, data: bytes, silence_seconds: float = 0.3, answers: int = 1) -> Heard:
+    """Send bytes on a connection of their own and listen until the server closes, or has answered and falls silent."""
     with connect(gateway) as connection:
         # The server may refuse, and close, before all is sent.
         with suppress(ConnectionError):
             connection.sendall(data)
-        return listen(connection, silence_seconds)
+        return listen(connection, silence_seconds, answers)
 
 
-def listen(connection: socket.socket, silence_seconds: float) -> Heard:
-    """Listen until nothing has come for so long; for the rest of an answer that has begun longer."""
+def listen(connection: socket.socket, silence_seconds: float, answers: int = 0) -> Heard:
+    """Listen until nothing has come for so long; for so many answers, and the rest of one that has begun, longer."""
     connection.settimeout(silence_seconds)
     heard = b""
     try:
-        while piece := _hear(connection, heard):
+        while piece := _hear(connection, heard, answers):
             heard += piece
     except TimeoutError:
         return Heard(heard, is_closed=False)
@@ -66,13 +66,14 @@ def listen(connection: socket.socket, silence_seconds: float) -> Heard:
     return Heard(heard, is_closed=True)
 
 
-def _hear(connection: socket.socket, heard: bytes) -> bytes:
+def _hear(connection: socket.socket, heard: bytes, answers: int) -> bytes:
     give_up_at = time.monotonic() + REST_SECONDS
     while True:
         try:
             return connection.recv(1 << 16)
         except TimeoutError:
-            if _is_whole(heard) or time.monotonic() > give_up_at:
+            is_all = _is_whole(heard) and len(_HEAD.findall(heard)) >= answers
+            if is_all or time.monotonic() > give_up_at:
                 raise
 
 

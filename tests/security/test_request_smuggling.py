@@ -103,7 +103,7 @@ def test_a_trailer_is_no_header(gateway: Gateway) -> None:
 def test_requests_one_after_another_have_their_own_answers(gateway: Gateway) -> None:
     """The control: honest requests on one connection."""
     one = post(gateway.key, b"content-length: " + LENGTH) + b"\r\n" + BODY
-    heard = say(gateway, one + HIDDEN)
+    heard = say(gateway, one + HIDDEN, answers=2)
     assert heard.statuses == [200, 404]
 
 

@@ -3,6 +3,7 @@
 import http.client
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +134,14 @@ def test_a_client_that_leaves_is_one_line(gateway: Gateway, up: FakeUpstream) ->
 
 
 def test_there_is_exactly_one_line_for_each_of_many_requests(gateway: Gateway) -> None:
-    before = len(finished(gateway))
     ids = [gateway.chat(PRICED, stream=bool(index % 2))[1]["x-request-id"] for index in range(20)]
     ids += [
         gateway.request("GET", path)[1]["x-request-id"] for path in ("/", "/health", "/v1/models", "/none", "/metrics")
     ]
     for request_id in ids:
         line_of(gateway, request_id)
-    assert len(finished(gateway)) == before + 25
+    counts = Counter(line["request_id"] for line in finished(gateway))
+    assert [counts[request_id] for request_id in ids] == [1] * 25
     assert len(set(ids)) == 25
 
 

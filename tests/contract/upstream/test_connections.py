@@ -51,7 +51,7 @@ async def test_there_are_never_more_connections_than_the_bound_and_all_are_serve
 
 
 async def test_whoever_waits_for_a_connection_waits_for_the_connect_timeout_at_most():
-    async with small_client(1) as client, serving(one_event_then_wait, connect_seconds=0.05) as server:
+    async with small_client(1) as client, serving(one_event_then_wait, connect_seconds=0.5) as server:
         first = await post(client, server)
         with pytest.raises(UpstreamTimeout, match="connected to in time"):
             await post(client, server)
