@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from meterhouse.errors import UpstreamDown
 from meterhouse.http.alike import MOST_AT_ONCE, MOST_TRIES, AlikeChunks
 from meterhouse.http.chunk import Chunk, decode_chunk, is_failure, read_usage, text_of
-from meterhouse.http.sse import frame
+from meterhouse.http.sse import MAX_EVENT_BYTES, frame
 from meterhouse.http.tidy import tidy
 
 ASKED = "asked/model"
@@ -38,17 +38,28 @@ def sent_for(payload: bytes, read: Chunk) -> bytes:
 
 
 def tell(alike: AlikeChunks, payload: bytes) -> tuple[str, bytes] | None:
-    """Return what is told of one chunk, which stands behind another in its read, and of which it is the last or not."""
-    told = alike.tell([b"before", payload], 1)
-    assert alike.tell([b"before", payload, b"{}", payload], 1) == told
+    """Return what is told of one chunk, alone and among others, as events and as payloads."""
+    event = event_of(payload)
+    told = alike.tell(event)
+    assert alike.tell_payloads([b"before", payload], 1) == told
+    assert alike.tell_payloads([b"before", payload, b"{}", payload], 1) == told
     if told is None:
-        assert alike.tell([payload, payload], 0) is None
+        assert alike.tell(event + event) is None
+        assert alike.tell_payloads([payload, payload], 0) is None
         return None
     chunks, text, text_bytes, sent = told
     assert (chunks, text_bytes) == (1, len(text.encode()))
-    assert alike.tell([payload, payload], 0) == (2, 2 * text, 2 * text_bytes, 2 * sent)
-    assert alike.tell([payload, payload, b"{}"], 0) == (2, 2 * text, 2 * text_bytes, 2 * sent)
+    assert alike.tell(event + event) == (2, 2 * text, 2 * text_bytes, 2 * sent)
+    assert alike.tell_payloads([payload, payload], 0) == alike.tell(event + event)
+    assert alike.tell_payloads([payload, payload, b"{}"], 0) == alike.tell(event + event)
+    for behind in (b"data: {}\n\n", b"data: [DONE]\n\n", event[:-1], event[:-2], event[:9]):
+        assert alike.tell(event + behind) is alike.tell(event + event + behind) is None
+    assert alike.tell(event[:-1]) is alike.tell(event[:-2]) is alike.tell(event[:-3]) is None
     return text, sent
+
+
+def event_of(payload: bytes) -> bytes:
+    return b"data: %b\n\n" % payload
 
 
 def hear(alike: AlikeChunks, payload: bytes) -> str | None:
@@ -90,9 +101,6 @@ def test_a_text_that_is_not_ascii_is_told() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        chunk({"content": 'a "quote"'}),
-        chunk({"content": "a\nline"}),
-        chunk({"content": "back\\slash"}),
         chunk({"content": ""}),
         chunk({"content": None}),
         chunk({}),
@@ -109,50 +117,103 @@ def test_a_text_that_is_not_ascii_is_told() -> None:
         {"error": {"message": "no"}},
     ],
 )
-def test_what_differs_in_more_than_a_plain_text_is_read(other: dict[str, Any]) -> None:
+def test_what_differs_in_more_than_a_text_is_read(other: dict[str, Any]) -> None:
     alike = AlikeChunks()
     hear(alike, spell(chunk({"content": "Hello"})))
     assert hear(alike, spell(chunk({"content": "there"}))) == "there"
     assert tell(alike, spell(other)) is None
 
 
-@pytest.mark.parametrize("other", [chunk({"content": '"'}), chunk({"content": "c"}, {"index": 1}), chunk({}), {}])
+@pytest.mark.parametrize("other", [chunk({"content": ""}), chunk({"content": "c"}, {"index": 1}), chunk({}), {}])
 def test_a_read_is_told_up_to_the_chunk_that_differs(other: dict[str, Any]) -> None:
     alike = AlikeChunks()
     hear(alike, spell(chunk({"content": "Hello"})))
     words = [spell(chunk({"content": word})) for word in ("a", "b", "d")]
     payloads = [*words[:2], spell(other), words[2]]
-    sent = b"".join(sent_for(word, decode_chunk(word)) for word in words[:2])
-    assert alike.tell(payloads, 0) == (2, "ab", 2, sent)
-    assert alike.tell(payloads, 1) == (1, "b", 1, sent_for(words[1], decode_chunk(words[1])))
-    assert alike.tell(payloads, 2) is None
-    assert alike.tell(payloads, 3) == (1, "d", 1, sent_for(words[2], decode_chunk(words[2])))
+    sent = [sent_for(word, decode_chunk(word)) for word in words]
+    assert alike.tell_payloads(payloads, 0) == (2, "ab", 2, sent[0] + sent[1])
+    assert alike.tell_payloads(payloads, 1) == (1, "b", 1, sent[1])
+    assert alike.tell_payloads(payloads, 2) is None
+    assert alike.tell_payloads(payloads, 3) == (1, "d", 1, sent[2])
+    assert alike.tell(b"".join(map(event_of, payloads))) is None
 
 
-def test_of_a_long_read_a_part_is_told_at_a_time() -> None:
+@pytest.mark.parametrize(
+    "behind", [b": comment\n\n", b"event: x\n\n", b"\n", b"d", b"data:x\n\n", b"data: x\ndata: y\n\n"]
+)
+def test_lines_of_another_kind_are_never_told(behind: bytes) -> None:
+    alike = AlikeChunks()
+    hear(alike, spell(chunk({"content": "Hello"})))
+    event = event_of(spell(chunk({"content": "a"})))
+    for data in (behind, behind + event, event + behind, event + event + behind, event + behind + event):
+        assert alike.tell(data) is None
+    assert alike.tell(event[:-2] + b"\ndata: y\n\n") is None
+
+
+def test_of_a_long_list_a_part_is_told_at_a_time() -> None:
     alike = AlikeChunks()
     hear(alike, spell(chunk({"content": "Hello"})))
     words = [spell(chunk({"content": f"{number} "})) for number in range(MOST_AT_ONCE + 2)]
-    told = alike.tell(words, 0), alike.tell(words, MOST_AT_ONCE)
+    told = alike.tell_payloads(words, 0), alike.tell_payloads(words, MOST_AT_ONCE)
     assert [row[0] for row in told if row is not None] == [MOST_AT_ONCE, 2]
+    whole = alike.tell(b"".join(map(event_of, words)))
+    assert whole is not None
+    assert whole[0] == len(words)
+
+
+def test_an_event_that_is_too_long_is_not_told() -> None:
+    alike = AlikeChunks()
+    hear(alike, spell(chunk({"content": "Hello"})))
+    assert alike.tell(event_of(spell(chunk({"content": "x" * MAX_EVENT_BYTES})))) is None
+
+
+@pytest.mark.parametrize(
+    "text", ['"', "\n", "\\", "\t a", 'a "quote"', "x\u2028y", "\x7f", "\u3000", "\U0001f600", "\\n", '\\"']
+)
+@pytest.mark.parametrize("spelling", range(3))
+def test_a_text_with_escapes_is_told(text: str, spelling: int) -> None:
+    alike = AlikeChunks()
+    assert hear(alike, spell(chunk({"content": "Hello"}), spelling)) is None
+    assert hear(alike, spell(chunk({"content": text}), spelling)) == text
+
+
+def test_a_text_whose_chunk_may_be_searched_for_others_is_read() -> None:
+    alike = AlikeChunks()
+    hear(alike, spell(chunk({"content": "Hello"}), 1))
+    # Spelled by escapes it is twelve times as long as Python counts it.
+    assert hear(alike, spell(chunk({"content": "\U0001f600" * 200}), 1)) is None
+    assert hear(alike, spell(chunk({"content": "\U0001f600" * 200}))) is not None
 
 
 def test_halves_of_a_character_in_two_chunks_are_none() -> None:
     alike = AlikeChunks()
     before, after = spell(chunk({"content": "Hello"})).split(b"Hello")
     hear(alike, before + b"Hello" + after)
-    halves = [before + half + after for half in (b"a", b"b\xc3", b"\x9f")]
-    assert alike.tell(halves, 0) == (1, "a", 1, sent_for(halves[0], decode_chunk(halves[0])))
-    assert alike.tell(halves, 1) is None
+    for halves in ((b"b\xc3", b"\x9f"), (rb"\ud83d", rb"\ude00"), (b"b\\", b"n")):
+        payloads = [before + half + after for half in (b"a", *halves)]
+        told = (1, "a", 1, sent_for(payloads[0], decode_chunk(payloads[0])))
+        assert alike.tell_payloads(payloads, 0) == told
+        assert alike.tell(b"".join(map(event_of, payloads))) is None
+        assert alike.tell_payloads(payloads, 1) is None
 
 
 def test_payloads_that_are_joined_in_one_are_none() -> None:
     alike = AlikeChunks()
     payload = spell(chunk({"content": "Hello"}))
     hear(alike, payload)
-    joined = payload + b"\n" + payload
-    assert alike.tell([joined], 0) is None
-    assert alike.tell([joined, payload], 0) is None
+    for between in (b"\n", b"\n\n", b"\n\ndata: "):
+        joined = payload + between + payload
+        assert alike.tell_payloads([joined], 0) is None
+        assert alike.tell_payloads([joined, payload], 0) is None
+    assert alike.tell(event_of(payload + b"\n" + payload)) is None
+
+
+def test_a_payload_of_several_lines_is_never_learned() -> None:
+    alike = AlikeChunks()
+    payload = spell(chunk({"content": "Hello"})).replace(b'{"id"', b'{\n"id"')
+    hear(alike, payload)
+    assert tell(alike, payload) is None
+    assert tell(alike, payload.replace(b"\n", b" ")) is None
 
 
 @pytest.mark.parametrize("spelling", range(3))
@@ -169,8 +230,10 @@ def test_where_each_chunk_has_the_role_those_behind_the_second_are_told() -> Non
     assert [hear(alike, payload) for _ in range(3)] == [None, None, "Hello"]
 
 
-@pytest.mark.parametrize("raw", [b"\xff", b"\xed\xa0\x80", b"\x00", b"\x1f", b"\t", b"\x7f"])
-def test_bytes_that_are_no_plain_text_are_read(raw: bytes) -> None:
+@pytest.mark.parametrize(
+    "raw", [b"\xff", b"\xed\xa0\x80", b"\x00", b"\x1f", b"\t", rb"\x", rb"\ud83d", rb"\u12", b"\\"]
+)
+def test_bytes_that_are_no_text_are_read(raw: bytes) -> None:
     alike = AlikeChunks()
     before, after = spell(chunk({"content": "Hello"})).split(b"Hello")
     hear(alike, before + b"Hello" + after)

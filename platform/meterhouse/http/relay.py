@@ -59,6 +59,8 @@ class StreamRelay:
         self._attempt = call.tally.attempts[-1]
         self._progress = Progress(self._attempt)
         self._alike = AlikeChunks()
+        self._events = opened.reader if isinstance(opened.reader, SseReader) else None
+        """What splits the provider's bytes, where they are such events as go to the client."""
         self._passes_text = True
         """Whether what the model writes goes out as it comes."""
         asked = call.asked
@@ -79,7 +81,7 @@ class StreamRelay:
         """
         call, progress = self._call, self._progress
         payloads, self._opened.payloads = self._opened.payloads, []
-        take = self._take_at_once if isinstance(self._opened.reader, SseReader) else None
+        take = self._take_at_once if self._events is not None else None
         try:
             has_ended = False
             while not has_ended:
@@ -174,20 +176,19 @@ class StreamRelay:
         So it is with most of a stream: text and nothing else, that is covered, for a client that reads. All else is not
         taken, and looked at by the task.
         """
-        alike, call, reader = self._alike, self._call, self._opened.reader
-        if not alike.before or not data.endswith(alike.after, 0, -2) or self._progress.finished:
+        events, call = self._events, self._call
+        if events is None or not events.is_between or self._progress.finished:
             return False
-        assert isinstance(reader, SseReader)
-        payloads = reader.split(data)
-        told = alike.tell(payloads, 0) if payloads else None
-        if told is None or payloads is None or told[0] < len(payloads):
+        told = self._alike.tell(data)
+        if told is None or call.guard.reason is not None or not call.outlet.is_open:
             return False
         chunks, text, text_bytes, sent = told
-        if call.guard.reason is not None or not call.outlet.is_open or not self._is_surely_held(text_bytes):
+        if not self._is_surely_held(text_bytes):
             return False
         self._progress.note_text(text, text_bytes, chunks)
-        self._note_covered()
-        self._pass_on(sent)
+        # As in ``_pass_on``: before the bytes leave. What may be told holds nothing back (``_passes_text``).
+        self._parts.checkpointer.note(call.tally)
+        call.outlet.pass_on(sent)
         call.event_at_ns = call.outlet.wrote_at_ns
         return True
 
@@ -197,7 +198,7 @@ class StreamRelay:
         frames: list[bytes] = []
         position, count = 0, len(payloads)
         while position < count:
-            if alike.before and not progress.finished and (told := alike.tell(payloads, position)) is not None:
+            if not progress.finished and (told := alike.tell_payloads(payloads, position)) is not None:
                 chunks, text, text_bytes, sent = told
                 progress.note_text(text, text_bytes, chunks)
                 frames.append(sent)

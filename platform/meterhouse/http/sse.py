@@ -13,9 +13,11 @@ MAX_EVENT_BYTES = 1_048_576
 DONE = b"[DONE]"
 DONE_FRAME = b"data: [DONE]\n\n"
 KEEP_ALIVE_FRAME = b": keep-alive\n\n"
+DATA_PREFIX = b"data: "
+EVENT_END = b"\n\n"
+BETWEEN = EVENT_END + DATA_PREFIX
+"""What stands between the payloads of two events."""
 
-_DATA_PREFIX = b"data: "
-_BETWEEN = b"\n\n" + _DATA_PREFIX
 _KIND = re.compile(r"[a-z0-9_.]{1,64}")
 
 
@@ -50,26 +52,21 @@ class SseReader:
         Raises:
             UpstreamDown: An event is longer than 1 MB.
         """
-        payloads = self.split(data)
-        if payloads is not None:
-            return payloads
         if not self._is_plain:
             return self._feed_lines(data)
         if b"\r" in data:
             return self._feed_lines(self._leave_plain() + data)
+        if not self._rest and len(data) <= MAX_EVENT_BYTES and data.startswith(DATA_PREFIX) and data.endswith(b"\n\n"):
+            # Nothing but whole events, each of one line of data: almost always.
+            payloads = data[6:-2].split(BETWEEN)
+            if b"\n" not in b"".join(payloads):
+                return payloads
         return self._feed_plain(data)
 
-    def split(self, data: bytes) -> list[bytes] | None:
-        """Return the payloads of bytes that are nothing but whole events, each of one line of data: almost always.
-
-        None: they are something else, or something waits for them, and are to be fed.
-        """
-        if not self._is_plain or self._rest or b"\r" in data or len(data) > MAX_EVENT_BYTES:
-            return None
-        if not data.endswith(b"\n\n") or not data.startswith(_DATA_PREFIX):
-            return None
-        payloads = data[6:-2].split(_BETWEEN)
-        return None if b"\n" in b"".join(payloads) else payloads
+    @property
+    def is_between(self) -> bool:
+        """Whether the next bytes begin an event, in a stream none of whose lines ended with CR."""
+        return self._is_plain and not self._rest
 
     def close(self) -> list[bytes]:
         """Say that the bytes have ended; an event without its empty line is not delivered."""
@@ -109,13 +106,13 @@ class SseReader:
             complete = data[:end]
             rest += data[end + 2 :]
         _check_length(len(rest))
-        if complete.startswith(_DATA_PREFIX) and len(complete) <= MAX_EVENT_BYTES:
-            payloads = complete[6:].split(_BETWEEN)
+        if complete.startswith(DATA_PREFIX) and len(complete) <= MAX_EVENT_BYTES:
+            payloads = complete[6:].split(BETWEEN)
             if complete.count(b"\n") == 2 * (len(payloads) - 1):
                 return payloads  # every event is one line of data: almost always
         payloads = []
         for event in complete.split(b"\n\n"):
-            if event.startswith(_DATA_PREFIX) and b"\n" not in event:
+            if event.startswith(DATA_PREFIX) and b"\n" not in event:
                 _check_length(len(event))
                 payloads.append(event[6:])
             else:

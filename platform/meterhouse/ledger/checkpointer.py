@@ -65,7 +65,8 @@ class Checkpointer:
 
     def note(self, tally: Tally) -> None:
         """Write a checkpoint at once if a stream is 256 tokens past its last one."""
-        tokens = _output_tokens(tally.attempts[-1])
+        attempt = tally.attempts[-1]
+        tokens = attempt.output_tokens_estimate if attempt.reported is None else attempt.reported.output_tokens
         if tokens - tally.checkpointed_tokens >= TOKENS_PER_CHECKPOINT:
             self._write([(tally, tokens)])
 
