@@ -6,6 +6,7 @@ how many streams ended whole. Invariant: nothing is hung up on; the upstream is 
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import time
@@ -143,6 +144,7 @@ async def read_memory(pid: int) -> int:
 
 async def run(arguments: argparse.Namespace) -> None:
     """Open, hold, end, report."""
+    gc.disable()  # what it would hold up is what is measured
     raise_file_limit()
     body = request_body(arguments.model, is_streamed=True, max_tokens=MOST_TOKENS)
     head = (

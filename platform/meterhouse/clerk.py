@@ -26,7 +26,7 @@ from gunicorn.arbiter import Arbiter
 from meterhouse.db.engine import close
 from meterhouse.db.ledger import LedgerStore
 from meterhouse.db.seals import SealStore
-from meterhouse.dev import calm_garbage_collector
+from meterhouse.garbage import calm_garbage_collector
 from meterhouse.http.tasks import Tasks
 from meterhouse.keeper import BEAT
 from meterhouse.ledger.desk import ClerkDesk

@@ -7,7 +7,6 @@ starts use them again.
 import asyncio
 import errno
 import fcntl
-import gc
 import signal
 import socket
 import sys
@@ -24,6 +23,7 @@ from meterhouse import __version__
 from meterhouse.app import build_app
 from meterhouse.console.beside import console_beside
 from meterhouse.errors import InvalidKey
+from meterhouse.garbage import calm_garbage_collector, collect_when_calm
 from meterhouse.gateway import Gateway, Options, open_gateway
 from meterhouse.http.connection import connection_type
 from meterhouse.keys.service import KeyOrder
@@ -32,7 +32,6 @@ from meterhouse.process import forbid_dumps
 from meterhouse.settings import Environment, Settings, SettingsError
 from meterhouse.stores import Stores, make_folder, write_secret
 
-GARBAGE_THRESHOLD = 50_000
 DEV_FILE = "dev.env"
 MODEL = "simulator"
 
@@ -103,7 +102,9 @@ async def run_dev(
                 async with _console(base_url, console_port) as console_url:
                     print_banner(gateway, base_url, keys, console_url)
                     calm_garbage_collector()
-                    await DevServer(server_config(gateway), gateway).serve(sockets=[listener])
+                    server = DevServer(server_config(gateway), gateway)
+                    gateway.inference.tasks.keep(lambda: collect_when_calm(lambda: len(server.server_state.tasks)))
+                    await server.serve(sockets=[listener])
 
 
 @asynccontextmanager
@@ -113,13 +114,6 @@ async def _console(base_url: str, port: int | None) -> AsyncIterator[str]:
         return
     async with console_beside(base_url, port) as url:
         yield url
-
-
-def calm_garbage_collector() -> None:
-    """Collect rarely, and never what lives as long as the process: most of the p99 was collections (speed.md)."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE_THRESHOLD)
 
 
 def server_config(gateway: Gateway) -> uvicorn.Config:

@@ -6,7 +6,7 @@ entry points import this.
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -358,10 +358,9 @@ def _start_loops(inference: InferenceParts, settings: Settings, stores: Stores) 
     keep = inference.tasks.keep
     inference.tasks.start(inference.counter.warm())
     keep(inference.pacer.run)
-    keep(lambda: _repeat(settings.checkpoint_seconds, inference.checkpointer.checkpoint))
+    keep(lambda: repeat(settings.checkpoint_seconds, inference.checkpointer.checkpoint))
     keep(lambda: repeat(settings.checkpoint_seconds, inference.checkpointer.make_durable))
-    uses = inference.checkpointer.collect_uses
-    keep(lambda: repeat(settings.renew_seconds, lambda: inference.meter.renew(uses())))
+    keep(lambda: repeat(settings.renew_seconds, lambda: inference.checkpointer.renew(inference.meter)))
     keep(lambda: _watch_keys(inference, settings.key_check_seconds))
     if stores.notices is not None:
         stores.notices.on(NOTICE, stores.keyring.hear)
@@ -388,9 +387,3 @@ async def _cut_dead_keys(inference: InferenceParts) -> None:
         if call.tally.principal.key_id in dead:
             reason = StreamCut("The key of this request is no longer good.", code="key_revoked")
             inference.pacer.cut(call, reason)
-
-
-async def _repeat(every_seconds: float, work: Callable[[], object]) -> None:
-    while True:
-        await asyncio.sleep(every_seconds)
-        work()

@@ -24,8 +24,9 @@ from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
 
 from meterhouse.arbiter import is_marked_ready, is_marked_worn, mark_ready, mark_worn
-from meterhouse.dev import calm_garbage_collector, server_config
+from meterhouse.dev import server_config
 from meterhouse.errors import GatewayError, StoreDown
+from meterhouse.garbage import calm_garbage_collector, collect_when_calm
 from meterhouse.gateway import Gateway, Options, open_gateway
 from meterhouse.http.connection import Connection
 from meterhouse.http.tasks import Tasks
@@ -167,6 +168,8 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
         gateway.health.metrics.join(lambda: self.app.board.read_others(self.age))
         sharing = Tasks()
         sharing.keep(lambda: self._share(gateway))
+        requests = self._server.server_state.tasks
+        sharing.keep(lambda: collect_when_calm(lambda: len(requests)))
         try:
             await self._server.serve(sockets=self.sockets)
         finally:

@@ -35,7 +35,7 @@ async def test_what_was_written_is_synced_without_a_barrier_of_anybody_else(tmp_
     async with opened_journal(tmp_path, files=files) as journal:
         checkpointer, tally = Checkpointer(journal), running()
         checkpointer.watch(tally)
-        checkpointer.checkpoint()
+        await checkpointer.checkpoint()
         assert files.syncs == 0
         await checkpointer.make_durable()
         assert files.syncs == 1
@@ -47,5 +47,5 @@ async def test_a_journal_that_is_down_stops_nobody(tmp_path: Path) -> None:
     async with opened_journal(tmp_path) as journal:
         checkpointer = Checkpointer(journal)
         checkpointer.watch(running())
-        checkpointer.checkpoint()
+        await checkpointer.checkpoint()
     await checkpointer.make_durable()

@@ -1,10 +1,13 @@
 """Keeps what running requests have used so far where a crash cannot reach it.
 
-Once a second, all streams whose use moved are written as one CHECKPOINT; a stream that moves by 256 tokens before
-that is written at once. Every quarter of a lease, the reservations are renewed with the same figures. Counts only.
+Once a second, all streams whose use moved are written, so many in one CHECKPOINT; a stream that moves by 256 tokens
+before that is written at once. Every quarter of a lease, the reservations are renewed with the same figures. Counts
+only.
+Invariant: whoever goes over all of them lets others have their turn between one handful and the next.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
@@ -17,6 +20,8 @@ from meterhouse.request import Attempt, Tally
 from meterhouse.usage import Usage
 
 TOKENS_PER_CHECKPOINT = 256
+MOST_AT_ONCE = 256
+"""So many are looked at in one turn of the loop, which takes a millisecond or two."""
 
 
 class RenewsLeases(Protocol):
@@ -70,15 +75,17 @@ class Checkpointer:
         if tokens - tally.checkpointed_tokens >= TOKENS_PER_CHECKPOINT:
             self._write([(tally, tokens)])
 
-    def checkpoint(self) -> None:
-        """Write one record for all streams that moved since their last checkpoint."""
-        moved = [
-            (tally, tokens)
-            for tally in self._live.values()
-            if tally.attempts and (tokens := _output_tokens(tally.attempts[-1])) != tally.checkpointed_tokens
-        ]
-        if moved:
-            self._write(moved)
+    async def checkpoint(self) -> None:
+        """Write down all streams that moved since their last checkpoint, a handful in a record, and in a turn."""
+        for handful in self._handfuls(list(self._live.values())):
+            moved = [
+                (tally, tokens)
+                for tally in handful
+                if tally.attempts and (tokens := _output_tokens(tally.attempts[-1])) != tally.checkpointed_tokens
+            ]
+            if moved:
+                self._write(moved)
+            await asyncio.sleep(0)
 
     async def make_durable(self) -> None:
         """Have the disk keep what was written last.
@@ -89,9 +96,19 @@ class Checkpointer:
         with suppress(JournalDown):
             await self._journal.barrier(self._position)
 
-    def collect_uses(self) -> dict[str, Use]:
-        """Say what each live request has used so far, for the renewal of its lease."""
-        return {tally.request_id: _use(tally) for tally in self._live.values()}
+    async def renew(self, meter: RenewsLeases) -> None:
+        """Renew the leases of all live requests with what each has used so far, a handful in a turn."""
+        # Of an organization as many together as can be: the meter asks for each by itself.
+        tallies = sorted(self._live.values(), key=lambda tally: tally.principal.organization_id)
+        for handful in self._handfuls(tallies):
+            await meter.renew({tally.request_id: _use(tally) for tally in handful})
+            await asyncio.sleep(0)
+
+    def _handfuls(self, tallies: list[Tally]) -> Iterator[list[Tally]]:
+        """Give all of these that are live still when their turn comes."""
+        live = self._live
+        for first in range(0, len(tallies), MOST_AT_ONCE):
+            yield [tally for tally in tallies[first : first + MOST_AT_ONCE] if tally.request_id in live]
 
     def _write(self, moved: list[tuple[Tally, int]]) -> None:
         """Write how far these are, each with its output tokens by now."""

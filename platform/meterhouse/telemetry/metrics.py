@@ -13,7 +13,6 @@ from typing import NamedTuple
 from prometheus_client import (
     CollectorRegistry,
     GCCollector,
-    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -24,6 +23,7 @@ from prometheus_client.registry import Collector
 from meterhouse.metering import Refusal
 from meterhouse.telemetry.board import Family, Merged, freeze, merge
 from meterhouse.telemetry.counts import Count, Counts, Spread, Spreads
+from meterhouse.telemetry.process_figures import ProcessFigures
 from meterhouse.telemetry.timings import Timings
 from meterhouse.telemetry.tool_texts import ToolTexts
 from meterhouse.usage import Exactness, Outcome, UsageRecord
@@ -160,7 +160,7 @@ class Metrics:
         self._before_reading: Callable[[], None] | None = None
         self._watches = _Watches()
         registry.register(self._watches)
-        ProcessCollector(namespace="meterhouse", registry=registry)
+        registry.register(ProcessFigures())
         GCCollector(registry=registry)
         self._request_children: dict[tuple[str, int, str, str], Count] = {}
         self._duration_children: dict[str, Spread] = {}

@@ -1,0 +1,44 @@
+"""When the garbage collector looks at what: at the young as ever, at the old when that holds up nobody.
+
+A look at the old takes as long as there is much of them: half a second with nine thousand streams open, of which none
+leaves anything to be collected. Python's own rule takes that look when much was made, which is when many streams open.
+"""
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable
+
+YOUNG = 50_000
+"""So many new objects make Python look at the youngest, which takes 10 to 20 ms."""
+OFTEN = 10
+"""As many looks at a younger generation make one at the next (Python's own)."""
+NEVER = 1_000_000_000
+FEW_REQUESTS = 256
+"""With so many open a look takes some ten milliseconds."""
+PAUSE_SECONDS = 5.0
+LONGEST_SECONDS = 3_600.0
+"""What is garbage and old waits for few open requests no longer than this."""
+
+
+def calm_garbage_collector() -> None:
+    """Collect rarely, and never what lives as long as the process: most of the p99 was collections (speed.md)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG, OFTEN, OFTEN)
+
+
+async def collect_when_calm(count_open: Callable[[], int]) -> None:
+    """Look at the old as often as Python would, but while few requests are open, for as long as this runs."""
+    gc.set_threshold(YOUNG, NEVER, NEVER)
+    looked_at = time.monotonic()
+    try:
+        while True:
+            await asyncio.sleep(PAUSE_SECONDS)
+            _, young_looks, looks = gc.get_count()
+            is_late = time.monotonic() - looked_at > LONGEST_SECONDS
+            if young_looks > OFTEN and (is_late or count_open() <= FEW_REQUESTS):
+                gc.collect(2 if is_late or looks > OFTEN else 1)
+                looked_at = time.monotonic()
+    finally:
+        gc.set_threshold(YOUNG, OFTEN, OFTEN)
