@@ -101,8 +101,8 @@ async def run_dev(
                 keys = await ensure_dev_keys(gateway.stores, settings.data, base_url)
                 async with _console(base_url, console_port) as console_url:
                     print_banner(gateway, base_url, keys, console_url)
-                    calm_garbage_collector()
                     server = DevServer(server_config(gateway), gateway)
+                    calm_garbage_collector()
                     gateway.inference.tasks.keep(lambda: collect_when_calm(lambda: len(server.server_state.tasks)))
                     await server.serve(sockets=[listener])
 

@@ -18,7 +18,7 @@ FEW_REQUESTS = 256
 """With so many open a look takes some ten milliseconds."""
 PAUSE_SECONDS = 5.0
 LONGEST_SECONDS = 3_600.0
-"""What is garbage and old waits for few open requests no longer than this."""
+"""A look that is due waits for few open requests no longer than this."""
 
 
 def calm_garbage_collector() -> None:
@@ -28,17 +28,25 @@ def calm_garbage_collector() -> None:
     gc.set_threshold(YOUNG, OFTEN, OFTEN)
 
 
-async def collect_when_calm(count_open: Callable[[], int]) -> None:
-    """Look at the old as often as Python would, but while few requests are open, for as long as this runs."""
+async def collect_when_calm(count_open: Callable[[], int], now: Callable[[], float] = time.monotonic) -> None:
+    """Look at the old as often as Python would, but while few requests are open, for as long as this runs.
+
+    Args:
+        count_open: how many requests are open.
+        now: a clock, in seconds.
+    """
     gc.set_threshold(YOUNG, NEVER, NEVER)
-    looked_at = time.monotonic()
+    due_since: float | None = None
     try:
         while True:
             await asyncio.sleep(PAUSE_SECONDS)
             _, young_looks, looks = gc.get_count()
-            is_late = time.monotonic() - looked_at > LONGEST_SECONDS
-            if young_looks > OFTEN and (is_late or count_open() <= FEW_REQUESTS):
+            if young_looks <= OFTEN:
+                due_since = None
+                continue
+            due_since = now() if due_since is None else due_since
+            is_late = now() - due_since > LONGEST_SECONDS
+            if is_late or count_open() <= FEW_REQUESTS:
                 gc.collect(2 if is_late or looks > OFTEN else 1)
-                looked_at = time.monotonic()
     finally:
         gc.set_threshold(YOUNG, OFTEN, OFTEN)

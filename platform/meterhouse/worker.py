@@ -151,7 +151,6 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
             options = Options(has_simulator=self.app.settings.simulator is True, clerk=self.app.clerk_path)
             async with open_gateway(self.app.settings, self.app.environment, sys.stderr.buffer, options) as gateway:
                 await _warm(gateway)
-                calm_garbage_collector()
                 if not self._is_told:
                     await self._answer(gateway)
         finally:
@@ -165,6 +164,7 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
         config.proxy_headers = self.app.is_behind_proxy
         config.forwarded_allow_ips = "*"
         self._server = FleetServer(config, gateway, self._say_ready)
+        calm_garbage_collector()
         gateway.health.metrics.join(lambda: self.app.board.read_others(self.age))
         sharing = Tasks()
         sharing.keep(lambda: self._share(gateway))

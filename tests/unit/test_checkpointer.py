@@ -1,20 +1,22 @@
-"""Checkpoints reach the disk although no answer waits for them."""
+"""Checkpoints reach the disk although no answer waits for them, and with leases it goes a handful at a time."""
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from fakes.files import FaultyFiles
 from fakes.journals import opened_journal
 from meterhouse.identity import Principal
-from meterhouse.ledger.checkpointer import Checkpointer
-from meterhouse.metering import Reservation
+from meterhouse.ledger.checkpointer import MOST_AT_ONCE, Checkpointer
+from meterhouse.metering import Reservation, Use
 from meterhouse.request import Attempt, Tally
 
 
-def running() -> Tally:
+def running(request_id: str = "0" * 12 + "7" + "0" * 19, organization_id: str = "org_1") -> Tally:
     attempt = Attempt(1, "fake", "fake/model", "model", None, 1, first_event_ns=2, output_events=3, output_bytes=9)
     return Tally(
-        request_id="0" * 12 + "7" + "0" * 19,
-        principal=Principal("org_1", "proj_1", "key_1", "key_1", frozenset(), None, (), None),
+        request_id=request_id,
+        principal=Principal(organization_id, "proj_1", "key_1", "key_1", frozenset(), None, (), None),
         model="asked",
         operation="chat",
         is_streamed=True,
@@ -49,3 +51,45 @@ async def test_a_journal_that_is_down_stops_nobody(tmp_path: Path) -> None:
         checkpointer.watch(running())
         await checkpointer.checkpoint()
     await checkpointer.make_durable()
+
+
+class Renewals:
+    """A meter that remembers what was renewed together; what is settled meanwhile can be said."""
+
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        self.uses: list[dict[str, Use]] = []
+        self._then = then
+
+    async def renew(self, uses: dict[str, Use]) -> None:
+        self.uses.append(uses)
+        self._then()
+
+
+async def test_leases_are_renewed_a_handful_at_a_time_and_an_organization_together(tmp_path: Path) -> None:
+    async with opened_journal(tmp_path) as journal:
+        checkpointer, organization_of = Checkpointer(journal), {}
+        for number in range(2 * MOST_AT_ONCE):
+            tally = running(f"req_{number}", f"org_{number % 2}")
+            checkpointer.watch(tally)
+            organization_of[tally.request_id] = tally.principal.organization_id
+        meter = Renewals()
+        await checkpointer.renew(meter)
+    assert [{organization_of[request_id] for request_id in uses} for uses in meter.uses] == [{"org_0"}, {"org_1"}]
+    assert sum(map(len, meter.uses)) == len(organization_of)
+
+
+async def test_what_is_settled_meanwhile_is_neither_renewed_nor_written(tmp_path: Path) -> None:
+    async with opened_journal(tmp_path) as journal:
+        checkpointer = Checkpointer(journal)
+        tallies = [running(f"req_{number:04}") for number in range(MOST_AT_ONCE + 2)]
+        for tally in tallies:
+            checkpointer.watch(tally)
+        last, before = tallies[-1], tallies[-2]
+        meter = Renewals(lambda: checkpointer.forget(last))
+        await checkpointer.renew(meter)
+        asyncio.get_running_loop().call_soon(checkpointer.forget, before)
+        await checkpointer.checkpoint()
+    assert [len(uses) for uses in meter.uses] == [MOST_AT_ONCE, 1]
+    assert last.request_id not in meter.uses[1]
+    assert last.checkpointed_tokens == before.checkpointed_tokens == 0
+    assert all(tally.checkpointed_tokens for tally in tallies[:-2])

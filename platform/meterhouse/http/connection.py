@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 
 from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import IS_WHOLE
-from meterhouse.http.cycle import TAKES_BODY, Cycle
+from meterhouse.http.cycle import TAKES_BODY, Cycle, Settling
 from meterhouse.http.flow import Flow
 from meterhouse.http.head import HEADERS, MAX_HEADERS, check_headers, is_expecting, read_target
 from meterhouse.http.patient import NEVER, PatientConnection
@@ -49,7 +49,7 @@ _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _NO_TARGET = (b"", "", b"", b"")
 
 
-class Connection(PatientConnection):
+class Connection(PatientConnection, Settling):
     """One connection."""
 
     __slots__ = (

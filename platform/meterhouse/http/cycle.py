@@ -9,7 +9,7 @@ layer once, and leaves in one write, with a head that is checked as a whole. Oth
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from starlette.types import Message, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -41,13 +41,14 @@ _FAILED_HEADERS = [
 ]
 
 
-@runtime_checkable
-class Settling(Protocol):
+class Settling:
     """A connection that can do with less."""
+
+    __slots__ = ()
 
     def settle_down(self) -> None:
         """Let go of what the next request needs, and the one that is being answered does not."""
-        ...
+        raise NotImplementedError
 
 
 class Cycle(Leaving):
