@@ -1,7 +1,8 @@
 """When the garbage collector looks at what: at the young as ever, at the old when that holds up nobody.
 
-A look at the old takes as long as there is much of them: half a second with nine thousand streams open, of which none
-leaves anything to be collected. Python's own rule takes that look when much was made, which is when many streams open.
+A look at the old takes as long as there is much of them: a quarter of a second and more where thousands of streams are
+open, of which none leaves anything to be collected. Python's own rule takes that look when much was made, which is when
+many streams open.
 """
 
 import asyncio
@@ -10,12 +11,12 @@ import time
 from collections.abc import Callable
 
 YOUNG = 50_000
-"""So many new objects make Python look at the youngest, which takes 10 to 20 ms."""
+"""So many new objects make Python look at the youngest."""
 OFTEN = 10
 """As many looks at a younger generation make one at the next (Python's own)."""
 NEVER = 1_000_000_000
 FEW_REQUESTS = 256
-"""With so many open a look takes some ten milliseconds."""
+"""With so many open, what they are made of is less than one look at the young is about."""
 PAUSE_SECONDS = 5.0
 LONGEST_SECONDS = 3_600.0
 """A look that is due waits for few open requests no longer than this."""
