@@ -186,14 +186,14 @@ async def test_an_answer_that_takes_its_time_needs_neither_parser_nor_timer() ->
         connection = cycle._transport.get_protocol()
         assert isinstance(connection, Connection)
         cycle.settle_down()
-        found.extend((connection.parser, connection._timer))
+        found.extend((connection.parser, connection._timer, connection._known))
         await tell(scope, receive, send)
 
     async with serving(Connection, settle_down) as (_, reader, writer), asyncio.timeout(PATIENCE_SECONDS):
-        for _ in range(2):
-            writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        for _ in range(3):
+            writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 0\r\n\r\n")
             assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
-    assert found == [None] * 4
+    assert found == [None] * 9
 
 
 async def test_an_answer_may_take_longer_than_an_idle_connection_has() -> None:

@@ -12,6 +12,8 @@ import httptools
 HEADERS = "meterhouse.headers"
 """The key in the scope of a request's headers by name; of one that came more than once the first counts."""
 MAX_HEADERS = 256
+Target = tuple[bytes, str, bytes, bytes]
+"""An address as it came, the path that is matched, the path as it came, the query."""
 _ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-encoding"})
 """Who reads the first and who reads the last of several must not disagree about these."""
 
@@ -41,8 +43,8 @@ def is_expecting(headers: Collection[tuple[bytes, bytes]]) -> bool:
     return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
 
 
-def read_target(url: bytes, root_path: str) -> tuple[bytes, str, bytes, bytes]:
-    """Return an address and what it says: the path that is matched, the path as it came, the query.
+def read_target(url: bytes, root_path: str) -> Target:
+    """Return an address and what it says.
 
     Raises:
         HttpParserInvalidURLError: It is none.
