@@ -201,6 +201,7 @@ class Connection(ReadingConnection):
         self._close()
 
 
-def connection_type(stall_seconds: float) -> type[Connection]:
-    """Return the class of connections whose clients are dropped after so long."""
-    return type("Connection", (Connection,), {"__slots__": (), "stall_seconds": stall_seconds})
+def connection_type(stall_seconds: float, *, believes_proxy: bool) -> type[Connection]:
+    """Return the class of connections whose clients are dropped after so long; see ``believes_proxy``."""
+    own = {"__slots__": (), "stall_seconds": stall_seconds, "believes_proxy": believes_proxy}
+    return type("Connection", (Connection,), own)

@@ -8,7 +8,7 @@ waits for which, and what is sent (``connection``).
 import asyncio
 import logging
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 from starlette.types import Scope
@@ -20,7 +20,7 @@ from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.again import KnownHead
 from meterhouse.http.body import IS_WHOLE
 from meterhouse.http.cycle import TAKES_BODY, Cycle
-from meterhouse.http.head import HEADERS, MAX_HEADERS, check_headers, is_expecting, read_target
+from meterhouse.http.head import HEADERS, MAX_HEADERS, check_headers, is_expecting, note_client, read_target
 from meterhouse.http.patient import NEVER, PatientConnection
 
 MAX_HEAD_BYTES = 65_536
@@ -33,6 +33,9 @@ NO_TARGET = (b"", "", b"", b"")
 
 class ReadingConnection(PatientConnection):
     """A connection as far as it is read."""
+
+    believes_proxy: ClassVar[bool] = False
+    """Whether nobody but a proxy can connect, so that what it says of its client's address holds."""
 
     __slots__ = (
         "_app_state",
@@ -247,6 +250,8 @@ class ReadingConnection(PatientConnection):
             HEADERS: found,
             TAKES_BODY: True,
         }
+        if self.believes_proxy:
+            note_client(scope, found)
         if self._app_state:
             scope["state"] = self._app_state.copy()
         cycle = self.cycle = Cycle(scope, self.transport, self.flow, self._server_state, self._on_response)
