@@ -16,8 +16,8 @@ MAX_KNOWN_BYTES = 4_096
 """A longer head is not remembered: it would be kept for as long as the connection is idle."""
 MAX_VALUE_BYTES = 64
 """A value that differs may be so long."""
-MAX_DIGITS = 15
-"""A length that has more is the parser's."""
+MOST_BYTES = 1_000_000_000
+"""Of a longer body the parser sees the end."""
 _LENGTH = b"content-length"
 _VARYING = frozenset({_LENGTH, b"traceparent", b"x-forwarded-for", b"x-request-id"})
 """What differs from request to request of one client, or is told of each by a proxy."""
@@ -71,9 +71,9 @@ class KnownHead(NamedTuple):
             if not data.startswith(rest, stop):
                 return None
             headers[name] = value = data[at:stop]
-            if not value or value.translate(None, _PLAIN):
+            if not value.isdigit() if name == _LENGTH else not value or value.translate(None, _PLAIN):
                 return None
             at = stop + len(rest)
-        body, length = data[at:], headers[_LENGTH]
-        missing_bytes = int(length) - len(body) if length.isdigit() and len(length) <= MAX_DIGITS else -1
-        return None if missing_bytes < 0 else (headers, body, missing_bytes)
+        body, length_bytes = data[at:], int(headers[_LENGTH])
+        missing_bytes = length_bytes - len(body)
+        return (headers, body, missing_bytes) if 0 <= missing_bytes < MOST_BYTES else None

@@ -42,7 +42,7 @@ MAX_HELD_BYTES = 65_536
 class Connection(ReadingConnection):
     """One connection."""
 
-    __slots__ = ("_held", "_idle_since", "_running", "pipeline")
+    __slots__ = ("_held", "_idle_since", "_running")
 
     def __init__(
         self,
@@ -54,9 +54,6 @@ class Connection(ReadingConnection):
         super().__init__(config, server_state, app_state, _loop)
         self._running: Cycle | None = None
         """The request that is being answered, or was last."""
-        self.pipeline: list[Cycle] = []
-        """Requests that wait for the one before them, the next one last: few, so that a deque's 760 bytes are too
-        many."""
         self._held = b""
         """What came behind a request that waits for the one before it."""
         self._idle_since = 0.0
@@ -155,13 +152,6 @@ class Connection(ReadingConnection):
         self.parser = self._known = None
         self._url, self._target = b"", NO_TARGET
         self._let_timer_go()
-
-    def _enter(self, cycle: Cycle, before: Cycle | None) -> None:
-        if before is None or before.response_complete:
-            self._start(cycle)
-        else:
-            self.flow.pause_reading()
-            self.pipeline.insert(0, cycle)
 
     def _start(self, cycle: Cycle) -> None:
         self._running = cycle

@@ -57,6 +57,7 @@ class ReadingConnection(PatientConnection):
         "_url",
         "client",
         "parser",
+        "pipeline",
     )
 
     _server: tuple[str, int | None] | None
@@ -91,14 +92,17 @@ class ReadingConnection(PatientConnection):
         """How many heads may still be learnt before one of them is said again."""
         self._missing_bytes = 0
         """What is to come of the body behind a known head."""
+        self.pipeline: list[Cycle] = []
+        """Requests that wait for the one before them, the next one last: few, so that a deque's 760 bytes are too
+        many."""
         self._is_in_head = self._is_in_body = False
         self._head_bytes = 0
         self._is_behind = False
         """Whether there is another request before a head in what is parsed now."""
         self._is_draining = False
 
-    def _enter(self, cycle: Cycle, before: Cycle | None) -> None:
-        """Begin a request, or let it wait for the one before it."""
+    def _start(self, cycle: Cycle) -> None:
+        """Begin to answer a request."""
         raise NotImplementedError
 
     def _refuse(self, error: GatewayError) -> None:
@@ -153,12 +157,14 @@ class ReadingConnection(PatientConnection):
             return False
         headers, body, self._missing_bytes = found
         self._chances, self._target = CHANCES, known.target
-        self._enter(self._make_cycle("POST", "1.1", headers.items(), headers), before)
-        self._is_in_body = True
-        if body:
+        cycle = self._make_cycle("POST", "1.1", headers.items(), headers)
+        if self._missing_bytes:
+            self._is_in_body = True
             self.on_body(body)
-        if not self._missing_bytes:
-            self.on_message_complete()
+        else:
+            cycle.scope[IS_WHOLE] = True
+            cycle.body, cycle.more_body, cycle.has_news = body, False, True
+        self._start(cycle)
         return True
 
     def _go_on_with_body(self, data: bytes) -> bytes:
@@ -226,7 +232,11 @@ class ReadingConnection(PatientConnection):
         if not is_usual:
             cycle.waiting_for_100_continue = is_expecting(headers)
         cycle.is_head = method == b"HEAD"
-        self._enter(cycle, before)
+        if before is None or before.response_complete:
+            self._start(cycle)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.insert(0, cycle)
 
     def _make_cycle(
         self, method: str, version: str, headers: Collection[tuple[bytes, bytes]], found: dict[bytes, bytes]
