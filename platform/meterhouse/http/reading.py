@@ -25,8 +25,9 @@ from meterhouse.http.patient import NEVER, PatientConnection
 
 MAX_HEAD_BYTES = 65_536
 """More than nginx lets through (32 KB)."""
-CHANCES = 4
-"""So many heads are learnt in a row before a connection has said one of them again."""
+LEARNING = 4
+"""A head that is said again so many times has paid for learning another."""
+MOST_CREDIT = 2 * LEARNING
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 NO_TARGET = (b"", "", b"", b"")
 
@@ -39,8 +40,8 @@ class ReadingConnection(PatientConnection):
 
     __slots__ = (
         "_app_state",
-        "_chances",
         "_config",
+        "_credit",
         "_head_bytes",
         "_headers",
         "_is_behind",
@@ -88,8 +89,8 @@ class ReadingConnection(PatientConnection):
         """The address of the last request, and what it says: most ask for the same one again."""
         self._known: KnownHead | None = None
         """The head of an earlier request."""
-        self._chances = CHANCES
-        """How many heads may still be learnt before one of them is said again."""
+        self._credit = MOST_CREDIT
+        """What is left for learning: two heads, and more once heads are said again."""
         self._missing_bytes = 0
         """What is to come of the body behind a known head."""
         self.pipeline: list[Cycle] = []
@@ -131,7 +132,7 @@ class ReadingConnection(PatientConnection):
         if self._is_in_head or self.cycle is None or self.cycle.response_complete:
             # What came may be no request at all.
             self._expect_head()
-        elif self._chances and before is not None and self.cycle is not before:
+        elif self._credit >= LEARNING and before is not None and self.cycle is not before:
             self._learn(data)
 
     def _make_parser(self) -> httptools.HttpRequestParser:
@@ -144,22 +145,22 @@ class ReadingConnection(PatientConnection):
         """Know the head again that begins what came: a client that asks a second time will ask a third."""
         cycle = self.cycle
         if cycle is not None and cycle.keep_alive:
-            self._chances -= 1
+            self._credit -= LEARNING
             self._known = KnownHead.learn(data, self._target, cycle.scope)
 
     def _begin_again(self, known: KnownHead, data: bytes) -> bool:
         """Begin the request that came, if nothing else is on its way and its head is known."""
         before = self.cycle
-        if before is None or not before.response_complete or self._is_in_head or self._is_in_body:
+        if before is None or not (before.response_complete and before.keep_alive):
             return False
-        found = None if self.transport.is_closing() else known.read(data)
-        if found is None:
+        if self._is_in_head or self._is_in_body or (found := known.read(data)) is None:
             return False
         headers, body, self._missing_bytes = found
-        self._chances, self._target = CHANCES, known.target
+        self._target = known.target
+        if self._credit < MOST_CREDIT:
+            self._credit += 1
         cycle = self._make_cycle("POST", "1.1", headers.items(), headers)
         if self._missing_bytes:
-            self._is_in_body = True
             self.on_body(body)
         else:
             cycle.scope[IS_WHOLE] = True
