@@ -35,11 +35,13 @@ STAGES = (
         "HTTP server",
         (
             "/uvicorn/",
+            "/http/again.py",
             "/http/connection.py",
             "/http/cycle.py",
             "/http/flow.py",
             "/http/head.py",
             "/http/patient.py",
+            "/http/reading.py",
             "/starlette/",
         ),
     ),

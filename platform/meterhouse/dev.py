@@ -116,13 +116,13 @@ async def _console(base_url: str, port: int | None) -> AsyncIterator[str]:
         yield url
 
 
-def server_config(gateway: Gateway) -> uvicorn.Config:
-    """Return how uvicorn serves a gateway. Nothing stands before it, so no header is believed about the address."""
+def server_config(gateway: Gateway, *, believes_proxy: bool = False) -> uvicorn.Config:
+    """Return how uvicorn serves a gateway. Unless only a proxy can ask, no header is believed about the address."""
     return uvicorn.Config(
         build_app(gateway),
         interface="asgi3",
         loop="none",
-        http=connection_type(gateway.settings.write_stall_seconds),
+        http=connection_type(gateway.settings.write_stall_seconds, believes_proxy=believes_proxy),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -158,11 +158,9 @@ class FleetWorker(UvicornWorker):  # type: ignore[misc]  # it has no types
 
     async def _answer(self, gateway: Gateway) -> None:
         """Serve requests until told to stop, and drain."""
-        config = server_config(gateway)
+        config = server_config(gateway, believes_proxy=self.app.is_behind_proxy)
         config.timeout_keep_alive = KEEP_ALIVE_SECONDS
         config.backlog = self.cfg.backlog
-        config.proxy_headers = self.app.is_behind_proxy
-        config.forwarded_allow_ips = "*"
         self._server = FleetServer(config, gateway, self._say_ready)
         calm_garbage_collector()
         gateway.health.metrics.join(lambda: self.app.board.read_others(self.age))

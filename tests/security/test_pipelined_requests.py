@@ -16,7 +16,8 @@ from typing import Any
 from api.asking import marked
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
-from meterhouse.http.connection import FEW_LINES, MAX_HEAD_BYTES, MAX_HELD_BYTES, PIECE_BYTES
+from meterhouse.http.connection import FEW_LINES, MAX_HELD_BYTES, PIECE_BYTES
+from meterhouse.http.reading import MAX_HEAD_BYTES
 from security.raw import connect, listen, post
 
 REQUESTS = 1_000

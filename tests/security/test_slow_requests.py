@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fakes.gateway import Gateway
-from meterhouse.http.connection import MAX_HEAD_BYTES, Connection
+from meterhouse.http.connection import Connection
+from meterhouse.http.reading import MAX_HEAD_BYTES
 from security.raw import connect, listen, post, say
 
 SECONDS = 0.5

@@ -142,6 +142,34 @@ async def test_an_answer_leaves_as_uvicorn_writes_it(name: str) -> None:
     assert await hear(Connection, app, REQUESTS["a get"]) == await hear(HttpToolsProtocol, app, REQUESTS["a get"])
 
 
+CLAIMS = {
+    "nothing": b"",
+    "an address": b"X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n",
+    "an address of six": b"x-forwarded-for: 2001:db8::7\r\nx-forwarded-proto: http\r\n",
+    "a socket": b"x-forwarded-for: unix:\r\nx-forwarded-proto: carrier\r\n",
+    "several": b"x-forwarded-for: 192.0.2.7, 127.0.0.1\r\nx-forwarded-for: 198.51.100.1\r\n",
+    "empty": b"x-forwarded-for:\r\nx-forwarded-proto:\r\n",
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+async def test_what_a_proxy_says_of_its_client_is_believed_as_uvicorn_does(name: str) -> None:
+    async def say_client(scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": f"{scope['client'][0]} {scope['scheme']}".encode()})
+
+    request = b"GET / HTTP/1.1\r\n" + HOST + CLOSE + CLAIMS[name] + b"\r\n"
+    heard = []
+    for protocol, settings in (
+        (connection_type(PATIENCE_SECONDS, believes_proxy=True), {"proxy_headers": False}),
+        (HttpToolsProtocol, {"forwarded_allow_ips": "*"}),
+    ):
+        async with serving(protocol, say_client, **settings) as (_, reader, writer), asyncio.timeout(PATIENCE_SECONDS):
+            writer.write(request)
+            heard.append(await reader.read())
+    assert heard[0] == heard[1]
+
+
 async def test_a_client_gets_word_only_when_its_body_is_asked_for() -> None:
     request = b"POST / HTTP/1.1\r\n" + HOST + CLOSE + b"expect: 100-continue\r\ncontent-length: 2\r\n\r\n"
     async with serving(Connection, tell) as (_, reader, writer), asyncio.timeout(PATIENCE_SECONDS):
@@ -186,14 +214,14 @@ async def test_an_answer_that_takes_its_time_needs_neither_parser_nor_timer() ->
         connection = cycle._transport.get_protocol()
         assert isinstance(connection, Connection)
         cycle.settle_down()
-        found.extend((connection.parser, connection._timer))
+        found.extend((connection.parser, connection._timer, connection._known))
         await tell(scope, receive, send)
 
     async with serving(Connection, settle_down) as (_, reader, writer), asyncio.timeout(PATIENCE_SECONDS):
-        for _ in range(2):
-            writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        for _ in range(3):
+            writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 0\r\n\r\n")
             assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
-    assert found == [None] * 4
+    assert found == [None] * 9
 
 
 async def test_an_answer_may_take_longer_than_an_idle_connection_has() -> None:
@@ -266,7 +294,7 @@ async def test_an_application_that_fails_is_a_500_and_its_task_is_forgotten() ->
 async def test_a_client_that_does_not_read_its_last_answer_is_dropped(*, is_whole: bool) -> None:
     is_lost = asyncio.Event()
 
-    class Dropping(connection_type(0.1)):  # type: ignore[misc]  # a class that is made
+    class Dropping(connection_type(0.1, believes_proxy=False)):  # type: ignore[misc]  # a class that is made
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             is_lost.set()

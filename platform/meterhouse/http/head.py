@@ -5,13 +5,17 @@ and where it ends. Not here: how long a head may be, and take (``connection``).
 """
 
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import httptools
+from starlette.types import Scope
 
 HEADERS = "meterhouse.headers"
 """The key in the scope of a request's headers by name; of one that came more than once the first counts."""
 MAX_HEADERS = 256
+Target = tuple[bytes, str, bytes, bytes]
+"""An address as it came, the path that is matched, the path as it came, the query."""
+_SCHEMES = {b"http": "http", b"https": "https"}
 _ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding", b"content-encoding"})
 """Who reads the first and who reads the last of several must not disagree about these."""
 
@@ -41,8 +45,18 @@ def is_expecting(headers: Collection[tuple[bytes, bytes]]) -> bool:
     return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
 
 
-def read_target(url: bytes, root_path: str) -> tuple[bytes, str, bytes, bytes]:
-    """Return an address and what it says: the path that is matched, the path as it came, the query.
+def note_client(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+    """Take a proxy's word for its client's address, and for how that is connected; of several addresses the first."""
+    address = headers.get(b"x-forwarded-for", b"").partition(b",")[0].strip()
+    if address:
+        scope["client"] = (address.decode("latin-1"), 0)
+    scheme = headers.get(b"x-forwarded-proto")
+    if scheme in _SCHEMES:
+        scope["scheme"] = _SCHEMES[scheme]
+
+
+def read_target(url: bytes, root_path: str) -> Target:
+    """Return an address and what it says.
 
     Raises:
         HttpParserInvalidURLError: It is none.
