@@ -72,7 +72,7 @@ class Attempts:
         return self._budget
 
     async def open(self, call: Call) -> OpenAnswer | WholeBody:
-        """Open a streamed answer up to its first data event, or fetch a whole one, as the call's passage decodes it.
+        """Open a streamed answer up to its first data event, or fetch a whole one, as its passage decodes it.
 
         Raises:
             UpstreamError: Every deployment failed, or the provider refused the request.
@@ -105,7 +105,7 @@ class Attempts:
                 continue
             call.occupy(breaker)
             try:
-                attempt, admission = self._begin(call, deployment, passage)
+                attempt, admission = self._begin(call, deployment)
                 opened = await self._connect(call, deployment, passage, body, admission)
             except UpstreamError as error:
                 breaker.record(leave, error)
@@ -138,7 +138,7 @@ class Attempts:
         is_ours = isinstance(failure, UpstreamAccount) and failure.is_certain
         return is_ours or self._budget.try_spend()
 
-    def _begin(self, call: Call, deployment: Deployment, passage: Passage) -> tuple[Attempt, Admission]:
+    def _begin(self, call: Call, deployment: Deployment) -> tuple[Attempt, Admission]:
         """Note an attempt in the tally and leave its INTENT in the journal; it may leave when that is written."""
         tally = call.tally
         principal = tally.principal
@@ -176,7 +176,7 @@ class Attempts:
         admission = self._journal.admit(encode(intent))
         tally.attempts.append(attempt)
         tally.checkpointed_tokens = 0
-        call.deployment, call.passage = deployment, passage
+        call.deployment = deployment
         call.timeouts = deployment.provider.timeouts
         call.event_at_ns = attempt.started_ns
         return attempt, admission
@@ -204,7 +204,7 @@ class Attempts:
             data = answer.take_whole(MAX_ANSWER_BYTES) if guard.reason is None else None
             if data is None:
                 data = await guard.wait(answer.read_all(MAX_ANSWER_BYTES))
-            whole = WholeBody(data, answer)
+            whole = WholeBody(passage, data, answer)
             if len(data) <= intake.INLINE_BYTES:
                 whole.body = passage.decode_whole(whole, deployment)
             else:
@@ -236,7 +236,7 @@ class Attempts:
             raise no_answer("the stream ended before its first event")
         first = passage.check_first(payloads[0], deployment)
         call.tally.attempt.first_event_ns = call.event_at_ns = time.monotonic_ns()
-        return OpenAnswer(answer, reader, payloads, deployment, first)
+        return OpenAnswer(passage, answer, reader, payloads, deployment, first)
 
     def _fail(self, call: Call, attempt: Attempt, error: UpstreamError) -> None:
         attempt.outcome = Outcome.REFUSED if isinstance(error, UpstreamRefused) else Outcome.UPSTREAM_FAILED
