@@ -219,7 +219,6 @@ class Attempts:
                 raise
             raise told from None
         call.tally.attempts[-1].first_event_ns = time.monotonic_ns()
-        answer.release()
         return whole
 
     async def _first_events(self, call: Call, deployment: Deployment, passage: Passage, answer: Answer) -> OpenAnswer:
