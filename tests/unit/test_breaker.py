@@ -6,7 +6,7 @@ import random
 import pytest
 
 from meterhouse.errors import UpstreamAccount, UpstreamBusy, UpstreamDown, UpstreamRefused, UpstreamTimeout
-from meterhouse.providers.breaker import MAX_BREAKERS, Breaker, Breakers, Permit, RetryBudget
+from meterhouse.providers.breaker import MAX_BREAKERS, Breaker, Breakers, RetryBudget
 from meterhouse.providers.http_client import StaleConnection
 from meterhouse.providers.prices import PriceBook
 from meterhouse.providers.provider import ProviderSetting, RouteSetting, RouteTarget
@@ -35,10 +35,10 @@ def breaker(ticks: Ticks) -> Breaker:
 
 
 def attempt(breaker: Breaker, error: BaseException | None) -> bool:
-    permit = breaker.try_acquire()
-    if permit is None:
+    leave = breaker.try_acquire()
+    if leave is None:
         return False
-    permit.record(error)
+    breaker.record(leave, error)
     return True
 
 
@@ -97,9 +97,9 @@ def test_after_the_pause_one_probe_at_a_time_passes(breaker, ticks):
     assert breaker.try_acquire() is None
     ticks.now = 5.0
     probe = breaker.try_acquire()
-    assert isinstance(probe, Permit)
+    assert probe is not None
     assert breaker.try_acquire() is None
-    probe.record(None)
+    breaker.record(probe, None)
     assert not breaker.is_open
     assert breaker.try_acquire() is not None
 
@@ -132,14 +132,14 @@ def test_a_probe_that_says_nothing_makes_room_for_the_next(breaker, ticks):
 def test_the_result_of_an_attempt_from_before_the_opening_changes_nothing(breaker, ticks):
     late = breaker.try_acquire()
     trip(breaker)
-    late.record(None)
+    breaker.record(late, None)
     assert breaker.is_open
     ticks.now = 5
     probe = breaker.try_acquire()
-    late.record(DOWN)
-    late.record(REFUSED)
+    breaker.record(late, DOWN)
+    breaker.record(late, REFUSED)
     assert breaker.try_acquire() is None
-    probe.record(None)
+    breaker.record(probe, None)
     assert not breaker.is_open
 
 
@@ -207,7 +207,7 @@ def test_extra_attempts_are_a_tenth_with_a_small_floor(ticks):
     budget = RetryBudget(ticks)
     assert [budget.try_spend() for _ in range(5)] == [True, True, True, False, False]
     for _ in range(100):
-        budget.record_request()
+        budget.requests.add()
     assert [budget.try_spend() for _ in range(9)] == [True] * 7 + [False] * 2
     ticks.now = 11
     assert [budget.try_spend() for _ in range(4)] == [True, True, True, False]

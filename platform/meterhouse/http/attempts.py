@@ -28,7 +28,7 @@ from meterhouse.providers.breaker import Breakers, RetryBudget
 from meterhouse.providers.provider import Deployment, Provider
 from meterhouse.providers.refusal import no_answer, to_error
 from meterhouse.providers.upstream import Upstream
-from meterhouse.request import Attempt, Tally
+from meterhouse.request import Attempt
 from meterhouse.telemetry.traces import format_traceparent
 from meterhouse.usage import Outcome
 
@@ -72,14 +72,14 @@ class Attempts:
         return self._budget
 
     async def open(self, call: Call) -> OpenAnswer | WholeBody:
-        """Open a streamed answer up to its first data event, or fetch a whole one, as the call's passage decodes it.
+        """Open a streamed answer up to its first data event, or fetch a whole one, as its passage decodes it.
 
         Raises:
             UpstreamError: Every deployment failed, or the provider refused the request.
             Malformed: No deployment takes a parameter of the request.
             JournalDown: The attempt could not be recorded; nothing was sent.
         """
-        self._budget.record_request()
+        self._budget.requests.add()
         failure: UpstreamError | None = None
         refusal: Malformed | UpstreamAccount | None = None
         asked, tally, deployments = call.asked, call.tally, call.route.deployments
@@ -99,25 +99,25 @@ class Attempts:
             if failure is not None and (call.is_overdue or not self._may_retry(failure)):
                 break
             breaker = self._breakers.of(deployment.id)
-            permit = breaker.try_acquire()
-            if permit is None:
+            leave = breaker.try_acquire()
+            if leave is None:
                 refusal = refusal or breaker.account_error
                 continue
             call.occupy(breaker)
             try:
-                attempt, admission = self._begin(call, deployment, passage)
+                attempt, admission = self._begin(call, deployment)
                 opened = await self._connect(call, deployment, passage, body, admission)
             except UpstreamError as error:
-                permit.record(error)
+                breaker.record(leave, error)
                 self._fail(call, attempt, error)
                 failure = error
                 if isinstance(error, UpstreamRefused):
                     break
             except BaseException as error:
-                permit.record(error)
+                breaker.record(leave, error)
                 raise
             else:
-                permit.record(None)
+                breaker.record(leave, None)
                 return opened
         raise (
             failure
@@ -138,7 +138,7 @@ class Attempts:
         is_ours = isinstance(failure, UpstreamAccount) and failure.is_certain
         return is_ours or self._budget.try_spend()
 
-    def _begin(self, call: Call, deployment: Deployment, passage: Passage) -> tuple[Attempt, Admission]:
+    def _begin(self, call: Call, deployment: Deployment) -> tuple[Attempt, Admission]:
         """Note an attempt in the tally and leave its INTENT in the journal; it may leave when that is written."""
         tally = call.tally
         principal = tally.principal
@@ -176,7 +176,7 @@ class Attempts:
         admission = self._journal.admit(encode(intent))
         tally.attempts.append(attempt)
         tally.checkpointed_tokens = 0
-        call.deployment, call.passage = deployment, passage
+        call.deployment = deployment
         call.timeouts = deployment.provider.timeouts
         call.event_at_ns = attempt.started_ns
         return attempt, admission
@@ -184,42 +184,41 @@ class Attempts:
     async def _connect(
         self, call: Call, deployment: Deployment, passage: Passage, body: bytes, admission: Admission
     ) -> OpenAnswer | WholeBody:
-        provider, is_streamed, headers = deployment.provider, call.tally.is_streamed, call.asked.headers
-        if provider.forwards_trace:
-            # The span of this attempt is the parent of what the provider does for it.
-            call.tally.attempt.span_id = self._ids.random_hex(16)
-            headers = {**(headers or {}), **_trace_headers(call.tally)}
-        path = passage.path(provider)
+        provider, is_streamed, guard = deployment.provider, call.tally.is_streamed, call.guard
+        headers = self._traced_headers(call) if provider.forwards_trace else call.asked.headers
+        answer: Answer | None = None
         try:
-            answer = await call.guard.wait(
-                self._upstream.open(
-                    deployment, path, body, is_streamed=is_streamed, headers=headers, clearance=admission
-                )
+            if guard.reason is not None:
+                raise guard.reason
+            guard.is_waiting = True
+            answer = await self._upstream.open(
+                deployment, passage.path(provider), body, is_streamed=is_streamed, headers=headers, clearance=admission
             )
-        except BaseException:
-            if admission.find_error() is not None:
-                call.tally.attempts.pop()  # its INTENT is not written, and nothing was sent
-            raise
-        try:
+            guard.is_waiting = False
             if answer.status != _OK:
-                text = await call.guard.wait(_read_error(answer))
+                text = await guard.wait(_read_error(answer))
                 raise to_error(answer.status, text, deployment, answer.retry_after_seconds)
             if is_streamed:
                 return await self._first_events(call, deployment, passage, answer)
             # Of most answers all of it came with the head.
-            data = answer.take_whole(MAX_ANSWER_BYTES) if call.guard.reason is None else None
+            data = answer.take_whole(MAX_ANSWER_BYTES) if guard.reason is None else None
             if data is None:
-                data = await call.guard.wait(answer.read_all(MAX_ANSWER_BYTES))
-            whole = WholeBody(data, answer)
+                data = await guard.wait(answer.read_all(MAX_ANSWER_BYTES))
+            whole = WholeBody(passage, data, answer)
             if len(data) <= intake.INLINE_BYTES:
                 whole.body = passage.decode_whole(whole, deployment)
             else:
                 whole.body = await asyncio.to_thread(passage.decode_whole, whole, deployment)
-            call.tally.attempts[-1].first_event_ns = time.monotonic_ns()
-            answer.release()
-        except BaseException:
-            answer.abort()
-            raise
+        except BaseException as error:
+            if answer is not None:
+                answer.abort()
+            elif admission.find_error() is not None:
+                call.tally.attempts.pop()  # its INTENT is not written, and nothing was sent
+            told = guard.explain(error)
+            if told is error:
+                raise
+            raise told from None
+        call.tally.attempts[-1].first_event_ns = time.monotonic_ns()
         return whole
 
     async def _first_events(self, call: Call, deployment: Deployment, passage: Passage, answer: Answer) -> OpenAnswer:
@@ -236,7 +235,7 @@ class Attempts:
             raise no_answer("the stream ended before its first event")
         first = passage.check_first(payloads[0], deployment)
         call.tally.attempt.first_event_ns = call.event_at_ns = time.monotonic_ns()
-        return OpenAnswer(answer, reader, payloads, deployment, first)
+        return OpenAnswer(passage, answer, reader, payloads, deployment, first)
 
     def _fail(self, call: Call, attempt: Attempt, error: UpstreamError) -> None:
         attempt.outcome = Outcome.REFUSED if isinstance(error, UpstreamRefused) else Outcome.UPSTREAM_FAILED
@@ -245,6 +244,13 @@ class Attempts:
         if call.guard.reason is error:
             call.guard.clear()
         self._on_failed(call.tally.request_id, attempt, error)
+
+    def _traced_headers(self, call: Call) -> dict[str, str]:
+        """Tell a provider of the trace; the span of this attempt is the parent of what it does for it."""
+        tally = call.tally
+        tally.attempt.span_id = self._ids.random_hex(16)
+        traceparent = format_traceparent(tally.trace_id, tally.attempt.span_id, is_sampled=tally.is_traced)
+        return {**(call.asked.headers or {}), "traceparent": traceparent}
 
     def _encode_price(self, price: Price) -> msgspec.Raw:
         """Encode a price once: it goes into every INTENT, so that an adopter needs no database to charge."""
@@ -276,8 +282,3 @@ async def _read_error(answer: Answer) -> bytes:
                 text += data
     answer.abort()
     return bytes(text)
-
-
-def _trace_headers(tally: Tally) -> dict[str, str]:
-    """Tell a provider of the trace, and of the span of the running attempt."""
-    return {"traceparent": format_traceparent(tally.trace_id, tally.attempt.span_id, is_sampled=tally.is_traced)}

@@ -17,7 +17,7 @@ from meterhouse.http.guard import ClientGone, Guard
 from meterhouse.http.leaving import leaving_of
 from meterhouse.http.middleware import let_go_headers
 from meterhouse.http.outlet import Outlet
-from meterhouse.http.passage import ClientWire, Passage
+from meterhouse.http.passage import ClientWire
 from meterhouse.http.tasks import Tasks
 from meterhouse.providers.breaker import Breaker
 from meterhouse.providers.provider import Deployment, Route, Timeouts
@@ -51,8 +51,6 @@ class Call(msgspec.Struct, eq=False):
     scope: Scope
     """ASGI's, of the request."""
     deployment: Deployment | None = None
-    passage: Passage | None = None
-    """How the deployment that works for this call is asked."""
     timeouts: Timeouts = USUAL_TIMEOUTS
     event_at_ns: int = 0
     """The last data event, or the start of the attempt."""

@@ -28,19 +28,28 @@ class Guard(msgspec.Struct, eq=False):
 
     async def wait(self, awaitable: Awaitable[Result]) -> Result:
         """Await something; raises the reason of an interruption instead, also one that came before."""
+        if self.reason is not None:
+            _close(awaitable)
+            raise self.reason
         self.is_waiting = True
         try:
-            if self.reason is not None:
-                _close(awaitable)
-                raise self.reason
             return await awaitable
-        except asyncio.CancelledError:
-            if self.reason is None or self.task is None:
-                raise
-            self.task.uncancel()
-            raise self.reason from None
+        except asyncio.CancelledError as error:
+            raise self.explain(error) from None
         finally:
             self.is_waiting = False
+
+    def explain(self, error: BaseException) -> BaseException:
+        """End a wait that failed; returns the reason of its interruption, or the error where there was none.
+
+        Who saves the coroutine of ``wait`` looks for a ``reason`` himself, sets ``is_waiting`` for as long as he awaits
+        one thing and nothing else, and has what is raised meanwhile explained.
+        """
+        was_waiting, self.is_waiting = self.is_waiting, False
+        if not was_waiting or self.reason is None or self.task is None or not isinstance(error, asyncio.CancelledError):
+            return error
+        self.task.uncancel()
+        return self.reason
 
     def interrupt(self, reason: Exception) -> None:
         """End the current wait, or the next one, with a reason; the first reason stands."""

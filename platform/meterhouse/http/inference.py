@@ -7,7 +7,7 @@ when its record is durable. What differs from wire to wire is behind ``ClientWir
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -109,17 +109,15 @@ class InferenceEndpoint:
                 try:
                     # From the first deployment that gives one.
                     opened = await parts.attempts.open(call)
-                    passage = call.passage
-                    assert passage is not None
                     answer: StreamRelay | Whole
                     if isinstance(opened, OpenAnswer):
-                        answer = passage.open_relay(call, opened, self._relay_parts)
+                        answer = opened.passage.open_relay(call, opened, self._relay_parts)
                         call.asked.let_go(KEPT_PROMPT_BYTES)
                         await answer.run()
                     elif len(opened.body) <= intake.INLINE_BYTES:
-                        answer = passage.read_whole(call, opened, self._relay_parts)
+                        answer = opened.passage.read_whole(call, opened, self._relay_parts)
                     else:
-                        answer = await asyncio.to_thread(passage.read_whole, call, opened, self._relay_parts)
+                        answer = await asyncio.to_thread(opened.passage.read_whole, call, opened, self._relay_parts)
                     call.is_ending = True
                     if tally.attempts[-1].reported is None:
                         await parts.counter.fill(tally, call.asked)
@@ -135,7 +133,11 @@ class InferenceEndpoint:
                     # The provider was paid for this answer: an SDK's retry would pay it again.
                     error.should_retry = False
                     raise
-                await _release(answer, call, exchange, headers)
+                release = _release(answer, call, headers)
+                if release is not None:
+                    await release
+                    if outlet.is_gone and not exchange.status:
+                        raise ClientGone
             except GatewayError as error:
                 exchange.error = error
                 if not outlet.is_started and (outlet.is_gone or not outlet.unsent):
@@ -276,12 +278,12 @@ class InferenceEndpoint:
         await self._parts.counter.fill(call.tally, call.asked)
 
     def _headers(self, asked: Asked, demand: Demand, reservation: Reservation) -> Headers:
-        parts = self._parts
-        headers = rate_limit_headers(reservation.states, parts.clock.now_ms())
+        # The times in the states are the meter's, and so is the moment at which it gave them.
+        headers = rate_limit_headers(reservation.states, reservation.admitted_at_ms)
         allowance = reservation.allowance_tokens
         if allowance is not None and (asked.output_tokens is None or allowance < demand.output_tokens):
             headers.append((b"x-meterhouse-max-tokens", str(allowance).encode()))
-        if degraded := parts.degraded(reservation):
+        if degraded := self._parts.degraded(reservation):
             headers.append((b"x-meterhouse-degraded", degraded))
         return headers
 
@@ -314,17 +316,18 @@ def permit(principal: Principal, model: str, route: Route) -> None:
         )
 
 
-async def _release(answer: StreamRelay | Whole, call: Call, exchange: Exchange, headers: Headers) -> None:
-    """Send a whole answer, or the end of a streamed one, whose record is durable; raises ClientGone."""
+def _release(answer: StreamRelay | Whole, call: Call, headers: Headers) -> Awaitable[None] | None:
+    """Send a whole answer, or the end of a streamed one, whose record is durable.
+
+    Returns what is left to be awaited, so that most answers need no coroutine for it; None: nothing.
+    """
     usage, outlet = call.tally.records[-1].usage, call.outlet
     if isinstance(answer, StreamRelay):
-        await outlet.end(answer.end(usage))
-    else:
-        body = answer.body(usage)
-        if not outlet.answer_at_once(headers, body, answer.content_type):
-            await outlet.write_whole(headers, body, answer.content_type)
-    if outlet.is_gone and not exchange.status:
-        raise ClientGone
+        return outlet.end(answer.end(usage))
+    body, content_type = answer.body(usage), answer.content_type
+    if outlet.answer_at_once(headers, body, content_type):
+        return None
+    return outlet.write_whole(headers, body, content_type)
 
 
 def _note_failure(tally: Tally, error: Exception) -> None:

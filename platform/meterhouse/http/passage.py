@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 class OpenAnswer(msgspec.Struct):
     """An answer whose first data event is here: the reader goes on where ``payloads`` end."""
 
+    passage: "Passage"
+    """By which it was asked for."""
     answer: Answer
     reader: Reader
     payloads: list[bytes]
@@ -45,6 +47,8 @@ class OpenAnswer(msgspec.Struct):
 class WholeBody(msgspec.Struct):
     """The body of an answer that is not streamed."""
 
+    passage: "Passage"
+    """By which it was asked for."""
     body: bytes
     answer: Answer
     """With which it came, and which is over."""

@@ -1,7 +1,7 @@
 """The seam between the hot path and whatever answers it: a provider over the network, or the simulator.
 
-Invariant: an answer is ended exactly once, by ``release`` or ``abort``; both are synchronous, so that nothing can
-cancel them, and harmless when repeated.
+Invariant: an answer is ended exactly once: by whoever reads all of it, by ``release`` or ``abort``; these are
+synchronous, so that nothing can cancel them, and harmless when repeated.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ class Answer(Protocol):
         ...
 
     async def read_all(self, limit_bytes: int, *, timeout_seconds: float | None = None) -> bytes:
-        """Return the rest of the body.
+        """Return the rest of the body, and end the answer, also where it fails.
 
         Raises:
             UpstreamDown: as ``read``, or the body is longer than the limit.
@@ -53,7 +53,10 @@ class Answer(Protocol):
         ...
 
     def take_whole(self, limit_bytes: int) -> bytes | None:
-        """Return the rest of the body if all of it is here, and no longer than that; None: ``read_all`` has it."""
+        """Return the rest of the body, and end the answer, if all of it is here and no longer than that.
+
+        None: ``read_all`` has it.
+        """
         ...
 
     def abort(self) -> None:

@@ -54,27 +54,6 @@ class Condition:
     """Both of the last 30 seconds."""
 
 
-class Permit:
-    """The leave to try a deployment, and the way to say how it went. One record per permit."""
-
-    __slots__ = ("_breaker", "_generation")
-
-    def __init__(self, breaker: "Breaker", generation: int) -> None:
-        self._breaker = breaker
-        self._generation = generation
-
-    def record(self, error: BaseException | None) -> None:
-        """Say how the attempt went: None is a success.
-
-        UpstreamBusy puts the deployment last for its Retry-After; UpstreamRefused, a StaleConnection, and whatever is
-        no UpstreamError (a cancellation), count for nothing; any other UpstreamError is a failure.
-        """
-        if error is None:
-            self._breaker.succeed(self._generation)
-        else:
-            self._breaker.record(self._generation, error)
-
-
 class Breaker:
     """Opens after 5 failures in a row, or when more than half of at least 20 attempts in 30 s failed."""
 
@@ -86,8 +65,7 @@ class Breaker:
         self.in_flight = 0
         """Answers that are under way."""
         self._generation = 0
-        self._permit = Permit(self, 0)
-        self._window = SlidingCounts(WINDOW_SECONDS)
+        self._window = SlidingCounts(WINDOW_SECONDS, monotonic)
         self._consecutive = 0
         self._opened_at: float | None = None
         self._pause_seconds = FIRST_PAUSE_SECONDS
@@ -125,51 +103,59 @@ class Breaker:
             wait = self._opened_at + self._pause_seconds - now
         elif self.is_busy:
             state, wait = "busy", self._busy_until - now
-        attempts, failures = self._window.sums(now)
+        attempts, failures = self._window.sums()
         reason = self._reason if state != "closed" else ""
         return Condition(state, reason, max(0.0, wait), self.in_flight, attempts, failures)
 
-    def try_acquire(self) -> Permit | None:
-        """Return the leave to try, or None while open; after the pause one probe at a time may pass."""
+    def try_acquire(self) -> int | None:
+        """Return the leave to try, which ``record`` gets back, or None while open.
+
+        After the pause one probe at a time may pass.
+        """
         if self._opened_at is None:
-            return self._permit
+            return self._generation
         now = self._monotonic()
         if now - self._opened_at < self._pause_seconds:
             return None
         if self._probe_since is not None and now - self._probe_since < PROBE_LEASE_SECONDS:
             return None
         self._probe_since = now
-        return self._next_generation()
+        self._generation += 1
+        return self._generation
 
-    def record(self, generation: int, error: BaseException) -> None:
-        """Count an attempt that did not succeed; one from before the last change of state is ignored."""
-        if isinstance(error, UpstreamBusy):
+    def record(self, generation: int, error: BaseException | None) -> None:
+        """Say how an attempt went, once, with the leave that it had: None is a success.
+
+        UpstreamBusy puts the deployment last for its Retry-After; UpstreamRefused, a StaleConnection, and whatever is
+        no UpstreamError (a cancellation), count for nothing; any other UpstreamError is a failure. Of an attempt from
+        before the last change of state nothing else counts.
+        """
+        if error is not None and isinstance(error, UpstreamBusy):
             self._reason = _reason_of(error)
             wait = error.retry_after_seconds or FIRST_PAUSE_SECONDS
             self._busy_until = self._monotonic() + min(wait, LONGEST_PAUSE_SECONDS)
         if generation != self._generation:
             return
-        if isinstance(error, UpstreamAccount) and error.is_certain:
+        if error is None:
+            self._consecutive = 0
+            if self._opened_at is None:
+                self._window.add()
+            else:
+                self._close()
+        elif isinstance(error, UpstreamAccount) and error.is_certain:
             self._lost_account(error)
         elif isinstance(error, UpstreamError) and not isinstance(error, _NO_FAILURES):
             self._failed(error)
         else:
             self._probe_since = None
 
-    def succeed(self, generation: int) -> None:
-        """Count an attempt that succeeded; one from before the last change of state is ignored."""
-        if generation != self._generation:
-            return
-        self._consecutive = 0
-        if self._opened_at is None:
-            self._window.add(self._monotonic())
-            return
+    def _close(self) -> None:
         self._opened_at = None
         self._account_error = None
         self._probe_since = None
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._window.clear()
-        self._permit = self._next_generation()
+        self._generation += 1
         self._tell("closed", "")
 
     def _failed(self, error: UpstreamError) -> None:
@@ -180,8 +166,8 @@ class Breaker:
             self._open(now, error)
             return
         self._consecutive += 1
-        self._window.add(now, failures=1)
-        attempts, failures = self._window.sums(now)
+        self._window.add(failures=1)
+        attempts, failures = self._window.sums()
         if self._consecutive >= CONSECUTIVE_FAILURES or (attempts >= MIN_ATTEMPTS and failures * 2 > attempts):
             self._open(now, error)
 
@@ -191,7 +177,7 @@ class Breaker:
         self._pause_seconds = min(pause, LONGEST_ACCOUNT_PAUSE_SECONDS)
         # A copy: the error itself holds on to the request that met it.
         self._account_error = UpstreamAccount(error.message, detail=error.detail)
-        self._window.add(self._monotonic(), failures=1)
+        self._window.add(failures=1)
         self._open(self._monotonic(), error)
 
     def _open(self, now: float, error: UpstreamError) -> None:
@@ -199,7 +185,7 @@ class Breaker:
         self._probe_since = None
         self._consecutive = 0
         self._reason = _reason_of(error)
-        self._next_generation()
+        self._generation += 1
         self._tell("open" if self._account_error is None else "account", self._reason)
 
     def retire(self) -> None:
@@ -211,10 +197,6 @@ class Breaker:
     def _tell(self, state: State, reason: str) -> None:
         if self._on_change is not None:
             self._on_change(state, reason)
-
-    def _next_generation(self) -> Permit:
-        self._generation += 1
-        return Permit(self, self._generation)
 
 
 class Breakers:
@@ -301,45 +283,42 @@ class RetryBudget:
     FLOOR = 3
 
     def __init__(self, monotonic: Monotonic = time.monotonic) -> None:
-        self._monotonic = monotonic
-        self._requests = SlidingCounts(self.WINDOW_SECONDS)
-        self._extra = SlidingCounts(self.WINDOW_SECONDS)
+        self.requests = SlidingCounts(self.WINDOW_SECONDS, monotonic)
+        """Whoever has a request adds it, once, however many attempts it has."""
+        self._extra = SlidingCounts(self.WINDOW_SECONDS, monotonic)
         self.spent = 0
         """Extra attempts since the start."""
         self.refused = 0
         """Extra attempts that the budget did not have since the start."""
 
-    def record_request(self) -> None:
-        """Count a request; once for each, however many attempts it has."""
-        self._requests.add(self._monotonic())
-
     def try_spend(self) -> bool:
         """Take one extra attempt out of the budget; False: it is used up, so the error is the answer."""
-        now = self._monotonic()
-        requests, _ = self._requests.sums(now)
-        extra, _ = self._extra.sums(now)
+        requests, _ = self.requests.sums()
+        extra, _ = self._extra.sums()
         if extra >= max(self.FLOOR, requests * self.PERCENT // 100):
             self.refused += 1
             return False
         self.spent += 1
-        self._extra.add(now)
+        self._extra.add()
         return True
 
 
 class SlidingCounts:
     """Counts of the last seconds, in a ring of one bucket per second: constant memory at any rate."""
 
-    __slots__ = ("_attempts", "_began", "_failures", "_seconds", "_size", "_slot")
+    __slots__ = ("_attempts", "_began", "_failures", "_monotonic", "_seconds", "_size", "_slot")
 
-    def __init__(self, window_seconds: int) -> None:
+    def __init__(self, window_seconds: int, monotonic: Monotonic) -> None:
+        self._monotonic = monotonic
         self._size = window_seconds
         self._seconds = [_NEVER] * window_seconds
         self._attempts = [0] * window_seconds
         self._failures = [0] * window_seconds
         self._began, self._slot = _NEVER, 0
 
-    def add(self, now: float, failures: int = 0) -> None:
-        """Count one, at a moment of the monotonic clock."""
+    def add(self, failures: int = 0) -> None:
+        """Count one."""
+        now = self._monotonic()
         if not self._began <= now < self._began + 1:
             self._turn(int(now))
         self._attempts[self._slot] += 1
@@ -353,9 +332,9 @@ class SlidingCounts:
             self._attempts[self._slot] = 0
             self._failures[self._slot] = 0
 
-    def sums(self, now: float) -> tuple[int, int]:
+    def sums(self) -> tuple[int, int]:
         """Return (counted, failed) of the window."""
-        oldest = int(now) - self._size
+        oldest = int(self._monotonic()) - self._size
         fresh = [slot for slot in range(self._size) if self._seconds[slot] > oldest]
         return sum(self._attempts[slot] for slot in fresh), sum(self._failures[slot] for slot in fresh)
 

@@ -42,6 +42,8 @@ class SimulatedAnswer:
                     parts.append(part)
         except TimeoutError as error:
             raise UpstreamTimeout("The provider simulator did not answer in time.") from error
+        finally:
+            self.abort()
         body = b"".join(parts)
         if len(body) > limit_bytes:
             raise UpstreamDown(f"The provider simulator answered with more than {limit_bytes} bytes.")

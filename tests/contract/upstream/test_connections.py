@@ -188,7 +188,7 @@ async def test_an_idle_connection_is_closed_before_the_server_would(monkeypatch)
 
 
 async def test_a_connection_that_idled_for_too_long_is_not_used_though_it_is_still_open(monkeypatch):
-    monkeypatch.setattr("meterhouse.providers.http1.site.IDLE_CONNECTION_SECONDS", 0.0)
+    monkeypatch.setattr("meterhouse.providers.http1.pool.IDLE_CONNECTION_SECONDS", 0.0)
     async with small_client(4) as client, serving(slowly) as server:
         for _ in range(2):
             assert await fetch(client, server) == b"data: 1\n\n"

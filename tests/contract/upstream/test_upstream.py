@@ -89,6 +89,51 @@ async def test_what_comes_is_read_unless_whoever_waits_has_it_taken(upstream, ta
         answer.release()
 
 
+@pytest.mark.parametrize("client", ["httptools"])
+async def test_an_answer_in_pieces_wakes_whoever_reads_all_of_it_once(upstream):
+    come: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def script(_server: Server, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"content-length: 4\r\n\r\n")
+        for _ in range(4):
+            writer.write(await come.get())
+
+    async with serving(script) as server:
+        answer = await ask(upstream, server)
+        reading = asyncio.create_task(answer.read_all(4))
+        await asyncio.sleep(0)  # it waits
+        waiter, connection = answer.waiter, answer.source
+        before = connection._heard_bytes
+        for number, piece in enumerate((b"a", b"b", b"c"), start=1):
+            come.put_nowait(piece)
+            await until(lambda number=number: connection._heard_bytes == before + number)
+            assert answer.waiter is waiter
+            assert not waiter.done()
+        come.put_nowait(b"d")
+        assert await reading == b"abcd"
+        assert upstream.open_connections == 0
+
+
+@pytest.mark.parametrize("pieces", [(b"abc", b"de"), (b"abcde",), (b"abcdef", b"g")])
+async def test_an_answer_longer_than_the_bound_is_refused_however_it_comes(upstream, pieces):
+    come: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def script(_server: Server, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"transfer-encoding: chunked\r\n\r\n")
+        while piece := await come.get():
+            writer.write(chunk(piece))
+
+    async with serving(script) as server:
+        reading = asyncio.create_task((await ask(upstream, server)).read_all(4))
+        for piece in pieces:
+            come.put_nowait(piece)
+            await until(come.empty)
+        with pytest.raises(UpstreamDown, match="more than 4 bytes"):
+            await reading
+        await until(lambda: upstream.open_connections == 0)
+        come.put_nowait(b"")
+
+
 async def test_a_stream_is_read_as_it_comes_and_its_connection_used_again(upstream):
     async with serving(one_event_then_wait) as server:
         answer = await ask(upstream, server, is_streamed=True)

@@ -166,11 +166,17 @@ class Http1Answer(msgspec.Struct, eq=False):
 
     async def _read_all(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []
-        size = 0
-        while data := await self.read():
+        left = limit_bytes
+
+        def keep(data: bytes) -> bool:
+            """Take a piece as it comes: nobody has to be woken for each."""
+            nonlocal left
+            left -= len(data)
             parts.append(data)
-            size += len(data)
-            if size > limit_bytes:
+            return left >= 0
+
+        while data := await self.read(keep):
+            if not keep(data):
                 raise UpstreamDown(f"The provider {self.provider} answered with more than {limit_bytes} bytes.")
         return b"".join(parts)
 

@@ -117,7 +117,7 @@ class Http1Client:
         now_seconds = loop.time()
         if clearance is not None and rest:
             clearance.insist()
-        connection = site.try_lease(now_seconds)
+        connection = pool.try_lease(site.idle, now_seconds)
         if connection is None:
             if clearance is not None:
                 clearance.insist()

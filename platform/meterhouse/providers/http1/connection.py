@@ -35,6 +35,9 @@ _KEPT = _JOINED | {b"content-type", b"content-length", b"retry-after", b"retry-a
 class Owner(Protocol):
     """Where a connection comes from."""
 
+    head_watch: HeadWatch
+    """Looks after the heads that are waited for."""
+
     def keep(self, connection: "Connection") -> None:
         """Take a connection back that can be used again."""
         ...
@@ -74,6 +77,7 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "_was_used",
         "deadline_seconds",
+        "idle_among",
         "idle_since_seconds",
         "is_idle",
         "is_leased",
@@ -81,12 +85,14 @@ class Connection(asyncio.Protocol):
         "on_body",
     )
 
-    def __init__(self, owner: Owner, head_watch: HeadWatch) -> None:
+    def __init__(self, owner: Owner, idle_among: "dict[Connection, None]") -> None:
+        self.idle_among = idle_among
+        """Those to the same place that idle, the last of them since the latest; its owner keeps it in there."""
         self.is_leased = False
         self.is_idle = False
         self.idle_since_seconds = self.deadline_seconds = 0.0
         self._owner = owner
-        self._head_watch = head_watch
+        self._head_watch = owner.head_watch
         self._transport: asyncio.Transport | None = None
         self._pieces: list[bytes] = []
         """What the parser finds of a body in one read: events come in a chunk each, and a function for each would cost

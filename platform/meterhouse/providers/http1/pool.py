@@ -98,11 +98,30 @@ class Pool:
 
     # --- connections
 
+    def try_lease(self, idle: dict[Connection, None], now_seconds: float) -> Connection | None:
+        """Lease one of these that idle; None when there is none, or others wait for a slot."""
+        if not idle or not self.try_take_slot():
+            return None
+        connection = self.take_idle(idle, now_seconds)
+        if connection is None:
+            self.free_slot()
+        return connection
+
+    def take_idle(self, idle: dict[Connection, None], now_seconds: float) -> Connection | None:
+        """Lease the one that idles shortest, in a slot that was taken for it; old ones are closed on the way."""
+        while idle:
+            connection, _ = idle.popitem()
+            if connection.idle_since_seconds > now_seconds - IDLE_CONNECTION_SECONDS and connection.is_usable:
+                connection.is_idle = False
+                connection.is_leased = True
+                del self._idle[connection]
+                self._leased[connection] = None
+                return connection
+            connection.close()
+        return None
+
     def lease(self, connection: Connection) -> Connection:
-        """Make a connection the owner of a slot that was taken for it."""
-        if connection.is_idle:
-            connection.is_idle = False
-            del self._idle[connection]
+        """Make a new connection the owner of a slot that was taken for it."""
         connection.is_leased = True
         self._leased[connection] = None
         return connection
@@ -112,9 +131,13 @@ class Pool:
         if self._idle and self.in_use + len(self._idle) > self._most:
             next(iter(self._idle)).close()
 
-    def put_aside(self, connection: Connection) -> None:
-        """Let a connection idle, and give its slot back."""
+    def keep(self, connection: Connection) -> None:
+        """Take a connection back: it idles, and its slot is free."""
+        if self.is_closed:
+            connection.close()
+            return
         now = self.loop.time()
+        connection.idle_among[connection] = None
         del self._leased[connection]
         connection.is_leased = False
         connection.is_idle = True
@@ -129,8 +152,10 @@ class Pool:
 
     def forget(self, connection: Connection) -> None:
         """Strike a closed connection off."""
-        self._idle.pop(connection, None)
-        connection.is_idle = False
+        if connection.is_idle:
+            connection.is_idle = False
+            connection.idle_among.pop(connection, None)
+            del self._idle[connection]
         if connection.is_leased:
             connection.is_leased = False
             del self._leased[connection]

@@ -17,7 +17,7 @@ from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.address import is_public
 from meterhouse.providers.http1.connection import Connection
 from meterhouse.providers.http1.pool import Pool
-from meterhouse.providers.http_client import HAPPY_EYEBALLS_SECONDS, IDLE_CONNECTION_SECONDS
+from meterhouse.providers.http_client import HAPPY_EYEBALLS_SECONDS
 
 ADDRESS_SECONDS = 10.0
 """How long the addresses of a name are believed."""
@@ -50,43 +50,11 @@ class Site:
         self._host = host.rstrip(".") + "." if host.endswith("..") else host
         self._port = url.port or 0
         self._is_public_only = is_public_only
-        self._idle: dict[Connection, None] = {}
+        self.idle: dict[Connection, None] = {}
+        """The connections to it that idle; the pool's to fill and to empty."""
         self._addresses: list[AddrInfoType] = []
         self._believed_until_seconds = 0.0
         self._lookup: asyncio.Task[None] | None = None
-
-    # --- connections that stand
-
-    def try_lease(self, now_seconds: float) -> Connection | None:
-        """Return a connection that idles; None when there is none, or others wait for a slot."""
-        if not self._idle or not self._pool.try_take_slot():
-            return None
-        connection = self._pop_idle(now_seconds)
-        if connection is None:
-            self._pool.free_slot()
-        return connection
-
-    def _pop_idle(self, now_seconds: float) -> Connection | None:
-        """Lease the connection that idles shortest, in a slot that was taken for it; old ones are closed on the way."""
-        while self._idle:
-            connection, _ = self._idle.popitem()
-            if connection.idle_since_seconds > now_seconds - IDLE_CONNECTION_SECONDS and connection.is_usable:
-                return self._pool.lease(connection)
-            connection.close()
-        return None
-
-    def keep(self, connection: Connection) -> None:
-        """Take a connection back."""
-        if self._pool.is_closed:
-            connection.close()
-            return
-        self._idle[connection] = None
-        self._pool.put_aside(connection)
-
-    def forget(self, connection: Connection) -> None:
-        """Strike a closed connection off."""
-        self._idle.pop(connection, None)
-        self._pool.forget(connection)
 
     # --- new connections
 
@@ -101,7 +69,8 @@ class Site:
             async with asyncio.timeout(timeout_seconds):
                 await self._pool.take_slot()
                 try:
-                    return self._pop_idle(self._pool.loop.time()) or self._pool.lease(await self._connect())
+                    pool = self._pool
+                    return pool.take_idle(self.idle, pool.loop.time()) or pool.lease(await self._connect())
                 except BaseException:
                     self._pool.free_slot()
                     raise
@@ -131,7 +100,7 @@ class Site:
                 addresses = others
 
     async def _set_up(self, sock: socket.socket, tls: ssl.SSLContext | None) -> Connection:
-        connection = Connection(self, self._pool.head_watch)
+        connection = Connection(self._pool, self.idle)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
         try:
             transport, _ = await self._pool.loop.create_connection(
