@@ -45,7 +45,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
         return self.input_tokens + self.output_tokens
 
 
-class UsageRecord(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+class UsageRecord(msgspec.Struct, frozen=True, array_like=True):
     """The immutable row that says what one attempt used and what it is charged."""
 
     request_id: str

@@ -4,19 +4,21 @@ import asyncio
 import sqlite3
 from dataclasses import replace
 
+import asyncpg
 import msgspec
 import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fakes.ledger import HOUR, record
+from fakes.postgres_server import OWN_USER
 from meterhouse.db import seals as sealing
 from meterhouse.db.books import Books
-from meterhouse.db.engine import close, open_engine, reading
+from meterhouse.db.engine import close, open_engine, reading, writing
 from meterhouse.db.ledger import Adjustment, LedgerStore
 from meterhouse.db.reviews import ProviderDay
-from meterhouse.db.seals import OVERLAP_MS, PAGE_ROWS, RECENT_MS, SealStore
-from meterhouse.db.tables import DAY_MS, HOUR_MS, seal, usage_hour, usage_record
+from meterhouse.db.seals import CLOCK_STEP_MS, OVERLAP_MS, PAGE_ROWS, RECENT_MS, SealStore
+from meterhouse.db.tables import DAY_MS, HOUR_MS, meta, seal, usage_hour, usage_record
 from meterhouse.errors import Conflict, StoreDown
 from meterhouse.exports import export
 from meterhouse.ledger.audit import GRACE_MS, DatabaseAudit
@@ -169,6 +171,55 @@ async def test_what_is_committed_late_is_sealed_nevertheless(insert, seals, cloc
     clock.now_ms = NOW + 3_000
     assert (await seals.seal_new()).sealed == 1
     assert len(await chain_of(seals)) == 4
+
+
+@pytest.fixture
+def walks_find_nothing(monkeypatch):
+    """What a step looks at by its marks alone."""
+
+    async def look(_connection, _from_ms, _limit):
+        return [], None
+
+    monkeypatch.setattr(sealing, "_look_at_page", look)
+
+
+@pytest.mark.usefixtures("walks_find_nothing")
+async def test_what_was_being_written_is_looked_at_again(engine, store_url, is_postgres, monkeypatch):
+    """However little a step looks back by itself."""
+    if not is_postgres:
+        return  # nothing is written while somebody seals
+    monkeypatch.setattr(sealing, "CLOCK_STEP_MS", 0)
+    seals = SealStore(engine, hash_row)
+    other = open_engine(store_url)
+    try:
+        async with writing(other) as connection:
+            assert await LedgerStore(connection).insert([record()]) == 1
+            await asyncio.sleep(0.05)
+            assert (await seals.seal_new()).sealed == 0
+        assert (await seals.seal_new()).sealed == 1
+    finally:
+        await close(other)
+
+
+@pytest.mark.usefixtures("walks_find_nothing")
+async def test_a_step_looks_back_no_further_than_somebody_writes(engine, store_url, is_postgres, postgres_server):
+    async def overlap_ms():
+        await LedgerStore(engine).insert([record()])
+        await SealStore(engine, hash_row).seal_new()
+        async with reading(engine) as connection:
+            marks = msgspec.json.decode(await connection.scalar(sa.select(meta.c.value)), type=sealing.Marks)
+        return marks.stepped_at_ms - marks.from_ms
+
+    if not is_postgres:
+        assert await overlap_ms() == OVERLAP_MS
+        return
+    assert CLOCK_STEP_MS <= await overlap_ms() < CLOCK_STEP_MS + 2_000
+    superuser = await asyncpg.connect(postgres_server.url_of(sa.make_url(store_url).database, OWN_USER))
+    try:
+        # What others do is hidden from the application's role.
+        assert await overlap_ms() == OVERLAP_MS
+    finally:
+        await superuser.close()
 
 
 async def test_a_clock_that_runs_ahead_hides_nothing(insert, seals, clock):

@@ -177,6 +177,8 @@ def test_a_record_says_everything_of_its_attempt() -> None:
     )
     assert (record.model, record.upstream_model, record.served_model) == ("asked", "model", "model-2")
     assert (record.provider, record.deployment, record.service_tier) == ("fake", "fake/model", "flex")
+    assert (record.operation, record.outcome, record.exactness) == ("chat", "upstream_failed", "reported")
+    assert (record.usage, record.is_suspect, record.overrun_nanos) == (REPORTED, False, 0)
     assert (record.error_owner, record.error_code) == ("provider", "upstream_unavailable")
     assert (record.time_to_first_token_ms, record.duration_ms) == (250, 2_000)
     assert (record.admitted_at_ms, record.trace_id, record.is_streamed) == (1_795_000_000_000, "a" * 32, True)

@@ -27,7 +27,9 @@ SLICE_ROWS = 50
 PAGE_ROWS = 2_000
 """How many rows a walk looks at in one step."""
 OVERLAP_MS = 15_000
-"""How far before the last time the next step looks again; a shipper's transaction takes no longer."""
+"""How far before the last time the next step looks again at most; a shipper's transaction takes no longer."""
+CLOCK_STEP_MS = 2_000
+"""How far it looks again in any case: so much may be put right in PostgreSQL's clock."""
 RECENT_MS = 6 * HOUR_MS
 """What the walk over the last hours covers."""
 LOCK = 0x6D68_7365_616C
@@ -40,7 +42,14 @@ HashRow = Callable[[str, str, int, str, int, Row], str]
 _MARKS = "seal_marks"
 _USING_INDEXES = "set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)"
 _NOW_MS = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"
-_LOCK_IN_POSTGRES = f"SELECT pg_try_advisory_xact_lock($1) AS is_first, {_NOW_MS} AS now_ms, {_USING_INDEXES}"
+_OPEN_MS = """(
+    SELECT CASE WHEN bool_and(COALESCE(state, 'disabled') <> 'disabled')
+        THEN CAST(extract(epoch FROM clock_timestamp() - min(xact_start)) * 1000 AS bigint) END
+    FROM pg_stat_activity WHERE datname = current_database() AND usesysid IS NOT NULL)"""
+"""For how long a transaction of this database has been open at most; NULL where sessions of others hide theirs."""
+_LOCK_IN_POSTGRES = (
+    f"SELECT pg_try_advisory_xact_lock($1) AS is_first, {_NOW_MS} AS now_ms, {_OPEN_MS} AS open_ms, {_USING_INDEXES}"
+)
 _SEAL_COLUMNS = tuple(seal.c.keys())
 
 
@@ -99,7 +108,7 @@ class SealStore:
             least_interval_ms: do nothing when the last step of any process, which left nothing, is not so long ago.
         """
         async with writing(self._engine) as connection:
-            is_first, clock_ms = await _try_lock(connection)
+            is_first, clock_ms, overlap_ms = await _try_lock(connection)
             if not is_first:
                 return Sealing(0, has_more=False, is_busy=True)
             now_ms = clock_ms if self._now_ms is None else self._now_ms()
@@ -118,7 +127,7 @@ class SealStore:
                     await self._insert(connection, rows, now_ms)
                     sealed += len(rows)
                     marks = msgspec.structs.replace(marks, **{walk: start_ms if next_ms is None else next_ms})
-                marks = msgspec.structs.replace(marks, from_ms=now_ms - OVERLAP_MS)
+                marks = msgspec.structs.replace(marks, from_ms=now_ms - overlap_ms)
                 if sealed < limit:
                     marks = msgspec.structs.replace(marks, stepped_at_ms=now_ms)
             await _write_marks(connection, marks)
@@ -211,16 +220,21 @@ class SealStore:
         await insert_rows(connection, seal, _SEAL_COLUMNS, seals, "")
 
 
-async def _try_lock(connection: AsyncConnection) -> tuple[bool, int]:
-    """Become the one who seals; returns whether it worked, and what the clock says that stamps records.
+async def _try_lock(connection: AsyncConnection) -> tuple[bool, int, int]:
+    """Become the one who seals.
+
+    Returns:
+        Whether it worked; what the clock says that stamps records; how far before that what is not committed yet may
+        have been stamped.
 
     SQLite's transaction has excluded everybody else already, and its clock is this machine's.
     """
     if connection.dialect.name != "postgresql":
-        return True, wall_ms()
+        return True, wall_ms(), OVERLAP_MS
     found = await connection.exec_driver_sql(_LOCK_IN_POSTGRES, (LOCK,))
     row = found.mappings().one()
-    return bool(row["is_first"]), int(row["now_ms"])
+    open_ms = OVERLAP_MS if row["open_ms"] is None else int(row["open_ms"])
+    return bool(row["is_first"]), int(row["now_ms"]), min(open_ms + CLOCK_STEP_MS, OVERLAP_MS)
 
 
 async def _use_indexes(connection: AsyncConnection) -> None:
