@@ -248,7 +248,11 @@ class Meter(Protocol):
         ...
 
     def settle(self, reservation: Reservation, settlement: Settlement) -> None:
-        """Resolve a reservation with the truth. Synchronous: nothing can cancel it."""
+        """Resolve a reservation with the truth, at once or soon. Synchronous: nothing can cancel it."""
+        ...
+
+    def send_settled(self) -> None:
+        """Have what was settled done before whatever anybody asks from now on, such as a client that is answered."""
         ...
 
     async def renew(self, uses: Mapping[str, Use]) -> None:

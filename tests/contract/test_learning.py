@@ -209,6 +209,7 @@ async def test_a_silent_worker_is_waited_for_one_lease_and_then_made_up_for(engi
     async with crew.hire_two() as (one, two):
         one.settle(await one.admit(()), settlement_of(1))
         two.settle(await two.admit(()), settlement_of(10))
+        await two.arrive()
         two.journal.gate.clear()
         assert await one.counts(BUDGET) == (1, 0)
         two.journal.gate.set()

@@ -13,7 +13,7 @@ from fakes.meter_bench import LEASE_MS, RedisBench, ServerClock, open_bench, tim
 from fakes.meter_oracle import KEY, ORGANIZATION, PROJECT, START_MS, admitted, build_demand, key_limits, settlement_of
 from fakes.servers import RedisServer
 from meterhouse.errors import MeterDown
-from meterhouse.limits import outage
+from meterhouse.limits import outage, settlements
 from meterhouse.limits.layout import keys_of
 from meterhouse.limits.link import CommandRefused
 from meterhouse.limits.redis import RedisMeter
@@ -64,9 +64,32 @@ async def test_a_request_whose_caller_has_gone_is_given_back(bench: RedisBench) 
 async def test_a_reservation_that_comes_after_its_settlement_holds_nothing(bench: RedisBench) -> None:
     demand = build_demand(BUDGET)
     meter = meter_of(bench)
-    meter._settlements.add(ORGANIZATION, demand.request_id, settlement_of(5))
+    meter.settlements.add(ORGANIZATION, demand.request_id, settlement_of(5))
     assert admitted(await meter.reserve(demand)).allowance_tokens == 0
     assert meter.live == live_in_redis(bench) == 0
+
+
+async def test_what_is_settled_waits_for_others_until_somebody_is_to_be_answered(
+    bench: RedisBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settlements, "PATIENCE_SECONDS", 60)
+    figures = bench.link.figures
+    running = [await bench.admit("concurrent 3") for _ in range(3)]
+    before = figures.calls
+    for reservation in running:
+        bench.settle(reservation, settlement_of(5))
+        await asyncio.sleep(0)  # each in a turn of the loop of its own
+    assert figures.calls == before
+    for _ in range(2):
+        bench.meter.send_settled()
+    assert figures.calls == before + 1
+    assert await bench.counts("concurrent 3") == (0, 0)
+
+
+async def test_what_is_settled_is_sent_soon_where_nobody_is_to_be_answered(bench: RedisBench) -> None:
+    for _ in range(2):
+        bench.settle(await bench.admit(BUDGET), settlement_of(5))
+        await until(lambda: live_in_redis(bench) == 0)
 
 
 async def test_what_is_settled_twice_in_one_call_counts_once_with_the_others_of_the_call(bench: RedisBench) -> None:
@@ -87,14 +110,14 @@ async def test_a_hold_that_cannot_be_read_does_not_have_the_others_of_its_call_r
     server_of(bench).cli("HSET", keys_of(ORGANIZATION)[1], second.request_id, b"\xc1 no hold")
     bench.settle(first, settlement_of(5))
     bench.settle(second, settlement_of(7))
-    settlements = meter_of(bench).settlements
+    sending = meter_of(bench).settlements
     for _ in range(3):
-        await settlements.drain()
-        settlements.send_waiting()
-    await settlements.drain()
+        await sending.drain()
+        sending.send_waiting()
+    await sending.drain()
     assert await bench.counts(BUDGET) == (12, 0)
     assert live_in_redis(bench) == 0
-    assert settlements.waiting == 0
+    assert sending.waiting == 0
 
 
 async def test_a_hold_that_cannot_be_read_does_not_have_the_others_reaped_again(bench: RedisBench) -> None:

@@ -133,12 +133,14 @@ class InferenceEndpoint:
                     # The provider was paid for this answer: an SDK's retry would pay it again.
                     error.should_retry = False
                     raise
+                parts.meter.send_settled()  # whoever is answered may ask another worker
                 release = _release(answer, call, headers)
                 if release is not None:
                     await release
                     if outlet.is_gone and not exchange.status:
                         raise ClientGone
             except GatewayError as error:
+                parts.meter.send_settled()
                 exchange.error = error
                 if not outlet.is_started and (outlet.is_gone or not outlet.unsent):
                     raise

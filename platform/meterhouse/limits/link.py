@@ -133,6 +133,11 @@ class RedisLink:
         if lane is not None:
             lane.push()
 
+    def push(self) -> None:
+        """Send what waits for the end of the tick."""
+        for lane in self._lanes.values():
+            lane.push()
+
     def _build(self, script: LinkScript, keys: Sequence[str], payload: bytes, waiter: Waiter) -> Item:
         head = self._heads.get((script.sha, tuple(keys))) or self._make_head(script, tuple(keys))
         return Item(b"%b%d\r\n%b\r\n" % (head, len(payload), payload), waiter, script)

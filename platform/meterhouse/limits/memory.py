@@ -93,6 +93,9 @@ class MemoryMeter:
         """
         self._holds.settle(reservation.request_id, settlement, self._clock.now_ms())
 
+    def send_settled(self) -> None:
+        """Do nothing: what is settled is done."""
+
     async def renew(self, uses: Mapping[str, Use]) -> None:
         """Move live leases forward with what each request has used so far; unknown ids are ignored."""
         now_ms = self._lease_now_ms()

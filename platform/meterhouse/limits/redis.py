@@ -113,8 +113,9 @@ class RedisMeter:
         self._silence_ms = silence_ms
         self._may_reap = may_reap
         self._plans = Plans()
-        self._settlements = Settlements(link, self._scripts.settle)
-        self._reserves = Reserves(link, self._scripts.reserve, self._settlements, lease_ms, self._find_silence_ms)
+        self.settlements = Settlements(link, self._scripts.settle)
+        """What is on its way to Redis."""
+        self._reserves = Reserves(link, self._scripts.reserve, self.settlements, lease_ms, self._find_silence_ms)
         self._live: dict[str, _Live] = {}
         self._activity = Activity(link, clock)
         # Two that turn the pages, so that each sees all of them.
@@ -138,11 +139,6 @@ class RedisMeter:
     def live(self) -> int:
         """How many reservations of this worker are live."""
         return len(self._live)
-
-    @property
-    def settlements(self) -> Settlements:
-        """What is on its way to Redis, for metrics."""
-        return self._settlements
 
     # --- the meter
 
@@ -207,7 +203,11 @@ class RedisMeter:
         if live is not None:
             if live.is_in_outage:
                 self._outage.settle(reservation, settlement)
-            self._settlements.add(live.demand.organization_id, reservation.request_id, settlement)
+            self.settlements.add(live.demand.organization_id, reservation.request_id, settlement)
+
+    def send_settled(self) -> None:
+        """Send to Redis what was settled."""
+        self.settlements.send_now()
 
     async def renew(self, uses: Mapping[str, Use]) -> None:
         """Move live leases forward with what each request has used so far, and register what Redis does not know."""
@@ -274,7 +274,7 @@ class RedisMeter:
         """Reap expired leases of recently active organizations; returns how many. Redis away is no failure."""
         reaped = self._outage.sweep()
         if self._link.is_up:
-            self._settlements.send_waiting()
+            self.settlements.send_waiting()
         for batch in batches(await self._activity.list_organizations(), SWEPT_TOGETHER):
             swept = await asyncio.gather(*[self._sweeps.turn(organization_id) for organization_id in batch])
             reaped += sum(count for count, _ in swept)
@@ -293,14 +293,14 @@ class RedisMeter:
 
     async def close(self) -> None:
         """Send what is settled, and close the outage path."""
-        await self._settlements.drain()
+        await self.settlements.drain()
         self._link.on_up.remove(self._come_back)
         await self._outage.close()
 
     # --- asking
 
     def _call(self, script: Script, organization_id: str, payload: bytes) -> "asyncio.Future[Any]":
-        self._settlements.flush()
+        self.settlements.flush()
         return self._link.call(script, keys_of(organization_id), payload)
 
     async def _tell(self, script: Script, organization_id: str, payload: bytes) -> Reply:
@@ -366,7 +366,7 @@ class RedisMeter:
 
     def _release(self, demand: Demand) -> None:
         """Give back what Redis holds if it executed a call whose answer nobody has."""
-        self._settlements.add(demand.organization_id, demand.request_id, _RELEASED)
+        self.settlements.add(demand.organization_id, demand.request_id, _RELEASED)
 
     async def _renew(self, organization_id: str, uses: Mapping[str, Use]) -> None:
         self._activity.note(organization_id)
@@ -383,7 +383,7 @@ class RedisMeter:
 
     async def _come_back(self) -> None:
         """Redis is there again: what was settled goes first, then every lease, then what it may have lost."""
-        self._settlements.send_waiting()
+        self.settlements.send_waiting()
         await self.renew({name: live.use or _UNUSED for name, live in self._live.items()})
         for organization_id in {live.demand.organization_id for live in self._live.values()}:
             try:

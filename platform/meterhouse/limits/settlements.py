@@ -1,7 +1,7 @@
-"""Settlements on their way from one worker to Redis: those of one tick go together, and what Redis missed waits.
+"""Settlements on their way from one worker to Redis: they wait a little for others, and what Redis missed waits for it.
 
 Invariant: a settlement is sent again until Redis confirms it; its id makes it count once. Not here: which reservations
-there are.
+there are, and who must not wait (``metering.Meter.send_settled``).
 """
 
 import asyncio
@@ -18,6 +18,8 @@ from meterhouse.metering import Settlement
 
 MOST_WAITING = 100_000
 """Beyond it the oldest is left to the end of its lease and to the reconciler: the ledger has the truth."""
+PATIENCE_SECONDS = 0.005
+"""How long one waits for others at most: where nobody is about to be answered, or the disk is slow."""
 MOST_AT_ONCE = 500
 """Reservations in one call of a script, which holds up all others for about 10 us each."""
 _Each = TypeVar("_Each")
@@ -29,10 +31,11 @@ class Settlements:
     def __init__(self, link: RedisLink, script: Script) -> None:
         self._link = link
         self._script = script
-        # Of this tick, by organization; those whose answer is awaited; and those that Redis missed.
+        # Those that wait for others, by organization; whose answer is awaited; and those that Redis missed.
         self._queued: defaultdict[str, list[tuple[str, Settlement]]] = defaultdict(list)
         self._unconfirmed: set[asyncio.Future[Any]] = set()
         self._waiting: OrderedDict[str, tuple[str, Settlement]] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
         self.forgotten = 0
         """How many found the queue full, since the start."""
 
@@ -42,13 +45,13 @@ class Settlements:
         return len(self._waiting)
 
     def add(self, organization_id: str, request_id: str, settlement: Settlement) -> None:
-        """Send one with those of this tick; on the event loop."""
-        if not self._queued:
-            asyncio.get_running_loop().call_soon(self.flush)
+        """Send one with the next ``flush``, which comes soon by itself; on the event loop."""
+        if self._timer is None:  # that of an earlier one does as well
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._end_patience)
         self._queued[organization_id].append((request_id, settlement))
 
     def flush(self) -> None:
-        """Send those of this tick now, so that whatever is asked next finds them done."""
+        """Send those that wait for others in this tick's batch, so that whatever is asked next finds them done."""
         if not self._queued:
             return
         queued = dict(self._queued)
@@ -58,6 +61,12 @@ class Settlements:
                 future = self._link.call(self._script, keys_of(organization_id), encode_settle(batch))
                 self._unconfirmed.add(future)
                 future.add_done_callback(partial(self._confirm, organization_id, batch))
+
+    def send_now(self) -> None:
+        """Send those that wait for others, not even waiting for the end of the tick."""
+        if self._queued:
+            self.flush()
+            self._link.push()
 
     def send_waiting(self) -> None:
         """Send what Redis missed, in one step."""
@@ -72,6 +81,10 @@ class Settlements:
         self.flush()
         if self._unconfirmed:
             await asyncio.wait(self._unconfirmed)
+
+    def _end_patience(self) -> None:
+        self._timer = None
+        self.flush()
 
     def _confirm(
         self, organization_id: str, batch: Sequence[tuple[str, Settlement]], future: "asyncio.Future[Any]"

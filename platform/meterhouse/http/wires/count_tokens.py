@@ -150,6 +150,7 @@ class CountTokensEndpoint(MessagesEndpoint):
             attempt.ended_ns = time.monotonic_ns()
             position = self._parts.settler.settle(tally)
         await self._parts.journal.barrier(position)
+        self._parts.meter.send_settled()
         return tokens
 
     async def _count(self, asked: Asked) -> int:
