@@ -134,8 +134,7 @@ class InferenceEndpoint:
                     error.should_retry = False
                     raise
                 parts.meter.send_settled()  # whoever is answered may ask another worker
-                release = _release(answer, call, headers)
-                if release is not None:
+                if (release := _release(answer, call, headers)) is not None:
                     await release
                     if outlet.is_gone and not exchange.status:
                         raise ClientGone
