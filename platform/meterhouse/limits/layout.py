@@ -188,7 +188,9 @@ def encode_reserve(demands: Sequence[tuple[Plan, DemandFields]], lease_ms: int, 
     """Ask for demands of one organization to be held, each judged by its plan."""
     numbers: dict[Plan, int] = {}
     plan_of = [numbers.setdefault(plan, len(numbers) + 1) for plan, _ in demands]
-    return encode((lease_ms, silence_ms, [plan.packed for plan in numbers], plan_of, *[fields for _, fields in demands]))
+    return encode(
+        (lease_ms, silence_ms, [plan.packed for plan in numbers], plan_of, *[fields for _, fields in demands])
+    )
 
 
 def decode_reserve(reply: Reply, request_id: str, limits: Sequence[Limit]) -> Reservation | Refusal:
