@@ -5,7 +5,7 @@ Three kinds: in memory; on a Redis whose clock stands still until the bench move
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from meterhouse.limits.link import LinkPolicy, RedisLink
 from meterhouse.limits.memory import MemoryMeter
 from meterhouse.limits.outage import OutageMeter
 from meterhouse.limits.redis import RedisMeter
+from meterhouse.limits.reserves import MOST_TOGETHER
 from meterhouse.limits.scripts import load_scripts
 from meterhouse.metering import Demand, Limit, LimitState, Refusal, Reservation, Scope, Settlement
 from meterhouse.usage import Exactness
@@ -235,3 +236,13 @@ async def cluster_bench(cluster: RedisCluster, folder: Path) -> AsyncIterator[Be
     bench = RedisBench(clock=clock, clock_slack_ms=20_000, server=cluster, folder=folder)
     async with open_bench(bench):
         yield bench
+
+
+async def reserve_together(bench: RedisBench, demands: Sequence[Demand]) -> list[Reservation | Refusal]:
+    """Ask for demands of one organization in one tick, and see that no more calls were made than are needed."""
+    for demand in demands:
+        bench.demands[demand.request_id] = demand
+    before = bench.link.figures.calls
+    decided = await asyncio.gather(*[bench.meter.reserve(demand) for demand in demands])
+    assert bench.link.figures.calls - before <= -(-len(demands) // MOST_TOGETHER) + 1, "one for a settlement"
+    return decided

@@ -32,8 +32,10 @@ class HangingStore(KeyStore):
         self.free = asyncio.Event()
         self.began = asyncio.Event()
         self.running = self.most_running = 0
+        self.asked = []
 
     async def find_keys(self, key_ids):
+        self.asked.append(list(key_ids))
         self.running += 1
         self.began.set()
         self.most_running = max(self.running, self.most_running)
@@ -221,6 +223,54 @@ async def test_a_stale_key_serves_while_a_query_hangs_and_what_it_finds_late_sti
     await keyring.close()
     with pytest.raises(InvalidKey):
         await keyring.verify(bearer(issued), None)
+
+
+async def test_a_key_in_use_is_read_again_before_anybody_has_to_wait_for_it(house, hanging):
+    issued = await house.issue()
+    keyring = keyring_on(house, hanging)
+    hanging.free.set()
+    await keyring.verify(bearer(issued), None)
+    hanging.free.clear()
+    hanging.began.clear()
+    house.clock.move(7_500)
+    for _ in range(3):
+        await keyring.verify(bearer(issued), None)
+    assert len(keyring._running) == 1
+    await hanging.began.wait()
+    hanging.free.set()
+    await keyring.close()
+    house.clock.move(7_000)
+    await keyring.verify(bearer(issued), None)
+    assert (keyring.hits, keyring.misses, len(hanging.asked)) == (4, 1, 2)
+
+
+async def test_keys_in_use_share_the_query_of_one_that_is_due(house, hanging):
+    hanging.free.set()
+    first, other, idle, late = [await house.issue() for _ in range(4)]
+    keyring = keyring_on(house, hanging)
+    for issued in (first, other, idle):
+        await keyring.verify(bearer(issued), None)
+    house.clock.move(4_000)
+    for issued in (other, late):
+        await keyring.verify(bearer(issued), None)
+    house.clock.move(3_500)
+    hanging.asked.clear()
+    for issued in (first, other, late):
+        await keyring.verify(bearer(issued), None)
+    await keyring.close()
+    assert hanging.asked == [[first.key.id, other.key.id]]
+
+
+async def test_what_is_read_again_and_is_the_same_has_the_same_limits_and_a_change_counts(house):
+    issued = await house.issue(limits=(Limit(Scope.KEY, "", Kind.REQUESTS, Window.MINUTE, 10),))
+    before = await house.verify(issued)
+    house.clock.move(10_000)
+    assert (await house.verify(issued)).limits is before.limits
+    assert house.keyring.misses == 2
+    await house.elsewhere.revoke(issued.key.id)
+    house.clock.move(10_000)
+    with pytest.raises(InvalidKey):
+        await house.verify(issued)
 
 
 async def test_a_clock_that_was_set_back_does_not_keep_the_database_away(house):

@@ -1,11 +1,17 @@
-"""A key as the keyring remembers it: who it makes of a request, whether it is still good, from where it may come."""
+"""A key as the keyring remembers it: who it makes of a request, whether it is still good, from where it may come.
+
+Who an admin key makes of one is here too; it is not remembered.
+"""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from meterhouse.db.keys import StoredAdminKey, StoredKey
 from meterhouse.db.organizations import ALLOW_LIST, DENY_LIST
-from meterhouse.identity import Principal
+from meterhouse.errors import NotPermitted
+from meterhouse.identity import Actor, ActorKind, Principal, Role
+
+_UNBOUND = "This admin key belongs to no organization and may do nothing. Ask an operator for another one."
 
 
 @dataclass(slots=True)
@@ -19,7 +25,8 @@ class Entry:
     mirror_at_ms: int
     """When it is to be mirrored again."""
     mark: bytes | None = None
-    """Of the header whose key was found good by this reading (``secret.HeaderMarks``)."""
+    """Of the header whose key was found good by this reading, or one before it that found the same
+    (``secret.HeaderMarks``)."""
 
     def admits(self, address: str | None) -> bool:
         """Say whether the key may come from an address; None, a local socket, passes only keys without networks."""
@@ -41,6 +48,15 @@ def entry_of(stored: StoredKey, read_at_ms: int, mirror_at_ms: int) -> Entry:
         denied_models=frozenset(stored.project_model_ids if stored.project_model_mode == DENY_LIST else ()),
     )
     return Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms, mirror_at_ms)
+
+
+def actor_of(stored: StoredAdminKey) -> Actor:
+    """Say who an admin key makes of a request; raises NotPermitted when it is bound to nothing."""
+    try:
+        return Actor(ActorKind.ADMIN_KEY, stored.id, Role(stored.role), stored.organization_id)
+    except ValueError:
+        # Before an owner or a reader was bound to an organization, such keys could be made, and could do nothing.
+        raise NotPermitted(_UNBOUND, detail=f"{stored.id} is a {stored.role}'s of no organization") from None
 
 
 def why_dead(stored: StoredKey | StoredAdminKey, now_ms: int) -> str | None:

@@ -15,10 +15,11 @@ from hmac import compare_digest
 
 from meterhouse.db.keys import KeyStore, StoredAdminKey, StoredKey
 from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
-from meterhouse.identity import Actor, ActorKind, KeyScope, Principal, Role
+from meterhouse.identity import Actor, KeyScope, Principal
 from meterhouse.keys.client_tokens import ClientTokens, Grant, find_token, key_id_of
-from meterhouse.keys.entry import Entry, entry_of, why_dead
+from meterhouse.keys.entry import Entry, actor_of, entry_of, why_dead
 from meterhouse.keys.reader import KeyOutdated, KeyReader, Mirror, Read
+from meterhouse.keys.readings import Readings
 from meterhouse.keys.secret import ID_PLACE, ID_PREFIX, MAX_LENGTH, HeaderMarks, ParsedSecret, Peppers, parse
 from meterhouse.keys.throttle import SignInThrottle
 from meterhouse.metering import Clock, Scope
@@ -46,7 +47,6 @@ _INVALID = (
 )
 _ADMIN_KEY = "This is an admin key, and inference needs a project's key. Issue one with POST /admin/keys and send that."
 _TENANT_KEY = "Administration needs an admin key (sk-mh-admin-...), and this is a project's key. Send an admin key."
-_UNBOUND = "This admin key belongs to no organization and may do nothing. Ask an operator for another one."
 _ADDRESS = (
     "This API key may not be used from this address. Use it from one of its networks, or ask whoever issued it to "
     "add yours to its IP ranges."
@@ -78,8 +78,8 @@ class Keyring:
         """Slows down who guesses; None: nobody is."""
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._unknown_until_ms: OrderedDict[str, int] = OrderedDict()
-        self._reads: dict[str, asyncio.Task[Entry | None]] = {}
-        """The read of each key whose result will be remembered."""
+        self._readings = Readings(fresh_ms)
+        self._reads: dict[str, asyncio.Task[Entry | None]] = {}  # of each key whose result will be remembered
         self._running: set[asyncio.Task[Entry | None]] = set()
         self._watchers: list[Callable[[], None]] = []
         self.on_other_pepper: Callable[[ParsedSecret, int], None] | None = None
@@ -136,9 +136,11 @@ class Keyring:
         if entry is None or entry.mark is None or not compare_digest(mark, entry.mark):
             return None
         now_ms, key = self._clock.now_ms(), entry.key
-        is_fresh = 0 <= now_ms - entry.read_at_ms < self._fresh_ms
-        if not is_fresh or (key.expires_at_ms is not None and now_ms >= key.expires_at_ms):
+        age_ms = now_ms - entry.read_at_ms
+        if not 0 <= age_ms < self._fresh_ms or (key.expires_at_ms is not None and now_ms >= key.expires_at_ms):
             return None
+        if age_ms >= self._readings.due_ms:
+            self._begin_read(key.id, now_ms)
         self._entries.move_to_end(key.id)
         self.hits += 1
         return self._admit(entry, entry.principal, address, scope, now_ms)
@@ -213,7 +215,7 @@ class Keyring:
         self._check_secret(secret, stored, now_ms)
         if secret.key_id in self._admin_used or len(self._admin_used) < MAX_USED:
             self._admin_used[secret.key_id] = now_ms
-        return _actor_of(stored)
+        return actor_of(stored)
 
     async def find_live(self, key_id: str) -> bool:
         """Say whether a key is still good, as fresh as ``verify`` would: a running stream of another is cut.
@@ -306,7 +308,9 @@ class Keyring:
 
     async def _read(self, key_id: str, now_ms: int) -> Entry | None:
         """Read a key; a stale entry serves while no store can tell, or none tells in time."""
-        task = self._begin_read(key_id)
+        if key_id not in self._reads:
+            self.misses += 1
+        task = self._begin_read(key_id, now_ms)
         is_stale_known = self._find_stale(key_id, now_ms) is not None
         # A waiter that leaves does not stop the others' read.
         await asyncio.wait({task}, timeout=PATIENCE_SECONDS if is_stale_known else None)
@@ -319,15 +323,15 @@ class Keyring:
         entry = self._entries.get(key_id)
         return entry if entry is not None and abs(now_ms - entry.read_at_ms) < STALE_MS else None
 
-    def _begin_read(self, key_id: str) -> "asyncio.Task[Entry | None]":
-        """Read a key, once for all who wait for it."""
-        task = self._reads.get(key_id)
-        if task is None:
-            self.misses += 1
-            task = self._reads[key_id] = asyncio.create_task(self._load(key_id))
-            self._running.add(task)
-            task.add_done_callback(self._forget_task)
-        return task
+    def _begin_read(self, key_id: str, now_ms: int) -> "asyncio.Task[Entry | None]":
+        """Read a key, once for all who wait for it, and in the same query those in use that will be due soon."""
+        if key_id not in self._reads:
+            for one in (key_id, *self._readings.take_early(now_ms, self._used)):
+                if one not in self._reads:
+                    task = self._reads[one] = asyncio.create_task(self._load(one))
+                    self._running.add(task)
+                    task.add_done_callback(self._forget_task)
+        return self._reads[key_id]
 
     def _forget_task(self, task: "asyncio.Task[Entry | None]") -> None:
         self._running.discard(task)
@@ -359,34 +363,28 @@ class Keyring:
     def _mirror_when_due(self, key: StoredKey, read: Read) -> Entry:
         key = replace(key, last_used_at_ms=None)
         before = self._entries.get(key.id)
-        is_same = before is not None and before.key == key
-        mirror_at_ms = before.mirror_at_ms if before is not None and is_same else 0
+        same = before if before is not None and before.key == key else None
+        mirror_at_ms = 0 if same is None else same.mirror_at_ms
         # Further ahead than it was ever set, it is from before the clock was set back.
         is_due = not 0 < mirror_at_ms - read.at_ms <= MIRROR_RENEW_MS
         if read.is_from_sql and self._mirror is not None and is_due:
             self._mirror.put(key, read.at_ms)
-            mirror_at_ms = read.at_ms + (MIRROR_RENEW_MS if is_same else MIRROR_AGAIN_MS)
-        return entry_of(key, read.at_ms, mirror_at_ms)
+            mirror_at_ms = read.at_ms + (MIRROR_AGAIN_MS if same is None else MIRROR_RENEW_MS)
+        # One that is the same keeps its principal, so that what others made of its limits is found again.
+        return replace(same or entry_of(key, 0, 0), read_at_ms=read.at_ms, mirror_at_ms=mirror_at_ms)
 
     def _remember(self, key_id: str, entry: Entry | None, read_at_ms: int) -> None:
         self._entries.pop(key_id, None)
         self._unknown_until_ms.pop(key_id, None)
         if entry is not None:
             self._entries[key_id] = entry
+            self._readings.note(key_id, read_at_ms)
             if len(self._entries) > self._max_keys:
                 self._entries.popitem(last=False)
         else:
             self._unknown_until_ms[key_id] = read_at_ms + UNKNOWN_MS
             if len(self._unknown_until_ms) > MAX_UNKNOWN:
                 self._unknown_until_ms.popitem(last=False)
-
-
-def _actor_of(stored: StoredAdminKey) -> Actor:
-    try:
-        return Actor(ActorKind.ADMIN_KEY, stored.id, Role(stored.role), stored.organization_id)
-    except ValueError:
-        # Before an owner or a reader was bound to an organization, such keys could be made, and could do nothing.
-        raise NotPermitted(_UNBOUND, detail=f"{stored.id} is a {stored.role}'s of no organization") from None
 
 
 def _secret_of(authorization: str | None) -> ParsedSecret:

@@ -32,6 +32,8 @@ from meterhouse.usage import Exactness
 
 Reply = Sequence[Any]
 """A flat array of integers and byte strings."""
+DemandFields = tuple[str | int, ...]
+"""A demand as the script is told it."""
 encode = msgspec.msgpack.Encoder().encode
 """Writes a payload."""
 EMPTY = encode([])
@@ -166,7 +168,7 @@ def _lists_of(demand: Demand) -> tuple[str, str, str]:
     )
 
 
-def demand_of(demand: Demand) -> tuple[str | int, ...]:
+def demand_of(demand: Demand) -> DemandFields:
     """Return what the script is told of a demand."""
     return (
         demand.request_id,
@@ -182,9 +184,13 @@ def demand_of(demand: Demand) -> tuple[str | int, ...]:
     )
 
 
-def encode_reserve(plan: Plan, demands: Iterable[tuple[str | int, ...]], lease_ms: int, silence_ms: int) -> bytes:
-    """Ask for demands to be held that one plan judges, each as ``demand_of`` has it."""
-    return encode((lease_ms, silence_ms, plan.packed, *demands))
+def encode_reserve(demands: Sequence[tuple[Plan, DemandFields]], lease_ms: int, silence_ms: int) -> bytes:
+    """Ask for demands of one organization to be held, each judged by its plan."""
+    numbers: dict[Plan, int] = {}
+    plan_of = [numbers.setdefault(plan, len(numbers) + 1) for plan, _ in demands]
+    return encode(
+        (lease_ms, silence_ms, [plan.packed for plan in numbers], plan_of, *[fields for _, fields in demands])
+    )
 
 
 def decode_reserve(reply: Reply, request_id: str, limits: Sequence[Limit]) -> Reservation | Refusal:

@@ -1,4 +1,4 @@
-"""Demands on their way from one worker to Redis: those of one plan and tick are one call of a script.
+"""Demands on their way from one worker to Redis: those of one organization and tick are one call of a script.
 
 What a call costs Redis is mostly the call and not the demand: four together cost less than two alone. Invariant: what
 was settled before a demand was added reaches Redis before it. Not here: what becomes of the replies (``redis``).
@@ -6,9 +6,8 @@ was settled before a demand was added reaches Redis before it. Not here: what be
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
 
-from meterhouse.limits.layout import Plan, Reply, demand_of, encode_reserve
+from meterhouse.limits.layout import DemandFields, Plan, Reply, demand_of, encode_reserve
 from meterhouse.limits.link import CommandRefused, RedisLink
 from meterhouse.limits.scripts import Script
 from meterhouse.limits.settlements import Settlements
@@ -16,8 +15,8 @@ from meterhouse.metering import Demand
 
 MOST_TOGETHER = 8
 """So many do not wait for the end of the tick: Redis works on them while this process goes on."""
-Waiting = tuple[tuple[str | int, ...], "asyncio.Future[Reply]"]
-"""A demand as the script is told it, and who waits for the reply."""
+Waiting = tuple[Plan, DemandFields, "asyncio.Future[Reply]"]
+"""A demand, what judges it, and who waits for the reply."""
 
 
 class Reserves:
@@ -45,7 +44,8 @@ class Reserves:
         self._settlements = settlements
         self._lease_ms = lease_ms
         self._find_silence_ms = find_silence_ms
-        self._queued: dict[Plan, list[Waiting]] = {}
+        # By organization, in the order in which they came.
+        self._queued: dict[str, list[Waiting]] = {}
 
     def add(self, demand: Demand, plan: Plan) -> "asyncio.Future[Reply]":
         """Ask for a demand with those of this tick; on the event loop. The reply is for ``decode_reserve``.
@@ -57,16 +57,17 @@ class Reserves:
         """
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        waiting = self._queued.get(plan)
+        organization_id = plan.organization_id
+        waiting = self._queued.get(organization_id)
         if waiting is None:
             if not self._queued:
                 loop.call_soon(self.flush)
-            waiting = self._queued[plan] = []
-        waiting.append((demand_of(demand), future))
+            waiting = self._queued[organization_id] = []
+        waiting.append((plan, demand_of(demand), future))
         if len(waiting) >= MOST_TOGETHER:
-            del self._queued[plan]
+            del self._queued[organization_id]
             self._settlements.flush()
-            self._send(plan, waiting)
+            self._send(waiting)
         return future
 
     def flush(self) -> None:
@@ -75,23 +76,25 @@ class Reserves:
             return
         queued, self._queued = self._queued, {}
         self._settlements.flush()
-        for plan, waiting in queued.items():
-            self._send(plan, waiting)
+        for waiting in queued.values():
+            self._send(waiting)
 
-    def _send(self, plan: Plan, waiting: Sequence[Waiting]) -> None:
+    def _send(self, waiting: Sequence[Waiting]) -> None:
+        """Send demands of one organization."""
+        plan = waiting[0][0]
         silence_ms = self._find_silence_ms(plan.organization_id)
-        replies = _Replies(waiting, partial(self._send_each, plan))
+        replies = _Replies(waiting, self._send_each)
         try:
-            payload = encode_reserve(plan, [demand for demand, _ in waiting], self._lease_ms, silence_ms)
+            payload = encode_reserve([(plan, fields) for plan, fields, _ in waiting], self._lease_ms, silence_ms)
         except OverflowError as error:
             replies.set_exception(error)
         else:
             self._link.send_now(self._script, plan.keys, payload, replies)
 
-    def _send_each(self, plan: Plan, waiting: Sequence[Waiting]) -> None:
+    def _send_each(self, waiting: Sequence[Waiting]) -> None:
         """Send each alone, so that the one that is refused, or cannot be told, stands for no other."""
         for one in waiting:
-            self._send(plan, (one,))
+            self._send((one,))
 
 
 class _Replies:
@@ -102,18 +105,18 @@ class _Replies:
         self._send_each = send_each
 
     def done(self) -> bool:
-        return all(future.done() for _, future in self._waiting)
+        return all(future.done() for _, _, future in self._waiting)
 
     def set_result(self, replies: Sequence[Reply], /) -> None:
-        for (_, future), reply in zip(self._waiting, replies, strict=True):
+        for (_, _, future), reply in zip(self._waiting, replies, strict=True):
             if not future.done():
                 future.set_result(reply)
 
     def set_exception(self, error: Exception, /) -> None:
         if isinstance(error, CommandRefused | OverflowError) and len(self._waiting) > 1:
-            self._send_each([one for one in self._waiting if not one[1].done()])
+            self._send_each([one for one in self._waiting if not one[2].done()])
             return
-        for _, future in self._waiting:
+        for _, _, future in self._waiting:
             if not future.done():
                 future.set_exception(type(error)(*error.args))
                 future.exception()  # a caller that has gone is no reason for a line in the log
