@@ -86,6 +86,19 @@ async def test_what_is_settled_waits_for_others_until_somebody_is_to_be_answered
     assert await bench.counts("concurrent 3") == (0, 0)
 
 
+async def test_what_was_settled_is_sent_before_an_answer_also_where_it_waits_for_the_end_of_a_tick(
+    bench: RedisBench,
+) -> None:
+    gauge = key_limits("concurrent 1")
+    bench.settle(await bench.admit(gauge), settlement_of(5))
+    asking = asyncio.create_task(bench.counts(gauge))
+    await asyncio.sleep(0)  # now it has asked, and what was settled waits with it
+    before = bench.link.figures.batches
+    bench.meter.send_settled()
+    assert bench.link.figures.batches == before + 1
+    assert await asking == (0, 0)
+
+
 async def test_what_is_settled_is_sent_soon_where_nobody_is_to_be_answered(bench: RedisBench) -> None:
     for _ in range(2):
         bench.settle(await bench.admit(BUDGET), settlement_of(5))

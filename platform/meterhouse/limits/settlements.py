@@ -63,10 +63,9 @@ class Settlements:
                 future.add_done_callback(partial(self._confirm, organization_id, batch))
 
     def send_now(self) -> None:
-        """Send those that wait for others, not even waiting for the end of the tick."""
-        if self._queued:
-            self.flush()
-            self._link.push()
+        """Send those that wait, for others or for the end of the tick."""
+        self.flush()
+        self._link.push()
 
     def send_waiting(self) -> None:
         """Send what Redis missed, in one step."""
