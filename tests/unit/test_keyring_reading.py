@@ -261,6 +261,35 @@ async def test_keys_in_use_share_the_query_of_one_that_is_due(house, hanging):
     assert hanging.asked == [[first.key.id, other.key.id]]
 
 
+async def test_keys_in_use_fill_a_query_and_never_make_new_ones_wait_for_another(house, hanging):
+    hanging.free.set()
+    known = await house.issue()
+    new = [await house.issue() for _ in range(6)]
+    keyring = keyring_on(house, hanging)
+    in_use = await insert_copies(house, known, 600)
+    await asyncio.gather(*[keyring.find_live(key_id) for key_id in in_use])
+    house.clock.move(6_000)
+    keyring._used.update(dict.fromkeys(in_use, house.clock.now_ms()))
+    hanging.asked.clear()
+    await asyncio.gather(*[keyring.verify(bearer(issued), None) for issued in new])
+    assert len(hanging.asked) == 2
+    assert {len(asked) for asked in hanging.asked} == {100, 5}
+    await keyring.close()
+
+
+async def test_a_clock_that_was_set_back_has_no_reading_remembered_until_it_is_that_late_again(house, hanging):
+    hanging.free.set()
+    before, first, other = [await house.issue() for _ in range(3)]
+    keyring = keyring_on(house, hanging)
+    await keyring.verify(bearer(before), None)
+    house.clock.move(-3_600_000)
+    for later_ms, issued in ((0, first), (1_000, other), (4_000, other), (2_500, first)):
+        house.clock.move(later_ms)
+        await keyring.verify(bearer(issued), None)
+    await keyring.close()
+    assert hanging.asked[-1] == [first.key.id, other.key.id]
+
+
 async def test_what_is_read_again_and_is_the_same_has_the_same_limits_and_a_change_counts(house):
     issued = await house.issue(limits=(Limit(Scope.KEY, "", Kind.REQUESTS, Window.MINUTE, 10),))
     before = await house.verify(issued)

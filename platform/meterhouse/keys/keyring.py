@@ -18,7 +18,7 @@ from meterhouse.errors import InvalidKey, NotPermitted, StoreDown
 from meterhouse.identity import Actor, KeyScope, Principal
 from meterhouse.keys.client_tokens import ClientTokens, Grant, find_token, key_id_of
 from meterhouse.keys.entry import Entry, actor_of, entry_of, why_dead
-from meterhouse.keys.reader import KeyOutdated, KeyReader, Mirror, Read
+from meterhouse.keys.reader import MOST_PER_QUERY, KeyOutdated, KeyReader, Mirror, Read
 from meterhouse.keys.readings import Readings
 from meterhouse.keys.secret import ID_PLACE, ID_PREFIX, MAX_LENGTH, HeaderMarks, ParsedSecret, Peppers, parse
 from meterhouse.keys.throttle import SignInThrottle
@@ -326,7 +326,9 @@ class Keyring:
     def _begin_read(self, key_id: str, now_ms: int) -> "asyncio.Task[Entry | None]":
         """Read a key, once for all who wait for it, and in the same query those in use that will be due soon."""
         if key_id not in self._reads:
-            for one in (key_id, *self._readings.take_early(now_ms, self._used)):
+            # They fill a query; nobody is to wait for another one because of them.
+            room = MOST_PER_QUERY - 1 - len(self._reads)
+            for one in (key_id, *self._readings.take_early(now_ms, self._used, room)):
                 if one not in self._reads:
                     task = self._reads[one] = asyncio.create_task(self._load(one))
                     self._running.add(task)

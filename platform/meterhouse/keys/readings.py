@@ -7,8 +7,6 @@ A query costs this process much the same for one key as for fifty, and whoever w
 from collections import OrderedDict
 from collections.abc import Mapping
 
-MOST_EARLY = 99
-"""Read in the query of one that is due, which asks for a hundred at most."""
 IN_USE_MS = 1_000
 """A key that was used so long after it was read is in use; the use that had it read does not count."""
 
@@ -28,12 +26,13 @@ class Readings:
         self._read_at_ms[key_id] = read_at_ms
         self._read_at_ms.move_to_end(key_id)
 
-    def take_early(self, now_ms: int, used_at_ms: Mapping[str, int]) -> list[str]:
+    def take_early(self, now_ms: int, used_at_ms: Mapping[str, int], most: int) -> list[str]:
         """Return keys to be read with one that is due; what is not in use is forgotten until it is read again."""
         early: list[str] = []
-        while self._read_at_ms and len(early) < MOST_EARLY:
+        while self._read_at_ms and len(early) < most:
             key_id, read_at_ms = next(iter(self._read_at_ms.items()))
-            if now_ms - read_at_ms < self._early_ms:
+            # What is from after now is from before the clock was set back.
+            if 0 <= now_ms - read_at_ms < self._early_ms:
                 break
             del self._read_at_ms[key_id]
             if used_at_ms.get(key_id, 0) - read_at_ms >= IN_USE_MS:
