@@ -37,6 +37,7 @@ from meterhouse.metering import Reservation
 from meterhouse.providers.catalog import PROVIDERS, model_of
 from meterhouse.providers.http1.answer import Http1Answer
 from meterhouse.providers.http1.connection import Connection
+from meterhouse.providers.http1.head_watch import HeadWatch
 from meterhouse.providers.provider import Deployment
 from meterhouse.request import Attempt, Tally
 from meterhouse.telemetry.traces import TraceContext
@@ -90,17 +91,15 @@ class Journal:
 
 
 class Owner:
-    """Of a connection to the provider, and its watch over heads."""
-
-    looks_at_seconds = float("inf")
+    """Of a connection to the provider."""
 
     def __init__(self) -> None:
-        self.waiting: dict[Connection, None] = {}
+        self.head_watch = HeadWatch(asyncio.get_running_loop())
 
     def keep(self, connection: Connection) -> None:
         pass
 
-    forget = look_at = keep
+    forget = keep
 
 
 class Stream(msgspec.Struct):
@@ -126,8 +125,8 @@ class Stream(msgspec.Struct):
 
 async def relay(stream: Stream, *, remembers: bool) -> Any:
     """Relay a stream; return all that is said and left."""
-    wire, owner, journal = Wire(), Owner(), Journal()
-    source = Connection(owner, owner)  # type: ignore[arg-type]  # it is all that is asked of both
+    wire, journal = Wire(), Journal()
+    source = Connection(Owner(), {})
     source.connection_made(Wire())
     cycle = Cycle({"type": "http"}, wire, Flow(wire), SimpleNamespace(default_headers=[], tasks=set()), lambda: None)  # type: ignore[arg-type]
     exchange = Exchange("id", "req_id", TraceContext("", "", is_sampled=False), "POST", None, 0, 0)
@@ -167,7 +166,7 @@ async def relay(stream: Stream, *, remembers: bool) -> Any:
         while not payloads:
             payloads = reader.feed(await answer.read())
         first = OVER_CHAT.check_first(payloads[0], DEPLOYMENT)
-        opened = OpenAnswer(answer, reader, payloads, DEPLOYMENT, first)
+        opened = OpenAnswer(OVER_CHAT, answer, reader, payloads, DEPLOYMENT, first)
         parts = RelayParts(None, Checkpointer(journal), None, None)  # type: ignore[arg-type]  # for a whole hold nobody is asked
         relayed = StreamRelay(call, opened, parts)
         if not remembers:
