@@ -214,10 +214,8 @@ class Attempts:
                 answer.abort()
             elif admission.find_error() is not None:
                 call.tally.attempts.pop()  # its INTENT is not written, and nothing was sent
-            told = guard.explain(error)
-            if told is error:
-                raise
-            raise told from None
+            guard.explain(error)
+            raise
         call.tally.attempts[-1].first_event_ns = time.monotonic_ns()
         return whole
 

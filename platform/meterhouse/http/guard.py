@@ -35,21 +35,22 @@ class Guard(msgspec.Struct, eq=False):
         try:
             return await awaitable
         except asyncio.CancelledError as error:
-            raise self.explain(error) from None
+            self.explain(error)
+            raise
         finally:
             self.is_waiting = False
 
-    def explain(self, error: BaseException) -> BaseException:
-        """End a wait that failed; returns the reason of its interruption, or the error where there was none.
+    def explain(self, error: BaseException) -> None:
+        """End a wait that failed; raises the reason of its interruption, if that is why.
 
         Who saves the coroutine of ``wait`` looks for a ``reason`` himself, sets ``is_waiting`` for as long as he awaits
-        one thing and nothing else, and has what is raised meanwhile explained.
+        one thing and nothing else, and has what is raised meanwhile explained. He keeps no reason: it knows his frame.
         """
         was_waiting, self.is_waiting = self.is_waiting, False
         if not was_waiting or self.reason is None or self.task is None or not isinstance(error, asyncio.CancelledError):
-            return error
+            return
         self.task.uncancel()
-        return self.reason
+        raise self.reason from None
 
     def interrupt(self, reason: Exception) -> None:
         """End the current wait, or the next one, with a reason; the first reason stands."""
