@@ -96,6 +96,7 @@ class Owner:
 
     def __init__(self) -> None:
         self.waiting: dict[Connection, None] = {}
+        self.head_watch = self
 
     def keep(self, connection: Connection) -> None:
         pass
@@ -127,7 +128,7 @@ class Stream(msgspec.Struct):
 async def relay(stream: Stream, *, remembers: bool) -> Any:
     """Relay a stream; return all that is said and left."""
     wire, owner, journal = Wire(), Owner(), Journal()
-    source = Connection(owner, owner)  # type: ignore[arg-type]  # it is all that is asked of both
+    source = Connection(owner, {})  # type: ignore[arg-type]  # it is all that is asked of both
     source.connection_made(Wire())
     cycle = Cycle({"type": "http"}, wire, Flow(wire), SimpleNamespace(default_headers=[], tasks=set()), lambda: None)  # type: ignore[arg-type]
     exchange = Exchange("id", "req_id", TraceContext("", "", is_sampled=False), "POST", None, 0, 0)
@@ -167,7 +168,7 @@ async def relay(stream: Stream, *, remembers: bool) -> Any:
         while not payloads:
             payloads = reader.feed(await answer.read())
         first = OVER_CHAT.check_first(payloads[0], DEPLOYMENT)
-        opened = OpenAnswer(answer, reader, payloads, DEPLOYMENT, first)
+        opened = OpenAnswer(OVER_CHAT, answer, reader, payloads, DEPLOYMENT, first)
         parts = RelayParts(None, Checkpointer(journal), None, None)  # type: ignore[arg-type]  # for a whole hold nobody is asked
         relayed = StreamRelay(call, opened, parts)
         if not remembers:
