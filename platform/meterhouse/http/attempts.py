@@ -215,9 +215,12 @@ class Attempts:
             elif admission.find_error() is not None:
                 call.tally.attempts.pop()  # its INTENT is not written, and nothing was sent
             told = guard.explain(error)
-            if told is error:
-                raise
-            raise told from None
+            try:
+                if told is error:
+                    raise
+                raise told from None
+            finally:
+                del told  # it knows this frame: only the collector could part them
         call.tally.attempts[-1].first_event_ns = time.monotonic_ns()
         return whole
 
