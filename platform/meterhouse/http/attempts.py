@@ -214,13 +214,10 @@ class Attempts:
                 answer.abort()
             elif admission.find_error() is not None:
                 call.tally.attempts.pop()  # its INTENT is not written, and nothing was sent
-            told = guard.explain(error)
-            try:
-                if told is error:
-                    raise
-                raise told from None
-            finally:
-                del told  # it knows this frame: only the collector could part them
+            # In no variable: what is raised knows this frame, and only the collector would part them.
+            if guard.explain(error) is error:
+                raise
+            raise (guard.reason or error) from None
         call.tally.attempts[-1].first_event_ns = time.monotonic_ns()
         return whole
 
