@@ -14,7 +14,7 @@ from fakes.ledger import HOUR, record
 from fakes.postgres_server import OWN_USER
 from meterhouse.db import seals as sealing
 from meterhouse.db.books import Books
-from meterhouse.db.engine import close, open_engine, reading, writing
+from meterhouse.db.engine import close, open_engine, reading, wall_ms, writing
 from meterhouse.db.ledger import Adjustment, LedgerStore
 from meterhouse.db.reviews import ProviderDay
 from meterhouse.db.seals import CLOCK_STEP_MS, OVERLAP_MS, PAGE_ROWS, RECENT_MS, SealStore
@@ -199,6 +199,17 @@ async def test_what_was_being_written_is_looked_at_again(engine, store_url, is_p
         assert (await seals.seal_new()).sealed == 1
     finally:
         await close(other)
+
+
+@pytest.mark.usefixtures("walks_find_nothing")
+async def test_an_adjustment_that_waited_before_it_was_written_is_sealed(engine):
+    """Whoever makes it stamps it, and the transaction that writes it may begin later."""
+    ledger, seals = LedgerStore(engine), SealStore(engine, hash_row)
+    made = replace(CREDIT, created_at_ms=wall_ms() - 2 * CLOCK_STEP_MS)
+    await ledger.insert([record()])
+    assert (await seals.seal_new()).sealed == 1
+    await ledger.insert_adjustment(made)
+    assert (await seals.seal_new()).sealed == 1
 
 
 @pytest.mark.usefixtures("walks_find_nothing")

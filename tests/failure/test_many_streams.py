@@ -27,7 +27,7 @@ from meterhouse.request import Attempt, Tally
 
 STREAMS = 20_000
 ROUNDS = 3
-WALKS = 3
+WALKS = 5
 """So many walks a turn may take; to write down or renew all at once takes ten and more."""
 SETTINGS = {
     "METERHOUSE_CHECKPOINT_SECONDS": "0.1",

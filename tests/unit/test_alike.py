@@ -124,6 +124,12 @@ def test_what_differs_in_more_than_a_text_is_read(other: dict[str, Any]) -> None
     assert tell(alike, spell(other)) is None
 
 
+def test_a_text_beside_a_delta_of_another_type_is_not_taken_for_it() -> None:
+    alike = AlikeChunks()
+    for text in ("Hello", "5", "7"):
+        assert hear(alike, spell({"content": text, "choices": [{"delta": 5}]})) is None
+
+
 @pytest.mark.parametrize("other", [chunk({"content": ""}), chunk({"content": "c"}, {"index": 1}), chunk({}), {}])
 def test_a_read_is_told_up_to_the_chunk_that_differs(other: dict[str, Any]) -> None:
     alike = AlikeChunks()

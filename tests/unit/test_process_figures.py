@@ -83,3 +83,12 @@ def test_open_files_are_listed_now_and_then_where_it_does_not(monkeypatch: pytes
 def test_elsewhere_than_on_linux_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_figures, "_PROC", tmp_path)
     assert list(ProcessFigures().collect()) == []
+
+
+def test_a_kernel_that_does_not_say_when_it_started_keeps_nobody_from_starting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "self").symlink_to("/proc/self")
+    monkeypatch.setattr(process_figures, "_PROC", tmp_path)
+    started = "meterhouse_process_start_time_seconds"
+    assert read(ProcessFigures())[started][2] == 0

@@ -115,7 +115,8 @@ class SealStore:
             marks = await _read_marks(connection)
             if 0 <= now_ms - marks.stepped_at_ms < least_interval_ms:
                 return Sealing(0, has_more=False)
-            rows = await _list_unsealed(connection, marks.from_ms, None, limit)
+            # An adjustment is stamped by whoever makes it, and may wait for a connection before it is written.
+            rows = await _list_unsealed(connection, marks.from_ms, None, limit, adjusted_ms=OVERLAP_MS)
             await self._insert(connection, rows, now_ms)
             sealed = len(rows)
             if sealed == limit:
@@ -274,25 +275,37 @@ async def _look_at_page(
 
 
 async def _list_unsealed(
-    connection: AsyncConnection, from_ms: int, until_ms: int | None, limit: int, organization_id: str | None = None
+    connection: AsyncConnection,
+    from_ms: int,
+    until_ms: int | None,
+    limit: int,
+    organization_id: str | None = None,
+    adjusted_ms: int = 0,
 ) -> list[tuple[str, Row]]:
-    """Return kind and content of rows without a seal, recorded from a moment until another, in a stable order."""
+    """Return kind and content of rows without a seal, recorded from a moment until another, in a stable order.
+
+    Adjustments of so long before that moment are among them.
+    """
     bare_id = sa.func.replace(sa.cast(usage_record.c.request_id, sa.Text), "-", "")
     records = (
         usage_record,
         usage_record.c.recorded_at_ms,
+        from_ms,
         (usage_record.c.recorded_at_ms, usage_record.c.request_id, usage_record.c.attempt),
         sa.and_(seal.c.request_id == bare_id, seal.c.attempt == usage_record.c.attempt),
     )
     corrections = (
         adjustment,
         adjustment.c.created_at_ms,
+        from_ms - adjusted_ms,
         (adjustment.c.created_at_ms, adjustment.c.id),
         seal.c.adjustment_id == adjustment.c.id,
     )
     rows: list[tuple[str, Row]] = []
-    for kind, (table, at, order, is_its_seal) in (("usage", records), ("adjustment", corrections)):
-        statement = sa.select(table).where(at >= from_ms, ~sa.exists().where(is_its_seal)).order_by(*order).limit(limit)
+    for kind, (table, at, since_ms, order, is_its_seal) in (("usage", records), ("adjustment", corrections)):
+        statement = (
+            sa.select(table).where(at >= since_ms, ~sa.exists().where(is_its_seal)).order_by(*order).limit(limit)
+        )
         if until_ms is not None:
             statement = statement.where(at <= until_ms)
         if organization_id is not None:

@@ -10,7 +10,7 @@ Invariant: what is told here is what decoding would have told, byte for byte. No
 
 import msgspec
 
-from meterhouse.http.chunk import UNSEEN_BYTES, UNSEEN_FACTOR, Chunk, is_set
+from meterhouse.http.chunk import UNSEEN_BYTES, UNSEEN_FACTOR, Chunk, LenientChunk, is_set
 from meterhouse.http.sse import BETWEEN, DATA_PREFIX, EVENT_END, MAX_EVENT_BYTES, frame
 from meterhouse.request import utf8_length
 
@@ -156,6 +156,8 @@ def _find_text(chunk: Chunk) -> tuple[bytes, bytes] | None:
     choices = chunk.choices
     if choices is None or len(choices) != 1 or chunk.x_groq is not None or chunk.usage:
         return None
+    if isinstance(chunk, LenientChunk):
+        return None  # its text is the JSON of something, and may be spelled under the same name elsewhere
     choice = choices[0]
     delta = choice.delta
     if delta is None or choice.finish_reason is not None:

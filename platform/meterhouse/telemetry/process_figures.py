@@ -8,6 +8,7 @@ import os
 import resource
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,7 +25,9 @@ class ProcessFigures(Collector):
     """Reads the figures at each scrape."""
 
     def __init__(self) -> None:
-        self._started_at = _read_start() if _PROC.joinpath("self", "stat").exists() else 0.0
+        self._started_at = 0.0
+        with suppress(OSError, StopIteration):
+            self._started_at = _read_start()
         self._listed_at: float | None = None
         self._listed_files = 0
 
