@@ -30,7 +30,7 @@ def calm_garbage_collector() -> None:
 
 
 async def collect_when_calm(count_open: Callable[[], int], now: Callable[[], float] = time.monotonic) -> None:
-    """Look at the old as often as Python would, but while few requests are open, for as long as this runs.
+    """Look at the old about as often as Python would, but while few requests are open, for as long as this runs.
 
     Args:
         count_open: how many requests are open.

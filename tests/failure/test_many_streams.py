@@ -16,14 +16,14 @@ import pytest
 from fakes.daemon import wait_until
 from fakes.gateway import Gateway
 from fakes.journals import PRICE
+from fakes.tallies import running
 from meterhouse.http.call import Call
 from meterhouse.http.guard import Guard
-from meterhouse.identity import Principal
 from meterhouse.ids import new_request_id
 from meterhouse.ledger.checkpointer import MOST_AT_ONCE
 from meterhouse.limits.memory import MemoryMeter
-from meterhouse.metering import Reservation, Use
-from meterhouse.request import Attempt, Tally
+from meterhouse.metering import Use
+from meterhouse.request import Tally
 
 STREAMS = 20_000
 ROUNDS = 3
@@ -34,26 +34,6 @@ SETTINGS = {
     "METERHOUSE_RENEW_SECONDS": "0.1",
     "METERHOUSE_KEY_CHECK_SECONDS": "0.5",
 }
-
-
-def running(number: int) -> Tally:
-    attempt = Attempt(1, "fake", "fake/model", "model", PRICE, 1, first_event_ns=2, output_events=3, output_bytes=9)
-    return Tally(
-        request_id=new_request_id(),
-        principal=Principal(f"org_{number % 7}", "proj_1", "key_1", "key_1", frozenset(), None, (), None),
-        model="asked",
-        operation="chat",
-        is_streamed=True,
-        reservation=Reservation("id", 1_795_000_000_000, None, None, 0, ()),
-        input_tokens_estimate=3,
-        held_input_tokens=9,
-        is_input_countable=True,
-        trace_id="a" * 32,
-        started_ns=1,
-        asked_ns=1,
-        admitted_ns=1,
-        attempts=[attempt],
-    )
 
 
 class Turns:
@@ -84,7 +64,7 @@ class Turns:
 def tallies(gateway: Gateway) -> Iterator[list[Tally]]:
     """As many open streams, as far as those know of them that look after all."""
     inference = gateway.parts.inference
-    tallies = [running(number) for number in range(STREAMS)]
+    tallies = [running(new_request_id(), f"org_{number % 7}", PRICE) for number in range(STREAMS)]
     calls = [Call(*[None] * 3, tally, None, Guard(None), {}, look_at_ns=sys.maxsize) for tally in tallies]
 
     def enter() -> None:

@@ -6,36 +6,17 @@ from pathlib import Path
 
 from fakes.files import FaultyFiles
 from fakes.journals import opened_journal
-from meterhouse.identity import Principal
+from fakes.tallies import running
 from meterhouse.ledger.checkpointer import MOST_AT_ONCE, Checkpointer
-from meterhouse.metering import Reservation, Use
-from meterhouse.request import Attempt, Tally
+from meterhouse.metering import Use
 
-
-def running(request_id: str = "0" * 12 + "7" + "0" * 19, organization_id: str = "org_1") -> Tally:
-    attempt = Attempt(1, "fake", "fake/model", "model", None, 1, first_event_ns=2, output_events=3, output_bytes=9)
-    return Tally(
-        request_id=request_id,
-        principal=Principal(organization_id, "proj_1", "key_1", "key_1", frozenset(), None, (), None),
-        model="asked",
-        operation="chat",
-        is_streamed=True,
-        reservation=Reservation("id", 1_795_000_000_000, None, None, 0, ()),
-        input_tokens_estimate=3,
-        held_input_tokens=9,
-        is_input_countable=True,
-        trace_id="a" * 32,
-        started_ns=1,
-        asked_ns=1,
-        admitted_ns=1,
-        attempts=[attempt],
-    )
+REQUEST_ID = "0" * 12 + "7" + "0" * 19
 
 
 async def test_what_was_written_is_synced_without_a_barrier_of_anybody_else(tmp_path: Path) -> None:
     files = FaultyFiles()
     async with opened_journal(tmp_path, files=files) as journal:
-        checkpointer, tally = Checkpointer(journal), running()
+        checkpointer, tally = Checkpointer(journal), running(REQUEST_ID, "org_1")
         checkpointer.watch(tally)
         await checkpointer.checkpoint()
         assert files.syncs == 0
@@ -48,7 +29,7 @@ async def test_what_was_written_is_synced_without_a_barrier_of_anybody_else(tmp_
 async def test_a_journal_that_is_down_stops_nobody(tmp_path: Path) -> None:
     async with opened_journal(tmp_path) as journal:
         checkpointer = Checkpointer(journal)
-        checkpointer.watch(running())
+        checkpointer.watch(running(REQUEST_ID, "org_1"))
         await checkpointer.checkpoint()
     await checkpointer.make_durable()
 
@@ -81,7 +62,7 @@ async def test_leases_are_renewed_a_handful_at_a_time_and_an_organization_togeth
 async def test_what_is_settled_meanwhile_is_neither_renewed_nor_written(tmp_path: Path) -> None:
     async with opened_journal(tmp_path) as journal:
         checkpointer = Checkpointer(journal)
-        tallies = [running(f"req_{number:04}") for number in range(MOST_AT_ONCE + 2)]
+        tallies = [running(f"req_{number:04}", "org_1") for number in range(MOST_AT_ONCE + 2)]
         for tally in tallies:
             checkpointer.watch(tally)
         last, before = tallies[-1], tallies[-2]

@@ -70,8 +70,7 @@ class Checkpointer:
 
     def note(self, tally: Tally) -> None:
         """Write a checkpoint at once if a stream is 256 tokens past its last one."""
-        attempt = tally.attempts[-1]
-        tokens = attempt.output_tokens_estimate if attempt.reported is None else attempt.reported.output_tokens
+        tokens = _output_tokens(tally.attempts[-1])
         if tokens - tally.checkpointed_tokens >= TOKENS_PER_CHECKPOINT:
             self._write([(tally, tokens)])
 
