@@ -234,7 +234,9 @@ def check_ledger(site: Site, asked: list[Asked]) -> None:
 
 
 def errors_of(site: Site) -> list[dict[str, Any]]:
-    return [line for line in site.fleet.events() if line["level"] == "error"]
+    """What was logged as an error, but for what looks at a schema that the migrating operator has taken back."""
+    lacking = "The database lacks"  # as nobody does beneath code that needs it: it makes the migration that follows
+    return [line for line in site.fleet.events() if line["level"] == "error" and lacking not in json.dumps(line)]
 
 
 def report(site: Site, operator: Operator, asked: list[Asked], figures: Callable[..., None]) -> None:
