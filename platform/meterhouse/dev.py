@@ -25,7 +25,7 @@ from meterhouse.console.beside import console_beside
 from meterhouse.errors import InvalidKey
 from meterhouse.garbage import calm_garbage_collector, collect_when_calm
 from meterhouse.gateway import Gateway, Options, open_gateway
-from meterhouse.http.connection import connection_type
+from meterhouse.http.connection import bound_unread, connection_type
 from meterhouse.keys.service import KeyOrder
 from meterhouse.ledger.files import FileLayer
 from meterhouse.process import forbid_dumps
@@ -144,6 +144,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        bound_unread(listener)
         listener.listen(2048)
     except OSError as error:
         listener.close()

@@ -28,7 +28,7 @@ from meterhouse.dev import server_config
 from meterhouse.errors import GatewayError, StoreDown
 from meterhouse.garbage import calm_garbage_collector, collect_when_calm
 from meterhouse.gateway import Gateway, Options, open_gateway
-from meterhouse.http.connection import Connection
+from meterhouse.http.connection import Connection, bound_unread
 from meterhouse.http.tasks import Tasks
 from meterhouse.process import keep_buffers
 from meterhouse.settings import SettingsError
@@ -67,6 +67,8 @@ class FleetServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept, and say so."""
+        for listener in sockets or ():
+            bound_unread(listener)
         await super().startup(sockets)
         self._on_started()
 

@@ -37,7 +37,7 @@ from meterhouse.metering import Reservation
 from meterhouse.providers.catalog import PROVIDERS, model_of
 from meterhouse.providers.http1.answer import Http1Answer
 from meterhouse.providers.http1.connection import Connection
-from meterhouse.providers.http1.head_watch import HeadWatch
+from meterhouse.providers.http1.late_watch import LateWatch
 from meterhouse.providers.provider import Deployment
 from meterhouse.request import Attempt, Tally
 from meterhouse.telemetry.traces import TraceContext
@@ -94,7 +94,7 @@ class Owner:
     """Of a connection to the provider."""
 
     def __init__(self) -> None:
-        self.head_watch = HeadWatch(asyncio.get_running_loop())
+        self.late_watch = LateWatch(asyncio.get_running_loop())
 
     def keep(self, connection: Connection) -> None:
         pass

@@ -17,7 +17,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+from uvicorn.protocols.utils import is_ssl
 from uvicorn.server import ServerState
 
 from meterhouse.errors import GatewayError
@@ -87,12 +87,11 @@ class Connection(ReadingConnection, Settling):
         self._server_state.connections.add(self)  # type: ignore[arg-type]  # its own protocols are what it knows
         self.transport = transport
         self.flow = Flow(transport)
-        self._server = get_local_addr(transport)
-        self.client = get_remote_addr(transport)
+        # The transport knows its addresses; of its socket they would be asked through an object of Python's for each.
+        own, other = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        self._server = own[:2] if isinstance(own, tuple) else (own, None)
+        self.client = other[:2] if isinstance(other, tuple) else None
         self._scheme = "https" if is_ssl(transport) else "http"
-        found = transport.get_extra_info("socket")
-        if found is not None and found.family != socket.AF_UNIX:  # that has a bound of its own
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
         self._idle_since = self.loop.time()
         self._expect_head()
 
@@ -189,6 +188,15 @@ class Connection(ReadingConnection, Settling):
             lines = [b"%b: %b" % pair for pair in [*headers, (b"connection", b"close")]]
             self.transport.write(b"\r\n".join([b"HTTP/1.1 %d" % status + b" Refused", *lines, b"", body]))
         self._close()
+
+
+def bound_unread(listener: socket.socket) -> None:
+    """Bound what the kernel takes of an answer that its client does not read, for all who connect from now on.
+
+    A connection inherits it from its listener. A unix socket has a bound of its own.
+    """
+    if listener.family != socket.AF_UNIX:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
 
 
 def connection_type(stall_seconds: float, *, believes_proxy: bool) -> type[Connection]:

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import random
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,12 @@ import pytest
 from contract.upstream.asking import ask, until
 from fakes.small_server import OK, SSE, Server, chunk, never, one_event_then_wait, serving, sized
 from meterhouse.errors import UpstreamDown, UpstreamTimeout
+from meterhouse.providers.catalog import PROVIDERS
 from meterhouse.providers.http1.answer import Http1Answer
 from meterhouse.providers.http1.client import Http1Client
+from meterhouse.providers.http1.site import KERNEL_BYTES
 from meterhouse.providers.http_client import StaleConnection
+from meterhouse.providers.provider import ActiveProvider
 
 
 @contextlib.asynccontextmanager
@@ -33,6 +37,20 @@ async def post(client: Http1Client, server: Server, *, seconds: float = 30.0) ->
 
 async def fetch(client: Http1Client, server: Server, *, seconds: float = 30.0) -> bytes:
     return await (await post(client, server, seconds=seconds)).read_all(1_000)
+
+
+@pytest.fixture
+def silent_endpoint() -> Iterator[ActiveProvider]:
+    """Yield an address where nobody answers who connects: more wait there than may."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield ActiveProvider(provider=PROVIDERS["openai"], base_url=f"http://127.0.0.1:{full.getsockname()[1]}")
 
 
 async def slowly(_server: Server, writer: asyncio.StreamWriter) -> None:
@@ -137,6 +155,45 @@ async def test_a_closing_client_ends_whoever_waits_reads_or_connects():
         with pytest.raises(UpstreamDown, match="stopping"):
             await post(client, server)
         assert client.open_connections == 0
+
+
+async def test_whoever_still_connects_when_the_client_closes_is_late_in_time(silent_endpoint):
+    client = Http1Client()
+    await client.open()
+    connecting = asyncio.create_task(
+        client.post(silent_endpoint, "/x", b"{}", is_streamed=False, headers=None, seconds=0.3)
+    )
+    await until(lambda: client.open_connections == 1)
+    await client.close()
+    with pytest.raises(UpstreamTimeout, match="connected to in time"):
+        await connecting
+    assert client.open_connections == 0
+    assert not client._pool.late_watch.waiting
+
+
+async def test_a_cancellation_is_no_lateness_although_the_time_is_up(silent_endpoint):
+    async with small_client(1) as client:
+        post = client.post(silent_endpoint, "/x", b"{}", is_streamed=False, headers=None, seconds=30)
+        connecting = asyncio.create_task(post)
+        await until(lambda: bool(client._pool.late_watch.waiting))
+        (patience,) = client._pool.late_watch.waiting
+        patience.fail_late()
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        assert (connecting.cancelling(), client.open_connections) == (1, 0)
+
+
+async def test_of_an_answer_that_nobody_reads_the_kernel_takes_no_more_than_a_bound():
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
+        bound_bytes = other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    async with small_client(1) as client, serving(one_event_then_wait) as server:
+        answer = await post(client, server)
+        (connection,) = client._pool._leased
+        used = connection._transport.get_extra_info("socket")
+        assert used.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == bound_bytes
+        answer.abort()
 
 
 async def close_after_one(server: Server, writer: asyncio.StreamWriter) -> None:
@@ -255,7 +312,7 @@ async def test_one_timer_fails_the_heads_that_are_late_and_nothing_else():
         patient = asyncio.create_task(fetch(client, server))
         hurried = await asyncio.gather(*[post(client, server, seconds=0.1) for _ in range(4)], return_exceptions=True)
         assert [type(error) for error in hurried] == [UpstreamTimeout] * 4
-        watch = client._pool.head_watch
+        watch = client._pool.late_watch
         await until(lambda: watch.looks_at_seconds > asyncio.get_running_loop().time() + 1)
         assert (len(watch.waiting), client.open_connections) == (1, 2)
         server.go_on.set()
@@ -274,7 +331,7 @@ async def test_an_answer_shows_nothing_of_what_it_says():
 async def test_whoever_leaves_is_watched_no_more():
     async with small_client(2) as client, serving(never) as server:
         leaving = asyncio.create_task(post(client, server))
-        watch = client._pool.head_watch
+        watch = client._pool.late_watch
         await until(lambda: bool(watch.waiting))
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):

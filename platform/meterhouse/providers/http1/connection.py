@@ -13,7 +13,7 @@ import httptools
 
 from meterhouse.errors import JournalDown, UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.http1.answer import MOST_WAITING_BYTES, PIECE_COST_BYTES, Http1Answer
-from meterhouse.providers.http1.head_watch import HeadWatch
+from meterhouse.providers.http1.late_watch import LateWatch
 from meterhouse.providers.http_client import MAX_HEADER_LINE_BYTES, MAX_HEADERS, Clearance, StaleConnection
 
 MAX_SILENT_BYTES = 65_536
@@ -35,8 +35,8 @@ _KEPT = _JOINED | {b"content-type", b"content-length", b"retry-after", b"retry-a
 class Owner(Protocol):
     """Where a connection comes from."""
 
-    head_watch: HeadWatch
-    """Looks after the heads that are waited for."""
+    late_watch: LateWatch
+    """Knows until when the heads are waited for."""
 
     def keep(self, connection: "Connection") -> None:
         """Take a connection back that can be used again."""
@@ -60,7 +60,6 @@ class Connection(asyncio.Protocol):
         "_ends_with_connection",
         "_has_farewell",
         "_has_head",
-        "_head_watch",
         "_header_count",
         "_headers",
         "_heard_bytes",
@@ -70,6 +69,7 @@ class Connection(asyncio.Protocol):
         "_is_secure",
         "_is_whole",
         "_is_write_paused",
+        "_late_watch",
         "_owner",
         "_parser",
         "_pieces",
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
         self.is_idle = False
         self.idle_since_seconds = self.deadline_seconds = 0.0
         self._owner = owner
-        self._head_watch = owner.head_watch
+        self._late_watch = owner.late_watch
         self._transport: asyncio.Transport | None = None
         self._pieces: list[bytes] = []
         """What the parser finds of a body in one read: events come in a chunk each, and a function for each would cost
@@ -137,10 +137,7 @@ class Connection(asyncio.Protocol):
         self._header_count = self._heard_bytes = self._body_at_bytes = 0
         self._has_head = self._is_whole = False
         self.deadline_seconds = deadline_seconds
-        head_watch = self._head_watch
-        head_watch.waiting[self] = None
-        if head_watch.looks_at_seconds > deadline_seconds:
-            head_watch.look_at(deadline_seconds)
+        self._late_watch.watch(self)
         if clearance is not None and not clearance.is_given:
             self._held = message
             clearance.tell(self._leave)
@@ -164,7 +161,7 @@ class Connection(asyncio.Protocol):
         self._is_closed = True
         self._answer = self._unsent = self._held = None
         self._parser = None  # it holds this connection's methods
-        self._head_watch.waiting.pop(self, None)
+        self._late_watch.waiting.pop(self, None)
         self._owner.forget(self)
         if self._transport is not None:
             self._transport.abort()
@@ -303,7 +300,7 @@ class Connection(asyncio.Protocol):
             raise _Refused("a transfer encoding that is not chunked")
         self._has_head = True
         self._ends_with_connection = not is_chunked and b"content-length" not in headers and status not in _WITHOUT_BODY
-        del self._head_watch.waiting[self]
+        del self._late_watch.waiting[self]
         answer.status = status
         answer.headers = headers
 

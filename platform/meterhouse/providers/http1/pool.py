@@ -12,7 +12,7 @@ from collections import deque
 
 from meterhouse.errors import UpstreamDown
 from meterhouse.providers.http1.connection import Connection
-from meterhouse.providers.http1.head_watch import HeadWatch
+from meterhouse.providers.http1.late_watch import LateWatch
 from meterhouse.providers.http_client import IDLE_CONNECTION_SECONDS, STOPPING
 
 
@@ -23,7 +23,7 @@ class Pool:
         self.loop = loop
         self.lookups: set[asyncio.Task[None]] = set()
         """Look-ups of names that are under way."""
-        self.head_watch = HeadWatch(loop)
+        self.late_watch = LateWatch(loop)
         self.in_use = 0
         self.is_closed = False
         self._most = most_connections
@@ -37,7 +37,6 @@ class Pool:
     async def close(self) -> None:
         """Close every connection, and refuse whoever waits for one or asks from now on."""
         self.is_closed = True
-        self.head_watch.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -49,6 +48,8 @@ class Pool:
             connection.close()
         for connection in tuple(self._leased):
             connection.lose(UpstreamDown, "was hung up on: the server is stopping")
+        if not self.late_watch.waiting:  # who is still connecting can be late still
+            self.late_watch.close()
         for lookup in self.lookups:
             lookup.cancel()
         await asyncio.gather(*self.lookups, asyncio.sleep(0), return_exceptions=True)

@@ -8,6 +8,7 @@ import asyncio
 import socket
 import ssl
 from ipaddress import ip_address
+from typing import Any
 
 import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
@@ -16,6 +17,7 @@ from yarl import URL
 from meterhouse.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from meterhouse.providers.address import is_public
 from meterhouse.providers.http1.connection import Connection
+from meterhouse.providers.http1.late_watch import Patience
 from meterhouse.providers.http1.pool import Pool
 from meterhouse.providers.http_client import HAPPY_EYEBALLS_SECONDS
 
@@ -65,23 +67,32 @@ class Site:
             UpstreamDown: There is none to be had, or the pool is closed.
             UpstreamTimeout: There was none in time.
         """
+        pool = self._pool
         try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._pool.take_slot()
+            with Patience(pool.late_watch, pool.loop.time() + timeout_seconds):
+                if not pool.try_take_slot():
+                    await pool.take_slot()
                 try:
-                    pool = self._pool
                     return pool.take_idle(self.idle, pool.loop.time()) or pool.lease(await self._connect())
                 except BaseException:
-                    self._pool.free_slot()
+                    pool.free_slot()
                     raise
         except _FAILURE_TYPES as failure:
             raise _translate(failure, provider) from failure
 
     async def _connect(self) -> Connection:
         """Connect to the first address that answers; one that cannot be trusted is left out and the others tried."""
-        self._pool.make_room()
-        addresses = list(await self._find_addresses())
-        tls = await self._pool.tls() if self._is_secure else None
+        pool = self._pool
+        pool.make_room()
+        if not self._addresses or pool.loop.time() >= self._believed_until_seconds:
+            await self._find_addresses()
+        addresses = self._addresses
+        tls = await pool.tls() if self._is_secure else None
+        if len(addresses) == 1 and not any(addresses[0][4][2:]):
+            # With nothing to choose, and no scope that a text would lose, the loop connects by itself: without an
+            # object of Python's for the socket, and a turn sooner.
+            host, port = addresses[0][4][:2]
+            return await self._set_up(tls, host=str(host), port=port)
         while True:
             sock = await aiohappyeyeballs.start_connection(
                 addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_SECONDS, interleave=1
@@ -92,19 +103,19 @@ class Site:
                 sock.close()
                 raise
             try:
-                return await self._set_up(sock, tls)
+                return await self._set_up(tls, sock=sock)
             except OSError:
                 others = [row for row in addresses if row[4][0] != peer]
                 if not others or len(others) == len(addresses):
                     raise
                 addresses = others
 
-    async def _set_up(self, sock: socket.socket, tls: ssl.SSLContext | None) -> Connection:
+    async def _set_up(self, tls: ssl.SSLContext | None, **place: Any) -> Connection:
+        """Make a connection to a host and port, or over a socket that is connected."""
         connection = Connection(self._pool, self.idle)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
         try:
             transport, _ = await self._pool.loop.create_connection(
-                lambda: connection, sock=sock, ssl=tls, server_hostname=self._host.rstrip(".") if tls else None
+                lambda: connection, **place, ssl=tls, server_hostname=self._host.rstrip(".") if tls else None
             )
             if tls is not None:
                 # While paused uvloop reads on, up to a limit, and drops what it has when the peer ends the connection.
@@ -112,6 +123,7 @@ class Site:
             self._pool.check_open()
             if not connection.is_usable:
                 raise ConnectionResetError("closed as soon as it was made")
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
         except BaseException:
             connection.close()
             raise
@@ -119,21 +131,19 @@ class Site:
 
     # --- addresses
 
-    async def _find_addresses(self) -> list[AddrInfoType]:
-        """Return where the host is; whoever asks during a look-up waits for the same one."""
-        if not self._addresses or self._pool.loop.time() >= self._believed_until_seconds:
-            if self._lookup is None:
-                self._lookup = self._pool.loop.create_task(self._look_up())
-                self._pool.lookups.add(self._lookup)
-                self._lookup.add_done_callback(self._end_lookup)
-            lookup = self._lookup
-            try:
-                await asyncio.shield(lookup)
-            except asyncio.CancelledError:
-                if lookup.cancelled():
-                    self._pool.check_open()
-                raise
-        return self._addresses
+    async def _find_addresses(self) -> None:
+        """Look up where the host is; whoever asks during a look-up waits for the same one."""
+        if self._lookup is None:
+            self._lookup = self._pool.loop.create_task(self._look_up())
+            self._pool.lookups.add(self._lookup)
+            self._lookup.add_done_callback(self._end_lookup)
+        lookup = self._lookup
+        try:
+            await asyncio.shield(lookup)
+        except asyncio.CancelledError:
+            if lookup.cancelled():
+                self._pool.check_open()
+            raise
 
     async def _look_up(self) -> None:
         loop = self._pool.loop
