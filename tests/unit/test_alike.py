@@ -253,7 +253,11 @@ def test_beside_a_padding_all_else_is_as_it_was() -> None:
     alike = AlikeChunks()
     hear(alike, spell(chunk({"content": "Hello"}, obfuscation="x8Kd")))
     for other in (chunk({"content": "a"}, id="c2"), chunk({"content": "a"}, {"index": 1}), chunk({"content": ""})):
-        assert tell(alike, spell(other | {"obfuscation": "x8Kd"})) is None
+        payload = spell(other | {"obfuscation": "x8Kd"})
+        assert tell(alike, payload) is None
+        good = spell(chunk({"content": "a"}, obfuscation="y"))
+        assert tell(alike, good) is not None
+        assert alike.tell(event_of(good) + event_of(payload)) is None
     # A chunk without one is another, and those like it are told once it was read.
     assert hear(alike, spell(chunk({"content": "a"}))) is None
     assert hear(alike, spell(chunk({"content": "b"}))) == "b"
