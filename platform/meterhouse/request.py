@@ -308,6 +308,10 @@ def _side_text_bytes(message: Message) -> int:
     return total
 
 
+BYTES_PER_TOKEN = 4
+"""Of English, at least; what an answer is estimated by that nobody counts."""
+
+
 class Attempt(msgspec.Struct):
     """One try at one deployment. Times are monotonic nanoseconds."""
 
@@ -348,9 +352,9 @@ class Attempt(msgspec.Struct):
 
     @property
     def output_tokens_estimate(self) -> int:
-        """Output tokens so far without a tokenizer: one per data event or four bytes, whichever is more."""
+        """Output tokens so far without a tokenizer: one per data event or ``BYTES_PER_TOKEN``, whichever is more."""
         known_tokens = self.partial.output_tokens if self.partial is not None else 0
-        return known_tokens + max(self.output_events, -(-self.output_bytes // 4))
+        return known_tokens + max(self.output_events, -(-self.output_bytes // BYTES_PER_TOKEN))
 
 
 class Tally(msgspec.Struct):

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterhouse.errors import UpstreamDown
-from meterhouse.http.alike import MOST_AT_ONCE, MOST_TRIES, AlikeChunks
+from meterhouse.http.alike import MOST_AT_ONCE, MOST_BYTES, MOST_TRIES, AlikeChunks
 from meterhouse.http.chunk import Chunk, decode_chunk, is_failure, read_usage, text_of
-from meterhouse.http.sse import MAX_EVENT_BYTES, frame
+from meterhouse.http.sse import frame
 from meterhouse.http.tidy import tidy
 
 ASKED = "asked/model"
@@ -55,6 +55,7 @@ def tell(alike: AlikeChunks, payload: bytes) -> tuple[str, bytes] | None:
     for behind in (b"data: {}\n\n", b"data: [DONE]\n\n", event[:-1], event[:-2], event[:9]):
         assert alike.tell(event + behind) is alike.tell(event + event + behind) is None
     assert alike.tell(event[:-1]) is alike.tell(event[:-2]) is alike.tell(event[:-3]) is None
+    assert alike.tell(event[:-2] + b"xx") is alike.tell(event + event[:-2] + b"\n ") is None
     return text, sent
 
 
@@ -87,7 +88,7 @@ def hear(alike: AlikeChunks, payload: bytes) -> str | None:
 @pytest.mark.parametrize("spelling", [0, 1, 2])
 def test_the_second_chunk_of_a_text_is_told(name: str, spelling: int) -> None:
     alike = AlikeChunks()
-    assert hear(alike, spell(chunk({"role": "assistant", "content": ""}), spelling)) is None
+    assert hear(alike, spell(chunk({"role": "assistant", "content": None}), spelling)) is None
     assert hear(alike, spell(chunk({name: "Hello"}), spelling)) is None
     assert [hear(alike, spell(chunk({name: text}), spelling)) for text in (" there", "!", "x")] == [" there", "!", "x"]
 
@@ -96,6 +97,43 @@ def test_a_text_that_is_not_ascii_is_told() -> None:
     alike = AlikeChunks()
     texts = ["caf\u00e9", "\u6f22\u5b57", "\U0001f600", "\u00df"]
     assert [hear(alike, spell(chunk({"content": text}))) for text in texts] == [None, *texts[1:]]
+
+
+def calling(text: str, index: int = 0, **fields: Any) -> dict[str, Any]:
+    return chunk({"tool_calls": [{"index": index, "function": {"arguments": text}} | fields]})
+
+
+@pytest.mark.parametrize("spelling", [0, 1, 2])
+@pytest.mark.parametrize("fields", [{}, {"id": ""}, {"id": None}, {"type": "function"}])
+def test_pieces_of_the_arguments_of_a_call_are_told(fields: dict[str, Any], spelling: int) -> None:
+    alike = AlikeChunks()
+    texts = ['{"', "place", '":"', "\u6f22", '"}', "\n"]
+    assert [hear(alike, spell(calling(text, **fields), spelling)) for text in texts] == [None, None, *texts[2:]]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        calling("x", 1),
+        calling("x", id="c2"),
+        calling("x", function={"name": "f", "arguments": "x"}),
+        calling("x", custom={"input": "y"}),
+        calling(""),
+        chunk({"content": "y", "tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": "x"}}] * 2}),
+        chunk({"content": "x"}),
+    ],
+)
+def test_what_says_more_than_arguments_is_read(other: dict[str, Any]) -> None:
+    alike = AlikeChunks()
+    for word in ("Hello", "there", "you"):
+        said = hear(alike, spell(calling(word)))
+    assert said == "you"
+    assert tell(alike, spell(other)) is None
+    fresh = AlikeChunks()
+    assert hear(fresh, spell(other)) is None
+    if "tool_calls" in other["choices"][0]["delta"] and other not in (calling("x", 1), calling("x", id="c2")):
+        assert tell(fresh, spell(other)) is None
 
 
 @pytest.mark.parametrize(
@@ -162,15 +200,83 @@ def test_of_a_long_list_a_part_is_told_at_a_time() -> None:
     words = [spell(chunk({"content": f"{number} "})) for number in range(MOST_AT_ONCE + 2)]
     told = alike.tell_payloads(words, 0), alike.tell_payloads(words, MOST_AT_ONCE)
     assert [row[0] for row in told if row is not None] == [MOST_AT_ONCE, 2]
-    whole = alike.tell(b"".join(map(event_of, words)))
-    assert whole is not None
-    assert whole[0] == len(words)
 
 
-def test_an_event_that_is_too_long_is_not_told() -> None:
+@pytest.mark.parametrize("fields", [{}, {"obfuscation": "x8Kd"}])
+def test_a_read_that_is_long_is_left_to_the_reader(fields: dict[str, Any]) -> None:
     alike = AlikeChunks()
-    hear(alike, spell(chunk({"content": "Hello"})))
-    assert alike.tell(event_of(spell(chunk({"content": "x" * MAX_EVENT_BYTES})))) is None
+    hear(alike, spell(chunk({"content": "Hello"}, **fields)))
+    event = event_of(spell(chunk({"content": "a"}, **fields)))
+    most = MOST_BYTES // len(event)
+    told = alike.tell(event * most)
+    assert told is not None
+    assert told[0] == most
+    assert alike.tell(event * (most + 1)) is None
+    assert alike.tell(event_of(spell(chunk({"content": "x" * MOST_BYTES}, **fields)))) is None
+
+
+@pytest.mark.parametrize("spelling", [0, 1, 2])
+@pytest.mark.parametrize("paddings", [["", "a", "x8Kd9Zq"], ["x8Kd9Zq", "a", ""], ["0" * 64, "1" * 64, "z"]])
+def test_a_text_beside_a_padding_that_varies_is_told(paddings: list[str], spelling: int) -> None:
+    alike = AlikeChunks()
+    said = [
+        hear(alike, spell(chunk({"content": text}, obfuscation=padding), spelling))
+        for text, padding in zip(["Hello", " there", 'a "b"\n'], paddings, strict=True)
+    ]
+    assert said == [None, " there", 'a "b"\n']
+
+
+def test_several_chunks_with_paddings_are_told_up_to_the_one_that_differs() -> None:
+    alike = AlikeChunks()
+    hear(alike, spell(chunk({"role": "assistant", "content": "Hello"}, obfuscation="abc")))
+    words = [spell(chunk({"content": word}, obfuscation=word * 3)) for word in ("a", "b", "c")]
+    sent = [sent_for(word, decode_chunk(word)) for word in words]
+    assert alike.tell(b"".join(map(event_of, words))) == (3, "abc", 3, b"".join(sent))
+    other = spell(chunk({"content": "x"}, {"finish_reason": "stop"}, obfuscation="abc"))
+    assert alike.tell_payloads([*words, other, words[0]], 1) == (2, "bc", 2, sent[1] + sent[2])
+    assert alike.tell(b"".join(map(event_of, [*words, other]))) is None
+    assert alike.tell(b"".join(map(event_of, words)) + b"data: [DONE]\n\n") is None
+
+
+@pytest.mark.parametrize(
+    "padding", ['a","x":"', 'a"', "a\\u0022", "a b", "\u00e9", "-", "a" * 65, 'x"},"usage":{"a":"']
+)
+def test_what_is_more_than_a_padding_is_read(padding: str) -> None:
+    alike = AlikeChunks()
+    before, after = spell(chunk({"content": "Hello"}, obfuscation="x8Kd")).split(b"x8Kd")
+    hear(alike, before + b"x8Kd" + after)
+    assert tell(alike, before + b"y" + after) is not None
+    assert tell(alike, before + padding.encode() + after) is None
+
+
+def test_beside_a_padding_all_else_is_as_it_was() -> None:
+    alike = AlikeChunks()
+    hear(alike, spell(chunk({"content": "Hello"}, obfuscation="x8Kd")))
+    for other in (chunk({"content": "a"}, id="c2"), chunk({"content": "a"}, {"index": 1}), chunk({"content": ""})):
+        payload = spell(other | {"obfuscation": "x8Kd"})
+        assert tell(alike, payload) is None
+        good = spell(chunk({"content": "a"}, obfuscation="y"))
+        assert tell(alike, good) is not None
+        assert alike.tell(event_of(good) + event_of(payload)) is None
+    # A chunk without one is another, and those like it are told once it was read.
+    assert hear(alike, spell(chunk({"content": "a"}))) is None
+    assert hear(alike, spell(chunk({"content": "b"}))) == "b"
+
+
+def test_a_padding_that_is_not_passed_on_is_a_part_of_the_chunk() -> None:
+    alike = AlikeChunks()
+    payload, bare = (spell(chunk({"content": "Hello"}, **fields)) for fields in ({"obfuscation": "x8Kd"}, {}))
+    alike.learn(payload, decode_chunk(payload), frame(bare))
+    assert alike.tell(event_of(payload)) == (1, "Hello", 5, frame(bare))
+    assert alike.tell(event_of(payload.replace(b"x8Kd", b"y"))) is None
+
+
+@pytest.mark.parametrize("after", [b'"},"x":1}', b'"x8Kd"}', b'"}}', b"}", b'"'])
+def test_what_follows_a_padding_is_what_followed_the_first(after: bytes) -> None:
+    alike = AlikeChunks()
+    payload = spell(chunk({"content": "Hello"}, obfuscation="x8Kd"))
+    hear(alike, payload)
+    assert tell(alike, payload.removesuffix(b'"}') + after) is None
 
 
 @pytest.mark.parametrize(
@@ -222,11 +328,12 @@ def test_a_payload_of_several_lines_is_never_learned() -> None:
     assert tell(alike, payload.replace(b"\n", b" ")) is None
 
 
+@pytest.mark.parametrize("first", ["Hello", ""])
 @pytest.mark.parametrize("spelling", range(3))
 @pytest.mark.parametrize("name", ["content", "reasoning_content"])
-def test_the_chunk_behind_the_first_which_has_the_role_is_told(name: str, spelling: int) -> None:
+def test_the_chunk_behind_the_first_which_has_the_role_is_told(name: str, spelling: int, first: str) -> None:
     alike = AlikeChunks()
-    assert hear(alike, spell(chunk({"role": "assistant", name: "Hello"}), spelling)) is None
+    assert hear(alike, spell(chunk({"role": "assistant", name: first}), spelling)) is None
     assert hear(alike, spell(chunk({name: " there"}), spelling)) == " there"
 
 
@@ -309,6 +416,7 @@ chunks = st.fixed_dictionaries(
         "usage": st.sampled_from([None, {}, {"prompt_tokens": 1, "completion_tokens": 2}]),
         "content": texts,
         "error": st.sampled_from([None, {}]),
+        "obfuscation": st.sampled_from(["", "x8Kd", "9"]) | texts,
     },
 )
 
@@ -321,6 +429,8 @@ def test_what_is_told_is_what_decoding_tells(kinds: list[dict[str, Any]], said: 
         for text in [None, *said]:
             for row in kind["choices"]:
                 row["delta"] |= {} if text is None else {"content": text}
+            if text is not None and "obfuscation" in kind:
+                kind["obfuscation"] = text if kind["obfuscation"] == "9" else kind["obfuscation"][::-1]
             hear(alike, spell(kind, spelling))
 
 

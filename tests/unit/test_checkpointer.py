@@ -3,12 +3,17 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
 
 from fakes.files import FaultyFiles
 from fakes.journals import opened_journal
 from fakes.tallies import running
 from meterhouse.ledger.checkpointer import MOST_AT_ONCE, Checkpointer
 from meterhouse.metering import Use
+from meterhouse.usage import Usage
 
 REQUEST_ID = "0" * 12 + "7" + "0" * 19
 
@@ -32,6 +37,32 @@ async def test_a_journal_that_is_down_stops_nobody(tmp_path: Path) -> None:
         checkpointer.watch(running(REQUEST_ID, "org_1"))
         await checkpointer.checkpoint()
     await checkpointer.make_durable()
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({"output_events": 256}, 256),
+        ({"output_events": 255, "output_bytes": 1_020}, 0),
+        ({"output_bytes": 1_021}, 256),
+        ({"output_events": 6, "partial": Usage(output_tokens=250)}, 256),
+        ({"output_events": 5, "partial": Usage(output_tokens=250)}, 0),
+        ({"reported": Usage(output_tokens=256)}, 256),
+        ({"reported": Usage(output_tokens=255), "output_events": 300}, 0),
+    ],
+)
+async def test_a_stream_that_is_256_tokens_on_is_written_at_once(
+    tmp_path: Path, fields: dict[str, Any], tokens: int
+) -> None:
+    async with opened_journal(tmp_path) as journal:
+        checkpointer, tally = Checkpointer(journal), running(REQUEST_ID, "org_1")
+        tally.attempts[0] = structs.replace(tally.attempt, **{"output_events": 0, "output_bytes": 0} | fields)
+        checkpointer.note(tally)
+        assert tally.checkpointed_tokens == tokens
+        if tokens:
+            tally.attempt.output_events += 1
+            checkpointer.note(tally)
+            assert tally.checkpointed_tokens == tokens
 
 
 class Renewals:

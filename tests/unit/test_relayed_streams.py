@@ -7,6 +7,7 @@ a chunk means (``test_stream``, ``test_chunk``), and single chunks (``test_alike
 import asyncio
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meterhouse.asked import ask_chat
-from meterhouse.errors import GatewayError
+from meterhouse.errors import GatewayError, StreamCut
 from meterhouse.http.body import parse_chat
 from meterhouse.http.call import Call
 from meterhouse.http.cycle import Cycle
@@ -41,7 +42,7 @@ from meterhouse.providers.http1.late_watch import LateWatch
 from meterhouse.providers.provider import Deployment
 from meterhouse.request import Attempt, Tally
 from meterhouse.telemetry.traces import TraceContext
-from meterhouse.usage import Usage
+from meterhouse.usage import Outcome, Usage
 
 ROW = replace(PROVIDERS["openai"], finish_reasons={"end_turn": "stop"})
 DEPLOYMENT = Deployment(
@@ -123,8 +124,8 @@ class Stream(msgspec.Struct):
         return [*rest, last + end]
 
 
-async def relay(stream: Stream, *, remembers: bool) -> Any:
-    """Relay a stream; return all that is said and left."""
+async def relay(stream: Stream, *, remembers: bool, before: Callable[[int, Call, Flow], None] = lambda *_: None) -> Any:
+    """Relay a stream; return all that is said and left. ``before`` is called before each read, with its number."""
     wire, journal = Wire(), Journal()
     source = Connection(Owner(), {})
     source.connection_made(Wire())
@@ -152,7 +153,8 @@ async def relay(stream: Stream, *, remembers: bool) -> Any:
     source.send(answer, b"", b"", float("inf"))
 
     async def feed() -> None:
-        for read, count in zip(stream.reads, itertools.cycle(stream.turns), strict=False):
+        for number, (read, count) in enumerate(zip(stream.reads, itertools.cycle(stream.turns), strict=False)):
+            before(number, call, cycle.flow)
             source.data_received(read)
             for _ in range(count):
                 await asyncio.sleep(0)
@@ -206,7 +208,9 @@ deltas = st.one_of(
 )
 choices = st.sampled_from([{}] * 12 + [{"index": 1}, {"finish_reason": "end_turn"}])
 extras = st.sampled_from(
-    [{}] * 8 + [{"usage": USAGE}, {"usage": None}, {"model": "asked/m"}, {"error": {"message": "no"}}]
+    [{}] * 8
+    + [{"obfuscation": word} for word in ("", "a1", "x8Kd", 'a"')]
+    + [{"usage": USAGE}, {"usage": None}, {"model": "asked/m"}, {"error": {"message": "no"}}]
 )
 spellings = st.sampled_from([(False, (",", ":")), (True, (",", ":")), (False, (", ", ": "))])
 endings = st.sampled_from(
@@ -229,13 +233,21 @@ def streams(draw: st.DrawFn) -> Stream:
     if draw(st.booleans()):
         rows.append((chunk({}, {"finish_reason": "stop"}, {}), b"\n\n"))
     pieces = [spell(row, spelling) for row in rows] + [draw(tails)]
+    if draw(st.booleans()):
+        # As OpenAI does it: a padding in each.
+        rows = [
+            (fields | {"obfuscation": "x8Kd"[: number % 5]}, ending) for number, (fields, ending) in enumerate(rows)
+        ]
+        pieces = [spell(row, spelling) for row in rows] + pieces[-1:]
     body = b"".join(pieces)
     # As providers write, whole events in a read, or cut anywhere.
     places = list(itertools.accumulate(map(len, pieces))) if draw(st.booleans()) else list(range(len(body)))
     cuts = draw(st.lists(st.sampled_from(places), max_size=12, unique=True))
     bodies = [body[begin:end] for begin, end in itertools.pairwise(sorted({0, *cuts, len(body)}))]
-    turns = draw(st.lists(st.integers(0, 3), min_size=1, max_size=12))
-    return Stream(bodies, turns, draw(holds), draw(st.booleans()), draw(st.integers(1, 2)))
+    held = draw(holds)
+    # What is more than the hold takes with it whatever came before it and was not looked at yet.
+    turns = draw(st.lists(st.integers(0 if held is None else 3, 3), min_size=1, max_size=12))
+    return Stream(bodies, turns, held, draw(st.booleans()), draw(st.integers(1, 2)))
 
 
 def saying(text: str, **choice: Any) -> bytes:
@@ -272,12 +284,16 @@ async def test_what_only_seems_alike_is_decoded(bodies: list[bytes]) -> None:
 END = [saying("", finish_reason="stop") + b"data: [DONE]\n\n"]
 
 
-@pytest.mark.parametrize("held", [None, 1_000])
+@pytest.mark.parametrize("paddings", [None, ["x8Kd", "", "a"]])
+@pytest.mark.parametrize("held", [None, 1_000, 40])
 @pytest.mark.parametrize("word", ["river", "\n\n", 'a "b"', "\U0001f600", "\u3000"])
 async def test_of_a_text_that_comes_alone_nothing_is_decoded(
-    word: str, held: int | None, monkeypatch: pytest.MonkeyPatch
+    word: str, held: int | None, paddings: list[str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it is spelled with: a task that is woken costs more than all else that is done with a token."""
+    """Whatever it is spelled with, and where its bytes are more than the tokens that are held for all of it.
+
+    A task that is woken costs more than all else that is done with a token.
+    """
     genuine, woken_for = StreamRelay._take, list[bytes]()
 
     def take(relay: StreamRelay, payloads: list[bytes]) -> list[bytes]:
@@ -285,13 +301,47 @@ async def test_of_a_text_that_comes_alone_nothing_is_decoded(
         return genuine(relay, payloads)
 
     monkeypatch.setattr(StreamRelay, "_take", take)
-    stream = Stream([saying("Hi"), *[saying(word)] * 20, *END], [3], held)
+    words = [
+        saying(text) if paddings is None else saying(text).replace(b"}\n", b',"obfuscation":"%b"}\n' % padding.encode())
+        for text, padding in zip(["Hi", *[word] * 20], itertools.cycle(paddings or [""]), strict=False)
+    ]
+    stream = Stream([*words, *END], [3], held)
     body, failure, attempt, *_ = await relay(stream, remembers=True)
     assert failure == ""
     assert len(woken_for) == len(["the first", "the last", "[DONE]"])
     assert (attempt.output_events, attempt.text) == (21, ["Hi" + word * 20])
     assert attempt.output_bytes == len("Hi") + 20 * len(word.encode())
     assert body.count(json.dumps(word).encode()) == 20
+
+
+@pytest.mark.parametrize("text", ["seven b", "x" * 32])
+async def test_no_more_is_passed_on_than_is_held_also_while_the_task_sleeps(text: str) -> None:
+    body, _, attempt, *_ = await relay(Stream([saying("Hi"), *[saying(text)] * 40, *END], [3], 15), remembers=True)
+    assert attempt.outcome is Outcome.CUT
+    assert body.count(text.encode()) == 14
+
+
+async def test_nothing_is_passed_on_once_the_answer_is_interrupted() -> None:
+    def cut(number: int, call: Call, _flow: Flow) -> None:
+        if number == 3:
+            call.guard.interrupt(StreamCut("over"))
+
+    body, failure, *_ = await relay(
+        Stream([saying("Hi"), *[saying("word")] * 9, *END], [3]), remembers=True, before=cut
+    )
+    assert body.count(b"word") == 2
+    assert failure.startswith("StreamCut: over")
+
+
+async def test_a_client_that_does_not_read_is_waited_for() -> None:
+    def pause(number: int, _call: Call, flow: Flow) -> None:
+        if number == 3:
+            flow.pause_writing()
+        elif number == 6:
+            flow.resume_writing()
+
+    stream = Stream([saying("Hi"), *[saying("word")] * 9, *END], [3])
+    assert await relay(stream, remembers=True, before=pause) == await relay(stream, remembers=True)
 
 
 async def test_a_checkpoint_is_never_further_behind_than_it_may_be() -> None:

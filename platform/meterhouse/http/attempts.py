@@ -223,7 +223,9 @@ class Attempts:
         if answer.content_type != passage.event_stream_type(deployment.provider):
             raise no_answer(f"content type {answer.content_type!r} for a stream")
         reader = passage.open_reader(deployment)
-        payloads: list[bytes] = []
+        # The first events mostly come with the head.
+        data = answer.take_arrived() if call.guard.reason is None else b""
+        payloads = reader.feed(data) if data else []
         while not payloads:
             data = await call.guard.wait(answer.read())
             payloads = reader.feed(data) if data else reader.close()

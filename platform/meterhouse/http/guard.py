@@ -30,8 +30,7 @@ class Guard(msgspec.Struct, eq=False):
         """Await something; raises the reason of an interruption instead, also one that came before."""
         if self.reason is not None:
             _close(awaitable)
-            raise self.reason
-        self.is_waiting = True
+        self.begin()
         try:
             return await awaitable
         except asyncio.CancelledError as error:
@@ -40,12 +39,18 @@ class Guard(msgspec.Struct, eq=False):
         finally:
             self.is_waiting = False
 
-    def explain(self, error: BaseException) -> None:
-        """End a wait that failed; raises the reason of its interruption, if that is why.
+    def begin(self) -> None:
+        """Begin a wait without the coroutine of ``wait``; raises the reason of an interruption that came before.
 
-        Who saves the coroutine of ``wait`` looks for a ``reason`` himself, sets ``is_waiting`` for as long as he awaits
-        one thing and nothing else, and has what is raised meanwhile explained. He keeps no reason: it knows his frame.
+        Whoever does awaits one thing and nothing else, sets ``is_waiting`` back, and has what is raised meanwhile
+        explained. He keeps no reason: it knows his frame.
         """
+        if self.reason is not None:
+            raise self.reason
+        self.is_waiting = True
+
+    def explain(self, error: BaseException) -> None:
+        """End a wait that failed; raises the reason of its interruption, if that is why."""
         was_waiting, self.is_waiting = self.is_waiting, False
         if not was_waiting or self.reason is None or self.task is None or not isinstance(error, asyncio.CancelledError):
             return

@@ -11,6 +11,7 @@ from typing import Protocol
 from starlette.types import Send
 
 from meterhouse.errors import GatewayError
+from meterhouse.http.cycle import Cycle
 from meterhouse.http.exchange import Exchange
 from meterhouse.http.respond import Envelope, Headers
 from meterhouse.http.sse import KEEP_ALIVE_FRAME
@@ -93,16 +94,9 @@ class Outlet:
         self._fail_event = fail_event
 
     @property
-    def is_open(self) -> bool:
-        """Whether ``pass_on`` would write more of a stream that has begun."""
-        cycle = self._exchange.cycle
-        return (
-            self.is_started
-            and not (self.is_gone or self._is_over)
-            and self._dialect is None
-            and cycle is not None
-            and cycle.is_open
-        )
+    def cycle(self) -> Cycle | None:
+        """What writes more of a stream that has begun with nobody between; None where a dialect is."""
+        return None if self._dialect is not None else self._exchange.cycle
 
     def pass_on(self, data: bytes, *, is_last: bool = False) -> bool:
         """Write more of a stream past the layers, and the head before the first of it; ``data`` is not empty.

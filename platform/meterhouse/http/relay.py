@@ -36,6 +36,7 @@ from meterhouse.http.tidy import Tidying, leave_out_usage
 from meterhouse.http.usage_reading import usage_on_wire
 from meterhouse.http.wire import new_completion_id
 from meterhouse.metering import Demand
+from meterhouse.providers.answer import Take
 from meterhouse.providers.refusal import error_in_stream
 from meterhouse.request import utf8_length
 from meterhouse.usage import Outcome, Usage
@@ -59,8 +60,9 @@ class StreamRelay:
         self._attempt = call.tally.attempts[-1]
         self._progress = Progress(self._attempt)
         self._alike = AlikeChunks()
-        self._events = opened.reader if isinstance(opened.reader, SseReader) else None
-        """What splits the provider's bytes, where they are such events as go to the client."""
+        self._cycle = call.outlet.cycle
+        self._events = opened.reader if isinstance(opened.reader, SseReader) and self._cycle is not None else None
+        """What splits the provider's bytes, where they are such events as go to the client with nobody between."""
         self._passes_text = True
         """Whether what the model writes goes out as it comes."""
         asked = call.asked
@@ -79,15 +81,17 @@ class StreamRelay:
             ClientGone: The client left, and the provider stops billing when we hang up.
             StreamCut: We ended the stream from outside.
         """
-        call, progress = self._call, self._progress
+        call, guard, progress = self._call, self._call.guard, self._progress
+        answer, reader = self._opened.answer, self._opened.reader
         payloads, self._opened.payloads = self._opened.payloads, []
-        take = self._take_at_once if self._events is not None else None
         try:
             has_ended = False
             while not has_ended:
                 while not payloads:
-                    data = await call.guard.wait(self._opened.answer.read(take))
-                    payloads = self._opened.reader.feed(data) if data else self._opened.reader.close() or [DONE]
+                    guard.begin()
+                    data = await answer.read(self._find_take())
+                    guard.is_waiting = False
+                    payloads = reader.feed(data) if data else reader.close() or [DONE]
                 told = progress.finished
                 kept = progress.end.copy() if progress.end else None
                 frames = self._take(payloads)
@@ -100,10 +104,10 @@ class StreamRelay:
                 has_ended = progress.has_ended
                 if has_ended:
                     call.has_finish = True
-                    call.guard.clear()
+                    guard.clear()
                 data = b"".join(frames)
                 if data and not self._pass_on(data):
-                    await call.guard.wait(call.outlet.write(data))
+                    await guard.wait(call.outlet.write(data))
                 if progress.failure is not None:
                     raise progress.failure
                 call.event_at_ns = time.monotonic_ns()
@@ -113,12 +117,14 @@ class StreamRelay:
             if not progress.is_done:
                 await self._read_tail()
             self._attempt.outcome = Outcome.COMPLETED if call.gone_since_ns is None else Outcome.CLIENT_GONE
-        except GatewayError:
+        except (GatewayError, asyncio.CancelledError) as error:
             call.outlet.unsent = self._held_back()
+            guard.explain(error)
             raise
         finally:
+            guard.is_waiting = False
             self._attempt.ended_ns = time.monotonic_ns()
-            self._opened.answer.release()
+            answer.release()
             if progress.extension is not None:
                 progress.extension.cancel()
             self._report()
@@ -170,26 +176,30 @@ class StreamRelay:
             self._opened.answer.abort()
         call.guard.clear()
 
-    def _take_at_once(self, data: bytes) -> bool:
-        """Pass on what comes while the request's task waits for it, and leave that asleep.
+    def _find_take(self) -> Take | None:
+        """Return what passes on what comes while the request's task waits for it, and leaves that asleep.
 
-        So it is with most of a stream: text and nothing else, that is covered, for a client that reads. All else is not
-        taken, and looked at by the task.
+        None: the task is to look at all that comes.
         """
-        events, call = self._events, self._call
+        events = self._events
         if events is None or not events.is_between or self._progress.finished:
-            return False
+            return None
+        return self._take_at_once
+
+    def _take_at_once(self, data: bytes) -> bool:
+        """Pass on text and nothing else, that is covered, to a client that reads: so it is with most of a stream."""
         told = self._alike.tell(data)
-        if told is None or call.guard.reason is not None or not call.outlet.is_open:
+        call, cycle = self._call, self._cycle
+        if told is None or call.guard.reason is not None or cycle is None or not cycle.is_open:
             return False
         chunks, text, text_bytes, sent = told
-        if not self._is_surely_held(text_bytes):
+        if not self._is_surely_held(chunks, text_bytes):
             return False
         self._progress.note_text(text, text_bytes, chunks)
         # As in ``_pass_on``: before the bytes leave. What may be told holds nothing back (``_passes_text``).
         self._parts.checkpointer.note(call.tally)
-        call.outlet.pass_on(sent)
-        call.event_at_ns = call.outlet.wrote_at_ns
+        cycle.put(sent)
+        call.event_at_ns = call.outlet.wrote_at_ns = time.monotonic_ns()
         return True
 
     def _take(self, payloads: list[bytes]) -> list[bytes]:
@@ -297,24 +307,24 @@ class StreamRelay:
     def _note_covered(self) -> None:
         """Take note that all that came so far is covered, so that it may be forwarded."""
 
-    def _is_surely_held(self, more_tokens: int = 0) -> bool:
-        """Whether what came so far is covered by the hold and nothing is to be asked for: so it is at most reads."""
-        reservation, used_tokens = self._call.tally.reservation, self._progress.used_tokens + more_tokens
+    def _is_surely_held(self, more_events: int = 0, more_bytes: int = 0) -> bool:
+        """Whether what came so far, and more, is covered by the hold with nothing to be asked for: so it mostly is."""
+        reservation, used_tokens = self._call.tally.reservation, self._progress.used_tokens + more_bytes
         held = reservation.held_output_tokens
         if held is None:
             return True
         whole = (reservation.allowance_tokens or 0) * self._choices
-        return used_tokens <= whole if held >= whole else used_tokens * 2 < held
+        if held < whole:
+            return used_tokens * 2 < held
+        return used_tokens <= whole or self._least_tokens(more_events, more_bytes) <= whole
 
     async def _is_held(self) -> bool:
-        """Whether what came so far is covered by the hold; asks for more where it is not yet."""
+        """Whether what came so far is covered by the hold, where not surely; asks for more where it is not yet."""
         reservation, progress = self._call.tally.reservation, self._progress
         held = reservation.held_output_tokens
         whole = (reservation.allowance_tokens or 0) * self._choices
-        if held is None:
-            return True
-        if held >= whole:
-            return progress.is_finished or self._least_tokens() <= whole
+        if held is None or held >= whole:
+            return progress.is_finished
         if progress.used_tokens * 2 >= held and progress.extension is None and not progress.is_refused:
             progress.extension = self._parts.tasks.start(self._extend(whole))
         while progress.used_tokens > (reservation.held_output_tokens or 0) < whole:
@@ -322,13 +332,14 @@ class StreamRelay:
                 return False
         return True
 
-    def _least_tokens(self) -> int:
+    def _least_tokens(self, more_events: int, more_bytes: int) -> int:
         """Return what the output can hardly be below: the provider's own count, or a token per event of some length."""
         attempt = self._attempt
         reported = attempt.reported or attempt.partial
         told = reported.output_tokens if reported is not None else 0
-        by_events = min(attempt.output_events, attempt.output_bytes // LONG_TOKEN_BYTES)
-        return told + max(by_events, attempt.output_bytes // LONGEST_TOKEN_BYTES)
+        output_bytes = attempt.output_bytes + more_bytes
+        by_events = min(attempt.output_events + more_events, output_bytes // LONG_TOKEN_BYTES)
+        return told + max(by_events, output_bytes // LONGEST_TOKEN_BYTES)
 
     async def _is_extended(self, whole: int) -> bool:
         """Wait at most a second for an extension that is needed now."""

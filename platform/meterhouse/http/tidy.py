@@ -56,9 +56,8 @@ class Tidying(msgspec.Struct):
             self.served = served
             self.named = b'"model":' + msgspec.json.encode(served)
             self.renamed = b'"model":' + msgspec.json.encode(self.asked)
-        before, found, after = payload.partition(self.named)
-        if found and self.named not in after:
-            return b"%b%b%b" % (before, self.renamed, after)
+        if payload.count(self.named) == 1:
+            return payload.replace(self.named, self.renamed)
         return rename_model(payload, served, self.asked)
 
 

@@ -16,7 +16,7 @@ from meterhouse.ledger.record import Checkpoint, CheckpointEntry, encode
 from meterhouse.ledger.settler import AppendsToJournal
 from meterhouse.metering import Use
 from meterhouse.money import charge
-from meterhouse.request import Attempt, Tally
+from meterhouse.request import BYTES_PER_TOKEN, Attempt, Tally
 from meterhouse.usage import Usage
 
 TOKENS_PER_CHECKPOINT = 256
@@ -70,8 +70,17 @@ class Checkpointer:
 
     def note(self, tally: Tally) -> None:
         """Write a checkpoint at once if a stream is 256 tokens past its last one."""
-        tokens = _output_tokens(tally.attempts[-1])
-        if tokens - tally.checkpointed_tokens >= TOKENS_PER_CHECKPOINT:
+        attempt, due_tokens = tally.attempts[-1], tally.checkpointed_tokens + TOKENS_PER_CHECKPOINT
+        # At nearly each read of a stream few have come: that is told without a call.
+        if (
+            attempt.output_events < due_tokens
+            and attempt.output_bytes <= (due_tokens - 1) * BYTES_PER_TOKEN
+            and attempt.reported is None
+            and attempt.partial is None
+        ):
+            return
+        tokens = _output_tokens(attempt)
+        if tokens >= due_tokens:
             self._write([(tally, tokens)])
 
     async def checkpoint(self) -> None:

@@ -259,14 +259,17 @@ class _NetworkAnswer:
             if self._is_over:
                 raise UpstreamDown(CLOSED) from failure
             self._failure = translate_failure(failure, self._provider)
-            arrived = self._take_arrived()
+            # What had come before the connection broke: it may hold the usage. aiohttp would drop it.
+            arrived = self._read_nowait()
             self.abort()
             if arrived:
                 return arrived
             raise self._failure from failure
 
-    def _take_arrived(self) -> bytes:
-        """Return what had come before the connection broke: it may hold the usage. aiohttp would drop it."""
+    def take_arrived(self) -> bytes:
+        return b"" if self._is_over or self._failure is not None else self._read_nowait()
+
+    def _read_nowait(self) -> bytes:
         content = self._response.content
         return content._read_nowait(-1)  # noqa: SLF001 - the public way refuses once the connection broke
 

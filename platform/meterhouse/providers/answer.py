@@ -43,6 +43,10 @@ class Answer(Protocol):
         """
         ...
 
+    def take_arrived(self) -> bytes:
+        """Return what has come of the body and was not read; ``b""`` where ``read`` would wait, or say how it ended."""
+        ...
+
     async def read_all(self, limit_bytes: int, *, timeout_seconds: float | None = None) -> bytes:
         """Return the rest of the body, and end the answer, also where it fails.
 

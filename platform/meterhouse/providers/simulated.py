@@ -33,6 +33,10 @@ class SimulatedAnswer:
             raise UpstreamDown("The connection was closed by us.")
         return next(self._parts, b"")
 
+    def take_arrived(self) -> bytes:
+        """Return nothing: an answer takes its time, or at least a turn of the loop."""
+        return b""
+
     async def read_all(self, limit_bytes: int, *, timeout_seconds: float | None = None) -> bytes:
         """Return the rest of the body; see ``Answer``."""
         parts = []

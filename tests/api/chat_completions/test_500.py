@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from api.asking import Tenant, error_of, events_of, marked
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 from fakes.words import word
+from meterhouse.http.alike import AlikeChunks
 from meterhouse.http.guard import Guard
 from meterhouse.http.relay import StreamRelay
 from meterhouse.providers.routes import Snapshot
@@ -78,21 +79,21 @@ def test_a_fault_after_the_head_ends_the_stream_with_an_error_event_and_one_reco
 ) -> None:
     marker, messages = marked()
     tenant = Tenant(gateway, limits="concurrent 5")
-    genuine_take, genuine_wait = StreamRelay._take, Guard.wait
+    genuine_take, genuine_begin = StreamRelay._take, Guard.begin
     seen: list[bytes] = []
 
     def take(relay: StreamRelay, payloads: list[bytes]) -> list[bytes]:
         seen.extend(payloads)
         return genuine_take(relay, payloads)
 
-    async def fail_later(guard: Guard, awaitable: Coroutine[None, None, bytes]) -> bytes:
+    def fail_later(guard: Guard) -> None:
         if word(marker, 0).encode() in b"".join(seen):
-            awaitable.close()
             raise ZeroDivisionError(SECRET_TEXT)
-        return await genuine_wait(guard, awaitable)
+        genuine_begin(guard)
 
+    monkeypatch.setattr(AlikeChunks, "learn", lambda *_: None)  # so that each chunk is seen
     monkeypatch.setattr(StreamRelay, "_take", take)
-    monkeypatch.setattr(Guard, "wait", fail_later)
+    monkeypatch.setattr(Guard, "begin", fail_later)
     # The provider stands at its gate until it is hung up on, however busy the machine is.
     model = "fake/normal?tokens=40&gate=20"
     status, headers, body = gateway.chat(model, key=tenant.key, messages=messages, stream=True)

@@ -89,6 +89,22 @@ async def test_what_comes_is_read_unless_whoever_waits_has_it_taken(upstream, ta
         answer.release()
 
 
+async def test_what_has_come_is_taken_once_and_nothing_is_not_waited_for(upstream):
+    async with serving(one_event_then_wait) as server:
+        answer = await ask(upstream, server, is_streamed=True)
+        arrived = b""
+        while not arrived:
+            arrived = answer.take_arrived()
+            await asyncio.sleep(0.001)
+        assert (arrived, answer.take_arrived()) == (b"data: 1\n\n", b"")
+        server.go_on.set()
+        assert await answer.read() == b"data: 2\n\n"
+        assert await answer.read() == answer.take_arrived() == b""
+        answer.release()
+        assert answer.take_arrived() == b""
+    assert upstream.open_connections == 0
+
+
 @pytest.mark.parametrize("client", ["httptools"])
 async def test_an_answer_in_pieces_wakes_whoever_reads_all_of_it_once(upstream):
     come: asyncio.Queue[bytes] = asyncio.Queue()
@@ -356,6 +372,7 @@ async def test_what_came_before_the_break_is_read_first(upstream, script):
         server.go_on.set()
         await until(lambda: has_broken(answer))
         assert await answer.read() == b"data: 1\n\n"
+        assert answer.take_arrived() == b""
         with pytest.raises(UpstreamDown):
             await answer.read()
 

@@ -119,15 +119,8 @@ class Http1Answer(msgspec.Struct, eq=False):
         while True:
             if self.is_over:
                 raise self.failure or UpstreamDown(CLOSED)
-            parts = self.parts
-            if parts:
-                data = b"".join(parts)  # a single one itself
-                parts.clear()
-                self.waiting_bytes = 0
-                source = self.source
-                if source is not None and source.is_paused:
-                    source.resume()
-                return data
+            if self.parts:
+                return self.take_arrived()
             if self.failure is not None:
                 raise self.failure
             if self.is_whole:
@@ -138,6 +131,16 @@ class Http1Answer(msgspec.Struct, eq=False):
                 await waiter
             finally:
                 self.waiter = self.take = None
+
+    def take_arrived(self) -> bytes:
+        """Return what has come of the body and was not read."""
+        data = b"".join(self.parts)  # a single one itself
+        self.parts.clear()
+        self.waiting_bytes = 0
+        source = self.source
+        if source is not None and source.is_paused:
+            source.resume()
+        return data
 
     async def read_all(self, limit_bytes: int, *, timeout_seconds: float | None = None) -> bytes:
         """Return the rest of the body; raises as ``Answer.read_all``."""
