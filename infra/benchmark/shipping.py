@@ -23,6 +23,7 @@ from benchmark.wire import MODEL
 from meterhouse.db.engine import close, open_engine
 from meterhouse.db.ledger import LedgerStore
 from meterhouse.db.seals import SealStore
+from meterhouse.garbage import calm_garbage_collector
 from meterhouse.ids import new_request_id
 from meterhouse.ledger.files import OsFiles
 from meterhouse.ledger.folder import JournalPolicy
@@ -89,6 +90,7 @@ def ship(arguments: argparse.Namespace, folder: Path) -> Outcome:
 
 
 async def _drain_all(url: str, folder: Path, postgres: dict[str, int], count: int) -> list[Drained]:
+    calm_garbage_collector()  # as the clerk does
     engine = open_engine(url)
     found = []
     try:

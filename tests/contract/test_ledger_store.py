@@ -102,6 +102,17 @@ async def test_any_text_comes_back_as_it_was_written(ledger):
     assert await ledger.rebuild_check() == []
 
 
+@pytest.mark.parametrize("text", ODD_TEXTS)
+async def test_what_all_rows_of_a_batch_say_comes_back_as_it_was_written(ledger, text):
+    """It travels once, beside an empty column."""
+    same = {"model": text, "error_code": text, "price_id": None, "time_to_first_token_ms": None}
+    records = [record(**same, is_suspect=True, exactness=Exactness.ASSUMED, overrun_nanos=-1) for _ in range(3)]
+    assert await ledger.insert(records) == 3
+    for one in records:
+        assert await ledger.find_records(one.request_id) == [one]
+    assert await ledger.rebuild_check() == []
+
+
 async def test_a_record_is_stamped_with_the_time_of_writing(engine, ledger, is_postgres):
     """PostgreSQL's clock, which all workers share, or this process's, which is here one that stands still."""
     before_ms = time.time_ns() // 1_000_000

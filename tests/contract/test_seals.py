@@ -162,6 +162,77 @@ async def test_who_finds_another_sealing_says_so(ledger, seals, engine, is_postg
     assert (await seals.seal_new()).sealed == 1
 
 
+@pytest.fixture
+def sealing_ledger(engine):
+    """As whoever ships has it."""
+    return LedgerStore(engine, hash_rows=hash_rows)
+
+
+async def count_seals(engine):
+    async with reading(engine) as connection:
+        return await connection.scalar(sa.select(sa.func.count()).select_from(seal))
+
+
+async def test_whoever_ships_records_seals_them(ledger, sealing_ledger, seals, engine):
+    await ledger.insert([record(), record(organization_id="org_2")])
+    await ledger.insert_adjustment(CREDIT)
+    await Sealer(seals, get_logger()).seal_all()
+    await sealing_ledger.insert([record(key_id=f"key_{i}", price_id=None if i else "price_1") for i in range(400)])
+    await sealing_ledger.insert([record(organization_id="org_2"), record(organization_id="org_3")])
+    assert await count_seals(engine) == 405
+    assert (await seals.seal_new()).sealed == 0
+    assert [len(await chain_of(seals, f"org_{i}")) for i in (1, 2, 3)] == [402, 2, 1]
+
+
+async def test_records_are_shipped_while_somebody_else_seals(sealing_ledger, seals, engine, is_postgres):
+    if not is_postgres:
+        return  # nothing is written while somebody seals
+    async with engine.connect() as connection:
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+        assert await sealing_ledger.insert([record(), record()]) == 2
+    assert await count_seals(engine) == 0
+    assert await sealing_ledger.insert([record()]) == 1
+    assert await count_seals(engine) == 1
+    assert (await SealStore(engine, hash_rows).seal_new()).sealed == 2
+    assert len(await chain_of(seals)) == 3
+
+
+async def test_of_a_batch_that_is_partly_there_the_rest_is_sealed_later(sealing_ledger, seals, engine):
+    first, second = record(), record()
+    assert await sealing_ledger.insert([first]) == 1
+    assert await sealing_ledger.insert([first, second]) == 1
+    assert await count_seals(engine) == 1
+    assert (await SealStore(engine, hash_rows).seal_new()).sealed == 1
+    assert len(await chain_of(seals)) == 2
+    assert await sealing_ledger.rebuild_check() == []
+
+
+async def test_a_record_that_was_removed_is_written_again_and_sealed_but_once(sealing_ledger, engine, tamper):
+    gone = record()
+    await sealing_ledger.insert([gone])
+    tamper("DELETE FROM usage_record; DELETE FROM usage_hour;")
+    assert await sealing_ledger.insert([gone, record()]) == 2
+    assert await sealing_ledger.rebuild_check() == []
+    assert await count_seals(engine) == 1
+
+
+async def test_many_that_ship_and_seal_at_once_make_one_chain(store_url, seals):
+    engines = [open_engine(store_url) for _ in range(3)]
+    try:
+        sealer = Sealer(SealStore(engines[0], hash_rows), get_logger(), batch_rows=7)
+        shipping = [
+            LedgerStore(engine, hash_rows=hash_rows).insert([record(organization_id=f"org_{i % 2}") for i in range(9)])
+            for engine in engines * 4
+        ]
+        assert sum((await asyncio.gather(*shipping, sealer.step(is_forced=True)))[:-1]) == 108
+        await sealer.seal_all(retry_seconds=0.01)
+    finally:
+        for engine in engines:
+            await close(engine)
+    for i in range(2):
+        assert len(await chain_of(seals, f"org_{i}")) == {0: 60, 1: 48}[i]
+
+
 @pytest.mark.parametrize("late_ms", [OVERLAP_MS - 1, OVERLAP_MS * 10, RECENT_MS - HOUR_MS, RECENT_MS + 5 * HOUR_MS])
 async def test_what_is_committed_late_is_sealed_nevertheless(insert, seals, clock, late_ms):
     """A shipper that was stopped before its commit, or whose clock is behind."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sqlalchemy as sa
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meterhouse.db.engine import BEGAN_MS, insert_columns, wall_ms
@@ -31,6 +31,12 @@ _NOW_MS = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"
 _TAKE_TURN = (
     f"SELECT pg_try_advisory_xact_lock($1) AS is_first, {_NOW_MS} AS now_ms, {BEGAN_MS} AS began_ms, {_USING_INDEXES}"
 )
+_WANTED_IN_POSTGRES = "SELECT json_array_elements_text($1::text::json)"
+_WANTED_IN_SQLITE = "SELECT value FROM json_each(?)"
+_HEADS = """
+    SELECT seal.organization_id, seal.sequence, seal.hash, seal.sealed_at_ms FROM wanted JOIN seal
+    ON seal.organization_id = wanted.id
+    AND seal.sequence = (SELECT max(sequence) FROM seal AS other WHERE other.organization_id = wanted.id)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +96,7 @@ async def seal_rows(
 
 
 async def _read_heads(connection: AsyncConnection, organization_ids: Sequence[str]) -> dict[str, Head]:
-    wanted = sa.values(sa.column("id", sa.Text), name="wanted").data([(one,) for one in organization_ids]).cte("wanted")
-    other = seal.alias()
-    last = sa.select(sa.func.max(other.c.sequence)).where(other.c.organization_id == wanted.c.id).scalar_subquery()
-    statement = sa.select(seal.c.organization_id, seal.c.sequence, seal.c.hash, seal.c.sealed_at_ms).where(
-        seal.c.organization_id == wanted.c.id, seal.c.sequence == last
-    )
-    return {row[0]: (row[1], row[2], row[3]) for row in await connection.execute(statement)}
+    wanted = _WANTED_IN_POSTGRES if is_postgres(connection) else _WANTED_IN_SQLITE
+    asked = (msgspec.json.encode(organization_ids).decode(),)
+    found = await connection.exec_driver_sql(f"WITH wanted(id) AS ({wanted}) {_HEADS}", asked)
+    return {row["organization_id"]: (row["sequence"], row["hash"], row["sealed_at_ms"]) for row in found.mappings()}
