@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -67,16 +66,6 @@ BEGAN_MS = "CAST(extract(epoch FROM now()) * 1000 AS bigint)"
 """When the transaction began, by PostgreSQL's clock, in Unix milliseconds."""
 _POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """What ``insert_columns`` did."""
-
-    count: int
-    """How many rows were inserted, or changed where the statement says so."""
-    returned: list[sa.Row[*tuple[Any, ...]]]
-    """What the statement was told to return."""
 
 
 def open_engine(url: str, policy: EnginePolicy = DEFAULT_POLICY) -> AsyncEngine:
@@ -282,17 +271,17 @@ async def insert_rows(
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
     then: str,
-) -> Inserted:
+) -> list[sa.Row[*tuple[Any, ...]]]:
     """Insert many rows, whose values are in the order of the names; see ``insert_columns``."""
     if not rows:
-        return Inserted(0, [])
+        return []
     return await insert_columns(connection, table, dict(zip(columns, zip(*rows, strict=True), strict=True)), then)
 
 
 async def insert_columns(
     connection: AsyncConnection, table: sa.Table, columns: Mapping[str, Sequence[object]], then: str, stamp: str = ""
-) -> Inserted:
-    """Insert many rows in as few statements as may be; returns what came of it.
+) -> list[sa.Row[*tuple[Any, ...]]]:
+    """Insert many rows in as few statements as may be; gives what the statement was told to return.
 
     For the ledger alone, whose rows are wide and many. Values only ever travel as parameters; PostgreSQL gets a column
     at a time, so that the statement is the same for any rows and stays prepared. A column is one text, an array's
@@ -310,7 +299,7 @@ async def insert_columns(
     page = MAX_ROWS if is_postgres else MAX_VARIABLES // len(columns)
     into = f"INSERT INTO {table.name} ({', '.join([*columns, stamp] if stamp else columns)})"
     chosen = _choose(table, columns, [BEGAN_MS] if stamp else []) if is_postgres else ""
-    count, returned = 0, list[sa.Row[*tuple[Any, ...]]]()
+    returned = list[sa.Row[*tuple[Any, ...]]]()
     parameters: tuple[object, ...]
     for start in range(0, len(next(iter(columns.values()))), page):
         part = [values[start : start + page] for values in columns.values()]
@@ -322,9 +311,7 @@ async def insert_columns(
         result = await connection.exec_driver_sql(statement, parameters)
         if result.returns_rows:
             returned.extend(result.all())
-        else:
-            count += result.rowcount
-    return Inserted(count or len(returned), returned)
+    return returned
 
 
 def _choose(table: sa.Table, columns: Iterable[str], further: Iterable[str]) -> str:

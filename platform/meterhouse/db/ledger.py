@@ -7,6 +7,7 @@ not there yet; nothing is ever changed or deleted. Not here: the journal that th
 import itertools
 import operator
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from meterhouse.db.balances import Source, sum_period, total
 from meterhouse.db.chain import HashRows, seal_rows, take_turn
 from meterhouse.db.engine import (
-    Inserted,
     insert_columns,
     insert_into,
     insert_rows,
@@ -52,7 +52,7 @@ _FOREIGN_TEXTS = ("model", "served_model", "upstream_model", "service_tier", "er
 """The texts that callers and providers have a say in."""
 _COLUMNS = (*_PLAIN_FIELDS, *TOKEN_COLUMNS, *COMPONENT_COLUMNS.values())
 _RECORDED_AT = "recorded_at_ms"
-_IF_NEW = "ON CONFLICT (request_id, attempt) DO NOTHING"
+_IF_NEW = "ON CONFLICT (request_id, attempt) DO NOTHING RETURNING request_id, attempt"
 _HOUR_COLUMNS = (*HOUR_KEY_COLUMNS, *MEASURE_COLUMNS)
 _ADD_TO_HOUR = f"ON CONFLICT ({', '.join(HOUR_KEY_COLUMNS)}) DO UPDATE SET " + ", ".join(
     f"{name} = usage_hour.{name} + excluded.{name}" for name in MEASURE_COLUMNS
@@ -110,10 +110,6 @@ class UsageRow:
     charge_nanos: int
 
 
-class _SomeAreThere(Exception):
-    """Takes a transaction back: not all of its records were new."""
-
-
 class LedgerStore:
     """Reads and writes the ledger. Every method is one transaction and raises StoreDown when there is none."""
 
@@ -130,6 +126,8 @@ class LedgerStore:
         self._engine = engine
         self._now_ms = now_ms
         self._hash_rows = hash_rows
+        self._expects_new = True
+        """Whether the last batch was new; in a replay none is."""
 
     async def insert(self, records: Sequence[UsageRecord]) -> int:
         """Write records that are not there yet, with their projection and seals; returns how many were new.
@@ -145,11 +143,9 @@ class LedgerStore:
         hours = fold(columns)
 
         async def write_all(connection: AsyncConnection) -> int:
-            """Write them as nearly always: not one is there yet, so that nobody has to say which are new."""
+            """Write them as nearly always: not one is there yet. A plain INSERT costs PostgreSQL a sixth less."""
             now_ms = self._now_ms()
-            inserted = await self._insert(connection, columns, now_ms, _IF_NEW)
-            if inserted.count != len(unique):
-                raise _SomeAreThere
+            await self._insert(connection, columns, now_ms, "")
             if self._hash_rows is not None:
                 await _seal(connection, self._hash_rows, columns, now_ms)
             await insert_rows(connection, usage_hour, _HOUR_COLUMNS, hours, _ADD_TO_HOUR)
@@ -157,22 +153,23 @@ class LedgerStore:
 
         async def write_new(connection: AsyncConnection) -> int:
             """Write what is new of them; the sealer finds it."""
-            inserted = await self._insert(
-                connection, columns, self._now_ms(), f"{_IF_NEW} RETURNING request_id, attempt"
-            )
-            new = [unique[_bare(str(request_id)), attempt] for request_id, attempt in inserted.returned]
+            inserted = await self._insert(connection, columns, self._now_ms(), _IF_NEW)
+            new = [unique[_bare(str(request_id)), attempt] for request_id, attempt in inserted]
             if new:
                 await insert_rows(connection, usage_hour, _HOUR_COLUMNS, fold(_columns_of(new)), _ADD_TO_HOUR)
             return len(new)
 
-        try:
-            return await write_again(self._engine, write_all)
-        except (_SomeAreThere, sa.exc.IntegrityError):  # a seal of a record that was not there: who took it?
-            return await write_again(self._engine, write_new)
+        if self._expects_new:
+            # It fails where one is there, or a seal of one that somebody has removed.
+            with suppress(sa.exc.IntegrityError):
+                return await write_again(self._engine, write_all)
+        count = await write_again(self._engine, write_new)
+        self._expects_new = count == len(unique)
+        return count
 
     async def _insert(
         self, connection: AsyncConnection, columns: Mapping[str, Sequence[object]], now_ms: int, then: str
-    ) -> Inserted:
+    ) -> list[sa.Row[*tuple[Any, ...]]]:
         if is_postgres(connection):
             return await insert_columns(connection, usage_record, columns, then, stamp=_RECORDED_AT)
         return await insert_columns(connection, usage_record, _stamp(columns, now_ms), then)
