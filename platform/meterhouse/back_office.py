@@ -30,7 +30,7 @@ from meterhouse.db.turns import TurnStore
 from meterhouse.exports import load_signing_key
 from meterhouse.ids import new_id
 from meterhouse.keys.secret import Peppers
-from meterhouse.ledger.seal import hash_row
+from meterhouse.ledger.seal import hash_rows
 from meterhouse.ledger.sealer import Sealer
 from meterhouse.metering import Clock
 from meterhouse.settings import Settings, SettingsError
@@ -87,7 +87,7 @@ async def open_back_office(settings: Settings, stores: Stores) -> AsyncIterator[
         signer = WebhookSigner(Peppers(stores.peppers))
         outbox = OutboxStore(stores.engine)
         catalog, clock, turns = stores.catalog, stores.clock, TurnStore(stores.engine)
-        books = Books(patient, hash_row)
+        books = Books(patient, hash_rows)
         invoices = build_invoices(books, InvoiceStore(patient), catalog, clock)
         watch = AlertWatch(catalog.alerts, catalog.webhooks, clock, has_mail=mailer is not None)
         deliverer = Deliverer(outbox, catalog.webhooks, Carriers(to_tenants, signer, mailer), clock)

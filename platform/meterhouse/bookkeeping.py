@@ -29,7 +29,7 @@ from meterhouse.ledger.compare import UnreadableUsage, Usages, read_usage
 from meterhouse.ledger.files import OsFiles
 from meterhouse.ledger.folder import SegmentName
 from meterhouse.ledger.record import UnreadableJournal
-from meterhouse.ledger.seal import hash_row
+from meterhouse.ledger.seal import hash_rows
 from meterhouse.ledger.store import InsertsRecords
 from meterhouse.limits.limit import MAX_AMOUNT
 from meterhouse.metering import Correction
@@ -65,7 +65,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
 
 def open_books(stores: Stores) -> Books:
     """Return what looks after the ledger of open stores."""
-    return Books(stores.engine, hash_row)
+    return Books(stores.engine, hash_rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from meterhouse.garbage import calm_garbage_collector
 from meterhouse.http.tasks import Tasks
 from meterhouse.keeper import BEAT
 from meterhouse.ledger.desk import ClerkDesk
-from meterhouse.ledger.seal import hash_row
+from meterhouse.ledger.seal import hash_rows
 from meterhouse.ledger.sealer import Sealer
 from meterhouse.process import name_process
 from meterhouse.settings import Settings, SettingsError
@@ -108,8 +108,8 @@ async def _serve(settings: Settings, listener: socket.socket, line: socket.socke
     engine = open_small_engine(settings, CLERK_CONNECTIONS)
     tasks = Tasks()
     try:
-        desk = ClerkDesk(LedgerStore(engine))
-        sealer = Sealer(SealStore(engine, hash_row), log, interval_seconds=SEAL_SECONDS, batch_rows=SEAL_ROWS)
+        desk = ClerkDesk(LedgerStore(engine, hash_rows=hash_rows))
+        sealer = Sealer(SealStore(engine, hash_rows), log, interval_seconds=SEAL_SECONDS, batch_rows=SEAL_ROWS)
         tasks.keep(partial(repeat, SEAL_SECONDS, sealer.step))
         server = await asyncio.start_unix_server(desk.attend, sock=listener, backlog=BACKLOG)
         calm_garbage_collector()

@@ -42,7 +42,7 @@ from meterhouse.keys.changes import NOTICE
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer, charge_so_far
 from meterhouse.ledger.files import FileLayer
-from meterhouse.ledger.seal import hash_row
+from meterhouse.ledger.seal import hash_rows
 from meterhouse.ledger.settler import Settler
 from meterhouse.ledger.shipper import Shipper
 from meterhouse.live_channel import WANTED_NOTICE, LiveChannel
@@ -228,7 +228,7 @@ def _account_parts(stores: Stores, inference: InferenceParts, records: Records) 
 
 
 def _ledger_parts(settings: Settings, stores: Stores) -> LedgerParts:
-    books = Books(stores.engine, hash_row)
+    books = Books(stores.engine, hash_rows)
     return LedgerParts(
         records=RecordStore(stores.engine),
         ledger=stores.ledger,

@@ -31,6 +31,7 @@ from meterhouse.keys.rehash import Rehasher
 from meterhouse.keys.secret import Peppers
 from meterhouse.keys.service import KeyService
 from meterhouse.keys.throttle import SignInThrottle
+from meterhouse.ledger.seal import hash_rows
 from meterhouse.metering import Clock
 from meterhouse.notices import Notices
 from meterhouse.settings import Settings, SettingsError
@@ -127,7 +128,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         yield Stores(
             engine=engine,
             catalog=catalog,
-            ledger=LedgerStore(engine),
+            ledger=LedgerStore(engine, hash_rows=hash_rows),
             keyring=keyring,
             service=service,
             pepper=peppers[version],

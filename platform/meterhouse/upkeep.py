@@ -18,7 +18,7 @@ from meterhouse.errors import StoreDown
 from meterhouse.http.refusals import FLUSH_SECONDS, Refusals
 from meterhouse.http.tasks import Tasks
 from meterhouse.ledger.desk import ClerkLine
-from meterhouse.ledger.seal import hash_row
+from meterhouse.ledger.seal import hash_rows
 from meterhouse.ledger.sealer import Sealer
 from meterhouse.meters import MeterParts
 from meterhouse.providers.routes import Routes
@@ -57,7 +57,7 @@ def start_upkeep(
         tasks.keep(partial(repeat, every_seconds, work))
     for run in parts.runs:
         tasks.keep(run)
-    sealer = Sealer(SealStore(stores.engine, hash_row), get_logger(), interval_seconds=SEAL_SECONDS)
+    sealer = Sealer(SealStore(stores.engine, hash_rows), get_logger(), interval_seconds=SEAL_SECONDS)
 
     async def seal() -> None:
         if clerk is None or not clerk.is_there:

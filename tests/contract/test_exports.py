@@ -21,7 +21,7 @@ from meterhouse.db.ledger import Adjustment, LedgerStore
 from meterhouse.db.organizations import Organization
 from meterhouse.db.turns import TurnStore
 from meterhouse.ledger.export import ExportReader, check_export
-from meterhouse.ledger.seal import hash_row
+from meterhouse.ledger.seal import hash_rows
 from meterhouse.ledger.sealer import Sealer
 from meterhouse.signed_exports import FolderExport
 from meterhouse.telemetry.logs import get_logger
@@ -33,7 +33,7 @@ class House:
     def __init__(self, engine, url, posts):
         self.engine = engine
         self.ledger = LedgerStore(engine)
-        self.books = Books(engine, hash_row)
+        self.books = Books(engine, hash_rows)
         self.turns = TurnStore(engine)
         self.export = EventExport(self.books.seals, self.turns, posts, Sink(url, "token-canary"))
 

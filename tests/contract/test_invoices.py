@@ -27,7 +27,7 @@ from meterhouse.db.tables import price
 from meterhouse.errors import Conflict, Malformed, NotFound, RateLimited
 from meterhouse.exports import export
 from meterhouse.ledger.export import Order
-from meterhouse.ledger.seal import hash_row
+from meterhouse.ledger.seal import hash_rows
 from meterhouse.ledger.sealer import Sealer
 from meterhouse.telemetry.logs import get_logger
 
@@ -42,7 +42,7 @@ class House:
         self.clock = MovingClock(JANUARY.end_ms - MINUTE)
         self.ledger = LedgerStore(engine, self.clock.now_ms)
         self.catalog = Catalog(engine)
-        self.books = Books(engine, hash_row)
+        self.books = Books(engine, hash_rows)
         sealer = Sealer(self.books.seals, get_logger())
         self.invoices = Invoices(InvoiceStore(engine), self.books.seals, self.catalog, self.clock, sealer.seal_all)
 

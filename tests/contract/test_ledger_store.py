@@ -102,6 +102,30 @@ async def test_any_text_comes_back_as_it_was_written(ledger):
     assert await ledger.rebuild_check() == []
 
 
+@pytest.mark.parametrize("text", ODD_TEXTS)
+async def test_what_all_rows_of_a_batch_say_comes_back_as_it_was_written(ledger, text):
+    """It travels once, beside an empty column."""
+    same = {"model": text, "error_code": text, "price_id": None, "time_to_first_token_ms": None}
+    records = [record(**same, is_suspect=True, exactness=Exactness.ASSUMED, overrun_nanos=-1) for _ in range(3)]
+    assert await ledger.insert(records) == 3
+    for one in records:
+        assert await ledger.find_records(one.request_id) == [one]
+    assert await ledger.rebuild_check() == []
+
+
+async def test_what_is_offered_again_is_taken_for_new_but_once(ledger, engine):
+    """A replay of days would otherwise fill PostgreSQL's log with one error after another."""
+    failures = []
+    sa.event.listen(engine.sync_engine, "handle_error", failures.append)
+    batches = [[record() for _ in range(3)] for _ in range(4)]
+    assert [await ledger.insert(batch) for batch in batches] == [3, 3, 3, 3]
+    assert failures == []
+    assert [await ledger.insert(batch) for batch in batches] == [0, 0, 0, 0]
+    assert [await ledger.insert([record()]) for _ in range(2)] == [1, 1]
+    assert [type(failure.sqlalchemy_exception) for failure in failures] == [exc.IntegrityError]
+    assert await ledger.rebuild_check() == []
+
+
 async def test_a_record_is_stamped_with_the_time_of_writing(engine, ledger, is_postgres):
     """PostgreSQL's clock, which all workers share, or this process's, which is here one that stands still."""
     before_ms = time.time_ns() // 1_000_000

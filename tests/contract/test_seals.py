@@ -14,6 +14,7 @@ from fakes.ledger import HOUR, record
 from fakes.postgres_server import OWN_USER
 from meterhouse.db import seals as sealing
 from meterhouse.db.books import Books
+from meterhouse.db.chain import LOCK
 from meterhouse.db.engine import close, open_engine, reading, wall_ms, writing
 from meterhouse.db.ledger import Adjustment, LedgerStore
 from meterhouse.db.reviews import ProviderDay
@@ -23,7 +24,7 @@ from meterhouse.errors import Conflict, StoreDown
 from meterhouse.exports import export
 from meterhouse.ledger.audit import GRACE_MS, DatabaseAudit
 from meterhouse.ledger.export import ExportReader, Order, check_export
-from meterhouse.ledger.seal import ChainChecker, Entry, Fault, Finding, hash_row
+from meterhouse.ledger.seal import ChainChecker, Entry, Fault, Finding, hash_rows
 from meterhouse.ledger.sealer import Sealer
 from meterhouse.telemetry.logs import get_logger
 from meterhouse.usage import Usage
@@ -55,7 +56,7 @@ def ledger(engine, clock):
 
 @pytest.fixture
 def seals(engine, clock):
-    return SealStore(engine, hash_row, clock)
+    return SealStore(engine, hash_rows, clock)
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ async def test_two_that_seal_at_once_make_one_chain(ledger, store_url, seals):
     await ledger.insert([record(organization_id=f"org_{i % 3}") for i in range(60)])
     engine = open_engine(store_url)
     try:
-        both = [Sealer(SealStore(one, hash_row), get_logger(), batch_rows=7) for one in (engine, engine, engine)]
+        both = [Sealer(SealStore(one, hash_rows), get_logger(), batch_rows=7) for one in (engine, engine, engine)]
         assert sum(await asyncio.gather(*(sealer.seal_all(retry_seconds=0.01) for sealer in both))) == 60
     finally:
         await close(engine)
@@ -155,10 +156,81 @@ async def test_who_finds_another_sealing_says_so(ledger, seals, engine, is_postg
         assert not (await seals.seal_new()).is_busy
         return
     async with engine.connect() as connection:
-        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sealing.LOCK)))
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
         step = await seals.seal_new()
         assert (step.sealed, step.is_busy) == (0, True)
     assert (await seals.seal_new()).sealed == 1
+
+
+@pytest.fixture
+def sealing_ledger(engine):
+    """As whoever ships has it."""
+    return LedgerStore(engine, hash_rows=hash_rows)
+
+
+async def count_seals(engine):
+    async with reading(engine) as connection:
+        return await connection.scalar(sa.select(sa.func.count()).select_from(seal))
+
+
+async def test_whoever_ships_records_seals_them(ledger, sealing_ledger, seals, engine):
+    await ledger.insert([record(), record(organization_id="org_2")])
+    await ledger.insert_adjustment(CREDIT)
+    await Sealer(seals, get_logger()).seal_all()
+    await sealing_ledger.insert([record(key_id=f"key_{i}", price_id=None if i else "price_1") for i in range(400)])
+    await sealing_ledger.insert([record(organization_id="org_2"), record(organization_id="org_3")])
+    assert await count_seals(engine) == 405
+    assert (await seals.seal_new()).sealed == 0
+    assert [len(await chain_of(seals, f"org_{i}")) for i in (1, 2, 3)] == [402, 2, 1]
+
+
+async def test_records_are_shipped_while_somebody_else_seals(sealing_ledger, seals, engine, is_postgres):
+    if not is_postgres:
+        return  # nothing is written while somebody seals
+    async with engine.connect() as connection:
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+        assert await sealing_ledger.insert([record(), record()]) == 2
+    assert await count_seals(engine) == 0
+    assert await sealing_ledger.insert([record()]) == 1
+    assert await count_seals(engine) == 1
+    assert (await SealStore(engine, hash_rows).seal_new()).sealed == 2
+    assert len(await chain_of(seals)) == 3
+
+
+async def test_of_a_batch_that_is_partly_there_the_rest_is_sealed_later(sealing_ledger, seals, engine):
+    first, second = record(), record()
+    assert await sealing_ledger.insert([first]) == 1
+    assert await sealing_ledger.insert([first, second]) == 1
+    assert await count_seals(engine) == 1
+    assert (await SealStore(engine, hash_rows).seal_new()).sealed == 1
+    assert len(await chain_of(seals)) == 2
+    assert await sealing_ledger.rebuild_check() == []
+
+
+async def test_a_record_that_was_removed_is_written_again_and_sealed_but_once(sealing_ledger, engine, tamper):
+    gone = record()
+    await sealing_ledger.insert([gone])
+    tamper("DELETE FROM usage_record; DELETE FROM usage_hour;")
+    assert await sealing_ledger.insert([gone, record()]) == 2
+    assert await sealing_ledger.rebuild_check() == []
+    assert await count_seals(engine) == 1
+
+
+async def test_many_that_ship_and_seal_at_once_make_one_chain(store_url, seals):
+    engines = [open_engine(store_url) for _ in range(3)]
+    try:
+        sealer = Sealer(SealStore(engines[0], hash_rows), get_logger(), batch_rows=7)
+        shipping = [
+            LedgerStore(engine, hash_rows=hash_rows).insert([record(organization_id=f"org_{i % 2}") for i in range(9)])
+            for engine in engines * 4
+        ]
+        assert sum((await asyncio.gather(*shipping, sealer.step(is_forced=True)))[:-1]) == 108
+        await sealer.seal_all(retry_seconds=0.01)
+    finally:
+        for engine in engines:
+            await close(engine)
+    for i in range(2):
+        assert len(await chain_of(seals, f"org_{i}")) == {0: 60, 1: 48}[i]
 
 
 @pytest.mark.parametrize("late_ms", [OVERLAP_MS - 1, OVERLAP_MS * 10, RECENT_MS - HOUR_MS, RECENT_MS + 5 * HOUR_MS])
@@ -189,7 +261,7 @@ async def test_what_was_being_written_is_looked_at_again(engine, store_url, is_p
     if not is_postgres:
         return  # nothing is written while somebody seals
     monkeypatch.setattr(sealing, "CLOCK_STEP_MS", 0)
-    seals = SealStore(engine, hash_row)
+    seals = SealStore(engine, hash_rows)
     other = open_engine(store_url)
     try:
         async with writing(other) as connection:
@@ -204,7 +276,7 @@ async def test_what_was_being_written_is_looked_at_again(engine, store_url, is_p
 @pytest.mark.usefixtures("walks_find_nothing")
 async def test_an_adjustment_that_waited_before_it_was_written_is_sealed(engine):
     """Whoever makes it stamps it, and the transaction that writes it may begin later."""
-    ledger, seals = LedgerStore(engine), SealStore(engine, hash_row)
+    ledger, seals = LedgerStore(engine), SealStore(engine, hash_rows)
     made = replace(CREDIT, created_at_ms=wall_ms() - 2 * CLOCK_STEP_MS)
     await ledger.insert([record()])
     assert (await seals.seal_new()).sealed == 1
@@ -216,7 +288,7 @@ async def test_an_adjustment_that_waited_before_it_was_written_is_sealed(engine)
 async def test_a_step_looks_back_no_further_than_somebody_writes(engine, store_url, is_postgres, postgres_server):
     async def overlap_ms():
         await LedgerStore(engine).insert([record()])
-        await SealStore(engine, hash_row).seal_new()
+        await SealStore(engine, hash_rows).seal_new()
         async with reading(engine) as connection:
             marks = msgspec.json.decode(await connection.scalar(sa.select(meta.c.value)), type=sealing.Marks)
         return marks.stepped_at_ms - marks.from_ms
@@ -311,7 +383,7 @@ async def exported(insert, ledger, seals, engine, clock, tmp_path):
 
 
 async def write_export(engine, path, clock):
-    books = Books(engine, hash_row)
+    books = Books(engine, hash_rows)
     with path.open("wb") as file:
         file.write(await export(books, file, "jsonl", Order(clock.now_ms), KEY))
 
@@ -416,7 +488,7 @@ async def test_only_what_the_statement_covers_is_looked_up(seals, engine, export
     path = tmp_path / "theirs.jsonl"
     with path.open("wb") as file:
         order = Order(clock.now_ms, "org_2")
-        file.write(await export(Books(engine, hash_row), file, "jsonl", order, KEY))
+        file.write(await export(Books(engine, hash_rows), file, "jsonl", order, KEY))
     rows = list(ExportReader(exported).read())
     comparison = DatabaseAudit(seals, ExportReader(path).statement)
     assert [one async for one in comparison.compare(replace(row, hash="1:x") for row in rows[:3])] == []
@@ -445,7 +517,7 @@ async def test_a_rebuild_repairs_what_is_wrong_and_says_what(engine, ledger, tam
     await ledger.insert([record(), record(model="other"), record(organization_id="org_2")])
     tamper("UPDATE usage_hour SET charge_nanos = 1 WHERE model = 'gpt' AND organization_id = 'org_1';")
     tamper("UPDATE usage_hour SET model = 'phantom' WHERE model = 'other';")
-    projection = Books(engine, hash_row).projection
+    projection = Books(engine, hash_rows).projection
     found = {(one.group["organization_id"], one.group["model"]): one async for one in projection.compare()}
     assert set(found) == {("org_1", "gpt"), ("org_1", "other"), ("org_1", "phantom")}
     assert found["org_1", "gpt"].measures == {"charge_nanos": 999}
@@ -457,7 +529,7 @@ async def test_a_rebuild_repairs_what_is_wrong_and_says_what(engine, ledger, tam
 async def test_a_rebuild_makes_a_lost_projection_anew_while_records_are_shipped(engine, ledger, tamper):
     await ledger.insert([record(key_id=f"key_{i}") for i in range(50)])
     tamper("DELETE FROM usage_hour;")
-    projection = Books(engine, hash_row).projection
+    projection = Books(engine, hash_rows).projection
 
     async def ship():
         for i in range(20):
@@ -478,7 +550,7 @@ async def test_a_rebuild_makes_a_lost_projection_anew_while_records_are_shipped(
 async def test_one_rebuilds_at_a_time(engine, ledger, tamper, is_postgres):
     await ledger.insert([record()])
     tamper("DELETE FROM usage_hour;")
-    projection = Books(engine, hash_row).projection
+    projection = Books(engine, hash_rows).projection
 
     async def rebuild():
         try:
@@ -504,7 +576,7 @@ async def test_adjustments_are_listed_a_page_at_a_time(engine, ledger):
     for i in range(5):
         await ledger.insert_adjustment(replace(CREDIT, id=f"adj_{i}", created_at_ms=NOW + i // 2))
     await ledger.insert_adjustment(replace(CREDIT, id="other", organization_id="org_2"))
-    reviews = Books(engine, hash_row).reviews
+    reviews = Books(engine, hash_rows).reviews
     first = await reviews.list_adjustments("org_1", limit=3)
     second = await reviews.list_adjustments("org_1", first[-1], limit=3)
     assert [one.id for one in (*first, *second)] == [f"adj_{i}" for i in range(5)]
@@ -530,7 +602,7 @@ async def test_a_providers_days_are_summed_by_what_it_was_asked_for_and_said_tha
             at(day_ms - 1, 7),
         ]
     )
-    reviews = Books(engine, hash_row).reviews
+    reviews = Books(engine, hash_rows).reviews
     found = [one async for one in reviews.list_provider_days("openai", day_ms, day_ms + DAY_MS)]
     counts = {"cached_input_tokens": 40, "charge_nanos": 1_000, "input_tokens": 100, "output_tokens": 10}
     double = {name: 2 * count for name, count in counts.items()} | {"charge_nanos": 3_000}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fakes.seals import chain, reseal
 from meterhouse.db.tables import adjustment, usage_record
-from meterhouse.ledger.seal import COLUMNS, ChainChecker, Entry, Fault, Kind, Span, hash_row
+from meterhouse.ledger.seal import COLUMNS, ChainChecker, Entry, Fault, Kind, Span, hash_row, hash_rows
 
 
 def findings(entries, spans=None):
@@ -46,6 +46,41 @@ def test_the_seal_of_version_1_never_changes():
     row |= {"request_id": "é", "is_streamed": True, "is_suspect": False, "price_id": None}
     sealed = hash_row("usage", "org_1", 7, "1:aa", 1_800_000_000_000, row)
     assert sealed == "1:054565b233003ed9d889b68c88606e5b34a5264b7a97851594ba4adc84732648"
+
+
+VALUES = st.one_of(
+    st.integers(), st.booleans(), st.none(), st.sampled_from(["", "%s", "100%", "a\nb", "\N{SNOWMAN}", "1"]), st.text()
+)
+SAME_OR_NOT = st.one_of(VALUES.map(lambda value: [value] * 4), st.lists(VALUES, min_size=4, max_size=4))
+COUNTS = st.lists(st.integers(0, 10**18), min_size=4, max_size=4)
+
+
+@given(
+    st.fixed_dictionaries({name: st.one_of(SAME_OR_NOT, COUNTS) for name in COLUMNS[Kind.ADJUSTMENT]}),
+    st.lists(st.sampled_from(["org_1", "org_2", "org_3"]), min_size=4, max_size=4),
+)
+def test_rows_sealed_together_have_the_seals_of_each_alone(columns, organization_ids):
+    columns["organization_id"] = organization_ids
+    heads = {"org_2": (7, "1:aa", 900)}
+    expected, moved = [], dict(heads)
+    for number, organization_id in enumerate(organization_ids):
+        sequence, previous_hash, last_ms = moved.get(organization_id, (0, "", 0))
+        row = {name: values[number] for name, values in columns.items()}
+        place = (organization_id, sequence + 1, previous_hash, max(800, last_ms))
+        moved[organization_id] = (sequence + 1, hash_row("adjustment", *place, row), max(800, last_ms))
+        expected.append((previous_hash, moved[organization_id]))
+    assert hash_rows("adjustment", columns, heads, 800) == expected
+    assert heads == moved
+
+
+def test_equal_values_of_other_types_are_sealed_as_what_they_are():
+    columns = {name: [1, True] for name in COLUMNS[Kind.ADJUSTMENT]} | {"organization_id": ["org_1", "org_2"]}
+    sealed = [head for _, head in hash_rows("adjustment", columns, {}, 5)]
+    rows = [{name: values[number] for name, values in columns.items()} for number in range(2)]
+    places = [("org_1", 1, "", 5), ("org_2", 1, "", 5)]
+    assert [head[1] for head in sealed] == [
+        hash_row("adjustment", *place, row) for place, row in zip(places, rows, strict=True)
+    ]
 
 
 def test_a_row_with_other_columns_has_no_seal():

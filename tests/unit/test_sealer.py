@@ -7,6 +7,7 @@ import pytest
 from fakes.journals import EventLog
 from meterhouse.db.seals import Sealing
 from meterhouse.errors import StoreDown
+from meterhouse.ledger import sealer as sealing
 from meterhouse.ledger.sealer import Sealer
 
 
@@ -39,10 +40,18 @@ async def test_a_step_goes_on_while_there_is_more():
     assert store.asked == [(7, 2_000)] * 3
 
 
-async def test_a_step_ends_when_somebody_else_is_sealing():
-    store = Steps(MORE, BUSY, MORE)
+async def test_a_step_waits_for_whoever_ships_just_now(monkeypatch):
+    monkeypatch.setattr(sealing, "BUSY_SECONDS", 0)
+    store = Steps(MORE, *[BUSY] * (sealing.BUSY_TRIES - 1), MORE, BUSY, Sealing(2, has_more=False))
+    assert await Sealer(store, EventLog()).step(is_forced=True) == 16
+    assert store.answers == []
+
+
+async def test_a_step_ends_when_somebody_else_stays_at_it(monkeypatch):
+    monkeypatch.setattr(sealing, "BUSY_SECONDS", 0)
+    store = Steps(MORE, *[BUSY] * sealing.BUSY_TRIES, MORE)
     assert await Sealer(store, EventLog()).step(is_forced=True) == 7
-    assert store.asked == [(500, 0)] * 2
+    assert store.asked == [(500, 0)] * (1 + sealing.BUSY_TRIES)
 
 
 async def test_sealing_everything_waits_for_whoever_is_sealing():

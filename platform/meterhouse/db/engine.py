@@ -9,9 +9,8 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -63,19 +62,10 @@ _CHANGING = frozenset(_SCHEMA_AT_FAULT) | {LOCK_NOT_AVAILABLE}
 Source = AsyncEngine | AsyncConnection
 """Where a store works: an engine, in a transaction for each of its methods; or a connection, in its transaction."""
 
-_NOW_MS = "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)"
+BEGAN_MS = "CAST(extract(epoch FROM now()) * 1000 AS bigint)"
+"""When the transaction began, by PostgreSQL's clock, in Unix milliseconds."""
 _POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """What ``insert_rows`` did."""
-
-    count: int
-    """How many rows were inserted, or changed where the statement says so."""
-    returned: list[sa.Row[*tuple[Any, ...]]]
-    """What the statement was told to return."""
 
 
 def open_engine(url: str, policy: EnginePolicy = DEFAULT_POLICY) -> AsyncEngine:
@@ -281,46 +271,74 @@ async def insert_rows(
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
     then: str,
-    stamp: str = "",
-) -> Inserted:
-    """Insert many rows in as few statements as may be; returns what came of it.
+) -> list[sa.Row[*tuple[Any, ...]]]:
+    """Insert many rows, whose values are in the order of the names; see ``insert_columns``."""
+    if not rows:
+        return []
+    return await insert_columns(connection, table, dict(zip(columns, zip(*rows, strict=True), strict=True)), then)
+
+
+async def insert_columns(
+    connection: AsyncConnection, table: sa.Table, columns: Mapping[str, Sequence[object]], then: str, stamp: str = ""
+) -> list[sa.Row[*tuple[Any, ...]]]:
+    """Insert many rows in as few statements as may be; gives what the statement was told to return.
 
     For the ledger alone, whose rows are wide and many. Values only ever travel as parameters; PostgreSQL gets a column
-    at a time, so that the statement is the same for any number of rows and stays prepared. A column is one text, an
-    array's literal: asyncpg asks of each element of a list what it is, which took a fifth of what a row costs.
+    at a time, so that the statement is the same for any rows and stays prepared. A column is one text, an array's
+    literal: asyncpg asks of each element of a list what it is, which took a fifth of what a row costs. A column that
+    says the same in every row, as most do, is an empty array and that value.
 
     Args:
         connection: from ``writing``.
         table: where to.
-        columns: the names of the values, in their order.
-        rows: the values, as the driver takes them.
+        columns: the values by their names, as the driver takes them; at least one row.
         then: the SQL after the values: what to do with a conflict, what to return. Never made from data.
-        stamp: the name of a further column that gets PostgreSQL's time, in Unix milliseconds.
+        stamp: the name of a further column that gets ``BEGAN_MS``; PostgreSQL only.
     """
     is_postgres = postgres.is_postgres(connection)
     page = MAX_ROWS if is_postgres else MAX_VARIABLES // len(columns)
     into = f"INSERT INTO {table.name} ({', '.join([*columns, stamp] if stamp else columns)})"
-    chosen = f"SELECT *, {_NOW_MS}" if stamp else "SELECT *"
-    count, returned = 0, list[sa.Row[*tuple[Any, ...]]]()
-    for start in range(0, len(rows), page):
-        part = rows[start : start + page]
+    chosen = _choose(table, columns, [BEGAN_MS] if stamp else []) if is_postgres else ""
+    returned = list[sa.Row[*tuple[Any, ...]]]()
+    parameters: tuple[object, ...]
+    for start in range(0, len(next(iter(columns.values()))), page):
+        part = [values[start : start + page] for values in columns.values()]
         if is_postgres:
-            statement = f"{into} {chosen} FROM unnest({_arrays(table, columns)}) {then}"
-            values: tuple[object, ...] = tuple(map(_array_literal, zip(*part, strict=True)))
+            statement, parameters = f"{into} {chosen} {then}", _parameters(part)
         else:
-            statement = f"{into} VALUES {_marks(len(part), len(columns))} {then}"
-            values = tuple(itertools.chain.from_iterable(part))
-        result = await connection.exec_driver_sql(statement, values)
+            statement = f"{into} VALUES {_marks(len(part[0]), len(part))} {then}"
+            parameters = tuple(itertools.chain.from_iterable(zip(*part, strict=True)))
+        result = await connection.exec_driver_sql(statement, parameters)
         if result.returns_rows:
             returned.extend(result.all())
+    return returned
+
+
+def _choose(table: sa.Table, columns: Iterable[str], further: Iterable[str]) -> str:
+    """Write what PostgreSQL selects of the parameters: of each column first the arrays, then the single values.
+
+    Arrays side by side in one SELECT go on in step, and the shorter ones give NULL (from PostgreSQL 10 on).
+    """
+    types = {name: table.c[name].type.compile(_POSTGRES) for name in columns}
+    given = ", ".join(f"unnest(${i}::text::{kind}[]) AS {name}" for i, (name, kind) in enumerate(types.items(), 1))
+    singles = enumerate(types.items(), 1 + len(types))
+    chosen = ", ".join([*(f"COALESCE({name}, ${i}::text::{kind})" for i, (name, kind) in singles), *further])
+    return f"SELECT {chosen} FROM (SELECT {given}) AS given"  # noqa: S608 - names and types of columns
+
+
+def _parameters(columns: Sequence[Sequence[object]]) -> tuple[str | None, ...]:
+    """Write columns as the parameters of ``_choose``. The first is an array in any case: it says how many rows."""
+    arrays, singles = list[str](), list[str | None]()
+    for values in columns:
+        first = values[0]
+        # Equal values of a column are the same value: each column has one type.
+        if arrays and values.count(first) == len(values):
+            arrays.append("{}")
+            singles.append(None if first is None else str(first))
         else:
-            count += result.rowcount
-    return Inserted(count or len(returned), returned)
-
-
-def _arrays(table: sa.Table, columns: Sequence[str]) -> str:
-    types = (table.c[name].type.compile(_POSTGRES) for name in columns)
-    return ", ".join(f"${i}::text::{kind}[]" for i, kind in enumerate(types, 1))
+            arrays.append(_array_literal(values))
+            singles.append(None)
+    return (*arrays, *singles)
 
 
 def _array_literal(values: Sequence[object]) -> str:

@@ -5,9 +5,9 @@ dropped and rebuilt. Not here: transactions and queries (``db.ledger``).
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
 from meterhouse.db.tables import (
@@ -16,64 +16,41 @@ from meterhouse.db.tables import (
     DURATION_COLUMNS,
     FIRST_TOKEN_BOUNDS_MS,
     FIRST_TOKEN_COLUMNS,
+    HOUR_KEY_COLUMNS,
     HOUR_MS,
     MEASURE_COLUMNS,
     TOKEN_COLUMNS,
     usage_record,
 )
-from meterhouse.usage import UsageRecord
 
-_SAME_IN_BOTH = frozenset({"requests", "charge_nanos", *TOKEN_COLUMNS, *COMPONENT_COLUMNS.values()})
-_TOKENS_AT = MEASURE_COLUMNS.index(TOKEN_COLUMNS[0])
-_CHARGE_AT = MEASURE_COLUMNS.index("charge_nanos")
-_COMPONENT_AT = {component: MEASURE_COLUMNS.index(column) for component, column in COMPONENT_COLUMNS.items()}
+_SAME_IN_BOTH = ("requests", "charge_nanos", *TOKEN_COLUMNS, *COMPONENT_COLUMNS.values())
+_ATTEMPTS_AT = MEASURE_COLUMNS.index("attempts")
 _FIRST_TOKEN_AT = MEASURE_COLUMNS.index(FIRST_TOKEN_COLUMNS[0])
 _DURATION_AT = MEASURE_COLUMNS.index(DURATION_COLUMNS[0])
 
 
-def fold(records: Iterable[UsageRecord]) -> list[tuple[str | int, ...]]:
-    """Sum records by hour and key, as rows of ``HOUR_KEY_COLUMNS`` and ``MEASURE_COLUMNS``.
+def fold(columns: Mapping[str, Sequence[Any]]) -> list[tuple[str | int, ...]]:
+    """Sum records, given as columns of ``usage_record``, by hour and key.
 
-    The rows are in the order of the primary key, so that two writers cannot deadlock.
+    Returns rows of ``HOUR_KEY_COLUMNS`` and ``MEASURE_COLUMNS``, in the order of the primary key, so that two writers
+    cannot deadlock.
     """
+    hours = [at_ms - at_ms % HOUR_MS for at_ms in columns["admitted_at_ms"]]
+    added = [(MEASURE_COLUMNS.index(name), columns[name]) for name in _SAME_IN_BOTH if any(columns[name])]
+    added.append((_ATTEMPTS_AT, [int(attempt > 0) for attempt in columns["attempt"]]))
+    first_tokens, durations = columns["time_to_first_token_ms"], columns["duration_ms"]
     groups: dict[tuple[str | int, ...], list[int]] = {}
-    for record in records:
-        group = _group_of(record)
-        sums = groups.get(group)
+    keys = zip(*(hours if name == "hour_ms" else columns[name] for name in HOUR_KEY_COLUMNS), strict=True)
+    for number, key in enumerate(keys):
+        sums = groups.get(key)
         if sums is None:
-            sums = groups[group] = [0] * len(MEASURE_COLUMNS)
-        _add(sums, record)
-    return [(*group, *groups[group]) for group in sorted(groups)]
-
-
-def _group_of(record: UsageRecord) -> tuple[str | int, ...]:
-    return (
-        record.organization_id,
-        record.admitted_at_ms - record.admitted_at_ms % HOUR_MS,
-        record.project_id,
-        record.key_id,
-        record.root_key_id,
-        record.model,
-        record.provider,
-        record.operation,
-        record.service_tier,
-        record.outcome.value,
-        record.error_owner,
-    )
-
-
-def _add(sums: list[int], record: UsageRecord) -> None:
-    sums[0] += record.requests
-    if record.attempt > 0:
-        sums[1] += 1
-    for at, tokens in enumerate(msgspec.structs.astuple(record.usage), _TOKENS_AT):
-        sums[at] += tokens
-    sums[_CHARGE_AT] += record.charge_nanos
-    for component, nanos in record.charges:
-        sums[_COMPONENT_AT[component]] += nanos
-    if record.time_to_first_token_ms is not None:
-        sums[_FIRST_TOKEN_AT + bisect_left(FIRST_TOKEN_BOUNDS_MS, record.time_to_first_token_ms)] += 1
-    sums[_DURATION_AT + bisect_left(DURATION_BOUNDS_MS, record.duration_ms)] += 1
+            sums = groups[key] = [0] * len(MEASURE_COLUMNS)
+        for at, values in added:
+            sums[at] += values[number]
+        if (first_token_ms := first_tokens[number]) is not None:
+            sums[_FIRST_TOKEN_AT + bisect_left(FIRST_TOKEN_BOUNDS_MS, first_token_ms)] += 1
+        sums[_DURATION_AT + bisect_left(DURATION_BOUNDS_MS, durations[number])] += 1
+    return [(*key, *groups[key]) for key in sorted(groups)]
 
 
 def record_measure(name: str) -> sa.ColumnElement[int]:

@@ -8,7 +8,6 @@ Invariant: seals are only ever inserted, by one process at a time; an organizati
 what a row hashes to (passed in), and what a chain proves.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +16,13 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from meterhouse.db.engine import insert_into, insert_rows, reading, wall_ms, writing
+from meterhouse.db.chain import HashRows, seal_rows, take_turn, use_indexes
+from meterhouse.db.engine import insert_into, reading, writing
+from meterhouse.db.postgres import is_postgres
 from meterhouse.db.tables import HOUR_MS, adjustment, meta, organization, seal, usage_record
 
 BATCH_ROWS = 500
 """How many rows one transaction seals: what it costs besides them is then a small part of theirs."""
-SLICE_ROWS = 50
-"""How many rows are hashed before others get their turn on the event loop: a millisecond."""
 PAGE_ROWS = 2_000
 """How many rows a walk looks at in one step."""
 OVERLAP_MS = 15_000
@@ -32,25 +31,15 @@ CLOCK_STEP_MS = 2_000
 """How far it looks again in any case: so much may be put right in PostgreSQL's clock."""
 RECENT_MS = 6 * HOUR_MS
 """What the walk over the last hours covers."""
-LOCK = 0x6D68_7365_616C
-"""The advisory lock of whoever seals ("mhseal")."""
 
 Row = Mapping[str, Any]
-HashRow = Callable[[str, str, int, str, int, Row], str]
-"""Kind, organization, sequence, previous hash, sealing time, row: the hash."""
 
 _MARKS = "seal_marks"
-_USING_INDEXES = "set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)"
-_NOW_MS = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"
-_OPEN_MS = """(
+_OPEN_MS = """
     SELECT CASE WHEN bool_and(COALESCE(state, 'disabled') <> 'disabled')
         THEN CAST(extract(epoch FROM clock_timestamp() - min(xact_start)) * 1000 AS bigint) END
-    FROM pg_stat_activity WHERE datname = current_database() AND usesysid IS NOT NULL)"""
+    FROM pg_stat_activity WHERE datname = current_database() AND usesysid IS NOT NULL"""
 """For how long a transaction of this database has been open at most; NULL where sessions of others hide theirs."""
-_LOCK_IN_POSTGRES = (
-    f"SELECT pg_try_advisory_xact_lock($1) AS is_first, {_NOW_MS} AS now_ms, {_OPEN_MS} AS open_ms, {_USING_INDEXES}"
-)
-_SEAL_COLUMNS = tuple(seal.c.keys())
 
 
 class Marks(msgspec.Struct, frozen=True):
@@ -95,9 +84,9 @@ class StoredSeal:
 class SealStore:
     """Seals and reads seals. Every method is one transaction and raises StoreDown when there is none."""
 
-    def __init__(self, engine: AsyncEngine, hash_row: HashRow, now_ms: Callable[[], int] | None = None) -> None:
+    def __init__(self, engine: AsyncEngine, hash_rows: HashRows, now_ms: Callable[[], int] | None = None) -> None:
         self._engine = engine
-        self._hash_row = hash_row
+        self._hash_rows = hash_rows
         self._now_ms = now_ms
 
     async def seal_new(self, *, limit: int = BATCH_ROWS, least_interval_ms: int = 0) -> Sealing:
@@ -108,10 +97,11 @@ class SealStore:
             least_interval_ms: do nothing when the last step of any process, which left nothing, is not so long ago.
         """
         async with writing(self._engine) as connection:
-            is_first, clock_ms, overlap_ms = await _try_lock(connection)
-            if not is_first:
+            turn = await take_turn(connection)
+            if not turn.is_first:
                 return Sealing(0, has_more=False, is_busy=True)
-            now_ms = clock_ms if self._now_ms is None else self._now_ms()
+            overlap_ms = await _find_overlap(connection)
+            now_ms = turn.now_ms if self._now_ms is None else self._now_ms()
             marks = await _read_marks(connection)
             if 0 <= now_ms - marks.stepped_at_ms < least_interval_ms:
                 return Sealing(0, has_more=False)
@@ -138,7 +128,7 @@ class SealStore:
         """Return every organization that has a seal."""
         found: list[str] = []
         async with reading(self._engine) as connection:
-            await _use_indexes(connection)
+            await use_indexes(connection)
             last = ""
             while True:
                 next_one = sa.select(sa.func.min(seal.c.organization_id)).where(seal.c.organization_id > last)
@@ -152,7 +142,7 @@ class SealStore:
         last = sa.select(sa.func.max(seal.c.sequence)).where(seal.c.organization_id == organization.c.id)
         statement = sa.select(organization.c.id, last.scalar_subquery()).order_by(organization.c.id)
         async with reading(self._engine) as connection:
-            await _use_indexes(connection)
+            await use_indexes(connection)
             return {name: head for name, head in await connection.execute(statement) if head is not None}
 
     async def find_span(self, organization_id: str, from_ms: int | None, to_ms: int | None) -> tuple[int, int]:
@@ -161,7 +151,7 @@ class SealStore:
         Sealing times never fall along a chain, so that a few look-ups find them among millions.
         """
         async with reading(self._engine) as connection:
-            await _use_indexes(connection)
+            await use_indexes(connection)
             statement = sa.select(sa.func.max(seal.c.sequence)).where(seal.c.organization_id == organization_id)
             end = int(await connection.scalar(statement) or 0) + 1
             first = 1 if from_ms is None else await _bisect(connection, organization_id, from_ms, end)
@@ -177,7 +167,7 @@ class SealStore:
             .limit(limit)
         )
         async with reading(self._engine) as connection:
-            await _use_indexes(connection)
+            await use_indexes(connection)
             seals = (await connection.execute(statement)).mappings().all()
             rows = await _read_rows(connection, seals)
         return [
@@ -198,50 +188,23 @@ class SealStore:
     async def list_unsealed(self, organization_id: str | None, before_ms: int, limit: int) -> list[tuple[str, Row]]:
         """Return kind and content of rows of an organization (None: any), recorded before a moment, without a seal."""
         async with reading(self._engine) as connection:
-            await _use_indexes(connection)
+            await use_indexes(connection)
             return await _list_unsealed(connection, 0, before_ms - 1, limit, organization_id)
 
     async def _insert(self, connection: AsyncConnection, rows: Sequence[tuple[str, Row]], now_ms: int) -> None:
-        if not rows:
-            return
-        heads = await _read_heads(connection, sorted({row["organization_id"] for _, row in rows}))
-        seals = []
-        for number, (kind, row) in enumerate(rows, 1):
-            organization_id = row["organization_id"]
-            last_sequence, previous_hash, last_ms = heads.get(organization_id, (0, "", 0))
-            sequence, sealed_at_ms = last_sequence + 1, max(now_ms, last_ms)
-            new = self._hash_row(kind, organization_id, sequence, previous_hash, sealed_at_ms, row)
-            heads[organization_id] = (sequence, new, sealed_at_ms)
-            _, request_id, attempt, adjustment_id = _identity((kind, row))
-            seals.append(
-                (organization_id, sequence, kind, request_id, attempt, adjustment_id, previous_hash, new, sealed_at_ms)
-            )
-            if number % SLICE_ROWS == 0:
-                await asyncio.sleep(0)
-        await insert_rows(connection, seal, _SEAL_COLUMNS, seals, "")
+        for kind in ("usage", "adjustment"):
+            found = [row for of, row in rows if of == kind]
+            if found:
+                columns = {name: [row[name] for row in found] for name in found[0]}
+                await seal_rows(connection, self._hash_rows, kind, columns, now_ms)
 
 
-async def _try_lock(connection: AsyncConnection) -> tuple[bool, int, int]:
-    """Become the one who seals.
-
-    Returns:
-        Whether it worked; what the clock says that stamps records; how far before that what is not committed yet may
-        have been stamped.
-
-    SQLite's transaction has excluded everybody else already, and its clock is this machine's.
-    """
-    if connection.dialect.name != "postgresql":
-        return True, wall_ms(), OVERLAP_MS
-    found = await connection.exec_driver_sql(_LOCK_IN_POSTGRES, (LOCK,))
-    row = found.mappings().one()
-    open_ms = OVERLAP_MS if row["open_ms"] is None else int(row["open_ms"])
-    return bool(row["is_first"]), int(row["now_ms"]), min(open_ms + CLOCK_STEP_MS, OVERLAP_MS)
-
-
-async def _use_indexes(connection: AsyncConnection) -> None:
-    """Have PostgreSQL look each row's seal up by its index; knowing little of new rows, it might read every seal."""
-    if connection.dialect.name == "postgresql":
-        await connection.exec_driver_sql(f"SELECT {_USING_INDEXES}")
+async def _find_overlap(connection: AsyncConnection) -> int:
+    """Return how far before now what is not committed yet may have been stamped; asked before rows are read."""
+    if not is_postgres(connection):
+        return OVERLAP_MS
+    open_ms = (await connection.exec_driver_sql(_OPEN_MS)).scalar_one()
+    return OVERLAP_MS if open_ms is None else min(int(open_ms) + CLOCK_STEP_MS, OVERLAP_MS)
 
 
 async def _read_marks(connection: AsyncConnection) -> Marks:
@@ -314,17 +277,6 @@ async def _list_unsealed(
     if rows and rows[0][0] != rows[-1][0]:
         rows.sort(key=lambda row: (_stamp(row), row[0], _identity(row)))
     return rows[:limit]
-
-
-async def _read_heads(connection: AsyncConnection, organization_ids: Sequence[str]) -> dict[str, tuple[int, str, int]]:
-    """Return the last sequence, hash and sealing time of each organization that has one."""
-    wanted = sa.values(sa.column("id", sa.Text), name="wanted").data([(one,) for one in organization_ids]).cte("wanted")
-    other = seal.alias()
-    last = sa.select(sa.func.max(other.c.sequence)).where(other.c.organization_id == wanted.c.id).scalar_subquery()
-    statement = sa.select(seal.c.organization_id, seal.c.sequence, seal.c.hash, seal.c.sealed_at_ms).where(
-        seal.c.organization_id == wanted.c.id, seal.c.sequence == last
-    )
-    return {row[0]: (row[1], row[2], row[3]) for row in await connection.execute(statement)}
 
 
 async def _read_rows(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from meterhouse.ledger.reader import Entry
-from meterhouse.ledger.record import Intent, Payload, Terminal, decode
+from meterhouse.ledger.record import Opening, Shipping, Terminal, decode_for_shipping
 from meterhouse.usage import UsageRecord
 
 _SLICE_RECORDS = 64
@@ -31,7 +31,7 @@ class Summary(msgspec.Struct, array_like=True, tag=1, frozen=True):
 class Contents:
     """The entries of one batch, decoded in their order; ``on_read`` is told of each with its position."""
 
-    def __init__(self, on_read: Callable[[int, Payload], None] | None = None) -> None:
+    def __init__(self, on_read: Callable[[int, Shipping], None] | None = None) -> None:
         self._on_read = on_read
         self.count = 0
         """How many entries were read."""
@@ -58,17 +58,19 @@ class Contents:
         return Summary(opened, list(self._settled), self.nanos)
 
     def _add(self, position: int, data: bytes, origin: str) -> None:
-        payload = decode(data, origin=origin)
+        payload = decode_for_shipping(data, origin=origin)
         if self._on_read is not None:
             self._on_read(position, payload)
         if isinstance(payload, Terminal):
-            self.records.extend(payload.records)
-            self._settled.update(record.request_id for record in payload.records[:1])
+            records = payload.records
+            self.records += records
+            if records:
+                self._settled.add(records[0].request_id)
             self.nanos += charged_nanos(payload)
-        elif isinstance(payload, Intent):
+        elif isinstance(payload, Opening):
             self._opened.setdefault(payload.request_id, position)
 
 
-def charged_nanos(payload: Payload) -> int:
+def charged_nanos(payload: Shipping) -> int:
     """Return what all attempts of a request were charged; 0 before its end."""
-    return sum(record.charge_nanos for record in payload.records) if isinstance(payload, Terminal) else 0
+    return sum([record.charge_nanos for record in payload.records]) if isinstance(payload, Terminal) else 0

@@ -65,12 +65,27 @@ class Terminal(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 Payload = Intent | Checkpoint | Terminal
 
+
+class Opening(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """What of an INTENT matters for shipping: that the request is under way."""
+
+    request_id: str
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """What of a CHECKPOINT matters for shipping: nothing."""
+
+
+Shipping = Opening | Progress | Terminal
+"""What of a payload is shipped."""
+
 _PREFIX = bytes([VERSION])
 _TERMINAL_TAG = bytes([3])
 _TAG = slice(2, 3)
 """Behind the version and the byte of an array of fewer than 16; an INTENT's is longer."""
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Payload)
+_SHIPPING_DECODER = msgspec.msgpack.Decoder(Shipping)
 
 
 def encode(payload: Payload) -> bytes:
@@ -93,16 +108,34 @@ def decode(data: bytes, *, origin: str) -> Payload:
     Raises:
         UnreadableJournal: a newer version wrote it, or it is no payload.
     """
+    _check_version(data, origin)
+    try:
+        payload: Payload = _DECODER.decode(memoryview(data)[1:])
+    except msgspec.MsgspecError as error:
+        raise _damaged(origin, error) from error
+    return payload
+
+
+def decode_for_shipping(data: bytes, *, origin: str) -> Shipping:
+    """Decode of a payload what is shipped, and look at nothing else; raises as ``decode`` does."""
+    _check_version(data, origin)
+    try:
+        payload: Shipping = _SHIPPING_DECODER.decode(memoryview(data)[1:])
+    except msgspec.MsgspecError as error:
+        raise _damaged(origin, error) from error
+    return payload
+
+
+def _check_version(data: bytes, origin: str) -> None:
     version = data[0] if data else 0
     if version > VERSION:
         raise UnreadableJournal(
             f"{origin} was written by a newer Meterhouse (record version {version}, this one reads up to {VERSION}). "
             "Read it with the version that wrote it."
         )
-    try:
-        if version != VERSION:
-            raise msgspec.ValidationError(f"there is no record version {version}")
-        payload: Payload = _DECODER.decode(memoryview(data)[1:])
-    except msgspec.MsgspecError as error:
-        raise UnreadableJournal(f"{origin} holds a record that is none of the journal's: {error}") from error
-    return payload
+    if version != VERSION:
+        raise _damaged(origin, f"there is no record version {version}")
+
+
+def _damaged(origin: str, why: object) -> UnreadableJournal:
+    return UnreadableJournal(f"{origin} holds a record that is none of the journal's: {why}")

@@ -8,11 +8,11 @@ changes. Not here: the database (``db.seals``), files and signatures (``export``
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from operator import itemgetter
 from types import MappingProxyType
+from typing import cast
 
 VERSION = 1
 FIRST_PREVIOUS_HASH = ""
@@ -47,8 +47,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """What version 1 hashes, in this order. A column that is added to a table makes a new version."""
-_VALUES = MappingProxyType({kind: itemgetter(*columns) for kind, columns in COLUMNS.items()})
-_ZEROS = MappingProxyType({kind: tuple(f"{name}=i1:0\n" for name in columns) for kind, columns in COLUMNS.items()})
+
+Head = tuple[int, str, int]
+"""The last sequence, hash and sealing time of an organization."""
+_NO_HEAD: Head = (0, FIRST_PREVIOUS_HASH, 0)
 
 
 def hash_row(
@@ -62,48 +64,99 @@ def hash_row(
     Raises:
         ValueError: The row has other columns than the version hashes, or a value of another type.
     """
-    columns = COLUMNS.get(kind)
-    if columns is None:
+    names = _names_of(kind, row)
+    text = "".join(map(_line, names, map(row.__getitem__, names)))
+    return _hash(_begin(kind, organization_id), sequence, previous_hash, sealed_at_ms, text)
+
+
+def hash_rows(
+    kind: str, columns: Mapping[str, Sequence[Value]], heads: MutableMapping[str, Head], now_ms: int
+) -> list[tuple[str, Head]]:
+    """Seal rows one after another, each in its organization's chain.
+
+    Args:
+        kind: of all of them.
+        columns: their values by name, as ``hash_row`` takes them.
+        heads: the last seal of each organization; it is moved on.
+        now_ms: when they are sealed; an organization whose last seal is later goes on at that time.
+
+    Returns:
+        For each row the hash that it continues, and its own sequence, hash and sealing time.
+
+    Raises:
+        ValueError: As for ``hash_row``.
+    """
+    sealed = []
+    begun: dict[str, str] = {}
+    organization_ids = cast("Sequence[str]", columns["organization_id"])
+    for organization_id, text in zip(organization_ids, _write(kind, columns), strict=True):
+        last_sequence, previous_hash, last_ms = heads.get(organization_id, _NO_HEAD)
+        begin = begun.get(organization_id) or begun.setdefault(organization_id, _begin(kind, organization_id))
+        sequence, at_ms = last_sequence + 1, max(now_ms, last_ms)
+        head = (sequence, _hash(begin, sequence, previous_hash, at_ms, text), at_ms)
+        heads[organization_id] = head
+        sealed.append((previous_hash, head))
+    return sealed
+
+
+def _begin(kind: str, organization_id: str) -> str:
+    return f"meterhouse-seal {VERSION}\n{_line('kind', kind)}{_line('organization', organization_id)}"
+
+
+def _hash(begin: str, sequence: int, previous_hash: str, sealed_at_ms: int, text: str) -> str:
+    place = (_line("sequence", sequence), _line("previous_hash", previous_hash), _line("sealed_at_ms", sealed_at_ms))
+    return f"{VERSION}:{hashlib.sha256(''.join((begin, *place, text)).encode()).hexdigest()}"
+
+
+def _names_of(kind: str, given: Mapping[str, object]) -> tuple[str, ...]:
+    """Return what is hashed of a kind, in its order; raises ValueError where something else is given."""
+    names = COLUMNS.get(kind)
+    if names is None:
         raise ValueError(f"'{kind}' is no kind of row")
-    if len(row) != len(columns):
-        missing = [name for name in columns if name not in row]
-        unknown = [name for name in row if name not in columns]
+    missing = [name for name in names if name not in given]
+    if missing or len(given) != len(names):
+        unknown = [name for name in given if name not in names]
         raise ValueError(
             ", ".join([*(f"{name} is missing" for name in missing), *(f"{n} is unknown" for n in unknown)])
         )
-    try:
-        values = _VALUES[kind](row)
-    except KeyError as error:
-        raise ValueError(f"{error.args[0]} is missing") from None
-    lines = [
-        f"meterhouse-seal {VERSION}\n",
-        _line("kind", kind),
-        _line("organization", organization_id),
-        _line("sequence", sequence),
-        _line("previous_hash", previous_hash),
-        _line("sealed_at_ms", sealed_at_ms),
-    ]
-    for name, zero, value in zip(columns, _ZEROS[kind], values, strict=True):
-        # Half of a row is zeroes, and most of the rest plain: a call for each value would double what a seal costs.
-        if type(value) is int and value == 0:
-            lines.append(zero)
-        elif type(value) is str and value.isascii():
-            lines.append(f"{name}=s{len(value)}:{value}\n")
+    return names
+
+
+def _write(kind: str, columns: Mapping[str, Sequence[Value]]) -> Iterable[str]:
+    """Write what rows say, as ``hash_row`` does; a column at a time, since most say the same in every row."""
+    names = _names_of(kind, columns)
+    lines, varied = list[str](), list[Sequence[object]]()
+    for name in names:
+        values = columns[name]
+        types = set(map(type, values))
+        if len(types) == 1 and values.count(values[0]) == len(values):
+            lines.append(_line(name, values[0]).replace("%", "%%"))
+        elif types == {int}:
+            texts = list(map(str, values))
+            lines.append(f"{name}=i%d:%s\n")
+            varied += [list(map(len, texts)), texts]
+        elif types == {str} and "".join(cast("Sequence[str]", values)).isascii():
+            lines.append(f"{name}=s%d:%s\n")
+            varied += [list(map(len, cast("Sequence[str]", values))), values]
         else:
-            lines.append(_line(name, value))
-    return f"{VERSION}:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+            lines.append("%s")
+            varied.append([_line(name, value) for value in values])
+    line = "".join(lines)
+    return map(line.__mod__, zip(*varied, strict=True)) if varied else [line % ()] * len(columns[names[0]])
 
 
 def _line(name: str, value: Value) -> str:
+    if type(value) is str and value.isascii():
+        return f"{name}=s{len(value)}:{value}\n"
+    if type(value) is int:
+        digits = str(value)
+        return f"{name}=i{len(digits)}:{digits}\n"
     if value is None:
         return f"{name}=n0:\n"
     if isinstance(value, str):
         return f"{name}=s{len(value.encode())}:{value}\n"
     if isinstance(value, bool):
         return f"{name}=b1:{int(value)}\n"
-    if isinstance(value, int):
-        digits = str(value)
-        return f"{name}=i{len(digits)}:{digits}\n"
     raise ValueError(f"{name} is {type(value).__name__}")
 
 

@@ -1,10 +1,14 @@
-"""Seals what is new, over and over. Not here: what a seal is (``seal``), and how rows are found (``db.seals``)."""
+"""Seals what has no seal, over and over. Not here: what a seal is (``seal``), and how rows are found (``db.seals``)."""
 
 import asyncio
 from typing import Protocol
 
 from meterhouse.errors import StoreDown
 from meterhouse.telemetry.logs import Event, Log
+
+BUSY_TRIES = 40
+BUSY_SECONDS = 0.05
+"""Whoever ships holds the turn for a few milliseconds; with many hosts one of them nearly always does."""
 
 
 class SealedStep(Protocol):
@@ -35,7 +39,7 @@ class SealsRows(Protocol):
 
 
 class Sealer:
-    """The loop of one process. Of all processes one seals at a time; who finds it taken tries again later."""
+    """The loop of one process, for what was not sealed as it was shipped. Of all processes one seals at a time."""
 
     def __init__(self, store: SealsRows, log: Log, *, interval_seconds: float = 3.0, batch_rows: int = 500) -> None:
         self._store = store
@@ -46,7 +50,7 @@ class Sealer:
         """Rows that this process has sealed."""
 
     async def step(self, *, is_forced: bool = False) -> int:
-        """Seal until nothing is left or somebody else is at it; returns how many rows were sealed.
+        """Seal until nothing is left or somebody else stays at it; returns how many rows were sealed.
 
         Args:
             is_forced: look even when another process looked a moment ago.
@@ -55,14 +59,16 @@ class Sealer:
             StoreDown: The database is away; what was sealed before stays.
         """
         least_interval_ms = 0 if is_forced else int(self._interval_seconds * 1000) // 2
-        sealed = 0
+        sealed, tries = 0, 0
         while True:
             step = await self._store.seal_new(limit=self._batch_rows, least_interval_ms=least_interval_ms)
             sealed += step.sealed
             self.sealed += step.sealed
-            if step.is_busy or not step.has_more:
+            tries = tries + 1 if step.is_busy else 0
+            if tries == BUSY_TRIES or not (step.is_busy or step.has_more):
                 return sealed
-            await asyncio.sleep(0)  # requests get their turn between two batches
+            # Between two batches, requests get their turn.
+            await asyncio.sleep(BUSY_SECONDS if step.is_busy else 0)
 
     async def seal_all(self, *, retry_seconds: float = 0.2) -> int:
         """Seal all that was recorded before this call, waiting for whoever else is sealing."""

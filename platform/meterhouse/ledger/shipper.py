@@ -22,7 +22,7 @@ from meterhouse.errors import StoreDown
 from meterhouse.ledger.batch import Contents, Summary, charged_nanos
 from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.reader import Damage, Entry, JournalReader
-from meterhouse.ledger.record import Payload, Terminal, decode, select_terminals
+from meterhouse.ledger.record import Shipping, Terminal, decode_for_shipping, select_terminals
 from meterhouse.ledger.store import InsertsRecords
 from meterhouse.metering import Clock
 from meterhouse.telemetry.logs import Event, Log
@@ -335,7 +335,7 @@ class Shipper:
         first_open = next(iter(self._open.values()), None)
         self._journal.mark_shipped(self._shipped if first_open is None else min(self._shipped, first_open - 1))
 
-    def _see(self, position: int, payload: Payload) -> None:
+    def _see(self, position: int, payload: Shipping) -> None:
         if position > self._seen:
             self._seen = position
             self._seen_nanos += charged_nanos(payload)
@@ -350,7 +350,7 @@ class Shipper:
             if not entries:
                 return
             for position, data in entries:
-                self._see(position, decode(data, origin=reader.path))
+                self._see(position, decode_for_shipping(data, origin=reader.path))
             await asyncio.sleep(0)
 
     def _report_damage(self, damage: Damage) -> None:
@@ -365,7 +365,7 @@ class Shipper:
 
 def _ended_ms(data: bytes, origin: str) -> int | None:
     """Return when the request of a TERMINAL ended."""
-    payload = decode(data, origin=origin)
+    payload = decode_for_shipping(data, origin=origin)
     if not isinstance(payload, Terminal) or not payload.records:
         return None
     return payload.records[0].admitted_at_ms + payload.records[0].duration_ms
