@@ -166,7 +166,7 @@ def charge(
     """
     running = 0
     rounded = 0
-    parts: list[tuple[Meterable, int]] = []
+    parts: tuple[tuple[Meterable, int], ...] = ()
     cached, cache_write = usage.cached_input_tokens, usage.cache_write_tokens
     input_audio, output_audio = usage.input_audio_tokens, usage.output_audio_tokens
     kinds, rates = _WHOLE_KINDS, price.certain_of_whole_kinds
@@ -177,18 +177,16 @@ def charge(
         written = usage.output_tokens - output_audio
         counts = max(0, fresh), cached, cache_write, input_audio, max(0, written), output_audio, request_units
     for kind, count, certain in zip(kinds, counts, rates, strict=True):
-        if count == 0 or certain == 0:
-            continue
         if certain is not None:
             running += count * certain
-        else:
+        elif count:
             component = _applicable(price, kind, usage.input_tokens, admitted_at_ms, service_tier)
             running += count * component.nanos_per_million if component is not None else 0
         total = (running + MILLION // 2) // MILLION
         if total != rounded:
-            parts.append((kind, total - rounded))
+            parts += ((kind, total - rounded),)
             rounded = total
-    return Charge(rounded, tuple(parts))
+    return Charge(rounded, parts)
 
 
 def dearest_nanos_per_million(price: Price, kind: Meterable) -> int:

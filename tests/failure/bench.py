@@ -137,7 +137,7 @@ class Bench:
             else active
             for active in snapshot.providers
         ]
-        self.gateway.call(lambda: supply.routes.replace(Snapshot(rows, snapshot._prices, {}, 0)))
+        self.gateway.call(lambda: supply.routes.replace(Snapshot(rows, snapshot.pricing._prices, {}, 0)))
 
     def check_rest(self) -> None:
         """Check what must hold when all is over: nothing open, nothing broken, one line for each request."""

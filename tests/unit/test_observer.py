@@ -5,15 +5,19 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
+from fakes.journals import make_record
 from meterhouse.errors import Overloaded
 from meterhouse.http.exchange import Exchange, Observer
 from meterhouse.telemetry.live import Live
 from meterhouse.telemetry.logs import RequestLog
 from meterhouse.telemetry.metrics import Metrics
 from meterhouse.telemetry.traces import Tracing
+
+SECRET = "sk-mh-live-8Jd2kXw0-" + "Zx81" * 8
 
 
 class House:
@@ -30,11 +34,12 @@ class House:
             (self.log, self.metrics, self.tracing), live, None, lambda *timer: self.timers.append(timer)
         )
 
-    def finish(self, name: str, error: Overloaded | None = None) -> None:
+    def finish(self, name: str, error: Overloaded | None = None, model: str = "", tally: object = None) -> None:
         exchange = Exchange(
             name, f"req_{name}", self.tracing.new_trace(None), "GET", None, time.monotonic_ns(), time.time_ns()
         )
         exchange.status, exchange.error = 200 if error is None else 503, error
+        exchange.model, exchange.tally = model, tally
         self.observer.finish(exchange)
 
     def told(self) -> list[str]:
@@ -57,6 +62,16 @@ def test_what_went_well_is_told_a_moment_later_and_all_at_once(house: House) -> 
     assert house.told() == ["a", "b", "c"]
     house.finish("d")
     assert len(house.timers) == 2
+
+
+def test_a_secret_that_a_client_says_for_a_model_is_not_in_the_line(house: House) -> None:
+    tally = SimpleNamespace(records=(make_record(),), attempts=[], asked_ns=0, admitted_ns=0, is_streamed=False)
+    house.finish("a", model=f"bench/{SECRET}", tally=tally)
+    house.finish("b", model="bench/plain", tally=tally)
+    house.observer.flush()
+    assert house.told() == ["a", "b"]
+    assert SECRET not in house.stream.getvalue().decode()
+    assert "bench/plain" in house.stream.getvalue().decode()
 
 
 def test_no_more_than_a_few_wait(house: House) -> None:

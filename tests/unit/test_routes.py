@@ -79,7 +79,7 @@ def test_a_name_that_is_not_listed_leads_to_the_same_route_each_time_and_to_its_
     assert snapshot.resolve("openai/gpt-7", 0) is route
     assert route.deployments[0].price is first
     assert snapshot.resolve("openai/gpt-7", 1_000).deployments[0].price is later
-    assert snapshot.reprice(route, 1_000) == snapshot.resolve("openai/gpt-7", 1_000)
+    assert snapshot.pricing.reprice(route, 1_000) == snapshot.resolve("openai/gpt-7", 1_000)
 
 
 def test_names_that_callers_make_up_do_not_pile_up(monkeypatch: pytest.MonkeyPatch):

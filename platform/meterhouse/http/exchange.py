@@ -196,7 +196,9 @@ class Observer:
         elif error is not None and exchange.method == "POST" and exchange.principal is not None:
             self._refusals.note(exchange.principal, exchange.model, error)
         fields = _log_fields(exchange, records, duration_ms)
-        self._request_log.write(fields, exchange.began_ns + duration_ns)
+        # Of a request that went well only the model's name is in the client's words.
+        others_words = exchange.model if error is None and records else None
+        self._request_log.write(fields, exchange.began_ns + duration_ns, others_words)
         if self._live.is_on and exchange.model and exchange.principal is not None:
             self._live.note_finished(exchange.principal.root_key_id, fields)
         is_failed = exchange.status >= 500 or (error is not None and _has_failed_attempt(records))  # noqa: PLR2004 - server errors

@@ -185,13 +185,13 @@ class InferenceEndpoint:
         if wire.passage is None or not route.writes:
             route = self._serving(asked, route)
         size = with_rendered_tools(asked, route) if route.renders_tools else asked.size
-        demand = self._demand(exchange, asked, size, route, snapshot.prices_around(route, now_ms))
+        demand = self._demand(exchange, asked, size, route, snapshot.pricing.around(route, now_ms))
         asked_ns = time.monotonic_ns()
         tally = self._hold(exchange, demand, size, await parts.meter.reserve(demand), asked_ns)
         reservation = tally.reservation
         # What it costs was decided by the meter's clock, not by ours.
         if not route.from_ms <= reservation.admitted_at_ms < route.until_ms:
-            route = snapshot.reprice(route, reservation.admitted_at_ms)
+            route = snapshot.pricing.reprice(route, reservation.admitted_at_ms)
         headers = self._headers(asked, demand, reservation)
         reservation.states = ()  # the headers say it, and nobody else asks
         outlet = Outlet(exchange, send, headers, wire.envelope)

@@ -18,10 +18,9 @@ from meterhouse.metering import Kind, LimitState, Nature, Refusal, RefusalKind
 Headers = list[tuple[bytes, bytes]]
 
 JSON_TYPE = (b"content-type", b"application/json")
-_RATE_LIMIT_HEADERS = tuple(
-    (kind, b"x-ratelimit-limit-" + name, b"x-ratelimit-remaining-" + name, b"x-ratelimit-reset-" + name)
-    for kind, name in ((Kind.REQUESTS, b"requests"), (Kind.TOKENS, b"tokens"))
-)
+_REQUESTS, _TOKENS = Kind.REQUESTS, Kind.TOKENS
+_OF_REQUESTS = b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"
+_OF_TOKENS = b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"
 SECOND_MS, MINUTE_MS = 1_000, 60_000
 MAX_RETRY_WAIT_SECONDS = 60
 """Node's SDK waits at most this long; a longer wait is left to the caller (wire.md 1.1)."""
@@ -150,7 +149,7 @@ def refused(refusal: Refusal, model: str, now_ms: int) -> GatewayError:
         seconds = wait or 0.001
         error = RefusedByRate(
             f"Rate limit reached for {model} under {where}. {numbers}. "
-            f"Please try again in {go_duration(math.ceil(seconds * 1000))}.",
+            f"Please try again in {go_duration(math.ceil(seconds * 1000)).decode()}.",
             retry_after_seconds=seconds,
             should_retry=False if seconds > MAX_RETRY_WAIT_SECONDS else None,
         )
@@ -163,33 +162,41 @@ def refused(refusal: Refusal, model: str, now_ms: int) -> GatewayError:
 
 def rate_limit_headers(states: Sequence[LimitState], now_ms: int) -> Headers:
     """Return the ``x-ratelimit-*`` headers of the tightest limit of requests and of tokens (wire.md 1.6)."""
+    requests: LimitState | None = None
+    tokens: LimitState | None = None
+    for state in states:
+        kind = state.limit.kind
+        if kind is _REQUESTS:
+            if requests is None or _tightness(state) < _tightness(requests):
+                requests = state
+        elif kind is _TOKENS and (tokens is None or _tightness(state) < _tightness(tokens)):
+            tokens = state
     headers: Headers = []
-    for kind, limit, remaining, reset in _RATE_LIMIT_HEADERS:
-        found: LimitState | None = None
-        for state in states:
-            if state.limit.kind is kind and (found is None or _tightness(state) < _tightness(found)):
-                found = state
+    for found, (limit, remaining, reset) in ((requests, _OF_REQUESTS), (tokens, _OF_TOKENS)):
         if found is None:
             continue
         # What is asked of two limits in every answer is worked out here: a call of ``max`` is dearer than all of this.
-        amount, resets_at_ms = found.limit.amount, found.resets_at_ms or now_ms
-        free, resets_in_ms = amount - found.spent - found.reserved, resets_at_ms - now_ms
-        if resets_in_ms < SECOND_MS:
-            duration = b"%dms" % resets_in_ms if resets_in_ms > 0 else b"0ms"
-        else:
-            duration = go_duration(resets_in_ms).encode()
-        headers += ((limit, b"%d" % amount), (remaining, b"%d" % free if free > 0 else b"0"), (reset, duration))
+        amount = found.limit.amount
+        free = amount - found.spent - found.reserved
+        resets_in_ms = (found.resets_at_ms or now_ms) - now_ms
+        headers += (
+            (limit, b"%d" % amount),
+            (remaining, b"%d" % free if free > 0 else b"0"),
+            (reset, go_duration(resets_in_ms) if resets_in_ms > 0 else b"0ms"),
+        )
     return headers
 
 
-def go_duration(milliseconds: int) -> str:
+def go_duration(milliseconds: int) -> bytes:
     """Write a duration as Go does: ``12ms``, ``1s``, ``6m0s``, ``1h2m3.5s``."""
     if milliseconds < SECOND_MS:
-        return f"{milliseconds}ms"
+        return b"%dms" % milliseconds
     if milliseconds < MINUTE_MS:
-        return f"{milliseconds / SECOND_MS:g}s"
+        return b"%gs" % (milliseconds / SECOND_MS)
     minutes, seconds = milliseconds // MINUTE_MS, milliseconds % MINUTE_MS / SECOND_MS
-    return f"{minutes}m{seconds:g}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60}m{seconds:g}s"  # noqa: PLR2004 - an hour
+    if minutes < 60:  # noqa: PLR2004 - an hour
+        return b"%dm%gs" % (minutes, seconds)
+    return b"%dh%dm%gs" % (minutes // 60, minutes % 60, seconds)
 
 
 def _tightness(state: LimitState) -> tuple[int, int]:

@@ -322,7 +322,8 @@ class SlidingCounts:
         if not self._began <= now < self._began + 1:
             self._turn(int(now))
         self._attempts[self._slot] += 1
-        self._failures[self._slot] += failures
+        if failures:
+            self._failures[self._slot] += failures
 
     def _turn(self, second: int) -> None:
         """Go on to the bucket of a second."""

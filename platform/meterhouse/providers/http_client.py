@@ -85,6 +85,8 @@ class HttpClient(Protocol):
     ) -> Answer:
         """Send a body and return when the answer's head is there; a request that may have been read is never repeated.
 
+        Of an answer of status 200 that is not streamed it may wait for the body too: nobody can begin without it.
+
         Raises:
             JournalDown: It was not cleared, and nothing of it was sent.
             UpstreamDown: not reached, or what came is no usable HTTP.

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import date
 
 from meterhouse.errors import UnknownModel
-from meterhouse.money import PossiblePrices, Price
 from meterhouse.providers.activation import activate
 from meterhouse.providers.catalog import (
     PROVIDERS,
@@ -20,7 +19,8 @@ from meterhouse.providers.catalog import (
     list_retired_of,
     model_of,
 )
-from meterhouse.providers.prices import PriceBook, price_at
+from meterhouse.providers.prices import PriceBook
+from meterhouse.providers.pricing import FOREVER_MS, Pricing
 from meterhouse.providers.provider import (
     ActiveProvider,
     Deployment,
@@ -65,10 +65,6 @@ class Wishes:
 NO_WISHES = Wishes()
 MAX_UNLISTED = 1_024
 """Names that callers asked for, of which the routes are kept; when there are more, they are made anew."""
-ADMISSION_MS = 5_000
-"""How far the meter, whose clock decides what a request costs, may be from the clock by which it was routed."""
-
-FOREVER_MS = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +96,7 @@ class Snapshot:
         """
         self.providers = tuple(providers)
         self._active = _by_name(self.providers)
-        self._prices = prices
+        self.pricing = Pricing(prices)
         served: dict[str, list[Deployment]] = {}
         rows = {row.name for active in self.providers if not active.models for row in list_models_of(active.provider)}
         for active in self.providers:
@@ -144,26 +140,6 @@ class Snapshot:
                 self._unlisted.clear()
             self._unlisted[model] = entry
         return entry.routes[-1] if at_ms >= entry.starts_ms[-1] else entry.at(at_ms)
-
-    def reprice(self, route: Route, at_ms: int) -> Route:
-        """Return a route with the prices of another moment; the route itself where they are the same."""
-        if route.from_ms <= at_ms < route.until_ms:
-            return route
-        for deployment in route.deployments:
-            if price_at(self._find_prices(deployment), at_ms) is not deployment.price:
-                return Route(route.model, tuple(self._priced(d, at_ms) for d in route.deployments))
-        return route
-
-    def prices_around(self, route: Route, at_ms: int) -> PossiblePrices:
-        """Return what a request may be charged by that is admitted about now: a hold covers the dearest of them."""
-        if route.from_ms <= at_ms - ADMISSION_MS and at_ms + ADMISSION_MS < route.until_ms:
-            return route.prices
-        prices = route.prices.prices
-        for moment_ms in (at_ms - ADMISSION_MS, at_ms + ADMISSION_MS):
-            other = self.reprice(route, moment_ms)
-            if other is not route:
-                prices += other.prices.known
-        return PossiblePrices(prices)
 
     def listed_name(self, name: str) -> str:
         """Return the name under which a model is listed, however it is asked for.
@@ -257,20 +233,14 @@ class Snapshot:
                 self._names.setdefault(f"{active.name}/{row.name}", row.replacement)
 
     def _entry(self, name: str, deployments: Sequence[Deployment]) -> _Entry:
-        changes = {price.effective_from_ms for d in deployments for price in self._find_prices(d)}
+        changes = {price.effective_from_ms for d in deployments for price in self.pricing.find(d)}
         starts = tuple(sorted(changes | {0}))
         ends = (*starts[1:], FOREVER_MS)
         routes = tuple(
-            Route(name, tuple(self._priced(d, start) for d in deployments), start, end)
+            Route(name, tuple(self.pricing.priced(d, start) for d in deployments), start, end)
             for start, end in zip(starts, ends, strict=True)
         )
         return _Entry(starts, routes)
-
-    def _priced(self, deployment: Deployment, at_ms: int) -> Deployment:
-        return replace(deployment, price=price_at(self._find_prices(deployment), at_ms))
-
-    def _find_prices(self, deployment: Deployment) -> tuple[Price, ...]:
-        return self._prices.find(deployment.provider.name, deployment.upstream_model)
 
 
 class Routes:

@@ -58,6 +58,7 @@ class Upstream:
     ) -> Awaitable[Answer]:
         """Send a POST and return when the answer's head is there, whatever its status.
 
+        Of a good answer that is not streamed the body may be there too (``HttpClient.post``).
         ``headers`` may carry a trace context, a content type other than JSON and, to Anthropic, a version; everything
         else in it is dropped.
         Without ``timeout_seconds`` the head is waited for as long as the provider's row allows. With a ``clearance``

@@ -257,10 +257,14 @@ class RequestLog:
         """Lines that were never written, since the start: too many waited, or the stream failed."""
         return self._dropped + self._sink.lost_lines
 
-    def write(self, fields: Mapping[str, object], ended_ns: int | None = None) -> None:
-        """Add the line of one request that ended then, by the wall's clock; None: now. Never raises.
+    def write(self, fields: Mapping[str, object], ended_ns: int | None = None, others_words: str | None = None) -> None:
+        """Add the line of one request. Never raises. ``timestamp``, ``level`` and ``event`` come from here.
 
-        ``timestamp``, ``level`` and ``event`` come from here.
+        Args:
+            fields: what it says.
+            ended_ns: when the request ended, by the wall's clock; None: now.
+            others_words: all in it that is neither a number nor an id, a name or a word of our own: no secret can be
+                anywhere else. None: anything may be others'.
         """
         if not self._is_on:
             return
@@ -270,7 +274,8 @@ class RequestLog:
             line = _encoder.encode(record)
         except (TypeError, ValueError):
             line = b""
-        if self._is_console or not line or len(line) > MAX_LINE_BYTES or may_hold_secret(line):
+        searched = line.decode() if others_words is None else others_words
+        if self._is_console or not line or len(line) > MAX_LINE_BYTES or may_hold_secret(searched):
             line = self._render(record)
         lines = self._lines
         if len(lines) >= self.MAX_WAITING_LINES:

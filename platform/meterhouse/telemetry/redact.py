@@ -49,10 +49,9 @@ def is_secret_key(name: str) -> bool:
     return _SECRET_KEY.search(name) is not None
 
 
-def may_hold_secret(line: bytes) -> bool:
-    """Say cheaply (about 1 us for half a kilobyte) whether an encoded line could hold a credential by value."""
-    # Written out and as text: a loop over bytes needles costs six times as much, on every request.
-    text = line.decode()
+def may_hold_secret(text: str) -> bool:
+    """Say cheaply (about 1.4 us for half a kilobyte) whether a text could hold a credential by value."""
+    # Written out and of a text: a loop over bytes needles costs six times as much, on every request.
     return "sk-" in text or "eyJ" in text or "AKIA" in text or "earer " in text or "-----BEGIN" in text
 
 

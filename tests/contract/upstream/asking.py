@@ -9,7 +9,7 @@ from meterhouse.providers.upstream import Upstream
 
 
 async def ask(
-    upstream: Upstream, server: Server, *, is_streamed: bool = False, body: bytes = b"{}", **options: object
+    upstream: Upstream, server: Server, *, is_streamed: bool = True, body: bytes = b"{}", **options: object
 ) -> Answer:
     return await upstream.open(server.endpoint, "/chat/completions", body, is_streamed=is_streamed, **options)
 

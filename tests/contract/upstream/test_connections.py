@@ -32,7 +32,7 @@ async def small_client(most_connections: int) -> AsyncIterator[Http1Client]:
 
 
 async def post(client: Http1Client, server: Server, *, seconds: float = 30.0) -> Http1Answer:
-    return await client.post(server.endpoint, "/x", b"{}", is_streamed=False, headers=None, seconds=seconds)
+    return await client.post(server.endpoint, "/x", b"{}", is_streamed=True, headers=None, seconds=seconds)
 
 
 async def fetch(client: Http1Client, server: Server, *, seconds: float = 30.0) -> bytes:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from contract.upstream.asking import ask, until
-from fakes.small_server import OK, Server, never, serving, sized
+from fakes.small_server import OK, Server, never, reply_and_close, serving, sized
+from meterhouse.errors import UpstreamDown
 from meterhouse.providers.http1.client import Http1Client
 from meterhouse.providers.http1.connection import PIECE_BYTES
 
@@ -108,3 +109,60 @@ async def test_a_body_in_tiny_chunks_needs_no_multiple_of_its_length(upstream):
         for _ in range(2):
             assert await (await ask(upstream, server)).read_all(200_000) == b"ab" * 100_000
         assert server.connections == 1
+
+
+async def test_who_wants_all_of_an_answer_is_woken_when_all_of_it_is_there():
+    async def script(server: Server, writer: asyncio.StreamWriter) -> None:
+        for piece in (OK + b"content-length: 6\r\n\r\n", b"abc", b"def"):
+            await server.go_on.wait()
+            server.go_on.clear()
+            writer.write(piece)
+            await writer.drain()
+
+    client = Http1Client()
+    await client.open()
+    async with serving(script) as server:
+        asking = asyncio.create_task(
+            client.post(server.endpoint, "/x", b"{}", is_streamed=False, headers=None, seconds=30.0)
+        )
+        for _ in range(3):
+            assert not asking.done()
+            await until(lambda: bool(server.heads) and not server.go_on.is_set())
+            server.go_on.set()
+            await asyncio.sleep(0.02)
+        assert (await asking).take_whole(1_000) == b"abcdef"
+    await client.close()
+
+
+async def test_who_wants_all_of_an_answer_gets_the_beginning_of_one_that_is_long(upstream):
+    async def script(_server: Server, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"content-length: %d\r\n\r\n" % FLOOD_BYTES)
+        for _ in range(FLOOD_BYTES // 65_536):
+            writer.write(b"x" * 65_536)
+            await writer.drain()
+
+    async with serving(script) as server:
+        answer = await ask(upstream, server, is_streamed=False)
+        with pytest.raises(UpstreamDown, match="more than 1000 bytes"):
+            await answer.read_all(1_000)
+        answer = await ask(upstream, server, is_streamed=False)
+        assert len(await answer.read_all(FLOOD_BYTES)) == FLOOD_BYTES
+
+
+async def test_an_answer_that_breaks_off_says_so_to_whoever_wants_all_of_it(upstream):
+    async with serving(reply_and_close(OK + b"content-length: 9\r\n\r\nabc")) as server:
+        answer = await ask(upstream, server, is_streamed=False)
+        with pytest.raises(UpstreamDown, match="ended its answer early"):
+            await answer.read_all(1_000)
+
+
+async def test_an_error_is_told_by_its_head_also_to_whoever_wants_all_of_an_answer(upstream):
+    async def script(server: Server, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 500 Broken\r\ncontent-length: 9\r\n\r\n")
+        await server.go_on.wait()
+
+    async with serving(script) as server:
+        answer = await ask(upstream, server, is_streamed=False)
+        assert answer.status == 500
+        answer.abort()
+        server.go_on.set()

@@ -37,6 +37,7 @@ async def test_a_whole_answer_and_what_was_sent(upstream):
         answer = await ask(
             upstream,
             server,
+            is_streamed=False,
             body=b'{"q":1}',
             headers={"traceparent": "00-a-b-01", "cookie": "c=1", "authorization": "Bearer caller"},
         )

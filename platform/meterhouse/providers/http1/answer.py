@@ -53,6 +53,8 @@ class Http1Answer(msgspec.Struct, eq=False):
     source: Source | None
     """None once it has nothing to do with this answer any more."""
     provider: str
+    wants_whole: bool = False
+    """Whether who waits for the head would only wait for the body then: he is woken once, with all of it."""
     status: int = 0
     """0 until the head is there."""
     headers: Mapping[bytes, bytes] = {}

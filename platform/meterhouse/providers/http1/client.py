@@ -83,15 +83,20 @@ class Http1Client:
         seconds: float,
         clearance: Clearance | None = None,
     ) -> Coroutine[Any, Any, Http1Answer]:
-        """Send a body and return when the answer's head is there; raises as ``HttpClient.post``."""
+        """Send a body and return when the answer's head is there; raises as ``HttpClient.post``.
+
+        Of one that is not streamed and has the status 200, when all of it is there, or as much as nobody reads may be.
+        """
         target = self._targets.of(endpoint, path, is_streamed=is_streamed)
         head = target.post_head
         if headers:
             head = target.head("POST", {**target.headers, **forwarded(target.headers, headers)}) + b"Content-Length: "
         size = len(body)
         if size <= PIECE_BYTES:
-            return self._send(target, b"%b%d\r\n\r\n%b" % (head, size, body), b"", seconds, clearance)
-        return self._send(target, b"%b%d\r\n\r\n" % (head, size), body, seconds, clearance)
+            message, rest = b"%b%d\r\n\r\n%b" % (head, size, body), b""
+        else:
+            message, rest = b"%b%d\r\n\r\n" % (head, size), body
+        return self._send(target, message, rest, seconds, clearance, wants_whole=not is_streamed)
 
     async def get(self, endpoint: Endpoint, path: str, *, seconds: float) -> Http1Answer:
         """Ask for a document; raises as ``HttpClient.post``.
@@ -108,7 +113,14 @@ class Http1Client:
             return await self._send(target, head, b"", deadline - loop.time())
 
     async def _send(
-        self, target: _Target, message: bytes, rest: bytes, seconds: float, clearance: Clearance | None = None
+        self,
+        target: _Target,
+        message: bytes,
+        rest: bytes,
+        seconds: float,
+        clearance: Clearance | None = None,
+        *,
+        wants_whole: bool = False,
     ) -> Http1Answer:
         pool, site = self._pool, target.site
         if pool is None or pool.is_closed:
@@ -122,13 +134,14 @@ class Http1Client:
             if clearance is not None:
                 clearance.insist()
             connection = await site.lease(target.provider, min(target.connect_seconds, max(0.001, seconds)))
-        answer = Http1Answer(loop, connection, target.provider)
+        answer = Http1Answer(loop, connection, target.provider, wants_whole)
         try:
             connection.send(answer, message, rest, now_seconds + seconds, clearance)
             if answer.failure is None:
                 answer.waiter = loop.create_future()
                 await answer.waiter
                 answer.waiter = None
+                answer.wants_whole = False
             status = answer.status
             if not status and answer.failure is not None:
                 raise answer.failure

@@ -221,8 +221,9 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         # Once for all that came in one read: whoever waits for the head finds what came of the body too.
         waiter = answer.waiter
-        is_news = self._has_head and (answer.parts or self._is_whole or not had_head)
-        if is_news and waiter is not None and not waiter.done():
+        wants_more = answer.wants_whole and answer.status == _OK
+        is_news = self._is_whole or self.is_paused or (not wants_more and (answer.parts or not had_head))
+        if self._has_head and is_news and waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     def pause_writing(self) -> None:
