@@ -1,6 +1,6 @@
 """What is decided together, for whatever keys of an organization, is what one after another would be.
 
-Two organizations have the same keys, projects and limits. One is asked in batches, the other for each demand alone:
+Two organizations have the same keys, projects and limits. One is asked and told in batches, the other one at a time:
 decisions, counters, holds, leases and what is left of reaped ones must not differ. ``METERHOUSE_TEST_EXAMPLES`` asks
 for that many draws.
 """
@@ -23,7 +23,8 @@ from fakes.servers import RedisServer
 from meterhouse.limits.layout import keys_of
 from meterhouse.limits.limit import parse_limits
 from meterhouse.limits.reserves import MOST_TOGETHER
-from meterhouse.metering import Kind, Limit, Refusal, Reservation, Scope
+from meterhouse.metering import Kind, Limit, Refusal, Reservation, Scope, Settlement
+from meterhouse.usage import Exactness
 
 DRAWS = int(os.environ.get("METERHOUSE_TEST_EXAMPLES", "24"))
 MODELS = ("gpt-4o", "o3")
@@ -101,11 +102,13 @@ async def test_together_is_as_one_after_another(bench: RedisBench, seed: int) ->
             pair for pair in zip(together, alone, strict=True) if all(isinstance(one, Reservation) for one in pair)
         ]  # type: ignore[misc]
         chance.shuffle(held)
-        for _ in range(len(held) * 6 // 10):
-            truth = settlement_of(chance.choice((0, 5, 300)))
-            for one in held.pop():
-                bench.settle(one, truth)
+        over = [(held.pop(), draw_truth(chance)) for _ in range(len(held) * 6 // 10)]
+        for (one, _), truth in over:
+            bench.settle(one, truth)
         await bench.settled()
+        for (_, other), truth in over:
+            bench.settle(other, truth)
+            await bench.settled()
         assert read_state(bench, ORGANIZATION) == read_state(bench, OTHER_ORGANIZATION)
         bench.clock.move(ms=chance.choice((0, 1, 700, LEASE_MS + 1_000, DAY_MS)))
 
@@ -137,6 +140,11 @@ def draw_size(chance: random.Random) -> dict[str, Any]:
         "is_streamed": chance.random() < 0.5,
         "request_nanos": chance.choice((0, 30)),
     }
+
+
+def draw_truth(chance: random.Random) -> Settlement:
+    exactness = chance.choice((Exactness.REPORTED, Exactness.COUNTED))
+    return settlement_of(chance.choice((0, 5, 300)), chance.choice((0, 7, 90_000)), exactness=exactness)
 
 
 def told(decision: Reservation | Refusal) -> str:

@@ -46,4 +46,5 @@ for i = 1, #reaped, 4 do
     end
   end
 end
+write_resolved()
 return {status}

@@ -41,6 +41,7 @@ local function reap(most)
       end
     end
   end
+  write_resolved()
   call('HINCRBY', m, 'n', -#expired)
   return #expired
 end

@@ -33,31 +33,28 @@ end
 local ids = {}
 for i = DEMANDS, #a do ids[i - DEMANDS + 1] = a[i][1] end
 
--- The holds of all, which of them are resolved, and whether one is neither held nor resolved.
-local function look_up()
-  local holds, resolved, is_any_new = call('HMGET', h, unpack(ids)), are_resolved(ids), false
+-- The holds of all, which of them were settled or reaped, and whether one is new; has_stones: whether any was reaped.
+local function look_up(has_stones)
+  local holds, is_any_new = call('HMGET', h, unpack(ids)), false
+  local resolved, before = call('SMISMEMBER', settled_key(0), unpack(ids)), call('SMISMEMBER', settled_key(1), unpack(ids))
   for i = 1, #ids do
-    if holds[i] then resolved[i] = false end
+    resolved[i] = not holds[i]
+      and (resolved[i] == 1 or before[i] == 1 or (has_stones and call('EXISTS', prefix .. 'z:' .. ids[i]) == 1))
     is_any_new = is_any_new or not (holds[i] or resolved[i])
   end
   return holds, resolved, is_any_new
 end
 
-local holds, resolved, is_any_new = look_up()
 local lease_now = now
 local values, places = read(plans, PLAN)
+local holds, resolved, is_any_new = look_up(values[6] and values[6] ~= '0')
 -- Of each plan: the limits that judge, and the reply to what cannot be judged yet.
 local bounds_of_plan, missing = {}, {}
 if is_known(values) then
   local next_lease = is_any_new and call('ZRANGE', l, '0', '0', 'WITHSCORES')[2]
   if next_lease and tonumber(next_lease) <= lease_now then
     local rare = rarely()
-    if rare.is_silence_over(silence) and rare.reap(50) > 0 then
-      -- A learning that began later than now has moved now on, and with it the sets of settled ids that are looked at.
-      local before = resolved
-      holds, resolved = look_up()
-      for i = 1, #ids do resolved[i] = resolved[i] or before[i] end
-    end
+    if rare.is_silence_over(silence) and rare.reap(50) > 0 then holds, resolved = look_up(true) end
     values, places = read(plans, PLAN)
   end
   for i, plan in ipairs(plans) do

@@ -32,7 +32,9 @@ for i = 1, #a, 5 do
     rare.drop_stone(id)
   end
 end
+write_resolved()
 if #live > 0 then call('HINCRBY', m, 'n', -#live) end
-call('SADD', settled_key(0), unpack(ids))
-call('EXPIRE', settled_key(0), SETTLED_SECONDS)
+local settled = settled_key(0)
+call('SADD', settled, unpack(ids))
+if call('TTL', settled) < 0 then call('EXPIRE', settled, SETTLED_SECONDS) end
 return {0, #live}

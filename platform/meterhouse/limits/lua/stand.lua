@@ -27,7 +27,7 @@ end
 -- Reads the head fields and the plans', at the moment that counts for admissions; returns the fields' values, and where
 -- those of each slot begin and that of each list of attachments is.
 local function read(plans, first)
-  local fields, size, places = {'run', 'st', 'n', 'ck', 'b'}, 5, {}
+  local fields, size, places = {'run', 'st', 'n', 'ck', 'b', 'z'}, 6, {}
   for _, plan in ipairs(plans) do
     for i = 2, first - 1 do
       if not places[plan[i]] then
