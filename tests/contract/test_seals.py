@@ -197,6 +197,22 @@ async def test_records_are_shipped_while_somebody_else_seals(sealing_ledger, sea
     assert len(await chain_of(seals)) == 3
 
 
+async def test_what_keeps_seals_from_being_written_keeps_no_record_from_it(sealing_ledger, seals, engine):
+    """A lock of whoever mends the seals' index, say: what failed is written without, and sealed later."""
+    first, second = record(), record()
+    async with writing(engine) as connection:
+        await connection.execute(sa.text("ALTER TABLE seal RENAME TO seal_aside"))
+    with pytest.raises(StoreDown):
+        await sealing_ledger.insert([first])
+    assert await sealing_ledger.insert([first]) == 1
+    async with writing(engine) as connection:
+        await connection.execute(sa.text("ALTER TABLE seal_aside RENAME TO seal"))
+    assert await sealing_ledger.insert([second]) == 1
+    assert await count_seals(engine) == 1
+    assert (await SealStore(engine, hash_rows).seal_new()).sealed == 1
+    assert len(await chain_of(seals)) == 2
+
+
 async def test_of_a_batch_that_is_partly_there_the_rest_is_sealed_later(sealing_ledger, seals, engine):
     first, second = record(), record()
     assert await sealing_ledger.insert([first]) == 1

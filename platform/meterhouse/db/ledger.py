@@ -41,6 +41,7 @@ from meterhouse.db.tables import (
     usage_hour,
     usage_record,
 )
+from meterhouse.errors import StoreDown
 from meterhouse.metering import Period, Sums
 from meterhouse.usage import Exactness, Outcome, Usage, UsageRecord
 
@@ -127,12 +128,13 @@ class LedgerStore:
         self._now_ms = now_ms
         self._hash_rows = hash_rows
         self._expects_new = True
-        """Whether the last batch was new; in a replay none is."""
+        """Whether the last batch was written, and new: in a replay none is, and what failed may have been committed."""
 
     async def insert(self, records: Sequence[UsageRecord]) -> int:
         """Write records that are not there yet, with their projection and seals; returns how many were new.
 
-        After a StoreDown the same records may be offered again, whether or not they were committed.
+        After a StoreDown the same records may be offered again, whether or not they were committed; they are written
+        without seals then, so that what keeps seals from being written does not keep records from it.
         """
         unique: dict[tuple[str, int], UsageRecord] = {}
         for record in records:
@@ -160,9 +162,13 @@ class LedgerStore:
             return len(new)
 
         if self._expects_new:
-            # It fails where one is there, or a seal of one that somebody has removed.
-            with suppress(sa.exc.IntegrityError):
-                return await write_again(self._engine, write_all)
+            try:
+                # It fails where one is there, or a seal of one that somebody has removed.
+                with suppress(sa.exc.IntegrityError):
+                    return await write_again(self._engine, write_all)
+            except StoreDown:
+                self._expects_new = False
+                raise
         count = await write_again(self._engine, write_new)
         self._expects_new = count == len(unique)
         return count
