@@ -201,9 +201,12 @@ class MeterMachine(RuleBasedStateMachine):
         use = Use(is_sent=is_sent, total_tokens=tokens, charge_nanos=tokens * 2)
         self.runner.run(self.meter.renew({request.demand.request_id: use for request in chosen}))
         for request in chosen:
-            if request.is_usable:
-                request.use = use
-                request.expires_at_ms = self.clock.now_ms() + LEASE_MS
+            self.note_renewal(request, use)
+
+    def note_renewal(self, request: Request, use: Use) -> None:
+        if request.is_usable:
+            request.use = use
+            request.expires_at_ms = self.clock.now_ms() + LEASE_MS
 
     @rule(looks_at_all_limits=st.booleans())
     def sweep(self, looks_at_all_limits: bool) -> None:
