@@ -112,6 +112,10 @@ class RedisMachine(MeterMachine):
             self.asked = self.oracle.calls
             self.clock.move(ms=3)
 
+    def can_renew(self, request: Request) -> bool:
+        """One that the ledger accounts for is held again some time after that, if its worker renews it yet: not here."""
+        return super().can_renew(request) and not request.is_of_the_ledger
+
     def note_renewal(self, request: Request, use: Use) -> None:
         super().note_renewal(request, use)
         if request.reaped_at_ms is not None and request.settlement is None and not request.is_orphan:
