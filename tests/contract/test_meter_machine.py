@@ -113,7 +113,7 @@ class RedisMachine(MeterMachine):
             self.clock.move(ms=3)
 
     def can_renew(self, request: Request) -> bool:
-        """One that the ledger accounts for is held again some time after that, if its worker renews it yet: not here."""
+        """One that the ledger accounts for is held again some time after that if it is renewed yet: not here."""
         return super().can_renew(request) and not request.is_of_the_ledger
 
     def note_renewal(self, request: Request, use: Use) -> None:
