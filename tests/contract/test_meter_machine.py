@@ -4,9 +4,10 @@
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
@@ -20,13 +21,11 @@ from fakes.servers import RedisServer
 from meterhouse.limits.layout import ACTIVE_KEY, encode_settle, keys_of
 from meterhouse.limits.redis import RedisMeter
 from meterhouse.limits.scripts import load_scripts
-from meterhouse.metering import Limit, Nature, Reservation, Settlement
+from meterhouse.metering import LedgerSums, Limit, Nature, Period, Reservation, Settlement, Use
 from meterhouse.usage import Exactness
 
 MEMORY_EXAMPLES = 60
 REDIS_EXAMPLES = 20
-SLACK_MS = 10
-"""How far the clock is moved on after something was learned, and a little more."""
 RARELY = st.sampled_from([False, False, True])
 
 
@@ -49,9 +48,19 @@ class MemoryMachine(MeterMachine):
 
 
 class ModelledOracle(Oracle):
-    """A ledger in which everything that was settled or reaped is written down in the same moment."""
+    """A ledger in which everything that was settled or reaped is written down in the same moment.
+
+    What was silent for two thirds of a lease when a learning began is its to account for from then on.
+    """
 
     requests: Sequence[Request] = ()
+
+    async def sum_before(self, periods: Sequence[Period], before_ms: int, excluded: Collection[str]) -> LedgerSums:
+        for request in self.requests:
+            is_quiet = request.heard_at_ms is not None and request.heard_at_ms <= before_ms - LEASE_MS * 2 // 3
+            if is_quiet and request.demand.request_id in excluded:
+                request.give_to_ledger()
+        return await super().sum_before(periods, before_ms, excluded)
 
     @property
     def records(self) -> list[Record]:  # type: ignore[override]
@@ -97,20 +106,20 @@ class RedisMachine(MeterMachine):
         """The ledger reads it from the model; what was learned since the reaping misses what the settlement changes."""
 
     def settle_one(self, request: Request, share: int, exactness: Exactness, *, is_sent: bool) -> None:
-        self.note_learning()
         super().settle_one(request, share, exactness, is_sent=is_sent)
         if request.is_of_the_ledger:
             self.runner.run(self.bench.reconcile())
             self.asked = self.oracle.calls
             self.clock.move(ms=3)
 
-    def note_learning(self) -> None:
-        """Whoever is silent for two thirds of a lease when something is learned is over: the ledger accounts for it."""
-        now_ms = self.clock.now_ms()
-        for request in self.requests:
-            was_quiet = request.heard_at_ms is not None and now_ms - request.heard_at_ms >= LEASE_MS * 2 // 3 - SLACK_MS
-            if was_quiet and request.settlement is None and request.learnings_at_reaping != self.oracle.calls:
-                request.is_of_the_ledger = True
+    def can_renew(self, request: Request) -> bool:
+        """One that the ledger accounts for is held again some time after that if it is renewed yet: not here."""
+        return super().can_renew(request) and not request.is_of_the_ledger
+
+    def note_renewal(self, request: Request, use: Use) -> None:
+        super().note_renewal(request, use)
+        if request.reaped_at_ms is not None and request.settlement is None and not request.is_orphan:
+            request.heard_at_ms = self.clock.now_ms()
 
     def settle_again(self, request: Request, settlement: Settlement) -> None:
         """The answer was lost, and the settlement is sent again."""
@@ -123,7 +132,6 @@ class RedisMachine(MeterMachine):
     def resolve(self, request: Request, settlement: Settlement, *, is_reaping: bool) -> None:
         super().resolve(request, settlement, is_reaping=is_reaping)
         if is_reaping:
-            request.learnings_at_reaping = self.oracle.calls
             request.heard_at_ms = self.clock.now_ms()
 
     @property
@@ -221,7 +229,8 @@ class RedisMachine(MeterMachine):
     def hold_again(self, request: Request) -> None:
         """Also what was reaped is held again: its worker has it still."""
         if request.reaped_at_ms is not None:
-            applied, request.reaped_at_ms, request.heard_at_ms = request.applied, None, None
+            applied = request.applied
+            request.reaped_at_ms, request.heard_at_ms, request.is_of_the_ledger = None, None, False
             for limit in {*self.limits["key_1"], *self.limits["key_2"]}:
                 if is_in_scope(limit, request.demand) and limit.nature in {Nature.QUOTA, Nature.BUDGET}:
                     self.add_overrun(
@@ -250,3 +259,22 @@ def test_any_order_in_memory() -> None:
 
 def test_any_order_on_redis(timed_redis_server: RedisServer, tmp_path: Path) -> None:
     run_state_machine_as_test(lambda: RedisMachine(timed_redis_server, tmp_path), settings=examples(REDIS_EXAMPLES))
+
+
+@pytest.mark.parametrize("share", [5, 130])
+def test_what_the_ledger_took_over_moves_no_rate(timed_redis_server: RedisServer, tmp_path: Path, share: int) -> None:
+    """Whether its settlement tells less or more than was debited, on the meter as in the model."""
+    machine = RedisMachine(timed_redis_server, tmp_path)
+    try:
+        sizes = {"output_tokens": 300, "held_input_tokens": 90, "choices": 1}
+        machine.reserve_one(
+            key="key_1", model="large", knows_all_limits=True, is_hidden=False, is_streamed=False, **sizes
+        )
+        machine.wait(60_000)
+        machine.sweep(looks_at_all_limits=True)
+        machine.wait(60_000)
+        machine.reconcile()
+        machine.settle_one(machine.requests[0], share, Exactness.REPORTED, is_sent=True)
+        machine.every_limit_stands_where_the_model_says()
+    finally:
+        machine.teardown()

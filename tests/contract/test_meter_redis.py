@@ -299,3 +299,20 @@ async def test_leases_get_time_to_be_renewed_after_the_server_was_away_from_all(
             bench.clock.move(seconds=25)
             await bench.sweep()
         assert await bench.counts(budget) == (1, 0)  # and ends when it is renewed no more
+
+
+async def test_what_was_reaped_days_ago_costs_nobody_the_tombstones_of_today(
+    timed_redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with timed_bench(timed_redis_server, tmp_path) as bench:
+        await bench.admit(BUDGET)  # whose end nobody tells
+        bench.clock.move(ms=LEASE_MS)
+        assert await bench.sweep() == 1
+        bench.clock.move(days=3)
+        late = await bench.admit(BUDGET)
+        bench.clock.move(ms=LEASE_MS)
+        await bench.reconcile()
+        assert await bench.counts(BUDGET) == (0, 0)
+        bench.settle(late, settlement_of(70))
+        await bench.settled()
+        assert await bench.counts(BUDGET) == (70, 0)

@@ -12,7 +12,7 @@ from fakes.servers import RedisServer
 from meterhouse.limits.layout import encode_settle, keys_of
 from meterhouse.limits.scripts import load_scripts
 from meterhouse.limits.settlements import MOST_AT_ONCE
-from meterhouse.metering import Settlement
+from meterhouse.metering import Settlement, Use
 
 BUDGET = "spend 0.00001 USD total"
 RATES = "tokens 9000/second; tokens 9000/minute; tokens 9000/hour"
@@ -74,6 +74,24 @@ async def test_a_period_that_is_over_goes_with_the_last_of_its_holds(bench: Redi
     await tell(bench, [*others, (of_today.request_id, settlement_of(7))])
     assert not is_kept()
     assert await bench.counts(day) == (7, 0)
+
+
+async def test_a_hold_that_outlived_its_slot_does_not_stop_the_others(bench: RedisBench) -> None:
+    """The sweep drops a slot whose newest period is over for two days and has no holds."""
+    day = "tokens 9000/day"
+    oldest = await bench.admit(day)
+    bench.clock.move(days=2)
+    await bench.meter.renew({oldest.request_id: Use(is_sent=True, total_tokens=1, charge_nanos=1)})
+    bench.settle(await bench.admit(day), settlement_of(5))
+    await bench.settled()
+    bench.clock.move(days=4)
+    await bench.meter.renew({oldest.request_id: Use(is_sent=True, total_tokens=1, charge_nanos=1)})
+    await bench.sweep()
+    other = await bench.admit(BUDGET)
+    await tell(bench, [(one.request_id, settlement_of(7)) for one in (other, oldest)])
+    assert await bench.counts(BUDGET) == (5 + 7 + 7, 0)
+    counters, *_ = keys_of(ORGANIZATION)
+    assert not [field for field in bench.server.cli("HKEYS", counters) if "|day|" in str(field)]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("at_ms", [0, 1, REMEMBERED_MS // 2, REMEMBERED_MS - 1])

@@ -194,16 +194,20 @@ class MeterMachine(RuleBasedStateMachine):
         at_ms = request.reservation.admitted_at_ms
         self.oracle.records.append(Record(request.demand, at_ms, request.settlement))
 
-    @precondition(lambda self: bool(self.requests))
+    @precondition(lambda self: any(self.can_renew(request) for request in self.requests))
     @rule(data=st.data(), tokens=st.integers(0, 5_000), is_sent=st.booleans())
     def renew(self, data: st.DataObject, tokens: int, is_sent: bool) -> None:
-        chosen = data.draw(st.lists(st.sampled_from(self.requests), max_size=4))
+        renewed = [request for request in self.requests if self.can_renew(request)]
+        chosen = data.draw(st.lists(st.sampled_from(renewed), max_size=4))
         use = Use(is_sent=is_sent, total_tokens=tokens, charge_nanos=tokens * 2)
         self.runner.run(self.meter.renew({request.demand.request_id: use for request in chosen}))
         for request in chosen:
-            if request.is_usable:
-                request.use = use
-                request.expires_at_ms = self.clock.now_ms() + LEASE_MS
+            self.note_renewal(request, use)
+
+    def note_renewal(self, request: Request, use: Use) -> None:
+        if request.is_usable:
+            request.use = use
+            request.expires_at_ms = self.clock.now_ms() + LEASE_MS
 
     @rule(looks_at_all_limits=st.booleans())
     def sweep(self, looks_at_all_limits: bool) -> None:
@@ -317,10 +321,15 @@ class MeterMachine(RuleBasedStateMachine):
         return [limit for limit in demand.limits if limit.is_held_in_full and limit.model in {None, demand.model}]
 
     def can_settle(self, request: Request) -> bool:
-        is_forgotten = request.reaped_at_ms is not None and (
-            self.clock.now_ms() - request.reaped_at_ms > LATEST_LATE_MS
-        )
-        return request.settlement is None and not is_forgotten and not request.is_orphan
+        return request.settlement is None and not self.is_forgotten(request) and not request.is_orphan
+
+    def can_renew(self, request: Request) -> bool:
+        """What is over may be renewed too, which changes nothing."""
+        return not self.is_forgotten(request)
+
+    def is_forgotten(self, request: Request) -> bool:
+        """Whether its reaping is so long ago that the meter does not remember it."""
+        return request.reaped_at_ms is not None and self.clock.now_ms() - request.reaped_at_ms > LATEST_LATE_MS
 
     def reap_expired(self) -> int:
         expired = [

@@ -22,12 +22,15 @@ class Request:
     """By rate: the window's number and what it was debited there."""
     is_orphan: bool = False
     """The worker that had it is gone."""
-    learnings_at_reaping: int = 0
-    """How often the ledger had been asked when it was reaped."""
     heard_at_ms: int | None = None
     """When it was reaped, or renewed since."""
     is_of_the_ledger: bool = False
     """It was silent for long when something was learned, so a settlement that comes yet changes nothing by itself."""
+
+    def give_to_ledger(self) -> None:
+        """Leave what becomes of its quotas and budgets to the ledger, and its rates as they are."""
+        self.is_of_the_ledger = True
+        self.rate_windows.clear()
 
     @property
     def is_live(self) -> bool:

@@ -107,7 +107,8 @@ local function write_resolved()
         size = size + 4
       end
     elseif counter[6] and counter[7] then
-      if counter[7] == 0 and tonumber(counter[5]) > counter[8] then
+      local newest = tonumber(counter[5]) -- none: the sweep dropped the slot, where the hold outlived later periods
+      if counter[7] == 0 and (not newest or newest > counter[8]) then
         gone[#gone + 1], gone[#gone + 2] = counter[3], counter[4]
       else
         writes[size + 1], writes[size + 2] = counter[3], counter[6]

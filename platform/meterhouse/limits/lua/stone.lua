@@ -1,6 +1,7 @@
 -- A tombstone, here a stone, is what is left of a reaped hold for 48 h: {life of these counters, when it was heard of last, hold}. The
 -- amounts of its debits are those that count as spent, so that whoever tells the truth later (a settlement, renewals,
--- the ledger) moves the counters by the difference. y lists the stones of this life by their ends; z of m counts them.
+-- the ledger) moves the counters by the difference. y lists the stones of this life by their ends; z of m counts them. y does
+-- not end by itself, or z would count what is not there any more.
 
 -- A key goes in the millisecond after its last one.
 local STONE_MS = 172800000
@@ -9,7 +10,6 @@ local y = prefix .. 'y'
 local function keep_stone(id, hold, whose)
   call('SET', prefix .. 'z:' .. id, cmsgpack.pack({whose, now, hold}), 'PX', STONE_MS - 1)
   call('ZADD', y, now + STONE_MS, id)
-  call('PEXPIRE', y, STONE_MS)
   call('HINCRBY', m, 'z', 1)
 end
 
