@@ -18,7 +18,7 @@ EVENT_END = b"\n\n"
 BETWEEN = EVENT_END + DATA_PREFIX
 """What stands between the payloads of two events."""
 LINE_FEED, CARRIAGE_RETURN = b"\n\r"
-"""As numbers: whether bytes hold a number is told in a tenth of the time that a search for bytes takes."""
+"""As numbers: whether bytes hold a number is told in a fraction of the time that a search for bytes takes."""
 
 _KIND = re.compile(r"[a-z0-9_.]{1,64}")
 
