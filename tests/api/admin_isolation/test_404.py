@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -131,11 +132,14 @@ def test_no_route_shows_or_changes_what_is_anothers(gateway: Gateway, parties: t
 
 
 def state_of(gateway: Gateway, party: Party) -> list[bytes]:
-    """Everything that the owner sees of its organization; the audit log tells of any change."""
+    """Everything that the owner sees of its organization; the audit log tells of any change.
+
+    But for when keys were last used, which is written a while after: these tests use them.
+    """
     headers = {"OpenAI-Organization": party.ids["organization_id"]}
     places = [filled(route.partition(" ")[2], party.ids) for route in MATRIX if route.startswith("GET /v1/")]
     answers = [gateway.request("GET", path, key=gateway.admin_key, headers=headers) for path in places]
-    return [body for status, _, body in answers if status == 200]
+    return [re.sub(rb'("last_used_at":)\d+', rb"\1null", body) for status, _, body in answers if status == 200]
 
 
 @pytest.mark.parametrize("route", OWN_LISTS)
