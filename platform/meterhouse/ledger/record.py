@@ -5,6 +5,7 @@ anything else is a new version. Not here: framing, checksums and files (``segmen
 """
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
 
@@ -84,8 +85,9 @@ _TERMINAL_TAG = bytes([3])
 _TAG = slice(2, 3)
 """Behind the version and the byte of an array of fewer than 16; an INTENT's is longer."""
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Payload)
-_SHIPPING_DECODER = msgspec.msgpack.Decoder(Shipping)
+_DECODER: msgspec.msgpack.Decoder[Payload] = msgspec.msgpack.Decoder(Payload)
+_SHIPPING_DECODER: msgspec.msgpack.Decoder[Shipping] = msgspec.msgpack.Decoder(Shipping)
+_Decoded = TypeVar("_Decoded")
 
 
 def encode(payload: Payload) -> bytes:
@@ -108,34 +110,24 @@ def decode(data: bytes, *, origin: str) -> Payload:
     Raises:
         UnreadableJournal: a newer version wrote it, or it is no payload.
     """
-    _check_version(data, origin)
-    try:
-        payload: Payload = _DECODER.decode(memoryview(data)[1:])
-    except msgspec.MsgspecError as error:
-        raise _damaged(origin, error) from error
-    return payload
+    return _decode(_DECODER, data, origin)
 
 
 def decode_for_shipping(data: bytes, *, origin: str) -> Shipping:
     """Decode of a payload what is shipped, and look at nothing else; raises as ``decode`` does."""
-    _check_version(data, origin)
-    try:
-        payload: Shipping = _SHIPPING_DECODER.decode(memoryview(data)[1:])
-    except msgspec.MsgspecError as error:
-        raise _damaged(origin, error) from error
-    return payload
+    return _decode(_SHIPPING_DECODER, data, origin)
 
 
-def _check_version(data: bytes, origin: str) -> None:
+def _decode(decoder: msgspec.msgpack.Decoder[_Decoded], data: bytes, origin: str) -> _Decoded:
     version = data[0] if data else 0
     if version > VERSION:
         raise UnreadableJournal(
             f"{origin} was written by a newer Meterhouse (record version {version}, this one reads up to {VERSION}). "
             "Read it with the version that wrote it."
         )
-    if version != VERSION:
-        raise _damaged(origin, f"there is no record version {version}")
-
-
-def _damaged(origin: str, why: object) -> UnreadableJournal:
-    return UnreadableJournal(f"{origin} holds a record that is none of the journal's: {why}")
+    try:
+        if version != VERSION:
+            raise msgspec.ValidationError(f"there is no record version {version}")
+        return decoder.decode(memoryview(data)[1:])
+    except msgspec.MsgspecError as error:
+        raise UnreadableJournal(f"{origin} holds a record that is none of the journal's: {error}") from error
