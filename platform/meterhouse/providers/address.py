@@ -9,6 +9,9 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
 _NAT64 = IPv6Network("64:ff9b::/96")
+_NEVER_PUBLIC = (IPv6Network("::/96"), IPv6Network("64:ff9b:1::/48"), IPv6Network("fec0::/10"))
+"""What ``ipaddress`` may take for global: an IPv4 address in a form long gone (RFC 4291, 2.5.5.1), a network's own
+translation to IPv4 (RFC 8215), and a site's own addresses (RFC 3879)."""
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII | re.IGNORECASE)
 
@@ -18,6 +21,8 @@ def is_public(host: str) -> bool:
     address: IPv4Address | IPv6Address = ip_address(host.partition("%")[0])
     if isinstance(address, IPv6Address):
         embedded = address.ipv4_mapped or address.sixtofour or (address.teredo or (None,))[0]
+        if any(address in network for network in _NEVER_PUBLIC):
+            return False
         if embedded is None and address in _NAT64:
             embedded = IPv4Address(int(address) & 0xFFFF_FFFF)
         if embedded is not None:
