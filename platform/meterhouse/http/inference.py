@@ -99,7 +99,7 @@ class InferenceEndpoint:
         parts = self._parts
         exchange = exchange_of(scope)
         exchange.route = self._wire.path
-        with parts.slots.take() as slot:
+        with Slot(parts.slots) as slot:
             call, headers = await self._admit(scope, receive, send, exchange, slot)
             # From here on a settlement is owed.
             tally, outlet = call.tally, call.outlet

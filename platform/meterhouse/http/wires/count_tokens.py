@@ -23,6 +23,7 @@ from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage
 from meterhouse.http.respond import Envelope, send_whole
+from meterhouse.http.shedding import Slot
 from meterhouse.http.tokens import COUNT_SECONDS
 from meterhouse.http.wires.messages import MESSAGES, MESSAGES_ENVELOPE, MessagesEndpoint, ask_messages
 from meterhouse.http.wires.passed_messages import PassedMessages
@@ -107,7 +108,7 @@ class CountTokensEndpoint(MessagesEndpoint):
         parts, wire = self._parts, self._wire
         exchange = exchange_of(scope)
         exchange.route = wire.path
-        with parts.slots.take() as slot:
+        with Slot(parts.slots) as slot:
             principal = await parts.keyring.verify(credential_of(scope), exchange.address)
             exchange.principal = principal
             check_origin(principal, header(scope, b"origin"))
