@@ -7,7 +7,7 @@ when its record is durable. What differs from wire to wire is behind ``ClientWir
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,7 +41,7 @@ from meterhouse.http.skeleton import Skeleton
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.tool_text import with_rendered_tools
-from meterhouse.identity import KeyScope, Principal
+from meterhouse.identity import Principal
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.journal import Journal
@@ -56,6 +56,7 @@ from meterhouse.telemetry.metrics import Metrics
 from meterhouse.usage import Outcome
 
 ReadLong = Callable[[Skeleton], Asked | None]
+ReadHeaders = Callable[[Scope], Mapping[str, str]]
 KEPT_PROMPT_BYTES = 65_536
 """A longer prompt is let go once the answer has begun; if it must be counted, its estimate is charged."""
 
@@ -86,10 +87,25 @@ class InferenceParts:
 class InferenceEndpoint:
     """The endpoint of one wire."""
 
-    def __init__(self, parts: InferenceParts, wire: ClientWire, read_long: ReadLong | None = None) -> None:
-        """Take the parts; ``read_long`` reads a long body of the wire by its skeleton, where it can."""
+    def __init__(
+        self,
+        parts: InferenceParts,
+        wire: ClientWire,
+        read_long: ReadLong | None = None,
+        read_headers: ReadHeaders | None = None,
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            parts: see there.
+            wire: of its clients.
+            read_long: reads a long body of the wire by its skeleton, where it can.
+            read_headers: returns those headers of a request that go upstream with its body; None: there are none.
+                Raises Malformed where one says what the wire does not know.
+        """
         self._parts = parts
         self._read_long = read_long
+        self._read_headers = read_headers
         self._relay_parts = RelayParts(parts.meter, parts.checkpointer, parts.tasks, parts.metrics)
         self._limit_names = LimitNames(parts.routes)
         self._wire = wire
@@ -158,9 +174,12 @@ class InferenceEndpoint:
         """
         parts, wire = self._parts, self._wire
         credential = credential_of(scope)
-        principal = parts.keyring.recall(credential, exchange.address, KeyScope.INFERENCE)
+        # One moment decides of the key and of the route, unless something was waited for in between.
+        now_ms = parts.clock.now_ms()
+        principal = parts.keyring.recall(credential, exchange.address, now_ms)
         if principal is None:
             principal = await parts.keyring.verify(credential, exchange.address)
+            now_ms = parts.clock.now_ms()
         exchange.principal = principal
         if principal.origins is not None:
             check_origin(principal, header(scope, b"origin"))
@@ -174,11 +193,12 @@ class InferenceEndpoint:
         else:
             read = partial(wire.read, content_type=content_type, default_model=default_model)
             asked = await intake.take_body(scope, receive, read, wire.most_values, self._read_long)
-        self._note_headers(asked, scope)
+            now_ms = parts.clock.now_ms()
+        if self._read_headers is not None:
+            asked.headers = self._read_headers(scope)
         exchange.model = asked.model
         # One snapshot for the whole request: it is charged by a price that it was held by.
         snapshot = parts.routes.snapshot
-        now_ms = parts.clock.now_ms()
         route = snapshot.resolve(asked.model, now_ms)
         if not principal.may_use_all:
             permit(principal, asked.model, route)
@@ -241,13 +261,6 @@ class InferenceEndpoint:
             admitted_ns=time.monotonic_ns(),
         )
         return tally
-
-    def _note_headers(self, asked: Asked, scope: Scope) -> None:
-        """Take from the request's headers what its wire has there; most have nothing.
-
-        Raises:
-            Malformed: A header says what the wire does not know.
-        """
 
     def _serving(self, asked: Asked, route: Route) -> Route:
         """Return the deployments that can be asked this at all; what is held is by those.

@@ -25,7 +25,7 @@ from meterhouse.http.passage import Passage
 from meterhouse.http.respond import Envelope, send_whole
 from meterhouse.http.shedding import Slot
 from meterhouse.http.tokens import COUNT_SECONDS
-from meterhouse.http.wires.messages import MESSAGES, MESSAGES_ENVELOPE, MessagesEndpoint, ask_messages
+from meterhouse.http.wires.messages import MESSAGES, MESSAGES_ENVELOPE, MessagesEndpoint, ask_messages, read_versions
 from meterhouse.http.wires.passed_messages import PassedMessages
 from meterhouse.limits.demand import estimate_input_tokens
 from meterhouse.money import PossiblePrices
@@ -120,7 +120,7 @@ class CountTokensEndpoint(MessagesEndpoint):
             route = parts.routes.resolve(asked.model, parts.clock.now_ms())
             permit(principal, asked.model, route)
             if not any(wire.find_passage(asked, row.provider) is not None for row in route.deployments):
-                self._note_headers(asked, scope)
+                asked.headers = read_versions(scope)
                 tokens = await self._count_here(exchange, asked, route)
                 await send_whole(send, [], msgspec.json.encode({"input_tokens": tokens}))
                 return
