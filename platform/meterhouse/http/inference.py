@@ -46,6 +46,7 @@ from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.settler import Settler
+from meterhouse.ledger.shipper import Shipper
 from meterhouse.limits.demand import build_demand
 from meterhouse.metering import Clock, Demand, Meter, Refusal, Reservation
 from meterhouse.money import PossiblePrices
@@ -57,6 +58,8 @@ from meterhouse.usage import Outcome
 
 ReadLong = Callable[[Skeleton], Asked | None]
 ReadHeaders = Callable[[Scope], Mapping[str, str]]
+_DEGRADED = {(True, False): b"meter", (False, True): b"ledger", (True, True): b"meter, ledger"}
+"""What an answer was made without, for ``x-meterhouse-degraded``: by whether the meter, and the ledger, was away."""
 KEPT_PROMPT_BYTES = 65_536
 """A longer prompt is let go once the answer has begun; if it must be counted, its estimate is charged."""
 
@@ -78,8 +81,8 @@ class InferenceParts:
     metrics: Metrics
     clock: Clock
     slots: Slots
-    degraded: Callable[[Reservation], bytes]
-    """Names what a request was served without, for the header ``x-meterhouse-degraded``; empty when all is well."""
+    shipper: Shipper
+    """Says whether the ledger's database is away, or late; records wait in the journal then."""
     default_model: str | None = None
     """Who answers a simple endpoint when no model is named; None: the first listed one that the key may use."""
 
@@ -212,9 +215,16 @@ class InferenceEndpoint:
         # What it costs was decided by the meter's clock, not by ours.
         if not route.from_ms <= reservation.admitted_at_ms < route.until_ms:
             route = snapshot.pricing.reprice(route, reservation.admitted_at_ms)
-        headers = self._headers(asked, demand, reservation)
+        # The times in the states are the meter's, and so is the moment at which it gave them.
+        headers = rate_limit_headers(reservation.states, reservation.admitted_at_ms)
+        allowance = reservation.allowance_tokens
+        if allowance is not None and (asked.output_tokens is None or allowance < demand.output_tokens):
+            headers.append((b"x-meterhouse-max-tokens", str(allowance).encode()))
+        is_ledger_late = parts.shipper.is_late
+        if is_ledger_late or reservation.is_degraded:
+            headers.append((b"x-meterhouse-degraded", _DEGRADED[reservation.is_degraded, is_ledger_late]))
         reservation.states = ()  # the headers say it, and nobody else asks
-        outlet = Outlet(exchange, send, headers, wire.envelope)
+        outlet = Outlet(exchange, send, headers, wire.envelope.event)
         cycle = exchange.cycle
         # Asked for, the running task costs a system call.
         guard = Guard(asyncio.current_task() if cycle is None else cycle.task)
@@ -290,16 +300,6 @@ class InferenceEndpoint:
         call.is_ending = True
         _note_failure(call.tally, error)
         await self._parts.counter.fill(call.tally, call.asked)
-
-    def _headers(self, asked: Asked, demand: Demand, reservation: Reservation) -> Headers:
-        # The times in the states are the meter's, and so is the moment at which it gave them.
-        headers = rate_limit_headers(reservation.states, reservation.admitted_at_ms)
-        allowance = reservation.allowance_tokens
-        if allowance is not None and (asked.output_tokens is None or allowance < demand.output_tokens):
-            headers.append((b"x-meterhouse-max-tokens", str(allowance).encode()))
-        if degraded := self._parts.degraded(reservation):
-            headers.append((b"x-meterhouse-degraded", degraded))
-        return headers
 
 
 def _default_model(parts: InferenceParts, principal: Principal) -> str:

@@ -114,8 +114,7 @@ class Keyring:
         """
         if (known := self.recall(authorization, address, self._clock.now_ms(), scope)) is not None:
             return known
-        throttle = self.throttle
-        if throttle is None:
+        if (throttle := self.throttle) is None:
             return await self._verify(authorization, address, scope)
         if throttle.is_closed(address) and not self._is_known(authorization):
             raise throttle.refuse(address)
@@ -130,10 +129,7 @@ class Keyring:
     def recall(
         self, authorization: str | None, address: str | None, now_ms: int, scope: KeyScope = KeyScope.INFERENCE
     ) -> Principal | None:
-        """Return who a request is, as ``verify``, while its key is fresh in the cache; None: ``verify`` tells.
-
-        ``now_ms`` is the present by the clock of the keyring.
-        """
+        """Return who a request is, as ``verify``, while its key is fresh in the cache now; None: ``verify`` tells."""
         if authorization is None or len(authorization) > MAX_LENGTH:
             return None
         # A mark is made of whatever comes, so that time does not tell whose key is known.
