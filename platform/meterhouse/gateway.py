@@ -44,9 +44,8 @@ from meterhouse.ledger.checkpointer import Checkpointer, charge_so_far
 from meterhouse.ledger.files import FileLayer
 from meterhouse.ledger.seal import hash_rows
 from meterhouse.ledger.settler import Settler
-from meterhouse.ledger.shipper import Shipper
 from meterhouse.live_channel import WANTED_NOTICE, LiveChannel
-from meterhouse.metering import Meter, Reservation
+from meterhouse.metering import Meter
 from meterhouse.meters import open_meter
 from meterhouse.notices import CONNECTED
 from meterhouse.providers.probe import Probe
@@ -283,7 +282,7 @@ def _build_inference(
         metrics=metrics,
         clock=stores.clock,
         slots=Slots(_most_requests(settings), settings.max_lag_seconds, probe),
-        degraded=partial(_name_degraded, records.shipper),
+        shipper=records.shipper,
         default_model=settings.default_model,
     )
 
@@ -305,13 +304,6 @@ def _build_live(settings: Settings, stores: Stores, inference: InferenceParts) -
     inference.keyring.watch(live.doubt)
     tasks.keep(live.run)
     return live
-
-
-def _name_degraded(shipper: Shipper, reservation: Reservation) -> bytes:
-    """Name what an answer was made without: the meter, or the ledger's database (its records wait in the journal)."""
-    if shipper.is_late:
-        return b"meter, ledger" if reservation.is_degraded else b"ledger"
-    return b"meter" if reservation.is_degraded else b""
 
 
 def _most_requests(settings: Settings) -> int:

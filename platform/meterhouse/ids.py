@@ -42,12 +42,15 @@ class IdSource:
             self._used = length
         return self._drawn[begin:end]
 
-    def new_request_id(self) -> str:
-        """Make a UUIDv7 as 32 hexadecimal characters: 48 bits of milliseconds, then 74 random bits."""
+    def new_request_id(self, at_ns: int) -> str:
+        """Make a UUIDv7 as 32 hexadecimal characters: 48 bits of Unix milliseconds, then 74 random bits.
+
+        ``at_ns`` is the present in Unix nanoseconds, which whoever takes a request has just asked for.
+        """
         tails = self._tails
         if not tails:
             tails += _tails_of(self.random_hex(_PREPARED * _CHANCE_LENGTH))
-        return f"{time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF:012x}{tails.pop()}"
+        return f"{at_ns // 1_000_000 & 0xFFFF_FFFF_FFFF:012x}{tails.pop()}"
 
 
 def new_request_id() -> str:

@@ -131,7 +131,7 @@ async def relay(stream: Stream, *, remembers: bool, before: Callable[[int, Call,
     source.connection_made(Wire())
     cycle = Cycle({"type": "http"}, wire, Flow(wire), SimpleNamespace(default_headers=[], tasks=set()), lambda: None)  # type: ignore[arg-type]
     exchange = Exchange("id", "req_id", TraceContext("", "", is_sampled=False), "POST", None, 0, 0)
-    outlet = Outlet(exchange, cycle.send, [], OPENAI_ENVELOPE)
+    outlet = Outlet(exchange, cycle.send, [], OPENAI_ENVELOPE.event)
     exchange.cycle, exchange.reply = cycle, cycle.send
     options = {"stream_options": {"include_usage": True}} if stream.wants_usage else {}
     body = {

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 
 import pytest
 
 from meterhouse.errors import Overloaded
-from meterhouse.http.shedding import PROBE_SECONDS, LoopProbe, Slots
+from meterhouse.http.shedding import PROBE_SECONDS, LoopProbe, Slot, Slots
 
 
 class Party:
@@ -16,16 +17,16 @@ class Party:
 
     def __init__(self, most: int) -> None:
         self.slots = Slots(most, 0.5, LoopProbe())
-        self.stays = ExitStack()
+        self.stays: defaultdict[str, list[ExitStack]] = defaultdict(list)
 
     def come(self, organization: str) -> bool:
         """Whether one more is let in."""
         with ExitStack() as mine:
             try:
-                mine.enter_context(self.slots.take()).assign(organization)
+                mine.enter_context(Slot(self.slots)).assign(organization)
             except Overloaded:
                 return False
-            self.stays.push(mine.pop_all())
+            self.stays[organization].append(mine.pop_all())
         return True
 
 
@@ -33,8 +34,10 @@ def test_every_slot_is_given_and_comes_back() -> None:
     party = Party(5)
     assert [party.come(f"org_{number}") for number in range(7)] == [True] * 5 + [False] * 2
     assert party.slots.refused_for_slots == 2
-    party.stays.close()
+    for number in range(5):
+        party.stays[f"org_{number}"].pop().close()
     assert party.slots.taken == 0
+    assert not party.slots.by_organization
     assert party.come("org_1")
 
 
@@ -54,26 +57,26 @@ def test_what_ends_goes_to_those_who_have_less_than_their_share() -> None:
     for _ in range(10):
         assert party.come("small")
     for _ in range(5):
-        party.slots.give_back("big")
+        party.stays["big"].pop().close()
     assert not party.come("big")
     assert [party.come("small") for _ in range(6)] == [True] * 5 + [False]
 
 
 def test_a_request_of_nobody_known_counts_and_goes_without_a_trace() -> None:
     party = Party(1)
-    with party.slots.take(), pytest.raises(Overloaded):
-        party.slots.take()
+    with Slot(party.slots), pytest.raises(Overloaded), Slot(party.slots):
+        pass
     assert party.slots.taken == 0
-    assert not party.slots._by_organization
+    assert not party.slots.by_organization
 
 
 def test_a_request_whose_organization_is_told_twice_is_one_request() -> None:
     party = Party(5)
-    with party.slots.take() as slot:
+    with Slot(party.slots) as slot:
         slot.assign("org_1")
         slot.assign("org_1")
-        assert party.slots._by_organization == {"org_1": 1}
-    assert not party.slots._by_organization
+        assert party.slots.by_organization == {"org_1": 1}
+    assert not party.slots.by_organization
 
 
 class Loop:
@@ -94,10 +97,10 @@ class Loop:
 
     def refuses(self) -> bool:
         try:
-            self.slots.take()
+            with Slot(self.slots):
+                return False
         except Overloaded:
             return True
-        return False
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ when its record is durable. What differs from wire to wire is behind ``ClientWir
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,11 +41,12 @@ from meterhouse.http.skeleton import Skeleton
 from meterhouse.http.tasks import Tasks
 from meterhouse.http.tokens import TokenCounter
 from meterhouse.http.tool_text import with_rendered_tools
-from meterhouse.identity import KeyScope, Principal
+from meterhouse.identity import Principal
 from meterhouse.keys.keyring import Keyring
 from meterhouse.ledger.checkpointer import Checkpointer
 from meterhouse.ledger.journal import Journal
 from meterhouse.ledger.settler import Settler
+from meterhouse.ledger.shipper import Shipper
 from meterhouse.limits.demand import build_demand
 from meterhouse.metering import Clock, Demand, Meter, Refusal, Reservation
 from meterhouse.money import PossiblePrices
@@ -56,6 +57,9 @@ from meterhouse.telemetry.metrics import Metrics
 from meterhouse.usage import Outcome
 
 ReadLong = Callable[[Skeleton], Asked | None]
+ReadHeaders = Callable[[Scope], Mapping[str, str]]
+_DEGRADED = {(True, False): b"meter", (False, True): b"ledger", (True, True): b"meter, ledger"}
+"""What an answer was made without, for ``x-meterhouse-degraded``: by whether the meter, and the ledger, was away."""
 KEPT_PROMPT_BYTES = 65_536
 """A longer prompt is let go once the answer has begun; if it must be counted, its estimate is charged."""
 
@@ -77,8 +81,8 @@ class InferenceParts:
     metrics: Metrics
     clock: Clock
     slots: Slots
-    degraded: Callable[[Reservation], bytes]
-    """Names what a request was served without, for the header ``x-meterhouse-degraded``; empty when all is well."""
+    shipper: Shipper
+    """Says whether the ledger's database is away, or late; records wait in the journal then."""
     default_model: str | None = None
     """Who answers a simple endpoint when no model is named; None: the first listed one that the key may use."""
 
@@ -86,10 +90,25 @@ class InferenceParts:
 class InferenceEndpoint:
     """The endpoint of one wire."""
 
-    def __init__(self, parts: InferenceParts, wire: ClientWire, read_long: ReadLong | None = None) -> None:
-        """Take the parts; ``read_long`` reads a long body of the wire by its skeleton, where it can."""
+    def __init__(
+        self,
+        parts: InferenceParts,
+        wire: ClientWire,
+        read_long: ReadLong | None = None,
+        read_headers: ReadHeaders | None = None,
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            parts: see there.
+            wire: of its clients.
+            read_long: reads a long body of the wire by its skeleton, where it can.
+            read_headers: returns those headers of a request that go upstream with its body; None: there are none.
+                Raises Malformed where one says what the wire does not know.
+        """
         self._parts = parts
         self._read_long = read_long
+        self._read_headers = read_headers
         self._relay_parts = RelayParts(parts.meter, parts.checkpointer, parts.tasks, parts.metrics)
         self._limit_names = LimitNames(parts.routes)
         self._wire = wire
@@ -99,7 +118,7 @@ class InferenceEndpoint:
         parts = self._parts
         exchange = exchange_of(scope)
         exchange.route = self._wire.path
-        with parts.slots.take() as slot:
+        with Slot(parts.slots) as slot:
             call, headers = await self._admit(scope, receive, send, exchange, slot)
             # From here on a settlement is owed.
             tally, outlet = call.tally, call.outlet
@@ -158,9 +177,12 @@ class InferenceEndpoint:
         """
         parts, wire = self._parts, self._wire
         credential = credential_of(scope)
-        principal = parts.keyring.recall(credential, exchange.address, KeyScope.INFERENCE)
+        # One moment decides of the key and of the route, unless something was waited for in between.
+        now_ms = parts.clock.now_ms()
+        principal = parts.keyring.recall(credential, exchange.address, now_ms)
         if principal is None:
             principal = await parts.keyring.verify(credential, exchange.address)
+            now_ms = parts.clock.now_ms()
         exchange.principal = principal
         if principal.origins is not None:
             check_origin(principal, header(scope, b"origin"))
@@ -174,11 +196,12 @@ class InferenceEndpoint:
         else:
             read = partial(wire.read, content_type=content_type, default_model=default_model)
             asked = await intake.take_body(scope, receive, read, wire.most_values, self._read_long)
-        self._note_headers(asked, scope)
+            now_ms = parts.clock.now_ms()
+        if self._read_headers is not None:
+            asked.headers = self._read_headers(scope)
         exchange.model = asked.model
         # One snapshot for the whole request: it is charged by a price that it was held by.
         snapshot = parts.routes.snapshot
-        now_ms = parts.clock.now_ms()
         route = snapshot.resolve(asked.model, now_ms)
         if not principal.may_use_all:
             permit(principal, asked.model, route)
@@ -192,9 +215,16 @@ class InferenceEndpoint:
         # What it costs was decided by the meter's clock, not by ours.
         if not route.from_ms <= reservation.admitted_at_ms < route.until_ms:
             route = snapshot.pricing.reprice(route, reservation.admitted_at_ms)
-        headers = self._headers(asked, demand, reservation)
+        # The times in the states are the meter's, and so is the moment at which it gave them.
+        headers = rate_limit_headers(reservation.states, reservation.admitted_at_ms)
+        allowance = reservation.allowance_tokens
+        if allowance is not None and (asked.output_tokens is None or allowance < demand.output_tokens):
+            headers.append((b"x-meterhouse-max-tokens", str(allowance).encode()))
+        is_ledger_late = parts.shipper.is_late
+        if is_ledger_late or reservation.is_degraded:
+            headers.append((b"x-meterhouse-degraded", _DEGRADED[reservation.is_degraded, is_ledger_late]))
         reservation.states = ()  # the headers say it, and nobody else asks
-        outlet = Outlet(exchange, send, headers, wire.envelope)
+        outlet = Outlet(exchange, send, headers, wire.envelope.event)
         cycle = exchange.cycle
         # Asked for, the running task costs a system call.
         guard = Guard(asyncio.current_task() if cycle is None else cycle.task)
@@ -242,13 +272,6 @@ class InferenceEndpoint:
         )
         return tally
 
-    def _note_headers(self, asked: Asked, scope: Scope) -> None:
-        """Take from the request's headers what its wire has there; most have nothing.
-
-        Raises:
-            Malformed: A header says what the wire does not know.
-        """
-
     def _serving(self, asked: Asked, route: Route) -> Route:
         """Return the deployments that can be asked this at all; what is held is by those.
 
@@ -277,16 +300,6 @@ class InferenceEndpoint:
         call.is_ending = True
         _note_failure(call.tally, error)
         await self._parts.counter.fill(call.tally, call.asked)
-
-    def _headers(self, asked: Asked, demand: Demand, reservation: Reservation) -> Headers:
-        # The times in the states are the meter's, and so is the moment at which it gave them.
-        headers = rate_limit_headers(reservation.states, reservation.admitted_at_ms)
-        allowance = reservation.allowance_tokens
-        if allowance is not None and (asked.output_tokens is None or allowance < demand.output_tokens):
-            headers.append((b"x-meterhouse-max-tokens", str(allowance).encode()))
-        if degraded := self._parts.degraded(reservation):
-            headers.append((b"x-meterhouse-degraded", degraded))
-        return headers
 
 
 def _default_model(parts: InferenceParts, principal: Principal) -> str:

@@ -53,7 +53,21 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = self._open(scope)
+        traceparent = (scope.get(HEADERS) or first_headers(scope)).get(b"traceparent")
+        client, began_ns = scope.get("client"), time.time_ns()
+        request_id = self._ids.new_request_id(began_ns)
+        cycle = cycle_of(scope)
+        scope[SCOPE_NAME] = exchange = Exchange(
+            request_id,
+            REQUEST_PREFIX + request_id,
+            self._tracing.new_trace(None if traceparent is None else str(traceparent, "latin-1")),
+            scope["method"],
+            client[0] if client else None,
+            time.monotonic_ns(),
+            began_ns,
+            other_id_header=self._envelope.request_id_header,
+            cycle=cycle,
+        )
         onward = send if TAKES_BODY in scope else splitting(send)
 
         def reply(message: Message) -> Awaitable[None]:
@@ -64,7 +78,6 @@ class RequestContext:
                 exchange.is_open_stream = message.get("more_body", False)
             return onward(message)
 
-        exchange.cycle = cycle = cycle_of(scope)
         if cycle is not None and send == cycle.send:
             exchange.reply = reply
         try:
@@ -83,23 +96,6 @@ class RequestContext:
                 exchange.route = route_of(scope)
             self._observer.finish(exchange)
             exchange.let_go()
-
-    def _open(self, scope: Scope) -> Exchange:
-        traceparent = (scope.get(HEADERS) or first_headers(scope)).get(b"traceparent")
-        client = scope.get("client")
-        request_id = self._ids.new_request_id()
-        exchange: Exchange = Exchange(
-            request_id,
-            REQUEST_PREFIX + request_id,
-            self._tracing.new_trace(None if traceparent is None else str(traceparent, "latin-1")),
-            scope["method"],
-            client[0] if client else None,
-            time.monotonic_ns(),
-            time.time_ns(),
-            other_id_header=self._envelope.request_id_header,
-        )
-        scope[SCOPE_NAME] = exchange
-        return exchange
 
     async def _fail(self, send: Send, exchange: Exchange, error: GatewayError) -> None:
         """Say what went wrong: as the answer, or as the last event of a stream that has begun (design.md 3)."""

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
 from starlette.types import Send
 
 from meterhouse.errors import GatewayError
 from meterhouse.http.cycle import Cycle
 from meterhouse.http.exchange import Exchange
-from meterhouse.http.respond import Envelope, Headers
+from meterhouse.http.respond import Headers
 from meterhouse.http.sse import KEEP_ALIVE_FRAME
 
 STREAM_HEADERS: Headers = [
@@ -50,39 +51,24 @@ class Dialect(Protocol):
         ...
 
 
-class Outlet:
+class Outlet(msgspec.Struct, eq=False):
     """Writes an answer to one client. The headers are read at the moment that the head is sent.
 
     With a dialect, all that is written as chat completions is turned into it here, errors in the stream included.
     """
 
-    __slots__ = (
-        "_dialect",
-        "_exchange",
-        "_fail_event",
-        "_headers",
-        "_is_over",
-        "_send",
-        "is_gone",
-        "is_started",
-        "sending_since_ns",
-        "unsent",
-        "wrote_at_ns",
-    )
-
-    def __init__(self, exchange: Exchange, send: Send, headers: Headers, envelope: Envelope) -> None:
-        self._send = send
-        self._exchange = exchange
-        self._headers = headers
-        self._dialect: Dialect | None = None
-        self._fail_event: FailEvent = envelope.event
-        self._is_over = False
-        self.is_started = False
-        self.is_gone = False
-        self.sending_since_ns: int | None = None
-        self.wrote_at_ns = 0
-        self.unsent = b""
-        """Frames that the client is still owed: they go out after the settlement, with the end or with an error."""
+    _exchange: Exchange
+    _send: Send
+    _headers: Headers
+    _fail_event: FailEvent
+    _dialect: Dialect | None = None
+    _is_over: bool = False
+    is_started: bool = False
+    is_gone: bool = False
+    sending_since_ns: int | None = None
+    wrote_at_ns: int = 0
+    unsent: bytes = b""
+    """Frames that the client is still owed: they go out after the settlement, with the end or with an error."""
 
     def speak(self, dialect: Dialect) -> None:
         """Write what comes from now on, which is chat completions, in a dialect."""

@@ -66,84 +66,72 @@ class LoopProbe:
         return min(late_seconds, time.thread_time() - self._used)
 
 
-class Slot(msgspec.Struct, eq=False):
-    """A request's place in this worker; a context manager."""
+class Slots:
+    """How many requests are under way, of whom, and how many there may be."""
 
-    slots: "Slots"
+    def __init__(self, most: int, most_lag_seconds: float, probe: LoopProbe) -> None:
+        self.most = most
+        self.reserved = most // RESERVED_PART
+        self.most_lag_seconds = most_lag_seconds
+        self.probe = probe
+        self.taken = 0
+        """How many are under way."""
+        self.by_organization: dict[str, int] = {}
+        """The same of each organization that has any."""
+        self.refused_for_slots = self.refused_for_share = self.refused_for_lag = 0
+        """How many requests were refused, since the start."""
+
+
+class Slot(msgspec.Struct, eq=False):
+    """A request's place in this worker; a context manager, which begins when nothing is known of the request yet.
+
+    Raises:
+        Overloaded: There is none, or the loop lags.
+    """
+
+    slots: Slots
     organization_id: str | None = None
     """Of whom it is, once that was said."""
 
     def __enter__(self) -> Self:
+        slots = self.slots
+        if slots.taken >= slots.most:
+            slots.refused_for_slots += 1
+            raise _overloaded(f"{slots.taken} requests are under way")
+        if slots.probe.last_seconds > slots.most_lag_seconds:
+            lag_seconds = slots.probe.lag_seconds(slots.most_lag_seconds)
+            if lag_seconds > slots.most_lag_seconds:
+                slots.refused_for_lag += 1
+                raise _overloaded(f"the event loop is {lag_seconds:.2f} s late")
+        slots.taken += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.slots.give_back(self.organization_id)
+        slots, organization_id = self.slots, self.organization_id
+        slots.taken -= 1
+        if organization_id is not None:
+            mine = slots.by_organization[organization_id] - 1
+            if mine:
+                slots.by_organization[organization_id] = mine
+            else:
+                del slots.by_organization[organization_id]
 
     def assign(self, organization_id: str) -> None:
         """Say whose request it is, once or again; raises Overloaded when others are to have what is left."""
         if organization_id == self.organization_id:
             return
-        self.slots.check_share(organization_id)
-        self.organization_id = organization_id
-
-
-class Slots:
-    """How many requests are under way, of whom, and whether there is room for one more."""
-
-    def __init__(self, most: int, most_lag_seconds: float, probe: LoopProbe) -> None:
-        self._most = most
-        self._reserved = most // RESERVED_PART
-        self._most_lag_seconds = most_lag_seconds
-        self._probe = probe
-        self._taken = 0
-        self._by_organization: dict[str, int] = {}
-        self.refused_for_slots = self.refused_for_share = self.refused_for_lag = 0
-        """How many requests were refused, since the start."""
-
-    @property
-    def taken(self) -> int:
-        """How many are under way."""
-        return self._taken
-
-    def take(self) -> Slot:
-        """Take a slot for a request of which nothing is known yet.
-
-        Raises:
-            Overloaded: There is none, or the loop lags.
-        """
-        if self._taken >= self._most:
-            self.refused_for_slots += 1
-            raise _overloaded(f"{self._taken} requests are under way")
-        if self._probe.last_seconds > self._most_lag_seconds:
-            lag_seconds = self._probe.lag_seconds(self._most_lag_seconds)
-            if lag_seconds > self._most_lag_seconds:
-                self.refused_for_lag += 1
-                raise _overloaded(f"the event loop is {lag_seconds:.2f} s late")
-        self._taken += 1
-        return Slot(self)
-
-    def check_share(self, organization_id: str) -> None:
-        """Count a request for its organization, if it may have one more."""
-        mine = self._by_organization.get(organization_id, 0) + 1
-        if self._most - self._taken < self._reserved:
+        slots = self.slots
+        mine = slots.by_organization.get(organization_id, 0) + 1
+        if slots.most - slots.taken < slots.reserved:
             # As if one more came: where there is only one, it leaves room for a second.
-            organizations = len(self._by_organization) + (mine == 1)
-            if mine > max(1, self._most // (organizations + 1)):
-                self.refused_for_share += 1
-                raise _overloaded(f"{mine - 1} of {self._taken} requests under way are of {organization_id}")
-        self._by_organization[organization_id] = mine
-
-    def give_back(self, organization_id: str | None) -> None:
-        """Count a request as ended."""
-        self._taken -= 1
-        if organization_id is not None:
-            mine = self._by_organization[organization_id] - 1
-            if mine:
-                self._by_organization[organization_id] = mine
-            else:
-                del self._by_organization[organization_id]
+            organizations = len(slots.by_organization) + (mine == 1)
+            if mine > max(1, slots.most // (organizations + 1)):
+                slots.refused_for_share += 1
+                raise _overloaded(f"{mine - 1} of {slots.taken} requests under way are of {organization_id}")
+        slots.by_organization[organization_id] = mine
+        self.organization_id = organization_id
 
 
 def _overloaded(detail: str) -> Overloaded:

@@ -112,10 +112,9 @@ class Keyring:
             RateLimited: too many keys from this address opened nothing, and this one is not known to be good.
             StoreDown: no store can tell, and the key was not read recently enough.
         """
-        if (known := self.recall(authorization, address, scope)) is not None:
+        if (known := self.recall(authorization, address, self._clock.now_ms(), scope)) is not None:
             return known
-        throttle = self.throttle
-        if throttle is None:
+        if (throttle := self.throttle) is None:
             return await self._verify(authorization, address, scope)
         if throttle.is_closed(address) and not self._is_known(authorization):
             raise throttle.refuse(address)
@@ -127,16 +126,17 @@ class Keyring:
                 throttle.note(address)
             raise
 
-    def recall(self, authorization: str | None, address: str | None, scope: KeyScope) -> Principal | None:
-        """Return who a request is, as ``verify``, while its key is fresh in the cache; None: ``verify`` tells."""
+    def recall(
+        self, authorization: str | None, address: str | None, now_ms: int, scope: KeyScope = KeyScope.INFERENCE
+    ) -> Principal | None:
+        """Return who a request is, as ``verify``, while its key is fresh in the cache now; None: ``verify`` tells."""
         if authorization is None or len(authorization) > MAX_LENGTH:
             return None
         # A mark is made of whatever comes, so that time does not tell whose key is known.
         mark, entry = self._marks.of(authorization), self._entries.get(ID_PREFIX + authorization[ID_PLACE])
         if entry is None or entry.mark is None or not compare_digest(mark, entry.mark):
             return None
-        now_ms, key = self._clock.now_ms(), entry.key
-        age_ms = now_ms - entry.read_at_ms
+        key, age_ms = entry.key, now_ms - entry.read_at_ms
         if not 0 <= age_ms < self._fresh_ms or (key.expires_at_ms is not None and now_ms >= key.expires_at_ms):
             return None
         if age_ms >= self._readings.due_ms:

@@ -23,8 +23,9 @@ from meterhouse.http.middleware import credential_of, header
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage
 from meterhouse.http.respond import Envelope, send_whole
+from meterhouse.http.shedding import Slot
 from meterhouse.http.tokens import COUNT_SECONDS
-from meterhouse.http.wires.messages import MESSAGES, MESSAGES_ENVELOPE, MessagesEndpoint, ask_messages
+from meterhouse.http.wires.messages import MESSAGES, MESSAGES_ENVELOPE, MessagesEndpoint, ask_messages, read_versions
 from meterhouse.http.wires.passed_messages import PassedMessages
 from meterhouse.limits.demand import estimate_input_tokens
 from meterhouse.money import PossiblePrices
@@ -107,7 +108,7 @@ class CountTokensEndpoint(MessagesEndpoint):
         parts, wire = self._parts, self._wire
         exchange = exchange_of(scope)
         exchange.route = wire.path
-        with parts.slots.take() as slot:
+        with Slot(parts.slots) as slot:
             principal = await parts.keyring.verify(credential_of(scope), exchange.address)
             exchange.principal = principal
             check_origin(principal, header(scope, b"origin"))
@@ -119,7 +120,7 @@ class CountTokensEndpoint(MessagesEndpoint):
             route = parts.routes.resolve(asked.model, parts.clock.now_ms())
             permit(principal, asked.model, route)
             if not any(wire.find_passage(asked, row.provider) is not None for row in route.deployments):
-                self._note_headers(asked, scope)
+                asked.headers = read_versions(scope)
                 tokens = await self._count_here(exchange, asked, route)
                 await send_whole(send, [], msgspec.json.encode({"input_tokens": tokens}))
                 return

@@ -8,12 +8,12 @@ from starlette.types import Scope
 from meterhouse.asked import Asked, ask_chat
 from meterhouse.errors import GatewayError, Malformed
 from meterhouse.http.body import check_lengths, parse_chat
-from meterhouse.http.inference import InferenceEndpoint
+from meterhouse.http.inference import InferenceEndpoint, InferenceParts
 from meterhouse.http.intake import MAX_VALUES
 from meterhouse.http.middleware import header
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.over_chat import OVER_CHAT
-from meterhouse.http.passage import Passage
+from meterhouse.http.passage import ClientWire, Passage
 from meterhouse.http.respond import Envelope
 from meterhouse.http.wires.chat import CHAT
 from meterhouse.http.wires.passed_messages import PassedMessages
@@ -95,8 +95,8 @@ class MessagesWire:
 class MessagesEndpoint(InferenceEndpoint):
     """The endpoint, which minds Anthropic's headers."""
 
-    def _note_headers(self, asked: Asked, scope: Scope) -> None:
-        asked.headers = read_versions(scope)
+    def __init__(self, parts: InferenceParts, wire: ClientWire) -> None:
+        super().__init__(parts, wire, read_headers=read_versions)
 
 
 def ask_messages(found: MessagesAsked) -> Asked:
