@@ -7,7 +7,6 @@ extensions, the checkpoints, the end that waits for the record.
 """
 
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -128,9 +127,7 @@ class PassingRelay(StreamRelay):
                 continue
             progress.has_ended = True
             self._finish(is_last=heard.is_last)
-            # The answer itself is whole, as in ``_read_tail``: what fails after its end takes nothing back.
-            with suppress(UpstreamError):
-                self._take_tail(payloads[index + 1 :])
+            self._try_tail(payloads[index + 1 :])
             break
         return frames
 

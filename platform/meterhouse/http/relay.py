@@ -8,7 +8,6 @@ ends the answer with ``length`` where the meter says no (design.md 6).
 
 import asyncio
 import time
-from contextlib import suppress
 
 import msgspec
 
@@ -243,10 +242,16 @@ class StreamRelay:
                     alike.learn(payload, chunk, framed)
             if is_finished and len(progress.finished) >= self._choices:
                 progress.has_ended = True
-                with suppress(UpstreamError):
-                    self._take_tail(payloads[position:])
+                self._try_tail(payloads[position:])
                 break
         return frames
+
+    def _try_tail(self, payloads: list[bytes]) -> None:
+        """Take what came with the end; the answer itself is whole, so that what fails in it takes nothing back."""
+        try:
+            self._take_tail(payloads)
+        except UpstreamError:
+            return
 
     def _take_tail(self, payloads: list[bytes]) -> None:
         progress = self._progress
