@@ -8,6 +8,8 @@ what came if all are alike, and joined with others what is sent.
 Invariant: what is told here is what decoding would have told, byte for byte. Not here: what a chunk means (``relay``).
 """
 
+from typing import Protocol
+
 import msgspec
 
 from meterhouse.http.chunk import UNSEEN_BYTES, UNSEEN_FACTOR, Chunk, LenientChunk, ToolDelta, is_set
@@ -24,6 +26,18 @@ _ROLES = (b'"role":"assistant",', b'"role": "assistant", ')
 
 Told = tuple[int, str, int, bytes]
 """How many chunks were told, the text of all of them, its length in bytes, and what goes to the client for them."""
+
+
+class Teller(Protocol):
+    """Tells what is passed on while the request's task sleeps."""
+
+    def tell(self, data: bytes) -> Told | None:
+        """Tell of events that say nothing but text and are all that came; None where the task has to read them.
+
+        The bytes begin a line, in a stream none of whose lines ends with CR. It never raises.
+        """
+        ...
+
 
 _SPARE_BYTES = 16
 """Of what a chunk may have beside a text that is not searched for others: for texts of a few long escapes."""
