@@ -59,6 +59,9 @@ def test_any_cut_of_any_stream_gives_what_the_rules_say(stream: bytes, where: li
 
 
 @given(plain_streams, places)
+@example(b"event: x\ndata: a\n\nevent: y\ndata:  b\n\n", [])
+@example(b"event: x\ndata: a\nid: 1\n\n", [])
+@example(b"event: x\ndata:a\ndata: b\n\n", [])
 def test_any_cut_of_a_stream_with_line_feeds_gives_what_the_rules_say(stream: bytes, where: list[int]) -> None:
     assert read(*cut(stream, where)) == reference(stream)
 

@@ -8,10 +8,12 @@ what came if all are alike, and joined with others what is sent.
 Invariant: what is told here is what decoding would have told, byte for byte. Not here: what a chunk means (``relay``).
 """
 
+from typing import Protocol
+
 import msgspec
 
 from meterhouse.http.chunk import UNSEEN_BYTES, UNSEEN_FACTOR, Chunk, LenientChunk, ToolDelta, is_set
-from meterhouse.http.sse import BETWEEN, DATA_PREFIX, EVENT_END, LINE_FEED, frame
+from meterhouse.http.sse import BETWEEN, DATA_PREFIX, EVENT_END, LINE_FEED
 from meterhouse.request import utf8_length
 
 MOST_TRIES = 3
@@ -25,6 +27,18 @@ _ROLES = (b'"role":"assistant",', b'"role": "assistant", ')
 Told = tuple[int, str, int, bytes]
 """How many chunks were told, the text of all of them, its length in bytes, and what goes to the client for them."""
 
+
+class Teller(Protocol):
+    """Tells what is passed on while the request's task sleeps."""
+
+    def tell(self, data: bytes) -> Told | None:
+        """Tell of events that say nothing but text and are all that came; None where the task has to read them.
+
+        The bytes begin a line, in a stream none of whose lines ends with CR. It never raises.
+        """
+        ...
+
+
 _SPARE_BYTES = 16
 """Of what a chunk may have beside a text that is not searched for others: for texts of a few long escapes."""
 MOST_BYTES = 4_096
@@ -33,9 +47,10 @@ MOST_BYTES = 4_096
 _PADDING = b'"obfuscation"'
 """What OpenAI calls the letters that it puts into each chunk, as many as hide how long its text is."""
 _MOST_PADDING_BYTES = 64
-_LEFT_BYTES = _SPARE_BYTES + _MOST_PADDING_BYTES
 
 _PREFIX_BYTES, _END_BYTES = len(DATA_PREFIX), len(EVENT_END)
+_MOST_AROUND_BYTES = UNSEEN_BYTES - _SPARE_BYTES - _MOST_PADDING_BYTES - _PREFIX_BYTES - _END_BYTES
+"""A chunk with more around its text may be one that is searched for others (``chunk``)."""
 _QUOTE, _BACKSLASH = b'"\\'
 _text_decoder = msgspec.json.Decoder(str)
 
@@ -112,14 +127,19 @@ class AlikeChunks(msgspec.Struct):
         named = _find_text(chunk) if self.tries else None
         if named is None or LINE_FEED in payload:
             return
-        parts, sent_parts = _split(frame(payload), *named), _split(sent, *named)
-        if parts is None or sent_parts is None or len(parts[0]) + len(parts[1]) > UNSEEN_BYTES - _LEFT_BYTES:
+        name, text = named
+        if len(payload) - len(text) > _MOST_AROUND_BYTES:
+            return
+        parts, sent_parts = _split(payload, name, text), _split(sent, name, text)
+        if parts is None or sent_parts is None:
             return
         is_first = not self.before
         self.tries -= 1
-        self.before, self.after = parts
+        self.before, self.after = DATA_PREFIX + parts[0], parts[1] + EVENT_END
         self.sent_before, self.sent_after = sent_parts
-        self._leave_out_padding()
+        self.behind_padding = b""
+        if self.after.count(_PADDING):
+            self._leave_out_padding()
         if is_first:
             self._leave_out_role()
         self.begin, self.end = len(self.before), -len(self.after)
@@ -128,15 +148,12 @@ class AlikeChunks(msgspec.Struct):
         """Remember the first chunk as those after it will be: without the role, which nobody here reads."""
         for role in _ROLES:
             before, sent_before = self.before.replace(role, b"", 1), self.sent_before.replace(role, b"", 1)
-            if len(before) < len(self.before) and len(sent_before) < len(self.sent_before):
+            if before != self.before and sent_before != self.sent_before:
                 self.before, self.sent_before = before, sent_before
                 return
 
     def _leave_out_padding(self) -> None:
         """Remember a chunk that has a padding without that."""
-        self.behind_padding = b""
-        if not self.after.count(_PADDING):
-            return
         for opening in (_PADDING + b':"', _PADDING + b': "'):
             before, found, rest = self.after.partition(opening)
             padding, quote, behind = rest.partition(b'"')
@@ -168,13 +185,15 @@ class AlikeChunks(msgspec.Struct):
 
     def _tell_texts(self, raws: list[bytes]) -> Told | None:
         """Tell of events that are alike but for these texts; None where one of them is to be read."""
-        # A blank between two texts, so that no two halves make a character.
-        row = b" ".join(raws)
-        if _BACKSLASH not in row and b"" not in raws:
-            if not _read(row):
+        spelled = b"".join(raws)
+        if _BACKSLASH not in spelled and b"" not in raws:
+            # A blank between two texts, so that no two halves make a character.
+            if not (spelled.isascii() or _read(b" ".join(raws))):
                 return None
-            spelled = b"".join(raws)
-            text = spelled.decode()
+            try:
+                text = _text_decoder.decode(b'"%b"' % spelled)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return None
             text_bytes = len(spelled)
         else:
             texts = list(map(_read, raws))

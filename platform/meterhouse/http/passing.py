@@ -7,7 +7,7 @@ extensions, the checkpoints, the end that waits for the record.
 """
 
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import msgspec
 
 from meterhouse.asked import Asked
 from meterhouse.errors import GatewayError, UpstreamDown, UpstreamError
+from meterhouse.http.alike import MOST_BYTES, Told
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import MAX_NAME_LENGTH, decode_chunk, is_failure
@@ -22,7 +23,7 @@ from meterhouse.http.over_chat import OVER_CHAT
 from meterhouse.http.passage import OpenAnswer, Passage, RelayParts, Whole, WholeBody
 from meterhouse.http.progress import ONLY_FIRST
 from meterhouse.http.relay import MAX_TAIL_BYTES, StreamRelay, ended_early
-from meterhouse.http.sse import DONE, SseReader
+from meterhouse.http.sse import CARRIAGE_RETURN, DONE, EVENT_END, SseReader, named_frame, split_events
 from meterhouse.http.tidy import rename_model
 from meterhouse.http.usage_reading import Fields, ReadUsage, note_usage
 from meterhouse.http.wire import Reader
@@ -60,6 +61,14 @@ class Listener(Protocol):
         """
         ...
 
+    def tell(self, data: bytes) -> Told | None:
+        """Tell of events that only say text, as ``Teller`` does. What is not passed on then is heard after all."""
+        ...
+
+    def took(self) -> None:
+        """Note that what was told last reaches the client; it is not heard any more."""
+        ...
+
     def told(self) -> None:
         """Note that all that was heard reaches the client; what is heard after the last time does not, if it is cut."""
         ...
@@ -89,7 +98,7 @@ class PassingRelay(StreamRelay):
 
     def listen(self, listener: Listener) -> "PassingRelay":
         """Say who listens to the answer; returns the relay."""
-        self._listener = listener
+        self._listener = self._teller = listener
         return self
 
     def end(self, usage: Usage) -> bytes:
@@ -98,6 +107,12 @@ class PassingRelay(StreamRelay):
         if self._attempt.outcome is Outcome.CUT:
             frames.append(self._listener.cut(usage))
         return b"".join([*frames, self._listener.close(usage)])
+
+    def _take_at_once(self, data: bytes) -> bool:
+        is_taken = super()._take_at_once(data)
+        if is_taken:
+            self._listener.took()
+        return is_taken
 
     def _note_covered(self) -> None:
         self._listener.told()
@@ -128,9 +143,7 @@ class PassingRelay(StreamRelay):
                 continue
             progress.has_ended = True
             self._finish(is_last=heard.is_last)
-            # The answer itself is whole, as in ``_read_tail``: what fails after its end takes nothing back.
-            with suppress(UpstreamError):
-                self._take_tail(payloads[index + 1 :])
+            self._try_tail(payloads[index + 1 :])
             break
         return frames
 
@@ -264,6 +277,25 @@ def choose_passage(passed: PassThrough, asked: Asked, provider: Provider) -> Pas
     if passed.endpoint in provider.endpoints:
         return passed
     return OVER_CHAT if asked.chat is not None else None
+
+
+def tell_texts(data: bytes, read: Callable[[bytes], tuple[str, str]]) -> Told | None:
+    """Tell of events by what ``read`` returns for each: its type, and the text that is all that it says, or none."""
+    if len(data) > MOST_BYTES or CARRIAGE_RETURN in data or not data.endswith(EVENT_END):
+        return None
+    texts: list[str] = []
+    frames: list[bytes] = []
+    for payload in split_events(data.removesuffix(EVENT_END)):
+        try:
+            kind, text = read(payload)
+        except UpstreamError:
+            return None
+        if not text:
+            return None
+        texts.append(text)
+        frames.append(named_frame(kind, payload))
+    text = "".join(texts)
+    return (len(texts), text, utf8_length(text), b"".join(frames)) if texts else None
 
 
 def text_in(fields: dict[str, msgspec.Raw], name: str) -> str:

@@ -47,7 +47,7 @@ class Progress(msgspec.Struct):
     @property
     def is_finished(self) -> bool:
         """Whether every choice that was seen has its finish reason."""
-        return bool(self.finished) and len(self.finished) == len(self.seen)
+        return bool(self.finished) and self.finished == self.seen
 
     def note_text(self, text: str, text_bytes: int, events: int = 1) -> None:
         """Count what the model wrote against what is held, and keep it as long as nobody reports a usage."""

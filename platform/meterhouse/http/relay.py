@@ -8,12 +8,11 @@ ends the answer with ``length`` where the meter says no (design.md 6).
 
 import asyncio
 import time
-from contextlib import suppress
 
 import msgspec
 
 from meterhouse.errors import GatewayError, MeterDown, UpstreamDown, UpstreamError
-from meterhouse.http.alike import MOST_AT_ONCE, AlikeChunks
+from meterhouse.http.alike import MOST_AT_ONCE, AlikeChunks, Teller
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import (
     MAX_NAME_LENGTH,
@@ -60,6 +59,7 @@ class StreamRelay:
         self._attempt = call.tally.attempts[-1]
         self._progress = Progress(self._attempt)
         self._alike = AlikeChunks()
+        self._teller: Teller = self._alike
         self._cycle = call.outlet.cycle
         self._events = opened.reader if isinstance(opened.reader, SseReader) and self._cycle is not None else None
         """What splits the provider's bytes, where they are such events as go to the client with nobody between."""
@@ -188,7 +188,7 @@ class StreamRelay:
 
     def _take_at_once(self, data: bytes) -> bool:
         """Pass on text and nothing else, that is covered, to a client that reads: so it is with most of a stream."""
-        told = self._alike.tell(data)
+        told = self._teller.tell(data)
         call, cycle = self._call, self._cycle
         if told is None or call.guard.reason is not None or cycle is None or not cycle.is_open:
             return False
@@ -243,10 +243,16 @@ class StreamRelay:
                     alike.learn(payload, chunk, framed)
             if is_finished and len(progress.finished) >= self._choices:
                 progress.has_ended = True
-                with suppress(UpstreamError):
-                    self._take_tail(payloads[position:])
+                self._try_tail(payloads[position:])
                 break
         return frames
+
+    def _try_tail(self, payloads: list[bytes]) -> None:
+        """Take what came with the end; the answer itself is whole, so that what fails in it takes nothing back."""
+        try:
+            self._take_tail(payloads)
+        except UpstreamError:
+            return
 
     def _take_tail(self, payloads: list[bytes]) -> None:
         progress = self._progress

@@ -112,14 +112,7 @@ class SseReader:
             payloads = complete[6:].split(BETWEEN)
             if complete.count(b"\n") == 2 * (len(payloads) - 1):
                 return payloads  # every event is one line of data: almost always
-        payloads = []
-        for event in complete.split(b"\n\n"):
-            if event.startswith(DATA_PREFIX) and LINE_FEED not in event:
-                _check_length(len(event))
-                payloads.append(event[6:])
-            else:
-                payloads.extend(_payload_of_lines(event.split(b"\n")))
-        return payloads
+        return split_events(complete)
 
     def _feed_lines(self, data: bytes) -> list[bytes]:
         """Follow the rules line by line, for streams with CR or CRLF."""
@@ -144,6 +137,27 @@ class SseReader:
         self._line += unfinished
         _check_length(len(self._line))
         return payloads
+
+
+def split_events(events: bytes) -> list[bytes]:
+    """Return the payloads of complete events, no line of which ends with CR; the last comes without its empty line.
+
+    Raises:
+        UpstreamDown: An event is longer than 1 MB.
+    """
+    payloads: list[bytes] = []
+    for event in events.split(EVENT_END):
+        # An event with a name has nearly always one line of data behind it.
+        head, found, payload = event.partition(b"\ndata: ")
+        if found and head.startswith(b"event: ") and LINE_FEED not in payload and LINE_FEED not in head:
+            _check_length(len(payload))
+            payloads.append(payload)
+        elif event.startswith(DATA_PREFIX) and LINE_FEED not in event:
+            _check_length(len(event))
+            payloads.append(event[6:])
+        else:
+            payloads.extend(_payload_of_lines(event.split(b"\n")))
+    return payloads
 
 
 def _payload_of_lines(lines: list[bytes]) -> list[bytes]:

@@ -8,6 +8,7 @@ from msgspec import Raw
 
 from meterhouse.asked import Asked
 from meterhouse.errors import GatewayError
+from meterhouse.http.alike import Told
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.chunk import MAX_NAME_LENGTH, Chunk, decode_chunk, is_failure, is_set, read_usage
 from meterhouse.http.passage import WholeBody
@@ -89,6 +90,13 @@ class CompletionsListener:
     def is_finished(self) -> bool:
         """Whether every choice that was seen has its finish reason."""
         return bool(self._finished) and len(self._finished) == len(self._seen)
+
+    def tell(self, data: bytes) -> Told | None:  # noqa: ARG002 - the protocol's own signature
+        """Tell nothing: whether a text is the prompt's is known by what was said before it."""
+        return None
+
+    def took(self) -> None:
+        """Note nothing: nothing is told."""
 
     def hear(self, payload: bytes, attempt: Attempt) -> Heard:
         """Read a chunk."""

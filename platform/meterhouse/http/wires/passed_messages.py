@@ -7,9 +7,10 @@ from msgspec import Raw
 
 from meterhouse.asked import Asked
 from meterhouse.errors import GatewayError
+from meterhouse.http.alike import Told
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.chunk import MAX_NAME_LENGTH
-from meterhouse.http.passing import Heard, Listener, PassThrough
+from meterhouse.http.passing import Heard, Listener, PassThrough, tell_texts
 from meterhouse.http.respond import Envelope
 from meterhouse.http.sse import named_frame
 from meterhouse.http.tidy import rename_model
@@ -128,8 +129,7 @@ class MessagesListener:
             block = event.content_block or _Block()
             heard.text = "".join(piece for piece in (block.name, block.text, block.thinking) if piece)
         elif event.type == "content_block_delta":
-            delta = event.delta or _Delta()
-            heard.text = "".join(piece for piece in (delta.text, delta.thinking, delta.partial_json) if piece)
+            heard.text = _text_of(event)
         elif event.type == "content_block_stop":
             self._open_block = None
         elif event.type == "message_delta":
@@ -144,6 +144,13 @@ class MessagesListener:
         if event.type == "message_start":
             self._untold_start = heard.frame
         return heard
+
+    def tell(self, data: bytes) -> Told | None:
+        """Tell of events that go on with a block."""
+        return tell_texts(data, _read_text)
+
+    def took(self) -> None:
+        """Note nothing: the block that is open is the same."""
 
     def told(self) -> None:
         """Note that the client knows the beginning, and which block is open."""
@@ -200,6 +207,17 @@ def usage_on_messages(usage: Usage) -> dict[str, int]:
         "cache_read_input_tokens": usage.cached_input_tokens,
         "output_tokens": usage.output_tokens,
     }
+
+
+def _text_of(event: _Event) -> str:
+    """Return what an event that goes on with a block says."""
+    delta = event.delta
+    return "" if delta is None else (delta.text or "") + (delta.thinking or "") + (delta.partial_json or "")
+
+
+def _read_text(payload: bytes) -> tuple[str, str]:
+    event = _decode(payload)
+    return event.type, _text_of(event) if event.type == "content_block_delta" else ""
 
 
 def _decode(payload: bytes) -> _Event:

@@ -7,11 +7,12 @@ from msgspec import Raw
 
 from meterhouse.asked import Asked
 from meterhouse.errors import GatewayError, UpstreamError
+from meterhouse.http.alike import Told
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import MAX_NAME_LENGTH, is_set
 from meterhouse.http.passage import RelayParts, Whole, WholeBody
-from meterhouse.http.passing import Heard, Listener, PassThrough
+from meterhouse.http.passing import Heard, Listener, PassThrough, tell_texts
 from meterhouse.http.respond import JSON_TYPE
 from meterhouse.http.sse import named_frame
 from meterhouse.http.usage_reading import Fields, ReadUsage, note_usage, read_responses_usage
@@ -138,6 +139,8 @@ class ResponsesListener:
         self._items = ToldItems()
         self._heard: list[ItemEvent] = []
         """What came since ``told``."""
+        self._looked: list[ItemEvent] = []
+        """What ``tell`` has read."""
 
     def hear(self, payload: bytes, attempt: Attempt) -> Heard:
         """Read an event."""
@@ -157,6 +160,24 @@ class ResponsesListener:
         self._heard.append(event)
         heard.frame = named_frame(event.type, payload)
         return heard
+
+    def tell(self, data: bytes) -> Told | None:
+        """Tell of pieces of text."""
+        self._looked.clear()
+        return tell_texts(data, self._read_text)
+
+    def took(self) -> None:
+        """Keep what the client knows by now."""
+        self._heard += self._looked
+        self._looked.clear()
+        self.told()
+
+    def _read_text(self, payload: bytes) -> tuple[str, str]:
+        event = _decode(payload)
+        if not event.type.endswith(".delta"):
+            return event.type, ""
+        self._looked.append(event)
+        return event.type, self._items.hear(event)
 
     def told(self) -> None:
         """Keep what the client knows by now."""
