@@ -246,7 +246,8 @@ async def test_a_flushed_organization_is_learned_once_for_all_who_wait(
     verdict = await asyncio.to_thread(house.judge, after, is_whole=True)
     assert not verdict.faults, verdict.faults[:10]
     figures(learned_after_flush=seen.counts["learn_finish"])
-    assert seen.counts["reserve"] >= len(keys.texts)
+    # Each worker that answers has asked; how many demands a call has depends on how many came in one turn of its loop.
+    assert seen.counts["reserve"] >= house.fleet.workers
     # One operation for both limits; a worker that looks while another is at it finds them known, and reads no sums.
     assert 1 <= seen.counts["learn_finish"] <= house.fleet.workers
     # Whoever was told that the organization is unknown before it was known may look once more, and finds it known.
