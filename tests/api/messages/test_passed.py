@@ -133,7 +133,7 @@ def test_thoughts_of_another_provider_stay_behind(client: anthropic.Anthropic, w
 
 
 def test_a_slow_stream_is_kept_open_by_comments(gateway: Gateway, row: str) -> None:
-    body = {"model": f"{row}/normal?tokens=2&pace_ms=300", "max_tokens": 50, "messages": marked()[1], "stream": True}
+    body = {"model": f"{row}/normal?tokens=2&pace_ms=700", "max_tokens": 50, "messages": marked()[1], "stream": True}
     _, _, answer = gateway.request("POST", "/v1/messages", body)
     assert b"\n\n: keep-alive\n\n" in answer
     assert events_of(answer)[-1]["type"] == "message_stop"
