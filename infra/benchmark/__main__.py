@@ -182,7 +182,7 @@ def main() -> int:
             outcome = measure(arguments)
             publish(arguments, outcome)
             growth = judge_cells(arguments, outcome)
-    except (BenchError, StackError) as error:
+    except (BenchError, StackError, ProcessLookupError) as error:
         print(f"VOID: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

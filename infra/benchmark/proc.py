@@ -2,6 +2,7 @@
 
 import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -10,7 +11,11 @@ _NANOS = 1_000_000_000
 
 
 def read_cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
-    """Return user + system time of processes with their threads and children, also of those that have ended."""
+    """Return user + system time of processes with their threads and children, also of children that have ended.
+
+    Raises:
+        ProcessLookupError: One of the processes themselves has ended.
+    """
     times: dict[int, tuple[int, int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -25,6 +30,8 @@ def read_cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
         children.setdefault(parent, []).append(pid)
     found = {}
     for name, pid in pids.items():
+        if pid not in times:
+            raise ProcessLookupError(f"{name} (process {pid}) has ended while it was measured")
         ticks, family = 0, [pid]
         while family:
             member = family.pop()
@@ -64,11 +71,12 @@ def read_watched(words: list[str]) -> dict[str, int]:
 
 
 def read_memory_bytes(pid: int) -> int:
-    """Return how much memory of a process is resident; raises OSError when it has ended."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * _KIBIBYTE
-    raise ProcessLookupError(pid)
+    """Return how much memory of a process is resident; raises ProcessLookupError when it has ended."""
+    with suppress(FileNotFoundError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * _KIBIBYTE
+    raise ProcessLookupError(f"process {pid} has ended while it was measured")
 
 
 def raise_file_limit() -> int:

@@ -103,7 +103,7 @@ class Session:
             try:
                 code = running.wait(seconds)
             except subprocess.TimeoutExpired:
-                code = -1
+                raise BenchError(f"the load generator did not end within {seconds:g} s") from None
         text = log.read_text(encoding="utf-8")
         if code:
             raise BenchError(f"the load generator failed:\n{text[-2000:]}")

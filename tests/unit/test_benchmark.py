@@ -18,7 +18,7 @@ from benchmark import __main__ as command
 from benchmark import calls, clients, hold, judge, stages
 from benchmark.load import Connection, Load
 from benchmark.plot import draw
-from benchmark.proc import read_cpu_seconds
+from benchmark.proc import read_cpu_seconds, read_memory_bytes
 from benchmark.report import (
     Books,
     Cell,
@@ -364,6 +364,15 @@ def test_cpu_time_is_that_of_a_process_and_its_children() -> None:
     before = read_cpu_seconds({"self": os.getpid()})["self"]
     subprocess.run([sys.executable, "-c", "sum(range(10_000_000))"], check=True)
     assert read_cpu_seconds({"self": os.getpid()})["self"] - before > 0.02
+
+
+def test_a_process_that_has_ended_is_named() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with pytest.raises(ProcessLookupError, match=rf"clerk \(process {ended.pid}\) has ended"):
+        read_cpu_seconds({"self": os.getpid(), "clerk": ended.pid})
+    with pytest.raises(ProcessLookupError, match=f"process {ended.pid} has ended"):
+        read_memory_bytes(ended.pid)
 
 
 @pytest.mark.parametrize(
