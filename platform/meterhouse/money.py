@@ -80,6 +80,11 @@ class Price(msgspec.Struct, frozen=True, array_like=True, dict=True):
     source: str
 
     @cached_property
+    def encoded(self) -> msgspec.Raw:
+        """All of it as msgpack: it goes into every INTENT, so that an adopter needs no database to charge."""
+        return msgspec.Raw(msgspec.msgpack.encode(self))
+
+    @cached_property
     def lines(self) -> Mapping[Meterable, tuple[Component, ...]]:
         """The components of each kind; a kind that has none is charged as what it is a part of."""
         own = {kind: tuple(c for c in self.components if c.kind == kind) for kind in Meterable}

@@ -5,6 +5,7 @@ from decimal import Decimal
 from fractions import Fraction
 from math import ceil, floor
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -300,3 +301,10 @@ def test_dollars_are_written_short_and_exact(nanos: int, text: str) -> None:
 @given(st.integers(-(10**18), 10**18))
 def test_dollars_lose_no_nano(nanos: int) -> None:
     assert Decimal(format_usd(nanos)) * 10**9 == nanos
+
+
+def test_a_price_is_encoded_once_and_whole() -> None:
+    component = Component(Meterable.INPUT, 2_000_000, 128_000, (60, 120), "priority", (5, 6))
+    price = price_of(component, Component(Meterable.OUTPUT, 8_000_000))
+    assert msgspec.msgpack.decode(price.encoded, type=Price) == price
+    assert price.encoded is price.encoded

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import msgspec
-
 from meterhouse.asked import Asked
 from meterhouse.errors import Malformed, UpstreamAccount, UpstreamDown, UpstreamError, UpstreamRefused
 from meterhouse.http import intake
@@ -22,7 +20,6 @@ from meterhouse.http.wire import UPSTREAM_WIRES
 from meterhouse.ids import IdSource
 from meterhouse.ledger.admission import Admission, AdmitsIntents
 from meterhouse.ledger.record import Intent, encode
-from meterhouse.money import Price
 from meterhouse.providers.answer import Answer
 from meterhouse.providers.breaker import Breakers, RetryBudget
 from meterhouse.providers.provider import Deployment, Provider
@@ -36,8 +33,6 @@ MAX_ANSWER_BYTES = 64 * 1_048_576
 _ERROR_BYTES = 65_536
 _ERROR_SECONDS = 5.0
 _OK = 200
-_MOST_PRICES = 4_096
-"""Encoded prices that are kept; of more, all are encoded anew."""
 
 
 class Attempts:
@@ -59,7 +54,6 @@ class Attempts:
         self._editor = editor
         self._on_failed = on_failed
         self._ids = IdSource()
-        self._encoded_prices: dict[str, msgspec.Raw] = {}
 
     @property
     def breakers(self) -> Breakers:
@@ -143,7 +137,6 @@ class Attempts:
         tally = call.tally
         principal = tally.principal
         price = deployment.price
-        encoded_price = None if price is None else self._encoded_prices.get(price.id) or self._encode_price(price)
         attempt = Attempt(
             number=len(tally.attempts) + 1,
             provider=deployment.provider.name,
@@ -168,7 +161,7 @@ class Attempts:
             tally.operation,
             is_streamed=tally.is_streamed,
             input_tokens_estimate=tally.input_tokens_estimate,
-            price=encoded_price,
+            price=None if price is None else price.encoded,
             admitted_at_ms=tally.reservation.admitted_at_ms,
             trace_id=tally.trace_id,
             request_units=attempt.request_units,
@@ -251,13 +244,6 @@ class Attempts:
         tally.attempt.span_id = self._ids.random_hex(16)
         traceparent = format_traceparent(tally.trace_id, tally.attempt.span_id, is_sampled=tally.is_traced)
         return {**(call.asked.headers or {}), "traceparent": traceparent}
-
-    def _encode_price(self, price: Price) -> msgspec.Raw:
-        """Encode a price once: it goes into every INTENT, so that an adopter needs no database to charge."""
-        if len(self._encoded_prices) >= _MOST_PRICES:
-            self._encoded_prices.clear()
-        encoded = self._encoded_prices[price.id] = msgspec.Raw(msgspec.msgpack.encode(price))
-        return encoded
 
 
 def is_soon_encoded(asked: Asked, row: Provider) -> bool:

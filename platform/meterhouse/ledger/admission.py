@@ -8,26 +8,25 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from meterhouse.errors import JournalDown
 
 OnKnown = Callable[[JournalDown | None], None]
 
 
-class Admission:
-    """Whether one INTENT is in the journal."""
+class Admission(msgspec.Struct, eq=False):
+    """Whether one INTENT is in the journal. A struct, because one is made for each attempt."""
 
-    __slots__ = ("_write", "error", "is_given", "on_known", "payload")
-
-    def __init__(self, payload: bytes, write: Callable[[], None] | None) -> None:
-        """Wait for a record that ``write`` writes; without it, it is written already."""
-        self.payload = payload
-        self.is_given = write is None
-        """Whether it is written, so that what it stands for may begin."""
-        self.error: JournalDown | None = None
-        """Why it is not, and will not be."""
-        self.on_known: OnKnown | None = None
-        """Who is to be told."""
-        self._write = write
+    payload: bytes
+    write: Callable[[], None] | None
+    """Writes it; None: it is written already."""
+    is_given: bool = False
+    """Whether it is written, so that what it stands for may begin."""
+    error: JournalDown | None = None
+    """Why it is not, and will not be."""
+    on_known: OnKnown | None = None
+    """Who is to be told."""
 
     def tell(self, on_known: OnKnown) -> None:
         """Call back when it is known, and at once if it is: with None when it is written, else with the reason."""
@@ -48,8 +47,8 @@ class Admission:
 
     def find_error(self) -> JournalDown | None:
         """Return why it is not written; where that is not known, it is written now."""
-        if not self.is_given and self.error is None and self._write is not None:
-            self._write()
+        if not self.is_given and self.error is None and self.write is not None:
+            self.write()
         return self.error
 
 

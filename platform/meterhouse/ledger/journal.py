@@ -178,7 +178,7 @@ class Journal:
         if self._is_admitting and self._chain.defer(payload, is_admission=True):
             return self._admissions.add(payload)
         self.append(payload, is_admission=True)
-        return Admission(payload, None)
+        return Admission(payload, None, is_given=True)
 
     def append_end(self, payload: bytes) -> int:
         """Append one record that somebody is about to await the barrier of; returns and raises as ``append``.

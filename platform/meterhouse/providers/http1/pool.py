@@ -61,22 +61,16 @@ class Pool:
 
     # --- slots
 
-    def try_take_slot(self) -> bool:
-        """Take a slot if there is one that nobody waits for."""
-        if self.in_use >= self._most or self._waiters or self.is_closed:
-            return False
-        self.in_use += 1
-        return True
-
     async def take_slot(self) -> None:
         """Take a slot, in turn.
 
         Raises:
             UpstreamDown: The pool is closed.
         """
-        if self.try_take_slot():
-            return
         self.check_open()
+        if self.in_use < self._most and not self._waiters:
+            self.in_use += 1
+            return
         waiter = self.loop.create_future()
         self._waiters.append(waiter)
         try:
@@ -101,11 +95,11 @@ class Pool:
 
     def try_lease(self, idle: dict[Connection, None], now_seconds: float) -> Connection | None:
         """Lease one of these that idle; None when there is none, or others wait for a slot."""
-        if not idle or not self.try_take_slot():
+        if not idle or self._waiters or self.in_use >= self._most or self.is_closed:
             return None
         connection = self.take_idle(idle, now_seconds)
-        if connection is None:
-            self.free_slot()
+        if connection is not None:
+            self.in_use += 1
         return connection
 
     def take_idle(self, idle: dict[Connection, None], now_seconds: float) -> Connection | None:

@@ -70,8 +70,7 @@ class Site:
         pool = self._pool
         try:
             with Patience(pool.late_watch, pool.loop.time() + timeout_seconds):
-                if not pool.try_take_slot():
-                    await pool.take_slot()
+                await pool.take_slot()
                 try:
                     return pool.take_idle(self.idle, pool.loop.time()) or pool.lease(await self._connect())
                 except BaseException:
