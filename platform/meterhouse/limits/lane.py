@@ -81,12 +81,13 @@ class Lane:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._wire: Wire | None = None
-        self._pending: deque[Item] = deque()
+        self._pending: list[Item] = []
         self._again: deque[Item] = deque()
         # Items that go before the pending ones: they were sent before.
         self.stalled_seconds = 0.0
         """For how long the loop stood still while somebody waited; deadlines are by its time without that."""
         self._deadline_seconds = 0.0
+        # Of what came since the last push; 0 while nothing did.
         self._is_flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._look_seconds = 0.0
@@ -109,8 +110,8 @@ class Lane:
             await asyncio.gather(self._keeper, return_exceptions=True)
         self._drop("the link was closed")
 
-    def submit(self, item: Item) -> None:
-        """Send a command in this tick's batch; fails at once while the server is away."""
+    def post(self, item: Item) -> None:
+        """Take a command for the next push, which must come in this tick; it fails at once while the server is away."""
         self._figures.calls += 1
         if not self.is_up or self._is_closed:
             self.reject(item, f"{self.name} is away")
@@ -120,11 +121,11 @@ class Lane:
         if waiting >= self._policy.most_waiting:
             self.reject(item, f"{waiting} commands already wait for {self.name}")
             return
+        if not self._deadline_seconds:
+            self._deadline_seconds = self._awake_seconds() + self._policy.timeout_seconds
+            self._watch()
+        item.deadline_seconds = self._deadline_seconds
         pending.append(item)
-        if not self._is_flush_due:
-            self._plan_flush()
-        if not item.deadline_seconds:
-            item.deadline_seconds = self._deadline_seconds
         if len(pending) >= self._policy.most_unsent:
             self.push()
 
@@ -140,12 +141,11 @@ class Lane:
 
     # --- sending
 
-    def _plan_flush(self) -> None:
-        self._is_flush_due = True
-        self._deadline_seconds = self._awake_seconds() + self._policy.timeout_seconds
-        self._loop.call_soon(self._flush)
-        if self._timer is None:
-            self._look_in(self._policy.timeout_seconds / _LOOKS)
+    def push_soon(self) -> None:
+        """Push at the end of this tick."""
+        if not self._is_flush_due and (self._pending or self._again):
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._is_flush_due = False
@@ -153,21 +153,18 @@ class Lane:
 
     def push(self) -> None:
         """Write what waits now; without a connection it goes on waiting."""
+        self._deadline_seconds = 0.0
         wire = self._wire
         if wire is None:
             return
-        batch = self._take_again() if self._again else []
         pending = self._pending
-        while pending or batch:
-            room = self._policy.most_in_batch - len(batch)
-            if len(pending) <= room:
-                batch.extend(pending)
-                pending.clear()
-            else:
-                batch.extend([pending.popleft() for _ in range(max(room, 0))])
+        if self._again:
+            pending[:0] = self._take_again()
+        while pending:
+            batch = pending[: self._policy.most_in_batch]
+            del pending[: self._policy.most_in_batch]
             self._figures.batches += 1
             wire.send(batch)
-            batch = []
 
     def _take_again(self) -> list[Item]:
         """Return what is sent again, each with what must go before it: its script's text, or ASKING."""
@@ -190,8 +187,8 @@ class Lane:
             return
         self._figures.repeats += 1
         self._again.append(item)
-        if not self._is_flush_due:
-            self._plan_flush()
+        self._watch()
+        self.push_soon()
 
     # --- failing
 
@@ -231,6 +228,11 @@ class Lane:
             self.stalled_seconds += now_seconds - self._look_seconds
             self._look_seconds = now_seconds
         return now_seconds - self.stalled_seconds
+
+    def _watch(self) -> None:
+        """Look at the clock from now on, while somebody waits."""
+        if self._timer is None:
+            self._look_in(self._policy.timeout_seconds / _LOOKS)
 
     def _look_in(self, seconds: float) -> None:
         self._look_seconds = self._loop.time() + seconds

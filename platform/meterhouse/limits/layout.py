@@ -32,8 +32,6 @@ from meterhouse.usage import Exactness
 
 Reply = Sequence[Any]
 """A flat array of integers and byte strings."""
-DemandFields = tuple[str | int, ...]
-"""A demand as the script is told it."""
 encode = msgspec.msgpack.Encoder().encode
 """Writes a payload."""
 EMPTY = encode([])
@@ -168,29 +166,32 @@ def _lists_of(demand: Demand) -> tuple[str, str, str]:
     )
 
 
-def demand_of(demand: Demand) -> DemandFields:
-    """Return what the script is told of a demand."""
-    return (
-        demand.request_id,
-        demand.rate_input_tokens,
-        demand.held_input_tokens,
-        demand.output_tokens,
-        demand.rate_output_tokens,
-        demand.choices,
-        1 if demand.is_streamed and not demand.holds_whole_allowance else 0,
-        demand.input_nanos_per_million,
-        demand.output_nanos_per_million,
-        demand.request_nanos,
-    )
-
-
-def encode_reserve(demands: Sequence[tuple[Plan, DemandFields]], lease_ms: int, silence_ms: int) -> bytes:
-    """Ask for demands of one organization to be held, each judged by its plan."""
+def encode_reserve(demands: Iterable[tuple[Plan, Demand, object]], lease_ms: int, silence_ms: int) -> bytes:
+    """Ask for demands of one organization to be held, each judged by its plan; what else comes with one is not told."""
     numbers: dict[Plan, int] = {}
-    plan_of = [numbers.setdefault(plan, len(numbers) + 1) for plan, _ in demands]
-    return encode(
-        (lease_ms, silence_ms, [plan.packed for plan in numbers], plan_of, *[fields for _, fields in demands])
-    )
+    packed: list[msgspec.Raw] = []
+    plan_of: list[int] = []
+    payload: list[object] = [lease_ms, silence_ms, packed, plan_of]
+    for plan, demand, _ in demands:
+        if plan not in numbers:
+            packed.append(plan.packed)
+            numbers[plan] = len(packed)
+        plan_of.append(numbers[plan])
+        payload.append(
+            (
+                demand.request_id,
+                demand.rate_input_tokens,
+                demand.held_input_tokens,
+                demand.output_tokens,
+                demand.rate_output_tokens,
+                demand.choices,
+                1 if demand.is_streamed and not demand.holds_whole_allowance else 0,
+                demand.input_nanos_per_million,
+                demand.output_nanos_per_million,
+                demand.request_nanos,
+            )
+        )
+    return encode(payload)
 
 
 def decode_reserve(reply: Reply, request_id: str, limits: Sequence[Limit]) -> Reservation | Refusal:

@@ -124,23 +124,28 @@ class RedisLink:
             CommandRefused: The script failed.
         """
         future = asyncio.get_running_loop().create_future()
-        self._submit(self._build(script, keys, payload, future), keys[0])
+        self.post(script, tuple(keys), payload, future)
+        self.push_soon()
         return future
 
-    def send_now(self, script: LinkScript, keys: Sequence[str], payload: bytes, waiter: Waiter) -> None:
-        """Run a script as ``call`` does, without waiting for the end of the tick; what waits for that goes before."""
-        lane = self._submit(self._build(script, keys, payload, waiter), keys[0])
-        if lane is not None:
-            lane.push()
+    def post(self, script: LinkScript, keys: tuple[str, ...], payload: bytes, waiter: Waiter) -> None:
+        """Run a script as ``call`` does, in the batch of the next ``push``: whoever posts sees to one in this tick."""
+        head = self._heads.get((script.sha, keys)) or self._make_head(script, keys)
+        item = Item(b"%b%d\r\n%b\r\n" % (head, len(payload), payload), waiter, script)
+        if self._only is None:
+            self._post(item, keys[0])
+        else:
+            self._only.post(item)
 
     def push(self) -> None:
-        """Send what waits for the end of the tick."""
+        """Send what waits, in one write for each server."""
         for lane in self._lanes.values():
             lane.push()
 
-    def _build(self, script: LinkScript, keys: Sequence[str], payload: bytes, waiter: Waiter) -> Item:
-        head = self._heads.get((script.sha, tuple(keys))) or self._make_head(script, tuple(keys))
-        return Item(b"%b%d\r\n%b\r\n" % (head, len(payload), payload), waiter, script)
+    def push_soon(self) -> None:
+        """Send what waits at the end of this tick."""
+        for lane in self._lanes.values():
+            lane.push_soon()
 
     def _make_head(self, script: LinkScript, keys: tuple[str, ...]) -> bytes:
         if len(self._heads) >= MOST_HEADS:
@@ -151,7 +156,8 @@ class RedisLink:
     def command(self, *arguments: Argument) -> "asyncio.Future[Any]":
         """Send a command in this tick's batch; its second word is taken for its key. Errors as of ``call``."""
         future = asyncio.get_running_loop().create_future()
-        self._submit(Item(pack(arguments), future), str(arguments[1]) if len(arguments) > 1 else "")
+        self._post(Item(pack(arguments), future), str(arguments[1]) if len(arguments) > 1 else "")
+        self.push_soon()
         return future
 
     # --- what lanes say
@@ -189,8 +195,8 @@ class RedisLink:
 
     # --- which server
 
-    def _submit(self, item: Item, key: str) -> Lane | None:
-        lane = self._only or self._lane_of(key)
+    def _post(self, item: Item, key: str) -> None:
+        lane = self._lane_of(key)
         if lane is None:
             self.figures.calls += 1
             self.figures.failures += 1
@@ -198,8 +204,7 @@ class RedisLink:
             item.future.set_exception(LinkDown("no server of the cluster is known"))
             item.future.exception()
         else:
-            lane.submit(item)
-        return lane
+            lane.post(item)
 
     def _lane_of(self, key: str) -> Lane | None:
         if not self._is_cluster:
@@ -237,7 +242,8 @@ class RedisLink:
 
     async def _read_map(self, lane: Lane) -> bool:
         future = asyncio.get_running_loop().create_future()
-        lane.submit(Item(pack(("CLUSTER", "SLOTS")), future))
+        lane.post(Item(pack(("CLUSTER", "SLOTS")), future))
+        lane.push_soon()
         try:
             ranges = await future
         except LinkDown:

@@ -104,7 +104,7 @@ class RedisMeter:
             may_reap: whether an expired lease of an organization may be reaped at all now.
         """
         self._link = link
-        self._scripts = load_scripts()
+        self._scripts = scripts = load_scripts()
         self._learner = learner
         self._outage = outage
         self._clock = clock
@@ -113,11 +113,11 @@ class RedisMeter:
         self._silence_ms = silence_ms
         self._may_reap = may_reap
         self._plans = Plans()
-        self.settlements = Settlements(link, self._scripts.settle)
+        self.settlements = Settlements(link, scripts.settle)
         """What is on its way to Redis."""
-        self._reserves = Reserves(link, self._scripts.reserve, self.settlements, lease_ms, self._find_silence_ms)
+        self._activity = activity = Activity(link, clock)
+        self._reserves = Reserves(link, scripts.reserve, self.settlements, lease_ms, self._find_silence_ms, activity)
         self._live: dict[str, _Live] = {}
-        self._activity = Activity(link, clock)
         # Two that turn the pages, so that each sees all of them.
         self._sweeps = Pages(self._sweep)
         self._reviews = Pages(self._sweep)
@@ -153,7 +153,6 @@ class RedisMeter:
         live = self._live.get(demand.request_id)
         if live is not None:
             return live.reservation
-        self._activity.note(demand.organization_id)
         try:
             plan = self._plans.of(demand)
             reply = await self._reserves.add(demand, plan)
@@ -207,7 +206,8 @@ class RedisMeter:
 
     def send_settled(self) -> None:
         """Send to Redis what was settled."""
-        self.settlements.send_now()
+        self.settlements.post()
+        self._link.push()
 
     async def renew(self, uses: Mapping[str, Use]) -> None:
         """Move live leases forward with what each request has used so far, and register what Redis does not know."""

@@ -5,18 +5,19 @@ was settled before a demand was added reaches Redis before it. Not here: what be
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from meterhouse.limits.layout import DemandFields, Plan, Reply, demand_of, encode_reserve
+from meterhouse.limits.layout import Plan, Reply, encode_reserve
 from meterhouse.limits.link import CommandRefused, RedisLink
 from meterhouse.limits.scripts import Script
 from meterhouse.limits.settlements import Settlements
+from meterhouse.limits.sweeps import Activity
 from meterhouse.metering import Demand
 
 MOST_TOGETHER = 8
 """So many do not wait for the end of the tick: Redis works on them while this process goes on."""
-Waiting = tuple[Plan, DemandFields, "asyncio.Future[Reply]"]
-"""A demand, what judges it, and who waits for the reply."""
+Waiting = tuple[Plan, Demand, "asyncio.Future[Reply]"]
+"""What judges a demand, the demand, and who waits for the reply."""
 
 
 class Reserves:
@@ -29,6 +30,7 @@ class Reserves:
         settlements: Settlements,
         lease_ms: int,
         find_silence_ms: Callable[[str], int],
+        activity: Activity,
     ) -> None:
         """Prepare.
 
@@ -38,12 +40,15 @@ class Reserves:
             settlements: sent before any demand.
             lease_ms: how long a reservation lives without being renewed.
             find_silence_ms: says of an organization after how long a silence expired leases may be reaped.
+            activity: told of an organization before each call for it.
         """
         self._link = link
         self._script = script
         self._settlements = settlements
         self._lease_ms = lease_ms
         self._find_silence_ms = find_silence_ms
+        self._activity = activity
+        self._loop = asyncio.get_running_loop()
         # By organization, in the order in which they came.
         self._queued: dict[str, list[Waiting]] = {}
 
@@ -55,19 +60,17 @@ class Reserves:
             CommandRefused: The script failed.
             OverflowError: An amount of the demand has more than 64 bits.
         """
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
+        future: asyncio.Future[Reply] = self._loop.create_future()
         organization_id = plan.organization_id
         waiting = self._queued.get(organization_id)
         if waiting is None:
             if not self._queued:
-                loop.call_soon(self.flush)
+                self._loop.call_soon(self.flush)
             waiting = self._queued[organization_id] = []
-        waiting.append((plan, demand_of(demand), future))
+        waiting.append((plan, demand, future))
         if len(waiting) >= MOST_TOGETHER:
             del self._queued[organization_id]
-            self._settlements.flush()
-            self._send(waiting)
+            self._send([waiting])
         return future
 
     def flush(self) -> None:
@@ -75,26 +78,30 @@ class Reserves:
         if not self._queued:
             return
         queued, self._queued = self._queued, {}
-        self._settlements.flush()
-        for waiting in queued.values():
-            self._send(waiting)
+        self._send(queued.values())
 
-    def _send(self, waiting: Sequence[Waiting]) -> None:
-        """Send demands of one organization."""
+    def _send(self, calls: Iterable[Sequence[Waiting]]) -> None:
+        """Write calls with what was settled before, each with demands of one organization."""
+        self._settlements.post()
+        for waiting in calls:
+            self._post(waiting)
+        self._link.push()
+
+    def _post(self, waiting: Sequence[Waiting]) -> None:
         plan = waiting[0][0]
+        self._activity.note(plan.organization_id)
         silence_ms = self._find_silence_ms(plan.organization_id)
         replies = _Replies(waiting, self._send_each)
         try:
-            payload = encode_reserve([(plan, fields) for plan, fields, _ in waiting], self._lease_ms, silence_ms)
+            payload = encode_reserve(waiting, self._lease_ms, silence_ms)
         except OverflowError as error:
             replies.set_exception(error)
         else:
-            self._link.send_now(self._script, plan.keys, payload, replies)
+            self._link.post(self._script, plan.keys, payload, replies)
 
     def _send_each(self, waiting: Sequence[Waiting]) -> None:
         """Send each alone, so that the one that is refused, or cannot be told, stands for no other."""
-        for one in waiting:
-            self._send((one,))
+        self._send([(one,) for one in waiting])
 
 
 class _Replies:

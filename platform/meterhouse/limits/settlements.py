@@ -6,10 +6,8 @@ there are, and who must not wait (``metering.Meter.send_settled``).
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from functools import partial
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from meterhouse.limits.layout import encode_settle, keys_of
 from meterhouse.limits.link import RedisLink
@@ -33,9 +31,10 @@ class Settlements:
         self._script = script
         # Those that wait for others, by organization; whose answer is awaited; and those that Redis missed.
         self._queued: defaultdict[str, list[tuple[str, Settlement]]] = defaultdict(list)
-        self._unconfirmed: set[asyncio.Future[Any]] = set()
+        self._unconfirmed: set[_Batch] = set()
         self._waiting: OrderedDict[str, tuple[str, Settlement]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
         self.forgotten = 0
         """How many found the queue full, since the start."""
 
@@ -52,20 +51,21 @@ class Settlements:
 
     def flush(self) -> None:
         """Send those that wait for others in this tick's batch, so that whatever is asked next finds them done."""
+        self.post()
+        self._link.push_soon()
+
+    def post(self) -> None:
+        """Give those that wait for others to the link: whoever posts sees to a push of it in this tick."""
         if not self._queued:
             return
-        queued = dict(self._queued)
-        self._queued.clear()
+        queued, self._queued = self._queued, defaultdict(list)
         for organization_id, settlements in queued.items():
-            for batch in batches(settlements):
-                future = self._link.call(self._script, keys_of(organization_id), encode_settle(batch))
-                self._unconfirmed.add(future)
-                future.add_done_callback(partial(self._confirm, organization_id, batch))
-
-    def send_now(self) -> None:
-        """Send those that wait, for others or for the end of the tick."""
-        self.flush()
-        self._link.push()
+            keys = keys_of(organization_id)
+            for some in batches(settlements):
+                payload = encode_settle(some)
+                batch = _Batch(organization_id, some, self._end)
+                self._unconfirmed.add(batch)
+                self._link.post(self._script, keys, payload, batch)
 
     def send_waiting(self) -> None:
         """Send what Redis missed, in one step."""
@@ -79,27 +79,51 @@ class Settlements:
         """Send what is left, and wait until Redis has answered or cannot."""
         self.flush()
         if self._unconfirmed:
-            await asyncio.wait(self._unconfirmed)
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._drained})
 
     def _end_patience(self) -> None:
         self._timer = None
         self.flush()
 
-    def _confirm(
-        self, organization_id: str, batch: Sequence[tuple[str, Settlement]], future: "asyncio.Future[Any]"
+    def _end(self, batch: "_Batch", *, is_confirmed: bool) -> None:
+        self._unconfirmed.discard(batch)
+        if not is_confirmed:
+            for request_id, settlement in batch.settlements:
+                self._waiting[request_id] = (batch.organization_id, settlement)
+            while len(self._waiting) > MOST_WAITING:
+                self._waiting.popitem(last=False)
+                self.forgotten += 1
+        if self._drained is not None and not self._unconfirmed:
+            self._drained.set_result(None)
+            self._drained = None
+
+
+class _Batch:
+    """Settlements of one call, whose reply is awaited whatever becomes of the callers: a ``Waiter``."""
+
+    def __init__(
+        self, organization_id: str, settlements: Sequence[tuple[str, Settlement]], end: Callable[..., None]
     ) -> None:
-        self._unconfirmed.discard(future)
-        if not future.cancelled() and future.exception() is None:
-            return
-        for request_id, settlement in batch:
-            self._waiting[request_id] = (organization_id, settlement)
-        while len(self._waiting) > MOST_WAITING:
-            self._waiting.popitem(last=False)
-            self.forgotten += 1
+        self.organization_id = organization_id
+        self.settlements = settlements
+        self._end = end
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, _reply: object, /) -> None:
+        self._end(self, is_confirmed=True)
+
+    def set_exception(self, _error: Exception, /) -> None:
+        self._end(self, is_confirmed=False)
+
+    def exception(self) -> None:
+        """Do nothing: what Redis missed waits for it."""
 
 
-def batches(everything: Collection[_Each], most: int = MOST_AT_ONCE) -> Iterable[list[_Each]]:
-    """Cut a collection into lists of at most so many."""
-    source = iter(everything)
-    while batch := list(islice(source, most)):
-        yield batch
+def batches(everything: list[_Each], most: int = MOST_AT_ONCE) -> Iterator[list[_Each]]:
+    """Cut a list into lists of at most so many."""
+    for first in range(0, len(everything), most):
+        yield everything[first : first + most]

@@ -117,7 +117,7 @@ class Item(msgspec.Struct, eq=False):
     """None: nobody waits, the reply is dropped."""
     script: LinkScript | None = None
     deadline_seconds: float = 0.0
-    """By the clock of its lane, which stands still with the event loop; 0 until first submitted."""
+    """By the clock of its lane, which stands still with the event loop; 0 until a lane has it."""
     was_repeated: bool = False
     loads: int = 0
     """How often its script was unknown and was sent along."""
@@ -185,7 +185,8 @@ class Wire(asyncio.Protocol):
         """Write commands at once, in their order."""
         self.in_flight.extend(items)
         if self._transport is not None:
-            self._transport.write(b"".join([item.command for item in items]))
+            commands = items[0].command if len(items) == 1 else b"".join([item.command for item in items])
+            self._transport.write(commands)
 
     def close(self) -> None:
         """Drop the connection and whatever it still brings."""
