@@ -14,6 +14,8 @@ PRIVATE = [
     "0.0.0.0",
     "224.0.0.1",
     "255.255.255.255",
+    "192.0.0.192",
+    "::ffff:192.0.0.192",
     "::1",
     "::",
     "fe80::1",
@@ -23,6 +25,15 @@ PRIVATE = [
     "::8.8.8.8",
     "fec0::1",
     "64:ff9b:1::a00:1",
+    "::ffff:0:10.0.0.1",
+    "::ffff:0:8.8.8.8",
+    "2001:0:808:808::f5ff:fffe",  # Teredo: a public server, and 10.0.0.1 behind it
+    "2001:0:808:808::f7f7:f7f7",
+    "100:0:0:1::1",
+    "200::1",
+    "3fff::1",
+    "5f00::1",
+    "fe00::1",
     "::ffff:127.0.0.1",
     "::ffff:10.0.0.1",
     "64:ff9b::a00:1",
@@ -52,7 +63,9 @@ def test_a_host_that_only_becomes_an_address_when_it_is_normalized_is_refused():
         check_public("https://\uff11\uff12\uff17.0.0.1/v1")
 
 
-@pytest.mark.parametrize("host", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "host", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8", "2002:808:808::1", "2a00:1450::1"]
+)
 def test_what_is(host):
     assert is_public(host)
 

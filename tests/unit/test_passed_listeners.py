@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,14 +11,16 @@ from msgspec import Raw
 
 from meterhouse.asked import Asked
 from meterhouse.errors import BudgetExhausted, UpstreamBusy, UpstreamDown
+from meterhouse.http.passing import PassThrough, check_object
 from meterhouse.http.respond import OPENAI_ENVELOPE
-from meterhouse.http.wires.passed_messages import MessagesListener
-from meterhouse.http.wires.passed_responses import ResponsesListener
+from meterhouse.http.wires.passed_completions import PassedCompletions
+from meterhouse.http.wires.passed_messages import MessagesListener, PassedMessages
+from meterhouse.http.wires.passed_responses import PassedResponses, ResponsesListener
 from meterhouse.http.wires.responses import ResponsesWire
 from meterhouse.providers.catalog import PROVIDERS, model_of
 from meterhouse.providers.provider import Deployment
 from meterhouse.request import Attempt, InputSize
-from meterhouse.usage import Usage
+from meterhouse.usage import Outcome, Usage
 
 ROW = replace(PROVIDERS["openai_compatible"], name="fake")
 DEPLOYMENT = Deployment(
@@ -137,6 +140,28 @@ def test_an_error_in_a_message_is_the_providers() -> None:
         messages().hear(b"[1]", attempt())
 
 
+def test_a_message_that_is_no_text_is_the_providers_error() -> None:
+    with pytest.raises(UpstreamDown):
+        messages().hear(START.replace(b'"up"', b'"\xff"'), attempt())
+
+
+@pytest.mark.parametrize("usage", [b"", b',"usage":{"input_\xff":1}', b',"usage":{"input_tokens":1e999}'])
+@pytest.mark.parametrize(
+    ("passed", "body"),
+    [
+        (PassedMessages(OPENAI_ENVELOPE), b'{"content":[{"type":"text","text":"\xff"}]%b}'),
+        (PassedCompletions(), b'{"choices":[{"\xff":1}]%b}'),
+        (PassedResponses(), b'{"output":[{"\xff":1}]%b}'),
+    ],
+)
+def test_what_of_a_whole_answer_is_no_text_says_nothing(passed: PassThrough, body: bytes, usage: bytes) -> None:
+    noted = attempt()
+    call: Any = SimpleNamespace(tally=SimpleNamespace(attempt=noted), is_draining=False)
+    passed.note_whole(call, check_object(body % usage))
+    assert noted.reported is None
+    assert noted.outcome is Outcome.COMPLETED
+
+
 def test_an_events_name_cannot_break_its_line() -> None:
     heard = messages().hear(payload(type="x\ndata: y"), attempt())
     assert heard.frame.startswith(b"data: ")
@@ -153,6 +178,12 @@ def responses(**given: str) -> ResponsesListener:
 
 def response_event(kind: str, **fields: Any) -> bytes:
     return payload(type=kind, sequence_number=5, response={"id": "resp_1", "model": "up", **fields})
+
+
+def test_a_response_that_is_no_text_is_the_providers_error() -> None:
+    opening = response_event("response.created", response={"id": "resp_1", "model": "up"})
+    with pytest.raises(UpstreamDown):
+        responses().hear(opening.replace(b'"id"', b'"\xff"'), attempt())
 
 
 def test_a_response_ends_with_its_usage_under_the_asked_name() -> None:

@@ -9,7 +9,7 @@ extensions, the checkpoints, the end that waits for the record.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -248,7 +248,7 @@ class PassThrough(ABC):
         attempt = call.tally.attempt
         attempt.served_model = text_in(fields, "model")[:MAX_NAME_LENGTH]
         attempt.service_tier = text_in(fields, "service_tier")[:MAX_NAME_LENGTH]
-        wire = msgspec.json.decode(fields["usage"]) if "usage" in fields else None
+        wire = decode_or_none(fields.get("usage", msgspec.Raw(b"")))
         if isinstance(wire, dict):
             note_usage(attempt, self.read_usage(wire))
         if attempt.reported is None:
@@ -296,6 +296,14 @@ def tell_texts(data: bytes, read: Callable[[bytes], tuple[str, str]]) -> Told | 
         frames.append(named_frame(kind, payload))
     text = "".join(texts)
     return (len(texts), text, utf8_length(text), b"".join(frames)) if texts else None
+
+
+def decode_or_none(raw: msgspec.Raw) -> Any:
+    """Return the value of a raw field; None where there is none, or it is no JSON: the client gets it as it came."""
+    try:
+        return msgspec.json.decode(raw) if raw else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def text_in(fields: dict[str, msgspec.Raw], name: str) -> str:

@@ -7,7 +7,8 @@
 - A usage beside the text of a stream is left out: whoever asked for one gets it once, in a chunk of its own, and there
   are clients that add up all that they see.
 
-Invariant: what needs none of this passes byte for byte.
+Invariant: what needs none of this passes byte for byte; so does what is no text, or no choice, where it would have to
+be read for this.
 """
 
 from collections.abc import Mapping
@@ -71,7 +72,10 @@ def rename_model(payload: bytes, served: str | None, asked: str) -> bytes:
         if payload.count(pattern) == 1:
             return payload.replace(pattern, separator + new)
     # An unusual spelling, or the same pair in a nested object: only a decode can tell them apart.
-    fields = _object_decoder.decode(payload)
+    try:
+        fields = _object_decoder.decode(payload)
+    except UnicodeDecodeError:
+        return payload
     fields["model"] = Raw(new)
     return msgspec.json.encode(fields)
 
@@ -83,7 +87,10 @@ def leave_out_usage(payload: bytes, usage: Raw) -> bytes:
         if payload.count(pattern) == 1 and payload.endswith(pattern + b"}"):
             return payload.replace(pattern, b"")
     # It stands elsewhere, or the same text is in the answer too.
-    fields = _object_decoder.decode(payload)
+    try:
+        fields = _object_decoder.decode(payload)
+    except UnicodeDecodeError:
+        return payload
     del fields["usage"]
     return msgspec.json.encode(fields)
 
@@ -103,18 +110,26 @@ def _is_untidy(chunk: Chunk, finish_reasons: Mapping[str, str]) -> bool:
 
 
 def _tidy_choices(payload: bytes, finish_reasons: Mapping[str, str]) -> bytes:
-    fields = _object_decoder.decode(payload)
-    choices = _objects_decoder.decode(fields["choices"])
-    for choice in choices:
-        for name in ("delta", "message"):
-            if name in choice and bytes(choice[name]).startswith(b"{"):
-                choice[name] = _tidy_text(choice[name])
-        if "finish_reason" in choice:
-            reason = msgspec.json.decode(choice["finish_reason"])
-            if isinstance(reason, str) and reason in finish_reasons:
-                choice["finish_reason"] = Raw(msgspec.json.encode(finish_reasons[reason]))
+    """Put the choices right; where one of them is none, or no text, they pass as they came."""
+    try:
+        fields = _object_decoder.decode(payload)
+        choices = _objects_decoder.decode(fields["choices"])
+        for choice in choices:
+            _tidy_choice(choice, finish_reasons)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return payload
     fields["choices"] = Raw(msgspec.json.encode(choices))
     return msgspec.json.encode(fields)
+
+
+def _tidy_choice(choice: dict[str, Raw], finish_reasons: Mapping[str, str]) -> None:
+    for name in ("delta", "message"):
+        if name in choice and bytes(choice[name]).startswith(b"{"):
+            choice[name] = _tidy_text(choice[name])
+    if "finish_reason" in choice:
+        reason = msgspec.json.decode(choice["finish_reason"])
+        if isinstance(reason, str) and reason in finish_reasons:
+            choice["finish_reason"] = Raw(msgspec.json.encode(finish_reasons[reason]))
 
 
 def _tidy_text(raw: Raw) -> Raw:

@@ -44,7 +44,10 @@ class WholeAnswer(msgspec.Struct, eq=False):
         body = tidy(self.payload, self.chunk, self.model, self.finish_reasons)
         if self.has_usage:
             return body
-        fields = _fields_decoder.decode(body)
+        try:
+            fields = _fields_decoder.decode(body)
+        except UnicodeDecodeError:
+            return body  # a name in it is no text, as in ``tidy``
         fields["usage"] = msgspec.Raw(msgspec.json.encode(usage_on_wire(usage)))
         return msgspec.json.encode(fields)
 

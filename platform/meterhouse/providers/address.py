@@ -5,13 +5,16 @@ to is checked where it is connected to (``http1.site``), so that it cannot chang
 """
 
 import re
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+"""All that is given out of IPv6 (RFC 4291, 2.4). What is outside is nobody's, or a network's own: its translations to
+IPv4, its sites, its overlays."""
+_NEVER_PUBLIC = (IPv4Network("192.0.0.0/24"), IPv6Network("3fff::/20"))
+"""What ``ipaddress`` may take for global: addresses of protocols (RFC 6890), one of which a cloud has for its machines'
+metadata, and of documentation (RFC 9637)."""
 _NAT64 = IPv6Network("64:ff9b::/96")
-_NEVER_PUBLIC = (IPv6Network("::/96"), IPv6Network("64:ff9b:1::/48"), IPv6Network("fec0::/10"))
-"""What ``ipaddress`` may take for global: an IPv4 address in a form long gone (RFC 4291, 2.5.5.1), a network's own
-translation to IPv4 (RFC 8215), and a site's own addresses (RFC 3879)."""
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII | re.IGNORECASE)
 
@@ -20,14 +23,14 @@ def is_public(host: str) -> bool:
     """Whether a literal address is one of the public internet."""
     address: IPv4Address | IPv6Address = ip_address(host.partition("%")[0])
     if isinstance(address, IPv6Address):
-        embedded = address.ipv4_mapped or address.sixtofour or (address.teredo or (None,))[0]
-        if any(address in network for network in _NEVER_PUBLIC):
-            return False
+        embedded = address.ipv4_mapped or address.sixtofour
         if embedded is None and address in _NAT64:
             embedded = IPv4Address(int(address) & 0xFFFF_FFFF)
         if embedded is not None:
             address = embedded
-    return address.is_global and not address.is_multicast
+        elif address not in _GLOBAL_UNICAST:
+            return False
+    return address.is_global and not address.is_multicast and not any(address in network for network in _NEVER_PUBLIC)
 
 
 def may_be_public(host: str) -> bool:

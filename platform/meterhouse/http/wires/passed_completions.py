@@ -12,7 +12,7 @@ from meterhouse.http.alike import Told
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.chunk import MAX_NAME_LENGTH, Chunk, decode_chunk, is_failure, is_set, read_usage
 from meterhouse.http.passage import WholeBody
-from meterhouse.http.passing import Heard, Listener, PassThrough
+from meterhouse.http.passing import Heard, Listener, PassThrough, decode_or_none
 from meterhouse.http.respond import OPENAI_ENVELOPE
 from meterhouse.http.sse import DONE_FRAME, frame
 from meterhouse.http.tidy import leave_out_usage, rename_model
@@ -59,7 +59,7 @@ class PassedCompletions(PassThrough):
 
     def note_text(self, fields: dict[str, Raw], attempt: Attempt) -> None:
         """Count the text of every choice."""
-        rows = msgspec.json.decode(fields["choices"]) if "choices" in fields else None
+        rows = decode_or_none(fields.get("choices", Raw(b"")))
         for row in rows if isinstance(rows, list) else ():
             text = row.get("text") if isinstance(row, dict) else None
             if isinstance(text, str) and text:

@@ -10,7 +10,7 @@ from meterhouse.errors import GatewayError
 from meterhouse.http.alike import Told
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.chunk import MAX_NAME_LENGTH
-from meterhouse.http.passing import Heard, Listener, PassThrough, tell_texts
+from meterhouse.http.passing import Heard, Listener, PassThrough, decode_or_none, tell_texts
 from meterhouse.http.respond import Envelope
 from meterhouse.http.sse import named_frame
 from meterhouse.http.tidy import rename_model
@@ -88,7 +88,7 @@ class PassedMessages(PassThrough):
 
     def note_text(self, fields: dict[str, Raw], attempt: Attempt) -> None:
         """Count every text of the content."""
-        blocks = msgspec.json.decode(fields["content"]) if "content" in fields else None
+        blocks = decode_or_none(fields.get("content", Raw(b"")))
         pieces: list[str] = []
         for block in blocks if isinstance(blocks, list) else ():
             if isinstance(block, dict):
@@ -182,7 +182,7 @@ class MessagesListener:
     def _begin(self, event: _Event, payload: bytes, attempt: Attempt, heard: Heard) -> bytes:
         try:
             message = _message_decoder.decode(event.message)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise no_answer("a message_start without a message") from None
         attempt.served_model = (message.model or "")[:MAX_NAME_LENGTH]
         heard.usage = self._note_usage(message.usage)

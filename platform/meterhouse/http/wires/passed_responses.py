@@ -12,11 +12,11 @@ from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import MAX_NAME_LENGTH, is_set
 from meterhouse.http.passage import RelayParts, Whole, WholeBody
-from meterhouse.http.passing import Heard, Listener, PassThrough, tell_texts
+from meterhouse.http.passing import Heard, Listener, PassThrough, decode_or_none, tell_texts
 from meterhouse.http.respond import JSON_TYPE
 from meterhouse.http.sse import named_frame
 from meterhouse.http.usage_reading import Fields, ReadUsage, note_usage, read_responses_usage
-from meterhouse.http.wires.told_items import ItemEvent, ToldItems, decode_or_none, texts_of
+from meterhouse.http.wires.told_items import ItemEvent, ToldItems, texts_of
 from meterhouse.providers.provider import Deployment, EndpointName
 from meterhouse.providers.refusal import error_in_stream, no_answer
 from meterhouse.request import Attempt
@@ -100,8 +100,15 @@ class TellingBack:
         self._told["model"] = Raw(msgspec.json.encode(asked.model))
 
     def put_right(self, response: bytes) -> bytes:
-        """Return a response object that tells of the request as it came; one that does already, byte for byte."""
-        fields = _fields_decoder.decode(response)
+        """Return a response object that tells of the request as it came; one that does already, byte for byte.
+
+        Raises:
+            UpstreamDown: One of its names is no text.
+        """
+        try:
+            fields = _fields_decoder.decode(response)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise no_answer("a response that is no object") from None
         changed = {name: raw for name, raw in self._told.items() if bytes(fields.get(name, raw)) != bytes(raw)}
         return msgspec.json.encode(fields | changed) if changed else response
 

@@ -5,6 +5,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from meterhouse.http.passing import decode_or_none
+
 MAX_KEPT_BYTES = 16 * 1_048_576
 """What is told beyond this reaches the client, but is not repeated in an end of our own."""
 
@@ -126,14 +128,6 @@ def texts_of(value: object) -> list[str]:
             pieces += [item[name] for name in names if isinstance(item.get(name), str)]
             pieces += texts_of(item.get("content")) + texts_of(item.get("summary"))
     return pieces
-
-
-def decode_or_none(raw: Raw) -> Any:
-    """Return the value of a raw field; None where there is none, or it is no JSON: the client gets it as it came."""
-    try:
-        return msgspec.json.decode(raw) if raw else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def _object(raw: Raw) -> Json | None:
