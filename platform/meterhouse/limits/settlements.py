@@ -34,7 +34,7 @@ class Settlements:
         self._unconfirmed: set[_Batch] = set()
         self._waiting: OrderedDict[str, tuple[str, Settlement]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
-        self._drained: asyncio.Future[None] | None = None
+        self._ended: asyncio.Future[None] | None = None
         self.forgotten = 0
         """How many found the queue full, since the start."""
 
@@ -76,12 +76,13 @@ class Settlements:
         self.flush()
 
     async def drain(self) -> None:
-        """Send what is left, and wait until Redis has answered or cannot."""
+        """Send what is left, and wait until Redis has answered or cannot; what is settled meanwhile is not awaited."""
         self.flush()
-        if self._unconfirmed:
-            if self._drained is None:
-                self._drained = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._drained})
+        left = frozenset(self._unconfirmed)
+        while not left.isdisjoint(self._unconfirmed):
+            if self._ended is None:
+                self._ended = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._ended})
 
     def _end_patience(self) -> None:
         self._timer = None
@@ -95,9 +96,9 @@ class Settlements:
             while len(self._waiting) > MOST_WAITING:
                 self._waiting.popitem(last=False)
                 self.forgotten += 1
-        if self._drained is not None and not self._unconfirmed:
-            self._drained.set_result(None)
-            self._drained = None
+        if self._ended is not None:
+            self._ended.set_result(None)
+            self._ended = None
 
 
 class _Batch:
