@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.link_bench import ECHO, PATIENT, PUSH, QUICK, linked, until
+from fakes.link_bench import ECHO, PATIENT, PUSH, QUICK, Script, linked, until
 from fakes.servers import RedisCluster, RedisServer
 from meterhouse.limits.link import LinkDown
 
@@ -111,6 +111,19 @@ async def test_a_slot_that_is_being_moved_and_was_moved_is_followed(own: RedisCl
         assert await link.call(PUSH, [name], b"4") == 8
         assert link.figures.failures == 0
     assert target.cli("LLEN", name) == 8
+
+
+@pytest.mark.parametrize("where", ["", "1 2", "99999 127.0.0.1:1", "1 127.0.0.1:x"])
+@pytest.mark.parametrize("word", ["MOVED", "ASK"])
+async def test_a_redirect_to_nowhere_is_told_to_who_asked(cluster: RedisCluster, word: str, where: str) -> None:
+    lost = Script("lost", f"return redis.error_reply('{word} {where}')")
+    async with linked(cluster.url) as (link, _):
+        refused = link.call(lost, [NAMES[0]], b"1")
+        assert await link.call(ECHO, [NAMES[0]], b"x") == [NAMES[0].encode(), b"x"]
+        with pytest.raises(LinkDown, match="redirects to nowhere"):
+            async with asyncio.timeout(5):
+                await refused
+        assert link.is_up
 
 
 async def test_a_cluster_is_found_by_a_seed_that_comes_up_late(own: RedisCluster) -> None:

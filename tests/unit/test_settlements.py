@@ -32,6 +32,17 @@ def begin() -> tuple[Link, Settlements]:
     return link, Settlements(link, load_scripts().settle)  # type: ignore[arg-type]
 
 
+async def test_one_that_cannot_be_told_takes_no_other_with_it() -> None:
+    link, settlements = begin()
+    settlements.add("org_1", "req_1", SETTLEMENT)
+    settlements.add("org_1", "req_2", Settlement(1, 2, 1 << 64, Exactness.REPORTED))
+    settlements.add("org_1", "req_3", SETTLEMENT)
+    settlements.add("org_2", "req_4", SETTLEMENT)
+    settlements.post()
+    assert len(link.waiters) == 3
+    assert settlements.forgotten == 1
+
+
 async def begun(draining: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     task = asyncio.ensure_future(draining)
     await asyncio.sleep(0)

@@ -9,6 +9,7 @@ Not here: what the scripts mean, and pub/sub.
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ PROBE_KEY = "mh:probe"
 MOST_HEADS = 20_000
 """Beginnings of commands that are kept, about 300 bytes each; of more, all are made anew."""
 Address = tuple[str, int]
+_REDIRECTION = re.compile(r"(MOVED|ASK) ([0-9]{1,5}) (.*):([0-9]{1,5})", re.ASCII)
+"""Which way, the slot, and where it is; without a host, where it was said (Redis Cluster specification)."""
 
 
 class RedisLink:
@@ -178,12 +181,15 @@ class RedisLink:
 
     def redirect(self, lane: Lane, item: Item, error: str) -> None:
         """Send an item where MOVED or ASK says; it has as much time left as before."""
-        word, slot, where = error.split(" ", 2)
         item.redirects += 1
+        found = _REDIRECTION.fullmatch(error)
         if not self._is_cluster or item.redirects > MOST_REDIRECTS:
             lane.reject(item, f"{lane.name}: {error} (a cluster needs redis+cluster://)")
             return
-        host, _, port = where.rpartition(":")
+        if found is None or int(found[2]) >= REDIS_CLUSTER_HASH_SLOTS:
+            lane.reject(item, f"{lane.name} redirects to nowhere: {error}")
+            return
+        word, slot, host, port = found.groups()
         target = self._lane_at((host or lane.server.host, int(port)))
         target.start()
         item.is_asking = word == "ASK"

@@ -36,7 +36,7 @@ class Settlements:
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
         self.forgotten = 0
-        """How many found the queue full, since the start."""
+        """How many found the queue full, or could not be told, since the start."""
 
     @property
     def waiting(self) -> int:
@@ -60,12 +60,22 @@ class Settlements:
             return
         queued, self._queued = self._queued, defaultdict(list)
         for organization_id, settlements in queued.items():
-            keys = keys_of(organization_id)
             for some in batches(settlements):
-                payload = encode_settle(some)
-                batch = _Batch(organization_id, some, self._end)
-                self._unconfirmed.add(batch)
-                self._link.post(self._script, keys, payload, batch)
+                self._post(organization_id, some)
+
+    def _post(self, organization_id: str, settlements: list[tuple[str, Settlement]]) -> None:
+        try:
+            payload = encode_settle(settlements)
+        except OverflowError:  # one of them has an amount of more than 64 bits, and takes no other with it
+            if len(settlements) == 1:
+                self.forgotten += 1
+                return
+            for one in settlements:
+                self._post(organization_id, [one])
+            return
+        batch = _Batch(organization_id, settlements, self._end)
+        self._unconfirmed.add(batch)
+        self._link.post(self._script, keys_of(organization_id), payload, batch)
 
     def send_waiting(self) -> None:
         """Send what Redis missed, in one step."""
