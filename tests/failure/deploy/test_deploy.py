@@ -22,7 +22,7 @@ import pytest
 
 from failure.deploy.asked import Asked
 from failure.deploy.load import QUICK, Order, stream_models
-from failure.schema import migrate, take_back
+from failure.schema import migrate_again
 from fakes.fleet import ServeProcess
 from fakes.gateway import provider_environment
 from fakes.nginx_server import NginxServer
@@ -194,8 +194,7 @@ class Operator:
 
 
 def migrate_up_and_down(site: Site) -> None:
-    take_back(site.database_url, "0002")
-    assert "was brought to" in migrate(site.fleet.environment, site.database_url)
+    assert "was brought to" in migrate_again(site.fleet.environment, site.database_url, "0002")
 
 
 def check_ledger(site: Site, asked: list[Asked]) -> None:
