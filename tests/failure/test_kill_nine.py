@@ -53,7 +53,7 @@ SPARE = 4
 """Wanted on top where the phase is only known for sure after the kill."""
 LEAST_IN_PHASE = 20
 RANDOM_SECONDS = 3.2
-_READ_SECONDS = 0.2
+READ_SECONDS = 0.2
 """Within it a client has read what was sent to it before."""
 KILLED_STARTS = 5
 """Every so many starts are killed too, at a random moment, and tried again: adopting twice changes nothing."""
@@ -187,7 +187,7 @@ class Killing:
             self._lock = sqlite3.connect(database, isolation_level=None, timeout=10, check_same_thread=False)
             # The crowd reads on meanwhile: what it reads late of before the lock would be taken for later.
             await asyncio.to_thread(self._lock.execute, "BEGIN IMMEDIATE")
-            await asyncio.sleep(_READ_SECONDS)
+            await asyncio.sleep(READ_SECONDS)
             since = time.time()
             await self._until(lambda: sum(c.ended_at > since for c in crowd.conversations) >= LEAST_AIMED + SPARE)
         else:

@@ -248,7 +248,7 @@ class PassThrough(ABC):
         attempt = call.tally.attempt
         attempt.served_model = text_in(fields, "model")[:MAX_NAME_LENGTH]
         attempt.service_tier = text_in(fields, "service_tier")[:MAX_NAME_LENGTH]
-        wire = decode_or_none(fields.get("usage", msgspec.Raw(b"")))
+        wire = decode_or_none(fields.get("usage"))
         if isinstance(wire, dict):
             note_usage(attempt, self.read_usage(wire))
         if attempt.reported is None:
@@ -298,7 +298,7 @@ def tell_texts(data: bytes, read: Callable[[bytes], tuple[str, str]]) -> Told | 
     return (len(texts), text, utf8_length(text), b"".join(frames)) if texts else None
 
 
-def decode_or_none(raw: msgspec.Raw) -> Any:
+def decode_or_none(raw: msgspec.Raw | None) -> Any:
     """Return the value of a raw field; None where there is none, or it is no JSON: the client gets it as it came."""
     try:
         return msgspec.json.decode(raw) if raw else None

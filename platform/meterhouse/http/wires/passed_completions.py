@@ -59,7 +59,7 @@ class PassedCompletions(PassThrough):
 
     def note_text(self, fields: dict[str, Raw], attempt: Attempt) -> None:
         """Count the text of every choice."""
-        rows = decode_or_none(fields.get("choices", Raw(b"")))
+        rows = decode_or_none(fields.get("choices"))
         for row in rows if isinstance(rows, list) else ():
             text = row.get("text") if isinstance(row, dict) else None
             if isinstance(text, str) and text:

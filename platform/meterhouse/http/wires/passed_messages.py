@@ -88,7 +88,7 @@ class PassedMessages(PassThrough):
 
     def note_text(self, fields: dict[str, Raw], attempt: Attempt) -> None:
         """Count every text of the content."""
-        blocks = decode_or_none(fields.get("content", Raw(b"")))
+        blocks = decode_or_none(fields.get("content"))
         pieces: list[str] = []
         for block in blocks if isinstance(blocks, list) else ():
             if isinstance(block, dict):

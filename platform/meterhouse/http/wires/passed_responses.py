@@ -85,7 +85,7 @@ class PassedResponses(PassThrough):
 
     def note_text(self, fields: dict[str, Raw], attempt: Attempt) -> None:
         """Count every text of the output."""
-        text = "".join(texts_of(decode_or_none(fields.get("output", Raw(b"")))))
+        text = "".join(texts_of(decode_or_none(fields.get("output"))))
         attempt.text.append(text)
         attempt.output_bytes += len(text.encode("utf-8", "surrogatepass"))
         attempt.output_events += bool(text)

@@ -30,8 +30,6 @@ _CHUNKED = b"chunked"
 _JOINED = frozenset({b"content-encoding", b"transfer-encoding"})
 """Headers of which each one counts; of the others the first does."""
 _KEPT = _JOINED | {b"content-type", b"content-length", b"retry-after", b"retry-after-ms"}
-_KEPT_LETTERS = frozenset(letter for name in _KEPT for letter in (name[0], name.upper()[0]))
-"""What their names begin with: most others are told by that."""
 
 
 class Owner(Protocol):
@@ -139,11 +137,7 @@ class Connection(asyncio.Protocol):
         self._header_count = self._heard_bytes = self._body_at_bytes = 0
         self._has_head = self._is_whole = False
         self.deadline_seconds = deadline_seconds
-        late_watch = self._late_watch
-        if late_watch.looks_at_seconds > deadline_seconds:
-            late_watch.watch(self)
-        else:  # at nearly each request a look is due before it can be late
-            late_watch.waiting[self] = None
+        self._late_watch.watch(self)
         if clearance is not None and not clearance.is_given:
             self._held = message
             clearance.tell(self._leave)
@@ -278,10 +272,8 @@ class Connection(asyncio.Protocol):
             self._heard_bytes > MAX_HEADER_LINE_BYTES and len(name) + len(value) > MAX_HEADER_LINE_BYTES
         ):
             raise _Refused("too many headers, or one too long")
-        if name[0] not in _KEPT_LETTERS or self._has_head:  # the parser refuses a header without a name
-            return
         name = name.lower()
-        if name in _KEPT:
+        if name in _KEPT and not self._has_head:
             if name not in self._headers:
                 self._headers[name] = value
             elif name in _JOINED:
