@@ -109,7 +109,8 @@ class Settings(BaseSettings):
     )
     database_connections: Count = Field(5, description="Most database connections of a worker")
     statement_timeout_seconds: Seconds = Field(2, description="Longest database statement of a request")
-    lock_timeout_seconds: Seconds = Field(0.5, description="Longest wait for a database lock")
+    lock_timeout_seconds: Seconds = Field(0.5, description="Longest wait for a lock in PostgreSQL")
+    busy_timeout_seconds: Seconds = Field(10, description="Longest wait for others who write to the embedded SQLite")
     redis_timeout_seconds: Seconds = Field(0.1, description="Longest wait for Redis")
     hosts: Count = Field(1, description="Hosts that share the outage allowance of each budget and quota")
     outage_percent: Annotated[int, Field(ge=0, le=100)] = Field(

@@ -195,6 +195,7 @@ def _policy(settings: Settings) -> EnginePolicy:
         connections=settings.database_connections,
         statement_timeout_seconds=settings.statement_timeout_seconds,
         lock_timeout_seconds=settings.lock_timeout_seconds,
+        busy_timeout_seconds=settings.busy_timeout_seconds,
     )
 
 

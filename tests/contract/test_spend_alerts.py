@@ -253,7 +253,7 @@ class LockedOutbox(OutboxStore):
     """The store of a process that waits for no lock for long, and another transaction that has locked all of it."""
 
     def __init__(self, url):
-        self.engine = open_engine(url, EnginePolicy(lock_timeout_seconds=0.05, busy_timeout_ms=50))
+        self.engine = open_engine(url, EnginePolicy(lock_timeout_seconds=0.05, busy_timeout_seconds=0.05))
         super().__init__(self.engine)
         self.url, self.lock, self.failures, self.most_failures = url, AsyncExitStack(), 0, 1
 

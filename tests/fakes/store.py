@@ -52,7 +52,7 @@ def begin_store(path: Path) -> Path:
 async def opened_store(path: Path):
     """Give an engine on a migrated file."""
     begin_store(path)
-    engine = open_engine(url_of(path), EnginePolicy(busy_timeout_ms=20))
+    engine = open_engine(url_of(path), EnginePolicy(busy_timeout_seconds=0.02))
     try:
         yield engine
     finally:

@@ -10,7 +10,7 @@ import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from meterhouse.db import postgres
 from meterhouse.db.policy import EnginePolicy
-from meterhouse.db.sqlite import open_file
+from meterhouse.db.sqlite import WritersTurn, open_file
 from meterhouse.errors import Malformed, StoreChanging, StoreDown
 
 MAX_VARIABLES = 32_766
@@ -42,6 +42,7 @@ _LONGEST_PAUSE_SECONDS = 1.0
 _READ = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _WRITE = "SET TRANSACTION READ WRITE"
 _WRITES = "meterhouse_writes"
+_TURN = "meterhouse_turn"
 _DAMAGED = ("file is not a database", "disk image is malformed")
 _STATEMENT_AT_FAULT = (exc.IntegrityError, exc.DataError, exc.ProgrammingError, exc.NotSupportedError)
 _TEXT_AT_FAULT = frozenset({"22021", "22P05"})
@@ -90,8 +91,9 @@ def open_engine(url: str, policy: EnginePolicy = DEFAULT_POLICY) -> AsyncEngine:
         engine = create_async_engine("postgresql+asyncpg://", async_creator=opened, **options)
         event.listen(engine.sync_engine, "close", postgres.hang_up)
         return engine
-    opened = partial(open_file, parsed.database or "", policy.busy_timeout_ms)
-    engine = create_async_engine(url, async_creator=opened, **options)
+    opened = partial(open_file, parsed.database or "", policy.busy_timeout_seconds)
+    turn = WritersTurn(policy.busy_timeout_seconds)
+    engine = create_async_engine(url, async_creator=opened, execution_options={_TURN: turn}, **options)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine
 
@@ -180,7 +182,9 @@ async def write_again(
 @asynccontextmanager
 async def _transaction(engine: AsyncEngine, first: str) -> AsyncIterator[AsyncConnection]:
     if not postgres.is_postgres(engine):
-        async with engine.begin() as connection:
+        options = engine.get_execution_options()
+        turn = options[_TURN].taken() if options.get(_WRITES) else nullcontext()
+        async with turn, engine.begin() as connection:
             yield connection
         return
     connection = await _begin_in_postgres(engine, first)

@@ -24,7 +24,10 @@ class EnginePolicy:
     statement_timeout_seconds: float = 2.0
     """Longest statement. PostgreSQL ends it; where PostgreSQL itself hangs, the client does half a second later."""
     lock_timeout_seconds: float = 0.5
-    busy_timeout_ms: int = 2_000
-    """How long a statement of SQLite waits for another process's lock."""
+    busy_timeout_seconds: float = 10.0
+    """How long whoever writes to a SQLite file waits for this process's other writers, and then for another's lock.
+
+    Nobody who reads waits for either, and the inference path writes nothing there.
+    """
     application_name: str = "meterhouse"
     """What PostgreSQL shows for a connection, unless the URL says otherwise."""

@@ -3,8 +3,11 @@
 Invariant: a connection has every pragma or does not exist. Not here: SQLAlchemy.
 """
 
+import asyncio
 import sqlite3
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiosqlite
 
@@ -19,14 +22,37 @@ _CHUNK_ROWS = 64
 _RETRY_SECONDS = 0.01
 
 
-async def open_file(path: str, busy_timeout_ms: int) -> aiosqlite.Connection:
+async def open_file(path: str, busy_timeout_seconds: float) -> aiosqlite.Connection:
     """Open or create a file; raises sqlite3.Error when it cannot be used."""
-    connection = _FileConnection(path, busy_timeout_ms)
+    connection = _FileConnection(path, busy_timeout_seconds)
     await connection
     if connection.failure is not None:
         await connection.close()
         raise connection.failure
     return connection
+
+
+class WritersTurn:
+    """Has the writers of one engine write one after the other, in the order in which they came.
+
+    SQLite takes one writer at a time; another one looks again ten times a second and may be overtaken each time, for
+    which it keeps a connection that readers could use. A process that gets too little of a processor would take its own
+    slowness for a lock of somebody else's.
+    """
+
+    def __init__(self, wait_seconds: float) -> None:
+        self._lock = asyncio.Lock()
+        self._wait_seconds = wait_seconds
+
+    @asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """Wait for the turn and keep it for the body; raises TimeoutError."""
+        async with asyncio.timeout(self._wait_seconds):
+            await self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
 class _FileConnection(aiosqlite.Connection):
@@ -36,14 +62,14 @@ class _FileConnection(aiosqlite.Connection):
     thread ends with a traceback. So opening never raises, and whoever opened closes properly.
     """
 
-    def __init__(self, path: str, busy_timeout_ms: int) -> None:
+    def __init__(self, path: str, busy_timeout_seconds: float) -> None:
         super().__init__(self._open, iter_chunk_size=_CHUNK_ROWS)
         # A process that forgets to close may still end.
         self._thread.daemon = True
         self._path = path
         # The timeout comes first, so that the other pragmas wait for a lock as well.
-        self._pragmas = (f"PRAGMA busy_timeout = {busy_timeout_ms}", *_PRAGMAS)
-        self._busy_timeout_seconds = busy_timeout_ms / 1_000
+        self._pragmas = (f"PRAGMA busy_timeout = {round(busy_timeout_seconds * 1_000)}", *_PRAGMAS)
+        self._busy_timeout_seconds = busy_timeout_seconds
         self.failure: sqlite3.Error | None = None
 
     def _open(self) -> sqlite3.Connection:

@@ -16,8 +16,8 @@ from meterhouse.stores import find_pepper_version
 OLD, NEW = "1:old-pepper-0f3a9c51b7e2d8846ac19d27", "2:new-pepper-7d20e6b94c1fa3580be95c41"
 
 
-def started(folder: Path, up: FakeUpstream, pepper: str, version: str = "") -> Gateway:
-    settings = {"METERHOUSE_KEY_PEPPER": pepper, "METERHOUSE_KEY_PEPPER_VERSION": version}
+def started(folder: Path, up: FakeUpstream, pepper: str, version: str = "", **more: str) -> Gateway:
+    settings = {"METERHOUSE_KEY_PEPPER": pepper, "METERHOUSE_KEY_PEPPER_VERSION": version, **more}
     return Gateway(folder / "data", provider_environment("fake", up.base_url, **settings))
 
 
@@ -71,7 +71,7 @@ def test_a_wrong_secret_is_never_hashed(up: FakeUpstream, tmp_path: Path) -> Non
 def test_hashes_wait_while_the_database_is_away(up: FakeUpstream, tmp_path: Path) -> None:
     with started(tmp_path, up, OLD) as gateway:
         tenant = Tenant(gateway)
-    with started(tmp_path, up, f"{OLD},{NEW}") as gateway:
+    with started(tmp_path, up, f"{OLD},{NEW}", METERHOUSE_BUSY_TIMEOUT_SECONDS="0.5") as gateway:
         assert gateway.chat("fake/normal", key=tenant.key)[0] == 200
         rehasher = gateway.parts.stores.rehasher
         with closing(sqlite3.connect(gateway.data / "ledger.db", isolation_level=None)) as connection:
