@@ -200,6 +200,7 @@ def _watch(metrics: Metrics, link: RedisLink, learner: Learner, more: tuple[Redi
     meter, notices = more
     metrics.watch(Watched.DEGRADED, lambda: int(not link.is_up), label="meter")
     metrics.watch(Watched.METER_WAITING, lambda: meter.settlements.waiting)
+    metrics.watch(Watched.METER_GIVEN_UP, lambda: meter.settlements.given_up)
     metrics.watch(Watched.DEGRADED, lambda: int(not notices.is_connected), label="notices")
     metrics.watch(Watched.METER_FAILURES, lambda: link.figures.failures)
     metrics.watch(Watched.METER_OUTAGES, lambda: link.figures.downs)

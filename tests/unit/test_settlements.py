@@ -40,7 +40,7 @@ async def test_one_that_cannot_be_told_takes_no_other_with_it() -> None:
     settlements.add("org_2", "req_4", SETTLEMENT)
     settlements.post()
     assert len(link.waiters) == 3
-    assert settlements.forgotten == 1
+    assert settlements.given_up == 1
 
 
 async def begun(draining: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

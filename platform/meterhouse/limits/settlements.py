@@ -35,7 +35,7 @@ class Settlements:
         self._waiting: OrderedDict[str, tuple[str, Settlement]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
-        self.forgotten = 0
+        self.given_up = 0
         """How many found the queue full, or could not be told, since the start."""
 
     @property
@@ -68,7 +68,7 @@ class Settlements:
             payload = encode_settle(settlements)
         except OverflowError:  # one of them has an amount of more than 64 bits, and takes no other with it
             if len(settlements) == 1:
-                self.forgotten += 1
+                self.given_up += 1
                 return
             for one in settlements:
                 self._post(organization_id, [one])
@@ -105,7 +105,7 @@ class Settlements:
                 self._waiting[request_id] = (batch.organization_id, settlement)
             while len(self._waiting) > MOST_WAITING:
                 self._waiting.popitem(last=False)
-                self.forgotten += 1
+                self.given_up += 1
         if self._ended is not None:
             self._ended.set_result(None)
             self._ended = None

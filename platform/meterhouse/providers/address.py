@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 """All that is given out of IPv6 (RFC 4291, 2.4). What is outside is nobody's, or a network's own: its translations to
 IPv4, its sites, its overlays."""
-_NEVER_PUBLIC = (IPv4Network("192.0.0.0/24"), IPv6Network("3fff::/20"))
+_NEVER_PUBLIC = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"), IPv6Network("3fff::/20"))
 """What ``ipaddress`` may take for global: addresses of protocols (RFC 6890), one of which a cloud has for its machines'
-metadata, and of documentation (RFC 9637)."""
+metadata; that at which Azure's host answers its machines; and of documentation (RFC 9637)."""
 _NAT64 = IPv6Network("64:ff9b::/96")
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII | re.IGNORECASE)

@@ -70,6 +70,12 @@ class Watched(Enum):
     REFUSED_SIGN_INS = ("meterhouse_refused_sign_ins", "counter", "Keys refused unread after too many wrong ones", None)
     DEGRADED = ("meterhouse_degraded", "gauge", "1 while a part works in its degraded mode", "part")
     METER_WAITING = ("meterhouse_waiting_settlements", "gauge", "Settlements that wait for Redis to return", None)
+    METER_GIVEN_UP = (
+        "meterhouse_given_up_settlements",
+        "counter",
+        "Settlements that Redis is not told any more: their holds end with the lease, and reconciling adds the charge",
+        None,
+    )
     METER_FAILURES = ("meterhouse_meter_failures", "counter", "Calls of the meter that Redis did not answer", None)
     METER_OUTAGES = ("meterhouse_meter_outages", "counter", "Times that Redis was given up on", None)
     COUNTER_DRIFT = ("meterhouse_counter_drift", "counter", "Counters that disagreed with the ledger", None)
