@@ -143,7 +143,7 @@ missing_packages() {
   search=$(printf '%s:' /usr/lib/postgresql/*/bin)$PATH:/usr/sbin
   for package in "$@"; do
     case $package in
-      redis-server | nginx | openssl | curl | chromium | prometheus | g++) PATH=$search type -P "$package" >/dev/null && continue ;;
+      redis-server | pgbouncer | nginx | openssl | curl | chromium | prometheus | g++) PATH=$search type -P "$package" >/dev/null && continue ;;
       nodejs) type -P node >/dev/null && continue ;;
       npm) type -P npm >/dev/null && continue ;;
       postgresql) PATH=$search type -P initdb >/dev/null && continue ;;

@@ -13,6 +13,7 @@ import pytest
 from cli.command import run
 from fakes.fleet import PEPPER
 from fakes.nginx_server import ROOT
+from fakes.pooler import Pooler
 from fakes.servers import PASSWORD, PostgresServer, RedisCluster, RedisServer
 from meterhouse.checkup.conf import ConfError, bytes_of, find_places, read_conf, seconds_of
 from meterhouse.checkup.stores import REDIS_EXCESS, REDIS_PROBES
@@ -96,8 +97,8 @@ def test_a_deployment_in_order(site: Site, postgres_server: PostgresServer) -> N
     assert status == 0
     assert [line for line in lines if line[0] != "ok"] == []
     assert {subject for _, subject, _ in lines} >= {
-        "settings", "PostgreSQL", "database role", "connections", "schema", "Redis", "Redis user", "clock",
-        "journal folder", "disk", "open files", "nginx", "certificate",
+        "settings", "PostgreSQL", "database session", "database role", "connections", "schema", "Redis", "Redis user",
+        "clock", "journal folder", "disk", "open files", "nginx", "certificate",
     }  # fmt: skip
     assert not (site.folder / ".meterhouse").exists(), "a look changes nothing"
     assert len(lines) > 20
@@ -128,6 +129,27 @@ def test_what_is_not_in_order_is_named(site: Site, changes: dict[str, str], line
     status, lines = site.check(**changes)
     assert status == (2 if line.startswith("failed") else 0)
     assert any(f"{state} {subject}: {text}".startswith(line) for state, subject, text in lines), lines
+
+
+DROPPED = (
+    "statement_timeout, lock_timeout, idle_in_transaction_session_timeout, jit, "
+    "tcp_keepalives_idle, tcp_keepalives_interval, tcp_keepalives_count"
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ("pool_mode = session", "failed PostgreSQL: "),
+        (f"pool_mode = session\nignore_startup_parameters = {DROPPED}", "failed database session: "),
+        (f"pool_mode = transaction\nignore_startup_parameters = {DROPPED}", "failed database session: "),
+    ],
+)
+def test_a_pooler_that_drops_the_bounds_of_a_session(site: Site, lines: str, found: str) -> None:
+    with Pooler(site.folder, site.settings["METERHOUSE_DATABASE_URL"], lines) as pooler:
+        (line,) = (line for line in site.bad(METERHOUSE_DATABASE_URL=pooler.url) if line.startswith("failed"))
+    assert line.startswith(found)
+    assert "PostgreSQL's own address" in line
 
 
 def test_a_pepper_that_is_still_needed(site: Site) -> None:

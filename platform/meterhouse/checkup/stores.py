@@ -38,6 +38,9 @@ CLOCK_WARNING_MS, CLOCK_FAILED_MS = 1_000, 10_000
 LEAST_REDIS, LEAST_POSTGRES = 7, 14
 FULL_PERCENT = 75
 PROBE_MS = 1_000
+NO_POOLER = "Each process has its own pool: METERHOUSE_DATABASE_URL takes PostgreSQL's own address, not a pooler's."
+POOLERS_ERROR = "unsupported startup parameter"
+"""What PgBouncer says where a session has a bound."""
 Arguments = tuple[str | int, ...]
 
 REDIS_PROBES: dict[str, Arguments] = {
@@ -98,13 +101,16 @@ async def _check_postgres(settings: Settings, workers: int, times_ms: dict[str, 
         facts = await read_facts(engine)
         times_ms["PostgreSQL"] = facts.now_ms - (asked_ms + _now_ms()) // 2
         yield _check_version("PostgreSQL", facts.version, LEAST_POSTGRES)
+        yield _check_session(facts, policy)
         yield _check_role(facts)
         yield _check_room(facts, settings, workers)
         yield await _check_revision(engine)
         if (peppers := await _check_peppers(engine, settings)) is not None:
             yield peppers
     except StoreDown as error:
-        yield failed("PostgreSQL", f"{error.message} {error.detail}".strip())
+        what = f"a pooler refuses its session. {NO_POOLER}" if POOLERS_ERROR in error.detail else error.message
+        # Behind the first line SQLAlchemy says where its errors are explained.
+        yield failed("PostgreSQL", f"{what} {error.detail.partition(chr(10))[0]}".strip())
     finally:
         await close(engine)
 
@@ -138,6 +144,14 @@ async def _check_peppers(engine: Any, settings: Settings) -> Finding | None:
         advice = "A key is hashed anew when it is used; rotate or revoke those that are not, and give credentials again"
         return warning("pepper", f"{text}. {advice}, before you take an older version out.")
     return ok("pepper", f"{text}.")
+
+
+def _check_session(facts: DatabaseFacts, policy: EnginePolicy) -> Finding:
+    asked_ms = round(policy.statement_timeout_seconds * 1000)
+    if facts.statement_timeout_ms != asked_ms:
+        text = f"a session's statement_timeout is {facts.statement_timeout_ms} ms and not {asked_ms} as it asked for"
+        return failed("database session", f"{text}: a pooler drops it. {NO_POOLER}")
+    return ok("database session", "its settings are as it asked for.")
 
 
 def _check_role(facts: DatabaseFacts) -> Finding:

@@ -15,6 +15,7 @@ _ASKED = sa.text(
     SELECT current_setting('server_version') AS version,
            current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS room,
            CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint) AS now_ms,
+           (SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout') AS statement_timeout_ms,
            current_user AS role,
            (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser,
            COALESCE(has_table_privilege(to_regclass('usage_record'), 'DELETE'), false) AS may_delete
@@ -30,6 +31,8 @@ class DatabaseFacts:
     room: int
     """How many connections the role may open, over all processes."""
     now_ms: int
+    statement_timeout_ms: int
+    """What bounds the statements of the session that asked; 0 where nothing does."""
     role: str
     is_superuser: bool
     may_delete: bool
