@@ -161,7 +161,7 @@ def test_the_alembic_command_finds_its_settings_in_pyproject(store_url):
 
 @pytest.mark.parametrize(
     ("pragma", "value"),
-    [("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 2_000), ("foreign_keys", 1)],
+    [("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 10_000), ("foreign_keys", 1)],
 )
 async def test_every_connection_of_sqlite_has_the_pragmas_that_durability_needs(path, pragma, value):
     engine = open_engine(url_of(path))

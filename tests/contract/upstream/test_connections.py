@@ -163,7 +163,7 @@ async def test_whoever_still_connects_when_the_client_closes_is_late_in_time(sil
     connecting = asyncio.create_task(
         client.post(silent_endpoint, "/x", b"{}", is_streamed=False, headers=None, seconds=0.3)
     )
-    await until(lambda: client.open_connections == 1)
+    await until(lambda: client.open_connections == 1 and not client._pool.lookups)
     await client.close()
     with pytest.raises(UpstreamTimeout, match="connected to in time"):
         await connecting
