@@ -15,6 +15,7 @@ from fakes.fleet import PEPPER
 from fakes.nginx_server import ROOT
 from fakes.pooler import Pooler
 from fakes.servers import PASSWORD, PostgresServer, RedisCluster, RedisServer
+from fakes.store import migrate
 from meterhouse.checkup.conf import ConfError, bytes_of, find_places, read_conf, seconds_of
 from meterhouse.checkup.stores import REDIS_EXCESS, REDIS_PROBES
 
@@ -65,16 +66,22 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def database_url(postgres_server: PostgresServer) -> str:
+    """One for all, with the newest schema: nobody who only looks at it changes it, and making one takes its time."""
+    url = postgres_server.create_database()
+    migrate(url)
+    return url
+
+
 @pytest.fixture
-def site(
-    tmp_path: Path, redis: RedisServer, postgres_server: PostgresServer, certificates: Path, migrated_database_url: str
-) -> Site:
+def site(tmp_path: Path, redis: RedisServer, database_url: str, certificates: Path) -> Site:
     shutil.copytree(certificates, tmp_path / "tls")
     (tmp_path / "nginx.conf").write_text(CONF)
     return Site(
         tmp_path,
         {
-            "METERHOUSE_DATABASE_URL": migrated_database_url,
+            "METERHOUSE_DATABASE_URL": database_url,
             "METERHOUSE_REDIS_URL": redis.url.replace("redis://", f"redis://meterhouse:{SECRET}@"),
             "METERHOUSE_KEY_PEPPER": PEPPER,
             "METERHOUSE_JOURNAL_MAX_BYTES": str(1 << 20),
@@ -152,7 +159,8 @@ def test_a_pooler_that_drops_the_bounds_of_a_session(site: Site, lines: str, fou
     assert "PostgreSQL's own address" in line
 
 
-def test_a_pepper_that_is_still_needed(site: Site) -> None:
+def test_a_pepper_that_is_still_needed(site: Site, migrated_database_url: str) -> None:
+    site.settings["METERHOUSE_DATABASE_URL"] = migrated_database_url
     second = "2:" + "second-pepper-of-the-tests-0123456789abcdef"
 
     def pepper(**changes: str) -> tuple[str, str]:
