@@ -135,6 +135,12 @@ def test_every_measure_that_is_named_is_compared(house: Path) -> None:
         ('{"day": 1, "model": "gpt"\n', "no JSON"),
         ('{"day": 1, "model": "gpt", "input_tokens": 1}\n[\n', "line 2 is no JSON"),
         ("[1]", "no object"),
+        ('{"day": [1], "model": "gpt", "input_tokens": 1}', "'[1]' is no day"),
+        ('{"day": "2026-01-01", "model": "gpt", "input_tokens": [1]}', "'[1]', no number"),
+        ('{"day": "2026-01-01", "model": "gpt", "cost_usd": {"value": 1}}', "no amount"),
+        ('{"object": "bucket", "start_time": 1, "results": [5]}', "no object"),
+        ('{"day": 1, "model": "gpt", "input_tokens": ' + "9" * 5_000 + "}", "thousands of digits"),
+        ("[" * 100_000, "nested too deeply"),
         ("\udcff", "not UTF-8"),
     ],
 )
