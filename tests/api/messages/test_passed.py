@@ -146,6 +146,7 @@ def test_tokens_are_counted_by_who_serves_the_wire(client: anthropic.Anthropic, 
 
     heard: list[tuple[str, dict[str, Any]]] = []
     wires._up.script("counted", count)
+    wires.set_price("counted", input_usd="3", output_usd="15", request_usd="0.01")
     answer = client.messages.with_raw_response.count_tokens(
         model="anthropic/counted", system="Be brief.", messages=[{"role": "user", "content": "Hi"}]
     )

@@ -85,6 +85,7 @@ class CountTokensWire:
         """Check a request; nothing is written for it."""
         asked = ask_messages(read_request(body, needs_bound=False))
         asked.output_tokens, asked.is_streamed = 0, False
+        asked.request_units = 0  # a price of requests is one of answers
         return asked
 
     def find_passage(self, asked: Asked, provider: Provider) -> Passage | None:  # noqa: ARG002 - the protocol's own signature
