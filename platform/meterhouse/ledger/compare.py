@@ -183,11 +183,13 @@ def compare(ours: Usages, theirs: Usages, tolerance_percent: Decimal, *, wants_c
 def parse_moment_ms(text: str) -> int:
     """Read a day or a moment (ISO 8601, UTC unless it says otherwise) or Unix seconds; returns Unix milliseconds.
 
+    Eight digits are a day (20261101): as seconds they would be one of 1970.
+
     Raises:
         ValueError: It is neither.
     """
     text = text.strip()
-    if text.isdecimal():
+    if text.isdecimal() and len(text) != len("20260131"):
         seconds = int(text)
     else:
         moment = datetime.fromisoformat(text) if len(text) > len("2026-01-31") else _midnight(text)
