@@ -1,6 +1,7 @@
 """Writes signed exports of the ledger into a folder, again and again.
 
-The files of a folder join without a gap: each holds the rows that were sealed behind those of the one before. Not here:
+The files of a folder join without a gap: each holds the rows that were sealed behind those of the one before. Of
+several processes that write one at once, because the first took longer than its turn, one shows its own. Not here:
 writing and checking one (``exports``), and what it looks like (``ledger.export``).
 """
 
@@ -49,6 +50,8 @@ class FolderExport:
     async def step(self) -> Path | None:
         """Write a file when it is time; returns it. A file is there whole or not at all.
 
+        None: it is not time yet, it could not be written, or another process has written one meanwhile.
+
         Raises:
             StoreDown: There is no database.
         """
@@ -60,21 +63,24 @@ class FolderExport:
         path = self._folder / f"ledger-{names[0]}-{names[1]}.jsonl"
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            await self._write(path, Order(self._clock.now_ms(), None, from_ms or None, to_ms))
+            is_shown = await self._write(path, Order(self._clock.now_ms(), None, from_ms or None, to_ms), from_ms)
         except (Conflict, SettingsError, OSError) as error:
             # Nothing is lost: the next try begins where this one did.
             get_logger().error(Event.EXPORT_FAILED, detail=str(error))
             return None
-        await self._turns.put_position(SINK, "", to_ms)
-        return path
+        return path if is_shown else None
 
-    async def _write(self, path: Path, order: Order) -> None:
+    async def _write(self, path: Path, order: Order, from_ms: int) -> bool:
+        """Write a file, and show it unless another process has shown one of the same time."""
         temporary = path.with_name(f".{path.name}.{random_base62(8)}.tmp")
         try:
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(await export(self._books, file, "jsonl", order, self._load_key()))
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            async with self._turns.moving(SINK, "", from_ms, order.to_ms or 0) as is_first:
+                if is_first:
+                    temporary.replace(path)
+            return is_first
         finally:
             temporary.unlink(missing_ok=True)

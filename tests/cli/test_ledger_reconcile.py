@@ -9,6 +9,7 @@ import pytest
 from cli import books
 from cli.command import complaint, good, run
 from fakes.ledger import DAY, record
+from meterhouse.ledger.compare import parse_moment_ms
 from meterhouse.usage import Usage
 
 SECONDS = DAY // 1000
@@ -68,6 +69,17 @@ def as_pages(found: list[dict[str, object]]) -> str:
 def test_figures_that_agree(house: Path, form) -> None:
     (house / "f").write_text(form(rows()))
     assert good(house, *reconcile(house)) == "4 figures compared, 0 differ by more than 0.5 %.\n"
+
+
+@pytest.mark.parametrize("text", ["2026-11-01", "20261101", "1793491200", "2026-11-01T02:00+02:00", " 20261101 "])
+def test_a_day_is_read_in_whatever_form(text: str) -> None:
+    assert parse_moment_ms(text) == 1_793_491_200_000
+
+
+@pytest.mark.parametrize("text", ["20261131", "99999999", "2026-11", "4102444800"])
+def test_what_is_no_day_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_moment_ms(text)
 
 
 @pytest.mark.parametrize("form", [as_csv, as_json_lines, as_pages])
@@ -135,6 +147,12 @@ def test_every_measure_that_is_named_is_compared(house: Path) -> None:
         ('{"day": 1, "model": "gpt"\n', "no JSON"),
         ('{"day": 1, "model": "gpt", "input_tokens": 1}\n[\n', "line 2 is no JSON"),
         ("[1]", "no object"),
+        ('{"day": [1], "model": "gpt", "input_tokens": 1}', "'[1]' is no day"),
+        ('{"day": "2026-01-01", "model": "gpt", "input_tokens": [1]}', "'[1]', no number"),
+        ('{"day": "2026-01-01", "model": "gpt", "cost_usd": {"value": 1}}', "no amount"),
+        ('{"object": "bucket", "start_time": 1, "results": [5]}', "no object"),
+        ('{"day": 1, "model": "gpt", "input_tokens": ' + "9" * 5_000 + "}", "thousands of digits"),
+        ("[" * 100_000, "nested too deeply"),
         ("\udcff", "not UTF-8"),
     ],
 )

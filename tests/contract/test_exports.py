@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fakes.ledger import record
 from fakes.receiver import receiving
 from fakes.store import MovingClock
+from meterhouse import signed_exports
 from meterhouse.billing import events as exporting
 from meterhouse.billing.events import EventExport, Sink
 from meterhouse.billing.outbound import Outbound
@@ -172,3 +173,25 @@ async def test_a_folder_that_cannot_be_written_costs_no_row(engine, posts, tmp_p
     assert await blocked.step() is None
     written = await FolderExport(house.books, house.turns, clock, (tmp_path / "ok", 3_600.0), lambda: KEY).step()
     assert b'"sequence":1' in written.read_bytes()
+
+
+async def test_of_two_processes_that_write_a_file_at_once_one_is_seen(engine, posts, tmp_path, monkeypatch):
+    house = House(engine, "http://127.0.0.1:1/", posts)
+    await house.use(3)
+    both_write, write = asyncio.Barrier(2), signed_exports.export
+
+    async def slow(*given):
+        ending = await write(*given)
+        await both_write.wait()
+        return ending
+
+    monkeypatch.setattr(signed_exports, "export", slow)
+    exports, ends_ms = [], [wall_ms() + ahead_ms for ahead_ms in (120_000, 300_000)]
+    for end_ms in ends_ms:  # the second one's turn came while the first was still writing
+        folder = FolderExport(house.books, house.turns, MovingClock(end_ms), (tmp_path / "f", 3_600.0), lambda: KEY)
+        exports.append(folder.step())
+    written = [path for path in await asyncio.gather(*exports) if path is not None]
+    assert list((tmp_path / "f").iterdir()) == written
+    assert len(written) == 1
+    (end_ms,) = (await house.turns.read_positions("folder")).values()
+    assert end_ms + signed_exports.MARGIN_MS in ends_ms

@@ -1,6 +1,7 @@
 """Invoices over SQLite and PostgreSQL: month after month by a clock that moves, against the exported ledger alone."""
 
 import asyncio
+import csv
 import io
 import json
 from collections import Counter
@@ -255,6 +256,15 @@ async def test_csv_and_page_say_the_same_and_run_nothing(house):
     assert "'@cmd" in correction
     assert correction.endswith(",-5,-0.000000005")
     assert total.endswith(",1499999995,1.499999995")
+
+
+async def test_a_name_with_a_carriage_return_begins_no_row_of_the_table(house):
+    await house.catalog.organizations.insert_project(Project("proj_2", "org_1", "x\r=1+1", 1))
+    await house.use(5, at_ms=JANUARY.start_ms, project_id="proj_2")
+    house.clock.move(MINUTE)
+    table = to_csv(await house.issue(JANUARY))
+    kinds = [cells["kind"] for cells in csv.DictReader(io.StringIO(table, newline=""), strict=True)]
+    assert kinds == ["usage", "total"]
 
 
 async def test_a_record_of_a_clock_that_was_wrong_is_late_in_the_first_invoice(house, monkeypatch):

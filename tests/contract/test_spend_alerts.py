@@ -374,8 +374,9 @@ async def test_alerts_are_their_owners_and_bad_ones_are_refused(house):
             await house.changes.get_alert(owner, alert.id)
     with pytest.raises(NotFound):
         await house.alert(AlertOwner("org_2", "proj_1"))
-    for bad in (("a@b\nBcc: c@d",), ("no address",), ("a@b, c@d",), ("a@b",) * 51):
+    for bad in (("a@b\nBcc: c@d",), ("no address",), ("a@b, c@d",), ("a@b",) * 51, ("=?utf-8?q?a=40b=2C?=@c.d",)):
         with pytest.raises(Malformed):
             await house.alert(recipients=bad)
-    with pytest.raises(Malformed):
-        await house.alert(subject_prefix="a\r\nBcc: x@example.com")
+    for prefix in ("a\r\nBcc: x@example.com", "=?utf-8?q?a=0D=0ABcc:_x=40example.com?="):
+        with pytest.raises(Malformed):
+            await house.alert(subject_prefix=prefix)

@@ -173,8 +173,9 @@ def test_a_signature_that_is_no_base64_is_not_believed(tmp_path):
         assert [one.fault for one in check(path)] == [Fault.NOT_SIGNED]
 
 
-def test_a_text_of_a_csv_may_hold_anything(tmp_path):
-    row = usage_row(1, model='=1+1,"\r\n', error_code="é\n", price_id="price_1", time_to_first_token_ms=0)
+@pytest.mark.parametrize("model", ['=1+1,"\r\n', "\r", "a\rb", "a\n\rb", "\n", "\r\r\n", "'", " "])
+def test_a_text_of_a_csv_may_hold_anything(tmp_path, model):
+    row = usage_row(1, model=model, error_code="é\n", price_id="price_1", time_to_first_token_ms=0)
     entry = Entry("usage", "org_1", 1, "", hash_row("usage", "org_1", 1, "", 5, row), 5, row)
     assert check(write(tmp_path / "export", [entry], "csv")) == []
 

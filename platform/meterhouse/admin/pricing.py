@@ -7,6 +7,8 @@ from meterhouse.errors import Malformed
 from meterhouse.money import MILLION, NANOS_PER_USD, Component, Meterable
 
 MAX_USD = 1_000_000
+MAX_REQUEST_USD = 9_000
+"""Of a single request: a million of them still are a 64-bit integer of nanos, which is what a journal can hold."""
 
 
 def components_from_usd(amounts: Mapping[Meterable, str | None]) -> tuple[Component, ...]:
@@ -30,8 +32,9 @@ def _nanos_per_million(kind: Meterable, text: str) -> int:
         raise Malformed(
             f"'{text}' is no amount of dollars. Write a decimal, for example \"2.50\".", param=name
         ) from None
-    if not usd.is_finite() or not 0 <= usd <= MAX_USD:
-        raise Malformed(f"A price lies from 0 to {MAX_USD} dollars.", param=name)
+    most = MAX_REQUEST_USD if kind is Meterable.REQUEST else MAX_USD
+    if not usd.is_finite() or not 0 <= usd <= most:
+        raise Malformed(f"A price lies from 0 to {most} dollars.", param=name)
     nanos = usd * NANOS_PER_USD * (MILLION if kind is Meterable.REQUEST else 1)
     if nanos != nanos.to_integral_value():
         raise Malformed("A price cannot be finer than a billionth of a dollar.", param=name)

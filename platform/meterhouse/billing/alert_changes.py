@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from meterhouse.audit import Action, Change, Fields
+from meterhouse.billing.mail import ENCODED_WORD
 from meterhouse.billing.webhook import WebhookSigner
 from meterhouse.db.alerts import SpendAlert
 from meterhouse.db.catalog import Catalog
@@ -153,11 +154,13 @@ def _check_order(order: AlertOrder) -> None:
     if len(order.recipients) > MAX_RECIPIENTS:
         raise Malformed(f"An alert has at most {MAX_RECIPIENTS} recipients.", param="notification_channel.recipients")
     for address in order.recipients:
-        if _ADDRESS.fullmatch(address) is None:
+        if _ADDRESS.fullmatch(address) is None or ENCODED_WORD in address:
             text = f"'{address[:64]}' is no e-mail address."
             raise Malformed(text, param="notification_channel.recipients")
-    if order.subject_prefix is not None and not order.subject_prefix.isprintable():
-        raise Malformed("A subject has no line breaks.", param="notification_channel.subject_prefix")
+    prefix = order.subject_prefix or ""
+    if not prefix.isprintable() or ENCODED_WORD in prefix:
+        text = f"A subject has no line breaks, and no '{ENCODED_WORD}' to spell them with."
+        raise Malformed(text, param="notification_channel.subject_prefix")
 
 
 def _shown(alert: SpendAlert) -> Fields:

@@ -5,6 +5,7 @@ Not here: what it says (``billing.invoice``).
 
 import csv
 import io
+from collections.abc import Sequence
 from html import escape
 
 from meterhouse.billing.invoice import AdjustmentLine, Invoice, InvoiceLine
@@ -29,13 +30,10 @@ PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; f
 
 def to_csv(invoice: Invoice) -> str:
     """Write an invoice as CSV: a line for each of its lines, then the total."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    rows = [*map(_usage_cells, invoice.lines), *map(_adjustment_cells, invoice.adjustments)]
+    rows: list[dict[str, object]] = [*map(_usage_cells, invoice.lines), *map(_adjustment_cells, invoice.adjustments)]
     rows.append({"kind": "total", "month": invoice.month, "nanos": invoice.total_nanos, "usd": invoice.total_usd})
-    writer.writerows([_cell(row.get(name, "")) for name in _CSV_COLUMNS] for row in rows)
-    return out.getvalue()
+    lines = [_CSV_COLUMNS, *([_cell(row.get(name, "")) for name in _CSV_COLUMNS] for row in rows)]
+    return "".join(map(_csv_line, lines))
 
 
 def to_html(invoice: Invoice) -> str:
@@ -147,6 +145,13 @@ def _adjustment_cells(line: AdjustmentLine) -> dict[str, object]:
         "nanos": line.nanos,
         "usd": f"{line.usd}",
     }
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    text = io.StringIO()
+    # A writer quotes what is a part of its own line's end: a name's carriage return would begin a row of its own.
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _cell(value: object) -> object:

@@ -13,6 +13,8 @@ from typing import Literal
 from meterhouse.billing.outbound import Undelivered
 
 TIMEOUT_SECONDS = 10.0
+ENCODED_WORD = "=?"
+"""How a header spells any characters in ASCII, line breaks too (RFC 2047); the library reads it in what it is given."""
 Security = Literal["starttls", "tls", "none"]
 
 
@@ -61,10 +63,12 @@ class Mailer:
                 raise Undelivered(f"{type(error).__name__}: {_said(error)}"[:200]) from None
 
     def _write(self, mail: Mail) -> EmailMessage:
+        if any(ENCODED_WORD in address for address in mail.recipients):
+            raise ValueError("an address spells another one")
         message = EmailMessage()
         message["From"] = self._server.sender
         message["To"] = ", ".join(mail.recipients)
-        message["Subject"] = mail.subject
+        message["Subject"] = mail.subject.replace(ENCODED_WORD, "= ?")
         message["Message-ID"] = f"<{mail.id}@{self._server.sender.rpartition('@')[2]}>"
         message["Auto-Submitted"] = "auto-generated"
         message.set_content(mail.text)

@@ -34,23 +34,27 @@ class PriceStore:
             return [_price_of(row) for row in (await connection.execute(statement)).mappings()]
 
     async def insert_prices(self, prices: Sequence[Price]) -> int:
-        """Add the prices whose ids are new, and return how many these are; a price is never changed."""
-        created_at_ms = wall_ms()
-        rows = [
-            {
-                "id": new.id,
-                "provider": new.provider,
-                "model": new.model,
-                "components": msgspec.to_builtins(new.components),
-                "effective_from_ms": new.effective_from_ms,
-                "source": new.source,
-                "created_at_ms": created_at_ms,
-            }
-            for new in prices
-        ]
-        if not rows:
+        """Add the prices whose ids are new, and return how many these are; a price is never changed.
+
+        They are noted as set after all that are there, whatever this host's clock says: the last one set holds.
+        """
+        if not prices:
             return 0
         async with writing(self._source) as connection:
+            newest_ms = await connection.scalar(sa.select(sa.func.max(price.c.created_at_ms)))
+            created_at_ms = max(wall_ms(), (newest_ms or 0) + 1)
+            rows = [
+                {
+                    "id": new.id,
+                    "provider": new.provider,
+                    "model": new.model,
+                    "components": msgspec.to_builtins(new.components),
+                    "effective_from_ms": new.effective_from_ms,
+                    "source": new.source,
+                    "created_at_ms": created_at_ms,
+                }
+                for new in prices
+            ]
             statement = insert_into(connection, price).on_conflict_do_nothing(index_elements=["id"])
             return len((await connection.execute(statement.returning(price.c.id), rows)).all())
 

@@ -4,6 +4,9 @@ Invariant: a turn ends by itself, so that a process that dies holds nothing up f
 done in a turn must bear that another process begins when it takes too long. Not here: what is done.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -47,3 +50,22 @@ class TurnStore:
                 where=export_cursor.c.position < position,
             )
             await connection.execute(statement)
+
+    @asynccontextmanager
+    async def moving(self, sink: str, organization_id: str, before: int, behind: int) -> AsyncIterator[bool]:
+        """Move an export on from where it was (0: it has not begun); what is done meanwhile is committed with it.
+
+        False where another process has moved it, and then nothing changes. Others wait.
+        """
+        async with writing(self._engine) as connection:
+            begin = insert_into(connection, export_cursor).values(
+                sink=sink, organization_id=organization_id, position=before
+            )
+            await connection.execute(begin.on_conflict_do_nothing(index_elements=["sink", "organization_id"]))
+            move = sa.update(export_cursor).where(
+                export_cursor.c.sink == sink,
+                export_cursor.c.organization_id == organization_id,
+                export_cursor.c.position == before,
+            )
+            moved = await connection.execute(move.values(position=behind).returning(export_cursor.c.position))
+            yield moved.first() is not None

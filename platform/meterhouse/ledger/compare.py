@@ -32,6 +32,8 @@ _PER_MILLE = 1000
 _LAST_SECOND = 4_102_444_800
 """The end of the year 2099: what is later was meant otherwise, for example as milliseconds."""
 _MOST = 10**18
+_NOTHING = (None, "")
+"""What says that a column is not given."""
 
 
 class UnreadableUsage(Exception):
@@ -181,11 +183,13 @@ def compare(ours: Usages, theirs: Usages, tolerance_percent: Decimal, *, wants_c
 def parse_moment_ms(text: str) -> int:
     """Read a day or a moment (ISO 8601, UTC unless it says otherwise) or Unix seconds; returns Unix milliseconds.
 
+    Eight digits are a day (20261101): as seconds they would be one of 1970.
+
     Raises:
         ValueError: It is neither.
     """
     text = text.strip()
-    if text.isdecimal():
+    if text.isdecimal() and len(text) != len("20260131"):
         seconds = int(text)
     else:
         moment = datetime.fromisoformat(text) if len(text) > len("2026-01-31") else _midnight(text)
@@ -227,7 +231,13 @@ def _read_json(file: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _load(text: str) -> Any:
-    return json.loads(text, parse_float=Decimal)
+    """Read JSON; raises JSONDecodeError, and UnreadableUsage for what nobody would write."""
+    try:
+        return json.loads(text, parse_float=Decimal)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError):
+        raise UnreadableUsage("A number in it has thousands of digits, or it is nested too deeply.") from None
 
 
 def _unfold(where: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -240,14 +250,17 @@ def _unfold(where: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     elif value.get("object") == "page":
         yield from _unfold(where, value.get("data") or [])
     elif value.get("object") == "bucket":
+        place = f"{where}, bucket {value.get('start_time')}"
         for result in value.get("results") or []:
-            yield f"{where}, bucket {value.get('start_time')}", {**result, "start_time": value.get("start_time")}
+            if not isinstance(result, dict):
+                raise UnreadableUsage(f"{place} has a result that is no object.")
+            yield place, {**result, "start_time": value.get("start_time")}
     else:
         yield where, value
 
 
 def _read_row(where: str, row: Mapping[str, Any]) -> tuple[int, str, Counts]:
-    moment = next((row[name] for name in TIME_NAMES if row.get(name) not in {None, ""}), None)
+    moment = next((row[name] for name in TIME_NAMES if row.get(name) not in _NOTHING), None)
     if moment is None:
         raise UnreadableUsage(f"{where} names no time: one of the columns {', '.join(TIME_NAMES)} is needed.")
     try:
@@ -259,10 +272,10 @@ def _read_row(where: str, row: Mapping[str, Any]) -> tuple[int, str, Counts]:
         raise UnreadableUsage(f"{where} names no model. An export of OpenAI's must be grouped by model.")
     counts = Counts()
     for name, spellings in COUNT_NAMES.items():
-        value = next((row[spelling] for spelling in spellings if row.get(spelling) not in {None, ""}), None)
+        value = next((row[spelling] for spelling in spellings if row.get(spelling) not in _NOTHING), None)
         if value is not None:
             setattr(counts, name, _integer(where, name, value))
-    if row.get(COST_NAME) not in {None, ""}:
+    if row.get(COST_NAME) not in _NOTHING:
         counts.cost_nanos = _nanos(where, row[COST_NAME])
     if all(getattr(counts, name) is None for name in MEASURES):
         raise UnreadableUsage(f"{where} has none of the columns {', '.join((*COUNT_NAMES, COST_NAME))}.")

@@ -253,8 +253,9 @@ def _read_json(lines: Iterator[bytes]) -> Iterator[Entry | Finding]:
 
 def _csv_line(cells: tuple[object, ...]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
+    # A writer quotes what is a part of its own line's end: a lone carriage return would end the row for a reader.
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n").encode() + b"\n"
 
 
 def _cells(entry: Entry) -> tuple[object, ...]:

@@ -86,11 +86,21 @@ def price_at(prices: Sequence[Price], at_ms: int) -> Price | None:
 
 
 def make_price(
-    provider: str, model: str, components: Iterable[Component], *, effective_from_ms: int, source: str
+    provider: str,
+    model: str,
+    components: Iterable[Component],
+    *,
+    effective_from_ms: int,
+    source: str,
+    times_before: int = 0,
 ) -> Price:
-    """Make a price whose id is a hash of what it costs, so that the same price has one id whoever says it."""
+    """Make a price whose id is a hash of what it costs, so that the same price has one id whoever says it.
+
+    ``times_before`` tells apart one that is set anew after another had taken its place.
+    """
     lines = tuple(components)
-    content = msgspec.json.encode((provider, model, lines, effective_from_ms))
+    again = (times_before,) if times_before else ()
+    content = msgspec.json.encode((provider, model, lines, effective_from_ms, *again))
     digest = hashlib.sha256(content).hexdigest()[:20]
     return Price(f"price_{digest}", provider, model, lines, effective_from_ms, source)
 

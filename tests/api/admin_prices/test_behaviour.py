@@ -34,6 +34,16 @@ def test_the_next_request_is_charged_by_the_new_price(gateway: Gateway) -> None:
     assert charges == [10 * 4_000, 10 * 8_000]
 
 
+def test_the_dearest_price_that_is_taken_can_be_asked_by(gateway: Gateway) -> None:
+    dearest = {"input_usd": "1000000", "output_usd": "1000000", "request_usd": "9000"}
+    body = {"provider": "fake", "model": "normal?tokens=3&first_ms=2"} | dearest
+    assert gateway.request("POST", "/admin/prices", body, key=gateway.admin_key)[0] == 201
+    status, headers, _ = gateway.chat("fake/normal?tokens=3&first_ms=2")
+    assert status == 200
+    (record,) = gateway.records(headers["x-request-id"])
+    assert record.charge_nanos == (9_000 + 3 + record.usage.input_tokens) * 10**9
+
+
 @pytest.mark.parametrize(
     ("param", "change"),
     [
@@ -43,6 +53,7 @@ def test_the_next_request_is_charged_by_the_new_price(gateway: Gateway) -> None:
         ("input_usd", {"input_usd": "Infinity"}),
         ("input_usd", {"input_usd": "1000001"}),
         ("input_usd", {"input_usd": "0.0000000001"}),
+        ("request_usd", {"request_usd": "9001"}),
         ("input_usd", {"input_usd": 2.5}),
         ("output_usd", {"output_usd": None}),
         ("provider", {"provider": ""}),

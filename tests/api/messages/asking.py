@@ -53,6 +53,11 @@ class Wires:
         (attempt,) = self._up.truth.by_marker(marker)
         return attempt
 
+    def set_price(self, model: str, **usd: str) -> None:
+        """Set a price of one of Anthropic's models, from now on."""
+        body = {"provider": "anthropic", "model": model, **usd}
+        assert self._gateway.request("POST", "/admin/prices", body, key=self._gateway.admin_key)[0] == 201
+
     def record(self, request_id: str | None) -> UsageRecord:
         """Return the one record of a request."""
         assert request_id is not None

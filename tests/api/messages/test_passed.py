@@ -1,6 +1,9 @@
 """What is passed through to Anthropic and back: every byte but the model's name, and what keeps tenants apart."""
 
+import asyncio
+import http.client
 import json
+import threading
 from typing import Any
 
 import anthropic
@@ -146,6 +149,7 @@ def test_tokens_are_counted_by_who_serves_the_wire(client: anthropic.Anthropic, 
 
     heard: list[tuple[str, dict[str, Any]]] = []
     wires._up.script("counted", count)
+    wires.set_price("counted", input_usd="3", output_usd="15", request_usd="0.01")
     answer = client.messages.with_raw_response.count_tokens(
         model="anthropic/counted", system="Be brief.", messages=[{"role": "user", "content": "Hi"}]
     )
@@ -159,6 +163,31 @@ def test_tokens_are_counted_by_who_serves_the_wire(client: anthropic.Anthropic, 
     }
     record = wires.record(answer.headers["request-id"])
     assert (record.operation, record.charge_nanos, record.usage.total_tokens) == ("count_tokens", 0, 0)
+
+
+def test_a_count_that_is_left_or_broken_costs_nothing_and_holds_nothing(gateway: Gateway, wires: Wires) -> None:
+    async def count(exchange: Exchange) -> None:
+        begun.set()
+        await asyncio.to_thread(left.wait, 30)
+        await exchange.whole(200, "application/json", b'{"input_tok')
+
+    begun, left = threading.Event(), threading.Event()
+    wires._up.script("left", count)
+    wires.set_price("left", input_usd="1000", output_usd="1000")
+    key = gateway.new_key("spend 0.001 USD/month")
+    body = {"model": "anthropic/left", "messages": [{"role": "user", "content": "word " * 1_000}]}
+    connection = http.client.HTTPConnection(gateway.base_url.split("/")[2])
+    connection.request("POST", "/v1/messages/count_tokens", json.dumps(body), {"authorization": f"Bearer {key}"})
+    assert begun.wait(30)
+    connection.close()
+    gateway.settle()  # nobody waits for it any more
+    left.set()
+    assert gateway.request("POST", "/v1/messages/count_tokens", body, key=key)[0] == 502
+    gateway.settle()
+    records = [record for record in gateway.all_records() if record["upstream_model"] == "left"]
+    assert {record["outcome"] for record in records} >= {"client_gone", "upstream_failed"}
+    assert {record["operation"] for record in records} == {"count_tokens"}
+    assert [record["charge_nanos"] + record["input_tokens"] for record in records] == [0] * len(records)
 
 
 def test_tokens_are_counted_here_for_others(client: anthropic.Anthropic, gateway: Gateway) -> None:

@@ -28,9 +28,10 @@ from meterhouse.http.tokens import COUNT_SECONDS
 from meterhouse.http.wires.messages import MESSAGES, MESSAGES_ENVELOPE, MessagesEndpoint, ask_messages, read_versions
 from meterhouse.http.wires.passed_messages import PassedMessages
 from meterhouse.limits.demand import estimate_input_tokens
+from meterhouse.metering import Demand, Refusal, Reservation
 from meterhouse.money import PossiblePrices
 from meterhouse.providers.provider import Provider, Route
-from meterhouse.request import Attempt, InputSize
+from meterhouse.request import Attempt, InputSize, Tally
 from meterhouse.translate.anthropic.reading import read_request
 from meterhouse.usage import Outcome, Usage
 
@@ -42,7 +43,7 @@ _FIELDS = ("model", "messages", "system", "tools", "tool_choice", "thinking", "o
 
 _NOTHING = InputSize(0, 0, 0, 0)
 _FREE = PossiblePrices(())
-"""What is held of tokens and money for a count that no provider makes."""
+"""What is held of tokens and money for a count."""
 
 
 class PassedCount(PassedMessages):
@@ -85,6 +86,7 @@ class CountTokensWire:
         """Check a request; nothing is written for it."""
         asked = ask_messages(read_request(body, needs_bound=False))
         asked.output_tokens, asked.is_streamed = 0, False
+        asked.request_units = 0  # a price of requests is one of answers
         return asked
 
     def find_passage(self, asked: Asked, provider: Provider) -> Passage | None:  # noqa: ARG002 - the protocol's own signature
@@ -127,6 +129,28 @@ class CountTokensEndpoint(MessagesEndpoint):
         # The slot that was given back a moment ago is still free.
         await super().__call__(scope, _again(body, receive), send)
 
+    def _demand(
+        self,
+        exchange: Exchange,
+        asked: Asked,
+        size: InputSize,  # noqa: ARG002 - the path's own signature
+        route: Route,
+        prices: PossiblePrices,  # noqa: ARG002 - the path's own signature
+    ) -> Demand:
+        """Return what a count may use: one request, whatever is counted and whoever counts it."""
+        return super()._demand(exchange, asked, _NOTHING, route, _FREE)
+
+    def _hold(
+        self,
+        exchange: Exchange,
+        demand: Demand,
+        size: InputSize,  # noqa: ARG002 - the path's own signature
+        reserved: Reservation | Refusal,
+        asked_ns: int,
+    ) -> Tally:
+        """Return the tally of a count: one that is left before it is answered has used nothing either."""
+        return super()._hold(exchange, demand, _NOTHING, reserved, asked_ns)
+
     async def _count_here(self, exchange: Exchange, asked: Asked, route: Route) -> int:
         """Count what was asked, as a request that uses nothing; returns when its record is durable.
 
@@ -138,9 +162,9 @@ class CountTokensEndpoint(MessagesEndpoint):
             assert asked.chat_refusal is not None
             raise asked.chat_refusal
         asked.service_tier = None
-        demand = self._demand(exchange, asked, _NOTHING, route, _FREE)
+        demand = self._demand(exchange, asked, asked.size, route, _FREE)
         asked_ns = time.monotonic_ns()
-        tally = self._hold(exchange, demand, _NOTHING, await self._parts.meter.reserve(demand), asked_ns)
+        tally = self._hold(exchange, demand, asked.size, await self._parts.meter.reserve(demand), asked_ns)
         attempt = Attempt(1, provider="", deployment="", upstream_model="", price=None, started_ns=tally.admitted_ns)
         attempt.reported = Usage()
         tally.attempts.append(attempt)
