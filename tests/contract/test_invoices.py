@@ -156,6 +156,14 @@ async def test_earlier_months_are_issued_first_and_nothing_of_them_is_late(house
         await house.invoices.show("org_none", JANUARY)
 
 
+async def test_no_first_invoice_is_of_a_month_that_was_mistyped(house):
+    house.clock.move(MINUTE)
+    with pytest.raises(NotFound, match="ten years back"):
+        await house.invoices.issue("org_1", Month.parse("1971-01"))
+    assert await house.invoices.list_issued("org_1") == []
+    assert (await house.invoices.issue("org_1", JANUARY)).status == "issued"
+
+
 async def test_every_organization_that_lacks_an_invoice_of_a_month_gets_one(house):
     await house.catalog.organizations.insert_organization(Organization("org_2", "Other", 2))
     await house.catalog.organizations.insert_organization(Organization("org_3", "New", JANUARY.end_ms))

@@ -24,7 +24,7 @@ from meterhouse.telemetry.logs import Event, get_logger
 MOST_MONTHS = 240
 """Issued one after the other for one that was asked for."""
 LONGEST_PAST_MS = 10 * 366 * 86_400_000
-"""How far before a month the first invoice of an organization lies at most."""
+"""How far before a month, and before the present, the first invoice of an organization lies at most."""
 MOST_DRAFTS_WAITING = 8
 """Drafts are made one at a time, so that readers leave the office's connection to what must be issued."""
 _decode = msgspec.json.Decoder(Invoice).decode
@@ -87,7 +87,7 @@ class Invoices:
         """Issue the invoice of a month that is over, and before it those of earlier months; once issued, it is shown.
 
         Raises:
-            NotFound: There is no such organization, or the month lies before its first invoice.
+            NotFound: There is no such organization, or the month lies before its first invoice or ten years back.
             Conflict: The month is not over, or too many months before it have no invoice.
         """
         if month.end_ms > self._clock.now_ms():
@@ -137,6 +137,9 @@ class Invoices:
         """Return the month to be issued next: the one behind the last, or the first of which there is anything."""
         if last is not None:
             return Month.of(last.month_ms).after
+        if month.start_ms < self._clock.now_ms() - LONGEST_PAST_MS:
+            # A slip of the pen would have every month since then issued first, and nothing takes an invoice back.
+            raise NotFound(f"There is no invoice of {month.name}: it lies more than ten years back.", param="month")
         first_ms = await self._store.find_first_ms(organization_id)
         if first_ms is None or first_ms >= month.start_ms:
             return month
