@@ -177,7 +177,9 @@ def bootstrap(
 def check(
     nginx: Annotated[Path | None, typer.Option(help="The nginx.conf in front of it")] = None,
     certificate: Annotated[Path | None, typer.Option(help="A certificate that the nginx.conf does not name")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes of a host [default: one for each CPU]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of a host [default: as many as serve would start]")
+    ] = None,
     data: Data = None,
     env_file: EnvFile = DEFAULT_ENV_FILE,
 ) -> None:

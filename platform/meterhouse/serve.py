@@ -240,7 +240,7 @@ def run_serve(address: Address, workers: int | None, read: ReadSettings) -> None
         StoreDown: The schema is behind.
     """
     settings, _ = _read_checked(read)
-    count = workers or (len(os.sched_getaffinity(0)) if settings.redis_url is not None else 1)
+    count = workers or default_workers(settings)
     check_settings(settings, count)
     log_format = choose_format(settings.log_format, sys.stderr.buffer)
     configure(format=log_format, level=settings.log_level, stream=sys.stderr.buffer)
@@ -270,6 +270,18 @@ def _remove(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(_REMOVAL_SECONDS)
+
+
+def default_workers(settings: Settings) -> int:
+    """Return how many processes serve where nobody says: one for each CPU, or one without Redis."""
+    return len(os.sched_getaffinity(0)) if settings.redis_url is not None else 1
+
+
+def served_settings(settings: Settings) -> Settings:
+    """Return the settings as ``serve`` has them, with its own defaults where nothing is set."""
+    if "shutdown_seconds" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"shutdown_seconds": SHUTDOWN_SECONDS})
 
 
 def check_settings(settings: Settings, workers: int) -> None:
@@ -337,9 +349,8 @@ def raise_file_limit() -> None:
 
 
 def _read_checked(read: ReadSettings, workers: int = 1) -> tuple[Settings, Environment]:
-    settings, environment = read()
-    if "shutdown_seconds" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"shutdown_seconds": SHUTDOWN_SECONDS})
+    given, environment = read()
+    settings = served_settings(given)
     check_settings(settings, workers)
     return settings, environment
 
