@@ -32,9 +32,12 @@ def read_settings(data: Path | None, env_file: Path, **overrides: object) -> tup
     """Return the settings of a command; ``data`` and ``overrides`` win over the environment.
 
     Raises:
-        SettingsError: A value cannot be used.
+        SettingsError: A value cannot be used, or a file of settings that was named is not there.
     """
     environment = Environment.read(env_file)
+    # Without it the command would go on in another place: the embedded database of this folder.
+    if env_file != DEFAULT_ENV_FILE and not env_file.exists():
+        raise SettingsError(f"--env-file: there is no file {env_file}.")
     given = overrides if data is None else {**overrides, "data": data}
     return environment.settings(**given), environment
 

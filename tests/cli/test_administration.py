@@ -123,6 +123,8 @@ def test_help_says_what_a_command_is_for(data: Path, command: str) -> None:
     assert "Usage: " in out
     assert len(out.splitlines()) > 5
 
+        ("no.env", ["keys", "create", "--name", "x", "--env-file", "no.env"]),
+        ("no.env", ["check", "--env-file", "no.env"]),
 
 def test_an_unknown_command_is_refused(data: Path) -> None:
     done = run(data, "keys", "shred")
