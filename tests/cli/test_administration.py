@@ -131,3 +131,10 @@ def test_an_unknown_command_is_refused(data: Path) -> None:
     assert done.status == 2
     assert "shred" in done.err
     assert "Traceback" not in done.err
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_the_console_refuses_a_file_of_certificates_that_it_cannot_read(data: Path, content: str | None) -> None:
+    if content is not None:
+        (data / "ca.pem").write_text(content)
+    assert "--ca-file ca.pem" in complaint(data, "console", "--ca-file", "ca.pem", "--bind", "127.0.0.1:8600")
+
+
