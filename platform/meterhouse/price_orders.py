@@ -22,10 +22,11 @@ def plan_price(order: PriceRequest, now_ms: int, known: Iterable[Price]) -> Pric
     Args:
         order: as it was asked; without a start it holds from now on.
         now_ms: the present.
-        known: every price that was ever set.
+        known: every price that was ever set, in the order in which they were.
 
     Raises:
-        Malformed: An amount is none, or it begins where another price was in force, or too far ahead.
+        Malformed: An amount is none, or it begins where another price was in force, or too far ahead, or it was set for
+            the same moment before and has been replaced.
     """
     if order.effective_from is None:
         return operator_price(order, now_ms)
@@ -39,7 +40,15 @@ def plan_price(order: PriceRequest, now_ms: int, known: Iterable[Price]) -> Pric
             "Leave effective_from out, or name a moment to come.",
             param="effective_from",
         )
-    return operator_price(order, start_ms)
+    made = operator_price(order, start_ms)
+    same = [price.id for price in own if price.effective_from_ms == start_ms]
+    if made.id in same[:-1]:
+        # A price is written once, so that it cannot come after the one by which it was replaced.
+        raise Malformed(
+            "This price was set for that moment before, and another one in its place. Name a moment after it.",
+            param="effective_from",
+        )
+    return made
 
 
 def operator_price(order: PriceRequest, at_ms: int) -> Price:

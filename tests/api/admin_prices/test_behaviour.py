@@ -1,5 +1,7 @@
 """Prices: set from now on, superseded, never edited."""
 
+import time
+
 import pytest
 
 from fakes.gateway import Gateway
@@ -34,6 +36,17 @@ def test_the_next_request_is_charged_by_the_new_price(gateway: Gateway) -> None:
     assert charges == [10 * 4_000, 10 * 8_000]
 
 
+def test_a_price_to_come_is_what_was_asked_for_last_or_refused(admin) -> None:
+    order = NEW | {"model": "corrected", "effective_from": int(time.time()) + 3600}
+    assert admin("POST", "/admin/prices", order)[0] == 201
+    assert admin("POST", "/admin/prices", order)[0] == 201, "sent twice it is the same price"
+    assert admin("POST", "/admin/prices", order | {"input_usd": "3"})[0] == 201
+    status, answer = admin("POST", "/admin/prices", order)
+    assert (status, answer["error"]["param"]) == (400, "effective_from")
+    assert "another one in its place" in answer["error"]["message"]
+    assert admin("POST", "/admin/prices", order | {"effective_from": order["effective_from"] + 1})[0] == 201
+
+
 @pytest.mark.parametrize(
     ("param", "change"),
     [
@@ -43,6 +56,8 @@ def test_the_next_request_is_charged_by_the_new_price(gateway: Gateway) -> None:
         ("input_usd", {"input_usd": "Infinity"}),
         ("input_usd", {"input_usd": "1000001"}),
         ("input_usd", {"input_usd": "0.0000000001"}),
+        ("input_usd", {"input_usd": "1e-999999999"}),
+        ("input_usd", {"input_usd": "1.0000000000000000000000000000000001"}),
         ("input_usd", {"input_usd": 2.5}),
         ("output_usd", {"output_usd": None}),
         ("provider", {"provider": ""}),
