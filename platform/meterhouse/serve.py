@@ -314,9 +314,15 @@ def check_settings(settings: Settings, workers: int) -> None:
         )
     if settings.key_pepper is None:
         raise SettingsError("METERHOUSE_KEY_PEPPER is not set: expected version:secret with at least 32 characters.")
-    find_pepper_version(settings, parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER"))
+    check_pepper(settings)
     for name in ("database_url", "migration_database_url", "redis_url"):
         _check_password(f"METERHOUSE_{name.upper()}", getattr(settings, name))
+
+
+def check_pepper(settings: Settings) -> None:
+    """Refuse peppers of the settings, if there are any, that cannot be used; raises SettingsError."""
+    if settings.key_pepper is not None:
+        find_pepper_version(settings, parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER"))
 
 
 def _check_password(name: str, address: SecretStr | None) -> None:

@@ -139,12 +139,26 @@ def test_the_console_refuses_a_file_of_certificates_that_it_cannot_read(data: Pa
 
 
 def test_check_shows_every_setting_and_masks_secrets(data: Path) -> None:
-    pepper = "1:" + "pepper-canary-" * 4
+    pepper = "1:pepper-canary-5f2c81d93be7046a1c9e77b2d4"
     out = good(data, "check", environment={"METERHOUSE_KEY_PEPPER": pepper, "METERHOUSE_SHIP_SECONDS": "0.7"})
     assert "pepper-canary" not in out
     assert re.search(r"METERHOUSE_KEY_PEPPER +\*+ ", out)
     assert re.search(r"METERHOUSE_SHIP_SECONDS +0\.7 ", out)
     assert len([line for line in out.splitlines() if line.strip().startswith("METERHOUSE_")]) > 25
+
+
+@pytest.mark.parametrize("address", ["//u:one@CANARY@h/x", "//u:CANARY@h/x", "//h/x?token=CANARY", "//h?a=b&c=CANARY"])
+def test_check_masks_what_an_address_holds_of_a_secret(data: Path, address: str) -> None:
+    for name in ("METERHOUSE_CLOUDEVENTS_URL", "METERHOUSE_OTLP_ENDPOINT"):
+        out = good(data, "check", environment={name: f"https:{address}"})
+        assert "CANARY" not in out
+        assert re.search(rf"{name} +https://.*h.*\*+", out) or re.search(rf"{name} +https://\*+@h/x ", out)
+
+
+def test_check_looks_at_the_pepper_of_the_embedded_form_too(data: Path) -> None:
+    done = run(data, "check", environment={"METERHOUSE_KEY_PEPPER": "1:short"})
+    assert done.status == 2
+    assert "shorter than 32 characters" in done.out
 
 
 @pytest.mark.parametrize(
