@@ -28,11 +28,14 @@ from pydantic import SecretStr
 
 from meterhouse import __version__
 from meterhouse.arbiter import FleetArbiter, Member
+from meterhouse.back_office import check_office
 from meterhouse.bootstrap import database_url, read_schema
 from meterhouse.clerk import MOST_PATH_BYTES, ClerkSocket, open_clerk_socket, run_clerk
 from meterhouse.errors import StoreDown
+from meterhouse.gateway import otlp_headers
 from meterhouse.guessable import is_guessable_password
 from meterhouse.http.tokens import load_vocabulary
+from meterhouse.issuer import token_policy
 from meterhouse.keeper import Keeper
 from meterhouse.process import forbid_dumps
 from meterhouse.settings import Environment, Settings, SettingsError
@@ -314,13 +317,20 @@ def check_settings(settings: Settings, workers: int) -> None:
         )
     if settings.key_pepper is None:
         raise SettingsError("METERHOUSE_KEY_PEPPER is not set: expected version:secret with at least 32 characters.")
-    check_pepper(settings)
+    check_parts(settings)
     for name in ("database_url", "migration_database_url", "redis_url"):
         _check_password(f"METERHOUSE_{name.upper()}", getattr(settings, name))
 
 
-def check_pepper(settings: Settings) -> None:
-    """Refuse peppers of the settings, if there are any, that cannot be used; raises SettingsError."""
+def check_parts(settings: Settings) -> None:
+    """Refuse what no process could open with: it would be found by each worker, after the parent went on to others.
+
+    Raises:
+        SettingsError: Peppers, mail, exports, traces or sign-in by tokens are set so that they cannot work.
+    """
+    check_office(settings)
+    otlp_headers(settings)
+    token_policy(settings)
     if settings.key_pepper is not None:
         find_pepper_version(settings, parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER"))
 

@@ -11,7 +11,7 @@ from meterhouse.checkup.finding import Finding
 from meterhouse.checkup.host import check_host
 from meterhouse.checkup.issuer import check_issuer
 from meterhouse.checkup.stores import check_stores
-from meterhouse.serve import check_pepper, check_settings, default_workers, served_settings
+from meterhouse.serve import check_parts, check_settings, default_workers, served_settings
 from meterhouse.settings import Settings, SettingsError
 from meterhouse.tables import print_table
 
@@ -55,7 +55,7 @@ def _check_settings(settings: Settings, workers: int) -> Finding:
     """Look whether `meterhouse serve`, or `meterhouse dev` where there is no database server, would start with them."""
     try:
         if settings.database_url is None:
-            check_pepper(settings)
+            check_parts(settings)
             return Finding("ok", SUBJECT, "of the embedded form, for one process.")
         check_settings(served_settings(settings), workers)
     except SettingsError as error:
