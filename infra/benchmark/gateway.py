@@ -78,7 +78,7 @@ def run_embedded(cores: Cores, folder: Path, upstream: Server, extra: Mapping[st
     port, log, data = find_free_port(), folder / "meterhouse.log", folder / "data"
     command = [*meterhouse(), "dev", "--port", str(port), "--data", str(data)]
     # A file of settings that lies in the checkout is somebody else's.
-    command += ["--env-file", str(folder / "no.env")]
+    command += ["--env-file", "/dev/null"]
     with run_process(command, cores.server, log, {**_environment(upstream), **extra}) as running:
         wait_ready(running, port, "/health/ready", log)
         admin_key = str(dotenv_values(data / "dev.env", interpolate=False)["OPENAI_ADMIN_KEY"])

@@ -137,6 +137,13 @@ async def issue_due(invoices: Invoices, clock: Clock, after_ms: int) -> None:
         get_logger().info(Event.INVOICES_ISSUED, month=month.name, count=issued)
 
 
+def check_office(settings: Settings) -> None:
+    """Refuse settings of mail and exports with which the office does not open; raises SettingsError."""
+    _open_mailer(settings)
+    if settings.cloudevents_url is not None:
+        _open_sink(settings, Outbound(allows_private=True))
+
+
 def _open_mailer(settings: Settings) -> Mailer | None:
     if settings.smtp_host is None:
         return None

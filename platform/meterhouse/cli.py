@@ -177,7 +177,9 @@ def bootstrap(
 def check(
     nginx: Annotated[Path | None, typer.Option(help="The nginx.conf in front of it")] = None,
     certificate: Annotated[Path | None, typer.Option(help="A certificate that the nginx.conf does not name")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes of a host [default: one for each CPU]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of a host [default: as many as serve would start]")
+    ] = None,
     data: Data = None,
     env_file: EnvFile = DEFAULT_ENV_FILE,
 ) -> None:
@@ -266,11 +268,12 @@ def list_keys(
 
 @keys_app.command("revoke")
 def revoke_key(key_id: str, data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
-    """Revoke a key for good. With Redis running servers know at once, without it within 10 seconds."""
+    """Revoke a key or an admin key for good. With Redis running servers know at once, without it within 10 seconds."""
 
     async def revoke(stores: Stores) -> None:
-        revoked = await stores.service.revoke(key_id, author=author())
-        print(f"{revoked.id} is revoked.")
+        is_admins = await stores.catalog.keys.find_admin_key(key_id) is not None
+        await (stores.service.revoke_admin if is_admins else stores.service.revoke)(key_id, author=author())
+        print(f"{key_id} is revoked.")
 
     _with_stores(data, env_file, revoke)
 

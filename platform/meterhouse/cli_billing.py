@@ -18,6 +18,7 @@ from meterhouse.command import (
     EnvFile,
     author,
     patient_settings,
+    read_body,
     read_moment_ms,
     read_nanos,
     read_settings,
@@ -43,6 +44,8 @@ def set_price(
     input_usd: Annotated[str, typer.Option("--input", help="USD per million input tokens")],
     output_usd: Annotated[str, typer.Option("--output", help="USD per million output tokens")],
     cached_input_usd: Annotated[str | None, typer.Option("--cached-input", help="USD per million")] = None,
+    cache_write_usd: Annotated[str | None, typer.Option("--cache-write", help="USD per million")] = None,
+    request_usd: Annotated[str | None, typer.Option("--request", help="USD per request; of images, of each")] = None,
     start: Annotated[
         str | None,
         typer.Option("--from", help="Day or moment (UTC) from which it holds [default: now]; past: see prices rerate"),
@@ -58,18 +61,19 @@ def set_price(
     from meterhouse.price_orders import plan_price  # noqa: PLC0415
 
     start_ms = read_moment_ms(start, "--from")
+    values = {
+        "provider": provider,
+        "model": model,
+        "input_usd": input_usd,
+        "output_usd": output_usd,
+        "cached_input_usd": cached_input_usd,
+        "cache_write_usd": cache_write_usd,
+        "request_usd": request_usd,
+        "effective_from": None if start_ms is None else start_ms // 1000,
+    }
+    order = read_body(PriceRequest, values)
 
     async def change(stores: Stores) -> None:
-        order = PriceRequest(
-            provider=provider,
-            model=model,
-            input_usd=input_usd,
-            output_usd=output_usd,
-            cached_input_usd=cached_input_usd,
-            cache_write_usd=None,
-            request_usd=None,
-            effective_from=None if start_ms is None else start_ms // 1000,
-        )
         price = plan_price(order, stores.clock.now_ms(), await stores.catalog.prices.list_prices())
         await stores.catalog.write_price(price, author=author())
         print(price.id)

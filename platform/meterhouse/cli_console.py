@@ -41,10 +41,9 @@ def console(
         is_secure=behind_tls,
         ends_with_parent=with_parent,
     )
-    if not with_parent:
-        print(f"Console on http://{bind} for the gateway at {url.removesuffix('/v1')}", file=sys.stderr, flush=True)
+    said = f"Console on http://{bind} for the gateway at {url.removesuffix('/v1')}"
     try:
-        run_console(order)
+        run_console(order, lambda: None if with_parent else print(said, file=sys.stderr, flush=True))
     except ConsoleRefused as error:
         print(f"meterhouse: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -11,7 +11,7 @@ from meterhouse.command import DEFAULT_ENV_FILE, AsJson, Data, EnvFile, author, 
 from meterhouse.stores import Stores
 
 organizations_app = typer.Typer(help="Make, list and rename organizations: who pays.", no_args_is_help=True)
-projects_app = typer.Typer(help="Make, list and archive projects of organizations.", no_args_is_help=True)
+projects_app = typer.Typer(help="Make, list, rename and archive projects of organizations.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Option(help="What people call it")]
 PAGE = 500
@@ -77,6 +77,19 @@ def create_project(
         print((await stores.service.create_project(organization, name, author=author())).id)
 
     run_with_stores(read_settings(data, env_file)[0], create)
+
+
+@projects_app.command("rename")
+def rename_project(project: str, name: Name, data: Data = None, env_file: EnvFile = DEFAULT_ENV_FILE) -> None:
+    """Give a project another name.
+
+    Example: meterhouse projects rename proj_1 --name "Search"
+    """
+
+    async def rename(stores: Stores) -> None:
+        await stores.service.rename_project(project, name, author=author())
+
+    run_with_stores(read_settings(data, env_file)[0], rename)
 
 
 @projects_app.command("archive")

@@ -10,11 +10,20 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meterhouse.command import DEFAULT_ENV_FILE, AsJson, Data, EnvFile, author, read_settings, run_with_stores
+from meterhouse.command import (
+    DEFAULT_ENV_FILE,
+    AsJson,
+    Data,
+    EnvFile,
+    author,
+    read_body,
+    read_settings,
+    run_with_stores,
+)
 from meterhouse.settings import SettingsError
 from meterhouse.stores import Stores
 
@@ -31,7 +40,6 @@ _TARGET = re.compile(
     r"(?P<more>(?:\s+(?:(?:order|weight)=\d{1,6}|is_on=(?:true|false)))*)"
 )
 
-Body = TypeVar("Body")
 Work = Callable[[Stores, "Supply", "SupplyChanges"], Awaitable[None]]
 
 
@@ -51,12 +59,19 @@ def set_provider(
     shows_all_output: Annotated[
         bool, typer.Option("--shows-all-output", help="You know that it sends every token that it counts")
     ] = False,
+    forwards_trace: Annotated[
+        bool, typer.Option("--forwards-trace", help="Its requests carry the trace (traceparent)")
+    ] = False,
+    tool_call_format: Annotated[
+        str, typer.Option(help="How its models write tool calls into their text, for example hermes,glm-4-9b=glm4")
+    ] = "",
+    tools: Annotated[str, typer.Option(help="What becomes of tools: send, withhold or prompt")] = "send",
     data: Data = None,
     env_file: EnvFile = DEFAULT_ENV_FILE,
 ) -> None:
     """Switch a provider on, over the one of this name in the environment; its credential is sealed.
 
-    A credential that is not given stays what it was.
+    A credential that is not given stays what it was; all else is what is given now.
 
     Example: meterhouse providers set openai --credential-file - < key.txt
     """
@@ -70,8 +85,11 @@ def set_provider(
         "credential": None if credential_file is None else _read_credential(credential_file),
         "models": model or [],
         "shows_all_output": shows_all_output,
+        "forwards_trace": forwards_trace,
+        "tool_call_format": tool_call_format,
+        "tools": tools,
     }
-    order = _checked(ProviderRequest, {name: value for name, value in values.items() if value is not None})
+    order = read_body(ProviderRequest, {name: value for name, value in values.items() if value is not None})
 
     async def change(_: Stores, __: "Supply", changes: "SupplyChanges") -> None:
         view = await changes.set_provider(name, order, author=author())
@@ -120,7 +138,7 @@ def set_route(
     """
     from meterhouse.admin.supply import RouteRequest  # noqa: PLC0415 - as in dev
 
-    order = _checked(RouteRequest, {"deployments": [_read_target(text) for text in to]})
+    order = read_body(RouteRequest, {"deployments": [_read_target(text) for text in to]})
 
     async def change(_: Stores, __: "Supply", changes: "SupplyChanges") -> None:
         await changes.set_route(model, order, author=author())
@@ -211,15 +229,3 @@ def _read_target(text: str) -> dict[str, Any]:
         raise SettingsError(f"--to: '{text}' is none. Write provider/model, or 'provider/model order=1 weight=3'.")
     words = dict(part.split("=") for part in found["more"].split())
     return {"provider": found["provider"], "upstream_model": found["upstream_model"], **words}
-
-
-def _checked(kind: type[Body], values: dict[str, Any]) -> Body:
-    """Read a body as the administration API reads it."""
-    from pydantic import ValidationError  # noqa: PLC0415 - as in dev
-
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"{where}: {first['msg']}.") from None

@@ -9,7 +9,7 @@ import pwd
 from collections.abc import Awaitable, Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -23,6 +23,7 @@ Data = Annotated[Path | None, typer.Option(help="Folder of the embedded database
 EnvFile = Annotated[Path, typer.Option(help="File with NAME=value lines; the environment wins over it")]
 DEFAULT_ENV_FILE = Path(".env")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program instead of a table")]
+Body = TypeVar("Body")
 MAX_USD = 1_000_000_000
 STATEMENT_SECONDS = 3_600
 LOCK_SECONDS = 10
@@ -32,8 +33,11 @@ def read_settings(data: Path | None, env_file: Path, **overrides: object) -> tup
     """Return the settings of a command; ``data`` and ``overrides`` win over the environment.
 
     Raises:
-        SettingsError: A value cannot be used.
+        SettingsError: A value cannot be used, or a file of settings that was named is not there.
     """
+    # Without it the command would go on in another place: the embedded database of this folder.
+    if env_file != DEFAULT_ENV_FILE and not env_file.exists():
+        raise SettingsError(f"--env-file: there is no file {env_file}.")
     environment = Environment.read(env_file)
     given = overrides if data is None else {**overrides, "data": data}
     return environment.settings(**given), environment
@@ -69,6 +73,22 @@ def run_with_stores(settings: Settings, work: Callable[[Stores], Awaitable[None]
             await work(stores)
 
     asyncio.run(run())
+
+
+def read_body(kind: type[Body], values: dict[str, Any]) -> Body:
+    """Read a body as the administration API reads it.
+
+    Raises:
+        SettingsError: A value cannot be used.
+    """
+    from pydantic import ValidationError  # noqa: PLC0415 - as in dev
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{where}: {first['msg']}.") from None
 
 
 def read_moment_ms(text: str | None, option: str) -> int | None:

@@ -210,7 +210,7 @@ def _build_tracing(settings: Settings) -> Tracing:
         endpoint=settings.otlp_endpoint,
         ratio=settings.trace_ratio,
         slow_seconds=settings.trace_slow_seconds,
-        headers=_otlp_headers(settings),
+        headers=otlp_headers(settings),
     )
 
 
@@ -316,7 +316,7 @@ def _most_requests(settings: Settings) -> int:
     return max(1, min(MOST_REQUESTS, int((files - OTHER_DESCRIPTORS) / DESCRIPTORS_PER_REQUEST)))
 
 
-def _otlp_headers(settings: Settings) -> dict[str, str]:
+def otlp_headers(settings: Settings) -> dict[str, str]:
     """Read what the collector wants to be told.
 
     Raises:

@@ -23,7 +23,7 @@ def plan_price(order: PriceRequest, now_ms: int, known: Iterable[Price]) -> Pric
     Args:
         order: as it was asked; without a start it holds from now on.
         now_ms: the present.
-        known: every price that was ever set.
+        known: every price that was ever set, in the order in which they were.
 
     Raises:
         Malformed: An amount is none, or it begins where another price was in force, or too far ahead.

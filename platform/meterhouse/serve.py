@@ -28,11 +28,14 @@ from pydantic import SecretStr
 
 from meterhouse import __version__
 from meterhouse.arbiter import FleetArbiter, Member
+from meterhouse.back_office import check_office
 from meterhouse.bootstrap import database_url, read_schema
 from meterhouse.clerk import MOST_PATH_BYTES, ClerkSocket, open_clerk_socket, run_clerk
 from meterhouse.errors import StoreDown
+from meterhouse.gateway import otlp_headers
 from meterhouse.guessable import is_guessable_password
 from meterhouse.http.tokens import load_vocabulary
+from meterhouse.issuer import token_policy
 from meterhouse.keeper import Keeper
 from meterhouse.process import forbid_dumps
 from meterhouse.settings import Environment, Settings, SettingsError
@@ -240,7 +243,7 @@ def run_serve(address: Address, workers: int | None, read: ReadSettings) -> None
         StoreDown: The schema is behind.
     """
     settings, _ = _read_checked(read)
-    count = workers or (len(os.sched_getaffinity(0)) if settings.redis_url is not None else 1)
+    count = workers or default_workers(settings)
     check_settings(settings, count)
     log_format = choose_format(settings.log_format, sys.stderr.buffer)
     configure(format=log_format, level=settings.log_level, stream=sys.stderr.buffer)
@@ -270,6 +273,18 @@ def _remove(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(_REMOVAL_SECONDS)
+
+
+def default_workers(settings: Settings) -> int:
+    """Return how many processes serve where nobody says: one for each CPU, or one without Redis."""
+    return len(os.sched_getaffinity(0)) if settings.redis_url is not None else 1
+
+
+def served_settings(settings: Settings) -> Settings:
+    """Return the settings as ``serve`` has them, with its own defaults where nothing is set."""
+    if "shutdown_seconds" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"shutdown_seconds": SHUTDOWN_SECONDS})
 
 
 def check_settings(settings: Settings, workers: int) -> None:
@@ -302,9 +317,22 @@ def check_settings(settings: Settings, workers: int) -> None:
         )
     if settings.key_pepper is None:
         raise SettingsError("METERHOUSE_KEY_PEPPER is not set: expected version:secret with at least 32 characters.")
-    find_pepper_version(settings, parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER"))
+    check_parts(settings)
     for name in ("database_url", "migration_database_url", "redis_url"):
         _check_password(f"METERHOUSE_{name.upper()}", getattr(settings, name))
+
+
+def check_parts(settings: Settings) -> None:
+    """Refuse what no process could open with: it would be found by each worker, after the parent went on to others.
+
+    Raises:
+        SettingsError: Peppers, mail, exports, traces or sign-in by tokens are set so that they cannot work.
+    """
+    check_office(settings)
+    otlp_headers(settings)
+    token_policy(settings)
+    if settings.key_pepper is not None:
+        find_pepper_version(settings, parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER"))
 
 
 def _check_password(name: str, address: SecretStr | None) -> None:
@@ -337,9 +365,8 @@ def raise_file_limit() -> None:
 
 
 def _read_checked(read: ReadSettings, workers: int = 1) -> tuple[Settings, Environment]:
-    settings, environment = read()
-    if "shutdown_seconds" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"shutdown_seconds": SHUTDOWN_SECONDS})
+    given, environment = read()
+    settings = served_settings(given)
     check_settings(settings, workers)
     return settings, environment
 

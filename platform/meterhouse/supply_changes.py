@@ -25,6 +25,8 @@ from meterhouse.telemetry.logs import Event, get_logger
 
 NOTICE = "supply"
 """The kind of the notice that is published; whoever hears it reads the database again."""
+PROVIDERS, ROUTES = "the providers", "the routes"
+"""Whose changes wait for each other, so that the audit log has what was there before each."""
 MOST_PROVIDERS = 200
 MOST_ROUTES = 2_000
 
@@ -63,7 +65,7 @@ class SupplyChanges:
             before.extend(row for row in known.values() if row.name == name)
             return self._changed(name, order, known)
 
-        async with self._catalog.changing() as catalog:
+        async with self._catalog.changing(PROVIDERS) as catalog:
             written = await catalog.supply.put_provider(change)
             old = _shown(before[0]) if before else None
             await catalog.audit.write(author, Change(Action.PROVIDER_UPDATED, name, before=old, after=_shown(written)))
@@ -80,10 +82,11 @@ class SupplyChanges:
         Raises:
             NotFound: None of this name was set here.
         """
-        async with self._catalog.changing() as catalog:
+        async with self._catalog.changing(PROVIDERS) as catalog:
+            known = {stored.name: stored for stored in await catalog.supply.list_providers()}
             if not await catalog.supply.remove_provider(name):
                 raise NotFound(f"No provider '{name[:64]}' was set through the API.", param="name")
-            await catalog.audit.write(author, Change(Action.PROVIDER_DELETED, name))
+            await catalog.audit.write(author, Change(Action.PROVIDER_DELETED, name, before=_shown(known[name])))
         await self._supply.refresh()
         await self._tell("provider", name)
 
@@ -103,13 +106,13 @@ class SupplyChanges:
             if not is_model_name(target.upstream_model):
                 raise Malformed("This cannot be the name of a model.", param=f"deployments[{index}].upstream_model")
         new = StoredRoute(model, [target.model_dump() for target in order.deployments])
-        async with self._catalog.changing() as catalog:
+        async with self._catalog.changing(ROUTES) as catalog:
             known = {stored.model: stored for stored in await catalog.supply.list_routes()}
             if model not in known and len(known) >= MOST_ROUTES:
                 raise Malformed(f"There can be at most {MOST_ROUTES} routes.", param="model")
             await catalog.supply.put_route(new)
-            old = {"deployments": known[model].targets} if model in known else None
-            change = Change(Action.ROUTE_UPDATED, model, before=old, after={"deployments": new.targets})
+            old = _shown_route(known[model]) if model in known else None
+            change = Change(Action.ROUTE_UPDATED, model, before=old, after=_shown_route(new))
             await catalog.audit.write(author, change)
         await self._supply.refresh()
         await self._tell("route", model)
@@ -120,10 +123,11 @@ class SupplyChanges:
         Raises:
             NotFound: None of this name was written down.
         """
-        async with self._catalog.changing() as catalog:
+        async with self._catalog.changing(ROUTES) as catalog:
+            known = {stored.model: stored for stored in await catalog.supply.list_routes()}
             if not await catalog.supply.remove_route(model):
                 raise NotFound(f"No route '{model[:64]}' was set through the API.", param="model")
-            await catalog.audit.write(author, Change(Action.ROUTE_DELETED, model))
+            await catalog.audit.write(author, Change(Action.ROUTE_DELETED, model, before=_shown_route(known[model])))
         await self._supply.refresh()
         await self._tell("route", model)
 
@@ -176,6 +180,10 @@ class SupplyChanges:
 def _shown(stored: StoredProvider) -> Fields:
     """Show a provider in the audit log: whether it has a credential, and nothing of it."""
     return {**stored.fields, "has_credential": stored.sealed_credential is not None}
+
+
+def _shown_route(stored: StoredRoute) -> Fields:
+    return {"deployments": stored.targets}
 
 
 def _fields_of(order: ProviderRequest) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from meterhouse.settings import PREFIX, Settings
 from meterhouse.stores import Stores
 from meterhouse.tables_rows import Rows, moment
 
-_LOGIN = re.compile(r"(://)[^/@]*@")
+_LOGIN = re.compile(r"(://)[^/?#]*@")
+_QUERY = re.compile(r"(://[^?]*\?).+")
 
 
 async def print_keys(stores: Stores, project_id: str | None, *, as_json: bool = False) -> None:
@@ -66,7 +67,7 @@ async def print_prices(stores: Stores, *, as_json: bool = False) -> None:
 
 
 def print_settings(settings: Settings) -> None:
-    """Print every setting that is in force, secrets masked."""
+    """Print every setting that is in force, secrets masked: of an address also its login and its query."""
     table = Table("variable", "value", "meaning", box=None)
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
@@ -75,7 +76,7 @@ def print_settings(settings: Settings) -> None:
             if isinstance(value, SecretStr)
             else ""
             if value is None
-            else _LOGIN.sub(r"\1********@", str(value))
+            else _QUERY.sub(r"\1********", _LOGIN.sub(r"\1********@", str(value)))
         )
         table.add_row(f"{PREFIX}{name.upper()}", shown, field.description or "")
     print_table(table)

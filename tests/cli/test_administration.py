@@ -1,6 +1,8 @@
 """Keys, limits, prices and usage without a server."""
 
+import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,17 @@ def test_a_key_is_listed_without_its_secret_rotated_and_revoked(data: Path) -> N
     assert "not good any more" in complaint(data, "keys", "rotate", successor[0], "--data", "d")
 
 
+def test_an_admin_key_that_leaked_is_revoked_while_a_server_runs(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "d") as gateway:
+        made = re.findall(r"key_\w+|sk-mh-\S+", good(tmp_path, "keys", "create-admin", "--name", "a", "--data", "d"))
+        assert gateway.request("GET", "/admin/keys", key=made[1])[0] == 200
+        assert good(tmp_path, "keys", "revoke", made[0], "--data", "d") == f"{made[0]} is revoked.\n"
+        deadline = time.monotonic() + 10
+        while gateway.request("GET", "/admin/keys", key=made[1])[0] != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
 def test_limits_are_set_and_shown(data: Path) -> None:
     key_id, _ = create(data, "--name", "limited")
     good(data, "limits", "set", "key", key_id, "requests 600/minute; concurrent 20", "--data", "d")
@@ -73,6 +86,20 @@ def test_limits_are_set_and_shown(data: Path) -> None:
     ]
     good(data, "limits", "set", "key", key_id, "", "--data", "d")
     assert good(data, "limits", "show", "key", key_id, "--data", "d") == ""
+
+
+def test_prices_of_what_is_charged_by_the_request(data: Path) -> None:
+    images = ("--input", "0", "--output", "0", "--cache-write", "1.25", "--request", "0.04")
+    good(data, "prices", "set", "fake", "pictures", *images, "--data", "d")
+    [price] = [
+        one for one in json.loads(good(data, "prices", "list", "--json", "--data", "d")) if one["model"] == "pictures"
+    ]
+    assert price["prices_in_USD_per_million"] == {
+        "input": "0",
+        "output": "0",
+        "cache_write": "1.25",
+        "request": "40000",
+    }
 
 
 def test_prices_are_set_and_listed(data: Path) -> None:
@@ -93,20 +120,45 @@ def test_prices_are_set_and_listed(data: Path) -> None:
         ("name", ["keys", "create", "--name", "  "]),
         ("world", ["limits", "show", "world", "x"]),
         ("dollars", ["prices", "set", "fake", "m", "--input", "cheap", "--output", "1"]),
+        ("provider", ["prices", "set", "", "m", "--input", "1", "--output", "1"]),
+        ("model", ["prices", "set", "fake", "", "--input", "1", "--output", "1"]),
         ("--by", ["usage", "--by", "colour"]),
+        ("no.env", ["keys", "create", "--name", "x", "--env-file", "no.env"]),
+        ("no.env", ["check", "--env-file", "no.env"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(data: Path, word: str, arguments: list[str]) -> None:
     assert word in complaint(data, *arguments, "--data", "d")
 
 
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_the_console_refuses_a_file_of_certificates_that_it_cannot_read(data: Path, content: str | None) -> None:
+    if content is not None:
+        (data / "ca.pem").write_text(content)
+    assert "--ca-file ca.pem" in complaint(data, "console", "--ca-file", "ca.pem", "--bind", "127.0.0.1:8600")
+
+
 def test_check_shows_every_setting_and_masks_secrets(data: Path) -> None:
-    pepper = "1:" + "pepper-canary-" * 4
+    pepper = "1:pepper-canary-5f2c81d93be7046a1c9e77b2d4"
     out = good(data, "check", environment={"METERHOUSE_KEY_PEPPER": pepper, "METERHOUSE_SHIP_SECONDS": "0.7"})
     assert "pepper-canary" not in out
     assert re.search(r"METERHOUSE_KEY_PEPPER +\*+ ", out)
     assert re.search(r"METERHOUSE_SHIP_SECONDS +0\.7 ", out)
     assert len([line for line in out.splitlines() if line.strip().startswith("METERHOUSE_")]) > 25
+
+
+@pytest.mark.parametrize("address", ["//u:one@CANARY@h/x", "//u:CANARY@h/x", "//h/x?token=CANARY", "//h?a=b&c=CANARY"])
+def test_check_masks_what_an_address_holds_of_a_secret(data: Path, address: str) -> None:
+    for name in ("METERHOUSE_CLOUDEVENTS_URL", "METERHOUSE_OTLP_ENDPOINT"):
+        out = run(data, "check", environment={name: f"https:{address}"}).out
+        assert "CANARY" not in out
+        assert re.search(rf"{name} +https://.*h.*\*+", out) or re.search(rf"{name} +https://\*+@h/x ", out)
+
+
+def test_check_looks_at_the_pepper_of_the_embedded_form_too(data: Path) -> None:
+    done = run(data, "check", environment={"METERHOUSE_KEY_PEPPER": "1:short"})
+    assert done.status == 2
+    assert "shorter than 32 characters" in done.out
 
 
 @pytest.mark.parametrize(

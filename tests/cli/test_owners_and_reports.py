@@ -46,9 +46,10 @@ def test_organizations_and_projects_are_made_listed_renamed_and_archived(data: P
     [listed] = rows(data, "organizations", "list")
     assert (listed["id"], listed["name"]) == (organization, "Acme [bold]Inc.")
     assert "Acme [bold]Inc." in good(data, "organizations", "list", "--data", "d")
+    assert good(data, "projects", "rename", project, "--name", "Search", "--data", "d") == ""
     assert "is archived" in good(data, "projects", "archive", project, "--data", "d")
     [listed] = rows(data, "projects", "list", "--organization", organization)
-    assert (listed["id"], listed["organization_id"]) == (project, organization)
+    assert (listed["id"], listed["name"], listed["organization_id"]) == (project, "Search", organization)
     assert listed["archived_at_ms"] >= began_ms - 1000
     assert rows(data, "projects", "list", "--organization", "org_x") == []
 
@@ -187,7 +188,16 @@ def test_a_mistake_is_one_line_that_names_it(data: Path, word: str, arguments: l
     "command",
     [
         *("organizations", "organizations create", "organizations list", "organizations rename", "projects"),
-        *("projects create", "projects list", "projects archive", "usage", "costs", "audit", "providers"),
+        *(
+            "projects create",
+            "projects list",
+            "projects rename",
+            "projects archive",
+            "usage",
+            "costs",
+            "audit",
+            "providers",
+        ),
         *("providers set", "providers list", "providers remove", "routes", "routes set", "routes list"),
         "routes remove",
     ],

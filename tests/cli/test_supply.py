@@ -35,7 +35,8 @@ def do(folder: Path, *arguments: str) -> str:
 def test_what_is_set_by_command_answers_on_a_server_that_is_started_later(tmp_path: Path, up: FakeUpstream) -> None:
     (tmp_path / "key.txt").write_text(f"{CANARY}\n")
     set_one = ("providers", "set", "mine", "--base-url", up.base_url, "--credential-file", "key.txt")
-    assert do(tmp_path, *set_one, "--model", "small=normal?tokens=3", "--shows-all-output") == "mine is on.\n"
+    more = ("--shows-all-output", "--forwards-trace", "--tool-call-format", "hermes", "--tools", "prompt")
+    assert do(tmp_path, *set_one, "--model", "small=normal?tokens=3", *more) == "mine is on.\n"
     assert do(tmp_path, "routes", "set", "fast", "--to", "mine/normal?tokens=2 order=1 weight=3") == (
         "fast is answered by 1 deployments.\n"
     )
@@ -68,7 +69,11 @@ def test_what_is_set_by_command_answers_on_a_server_that_is_started_later(tmp_pa
     assert mine_only == [
         *("provider.updated", "route.updated", "provider.updated", "route.deleted", "provider.deleted"),
     ]
+    first = [event["after"] for event in events if event["action"] == "provider.updated"][-1]
+    assert (first["forwards_trace"], first["tool_call_format"], first["tools"]) == (True, "hermes", "prompt")
     assert CANARY not in json.dumps([events, rows(tmp_path, "providers", "list")])
+    wrong = complaint(tmp_path, *set_one, "--tools", "hide", "--data", "d", environment=PRIVATE)
+    assert "tools" in wrong
     database = (tmp_path / "d" / "ledger.db").read_bytes()
     assert CANARY.encode() not in database
 

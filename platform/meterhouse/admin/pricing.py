@@ -1,7 +1,7 @@
 """From dollars as an operator writes them to a price in nanos."""
 
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, Inexact, InvalidOperation, localcontext
 
 from meterhouse.errors import Malformed
 from meterhouse.money import MILLION, NANOS_PER_USD, Component, Meterable
@@ -35,7 +35,10 @@ def _nanos_per_million(kind: Meterable, text: str) -> int:
     most = MAX_REQUEST_USD if kind is Meterable.REQUEST else MAX_USD
     if not usd.is_finite() or not 0 <= usd <= most:
         raise Malformed(f"A price lies from 0 to {most} dollars.", param=name)
-    nanos = usd * NANOS_PER_USD * (MILLION if kind is Meterable.REQUEST else 1)
-    if nanos != nanos.to_integral_value():
-        raise Malformed("A price cannot be finer than a billionth of a dollar.", param=name)
-    return int(nanos)
+    try:
+        with localcontext() as exact:
+            exact.traps[Inexact] = True
+            nanos = usd * NANOS_PER_USD * (MILLION if kind is Meterable.REQUEST else 1)
+            return int(nanos.to_integral_exact())
+    except Inexact:
+        raise Malformed("A price cannot be finer than a billionth of a dollar.", param=name) from None

@@ -1,7 +1,6 @@
 """All looks at a deployment, in the order in which an operator puts it up."""
 
 import asyncio
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from meterhouse.checkup.finding import Finding
 from meterhouse.checkup.host import check_host
 from meterhouse.checkup.issuer import check_issuer
 from meterhouse.checkup.stores import check_stores
+from meterhouse.serve import check_parts, check_settings, default_workers, served_settings
 from meterhouse.settings import Settings, SettingsError
-from meterhouse.stores import parse_peppers
 from meterhouse.tables import print_table
 
 FAILED_STATUS = 2
@@ -27,13 +26,13 @@ def check_deployment(
 
     Args:
         settings: in force.
-        workers: of a host; None: one for each CPU.
+        workers: of a host; None: as many as `meterhouse serve` would start.
         conf: the nginx.conf in front of it.
         certificate: one that the conf does not name.
     """
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or default_workers(settings)
     return [
-        _check_settings(settings),
+        _check_settings(settings, count),
         *asyncio.run(check_stores(settings, count)),
         *check_issuer(settings),
         *check_host(settings, count),
@@ -52,18 +51,15 @@ def print_findings(found: list[Finding]) -> int:
     return FAILED_STATUS if counts["failed"] else 0
 
 
-def _check_settings(settings: Settings) -> Finding:
-    """Look whether they belong together."""
-    if settings.database_url is None:
-        return Finding("ok", SUBJECT, "of the embedded form, for one process.")
-    if settings.key_pepper is None:
-        return Finding("failed", SUBJECT, "METERHOUSE_KEY_PEPPER is not set: `meterhouse serve` needs it.")
+def _check_settings(settings: Settings, workers: int) -> Finding:
+    """Look whether `meterhouse serve`, or `meterhouse dev` where there is no database server, would start with them."""
     try:
-        parse_peppers(settings.key_pepper.get_secret_value(), "METERHOUSE_KEY_PEPPER")
+        if settings.database_url is None:
+            check_parts(settings)
+            return Finding("ok", SUBJECT, "of the embedded form, for one process.")
+        check_settings(served_settings(settings), workers)
     except SettingsError as error:
         return Finding("failed", SUBJECT, str(error))
     if settings.redis_url is None:
         return Finding("warning", SUBJECT, "METERHOUSE_REDIS_URL is not set: only one worker can serve.")
-    if settings.lease_seconds <= settings.renew_seconds:
-        return Finding("failed", SUBJECT, "METERHOUSE_LEASE_SECONDS must be above METERHOUSE_RENEW_SECONDS.")
     return Finding("ok", SUBJECT, "they belong together.")

@@ -2,8 +2,10 @@
 
 import ipaddress
 import socket
+import ssl
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -45,11 +47,12 @@ class ConsoleOrder:
     """It stops when its standard input is closed, which happens when whoever started it is gone."""
 
 
-def run_console(order: ConsoleOrder) -> None:
-    """Serve until told to stop.
+def run_console(order: ConsoleOrder, on_listening: Callable[[], None] = lambda: None) -> None:
+    """Serve until told to stop; ``on_listening`` is called once nothing stands in the way.
 
     Raises:
-        ConsoleRefused: An address cannot be used, or other hosts could reach it without a name to check.
+        ConsoleRefused: An address or the file of certificates cannot be used, or other hosts could reach it without a
+            name to check.
     """
     parts = urlsplit(order.url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -57,6 +60,7 @@ def run_console(order: ConsoleOrder) -> None:
     trace = urlsplit(order.trace_url or "https://unset/{trace_id}")
     if trace.scheme not in {"http", "https"} or not trace.hostname or "{trace_id}" not in trace.geturl():
         raise ConsoleRefused(f"--trace-url {order.trace_url}: expected an address with {{trace_id}} in it.")
+    _check_certificates(order.ca_file)
     host, port = read_bind(order.bind)
     if not _is_loopback(host) and not order.names:
         raise ConsoleRefused(
@@ -81,7 +85,15 @@ def run_console(order: ConsoleOrder) -> None:
         server = uvicorn.Server(config)
         if order.ends_with_parent:
             threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
+        on_listening()
         server.run(sockets=[listener])
+
+
+def _check_certificates(path: str | None) -> None:
+    try:
+        ssl.create_default_context(cafile=path)
+    except (OSError, ValueError) as error:
+        raise ConsoleRefused(f"--ca-file {path} cannot be read as certificates: {error}.") from None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -80,6 +80,20 @@ def test_before_and_after_say_what_changed(gateway: Gateway, tenant: Tenant, adm
     assert sorted(row["amount"] for row in event["after"]["limits"]) == [6, 2 * 10**9]
 
 
+def test_what_is_removed_is_written_down_as_it_was(gateway: Gateway, admin) -> None:
+    targets = [{"provider": "simulator", "upstream_model": "simulator", "order": 1, "weight": 3, "is_on": True}]
+    place = {"base_url": "https://example.com/v1", "credential": CREDENTIAL_CANARY, "models": ["m"]}
+    for path, body in (("/admin/providers/gone", place), ("/admin/routes/gone", {"deployments": targets})):
+        assert admin("PUT", path, body)[0] == 200
+        assert gateway.request("DELETE", path, key=gateway.admin_key)[0] == 204
+    route, _, provider, _ = newest(gateway, 4)
+    assert (route["action"], route["before"], route["after"]) == ("route.deleted", {"deployments": targets}, None)
+    assert provider["action"] == "provider.deleted"
+    before = provider["before"]
+    assert (before["base_url"], before["models"], before["has_credential"]) == (place["base_url"], ["m"], True)
+    assert CREDENTIAL_CANARY not in json.dumps(before)
+
+
 def test_no_secret_is_in_the_audit_log(gateway: Gateway, tenant: Tenant, admin) -> None:
     admin("PUT", "/admin/providers/sealed", {"base_url": "https://example.com/v1", "credential": CREDENTIAL_CANARY})
     status, made = admin("POST", f"/admin/keys/{tenant.key_id}/rotate", {})

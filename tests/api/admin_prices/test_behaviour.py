@@ -1,5 +1,7 @@
 """Prices: set from now on, superseded, never edited."""
 
+import time
+
 import pytest
 
 from fakes.gateway import Gateway
@@ -54,6 +56,8 @@ def test_the_dearest_price_that_is_taken_can_be_asked_by(gateway: Gateway) -> No
         ("input_usd", {"input_usd": "1000001"}),
         ("input_usd", {"input_usd": "0.0000000001"}),
         ("request_usd", {"request_usd": "9001"}),
+        ("input_usd", {"input_usd": "1e-999999999"}),
+        ("input_usd", {"input_usd": "1.0000000000000000000000000000000001"}),
         ("input_usd", {"input_usd": 2.5}),
         ("output_usd", {"output_usd": None}),
         ("provider", {"provider": ""}),
