@@ -23,9 +23,7 @@ def read_answer(payload: bytes) -> Json:
     try:
         return _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UpstreamDown(
-            "The provider sent something that is not an answer.", detail=str(error), code="upstream_protocol_error"
-        ) from None
+        raise _no_answer(error) from None
 
 
 def objects_in(value: object) -> list[Json]:
@@ -60,8 +58,26 @@ def index_in(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
+def format_arguments(raw: msgspec.Raw) -> str:
+    """Return the arguments of a call, which came as an object, as the text that they are in OpenAI's calls.
+
+    Raises:
+        UpstreamDown: Something in them is no text.
+    """
+    try:
+        return msgspec.json.format(bytes(raw), indent=-1).decode()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _no_answer(error) from None
+
+
 def arguments_in(value: object) -> str:
     """Return the arguments of a call as the text that they are; some servers send the object itself."""
     if isinstance(value, dict):
         return msgspec.json.encode(value).decode()
     return value if isinstance(value, str) else ""
+
+
+def _no_answer(error: Exception) -> UpstreamDown:
+    return UpstreamDown(
+        "The provider sent something that is not an answer.", detail=str(error), code="upstream_protocol_error"
+    )
