@@ -184,6 +184,21 @@ def test_each_image_that_came_has_its_price(gateway: Gateway, special: str, came
         assert status == expected, answer
 
 
+@pytest.mark.parametrize("answer", [b"{}", b'{"data":null}', b'{"data":{"url":"x"}}'])
+def test_an_answer_without_images_is_the_providers_failure_and_charges_none(
+    gateway: Gateway, up: FakeUpstream, answer: bytes
+) -> None:
+    model = f"odd-image-{len(answer)}"
+    up.script(model, lambda exchange: exchange.whole(200, "application/json", answer))
+    price = {"provider": "fake", "model": model, "input_usd": "0", "output_usd": "0", "request_usd": "0.04"}
+    assert gateway.request("POST", "/admin/prices", price, key=gateway.admin_key)[0] == 201
+    body = {"model": f"fake/{model}", "prompt": "A cat", "n": 3}
+    status, headers, said = gateway.request("POST", "/v1/images/generations", body)
+    assert (status, error_of(said)["code"]) == (502, "upstream_protocol_error")
+    (record,) = gateway.records(headers["x-request-id"])
+    assert (record.outcome, record.charge_nanos) == (Outcome.UPSTREAM_FAILED, 0)
+
+
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(
     ("model", "status"), [("error-500", 502), ("error-429", 503), ("error-400", 400), ("html-200", 502)]
