@@ -5,7 +5,6 @@ completions is the dialect that its wire gives to the outlet. Between the two an
 """
 
 from meterhouse.asked import Asked
-from meterhouse.errors import UpstreamDown
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
 from meterhouse.http.chunk import Chunk, decode_chunk, decode_readable, is_failure
@@ -85,12 +84,7 @@ class OverChat:
         dialect = call.wire.open_dialect(call.asked)
         if dialect is not None:
             call.outlet.speak(dialect)
-            try:
-                decode_readable(answer.body)
-            except UpstreamDown:
-                # What it used is known, but nobody can be told what it says: it failed.
-                call.tally.attempt.outcome = None
-                raise
+            decode_readable(answer.body)  # before the record: what is told of it is written behind that
         row = call.deployment.provider
         if (row.reads_think_tags and TAG_END in answer.body) or row.tool_call_format is not None:
             read.payload = rewrite_whole(call, answer.body, parts.metrics)
