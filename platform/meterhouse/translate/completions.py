@@ -37,7 +37,8 @@ def to_chat(fields: Mapping[str, Raw], texts: Sequence[str], *, choices: int, be
         raise _refused("best_of", "best_of above n")
     body: dict[str, Any] = {name: raw for name, raw in fields.items() if name not in _OWN}
     body["messages"] = [{"role": "user", "content": texts[0]}]
-    body["max_tokens"] = fields.get("max_tokens", DEFAULT_MAX_TOKENS)
+    bound = fields.get("max_tokens", Raw(b"null"))
+    body["max_tokens"] = DEFAULT_MAX_TOKENS if bytes(bound) == b"null" else bound
     if bytes(fields.get("logprobs", Raw(b"null"))) != b"null":
         body["logprobs"] = True
         body["top_logprobs"] = fields["logprobs"]
