@@ -160,6 +160,26 @@ def test_a_budget_takes_a_price_per_request_and_no_other(gateway: Gateway) -> No
     assert (limit["spent"], limit["reserved"]) == (40_000_000, 0)
 
 
+@pytest.mark.parametrize(
+    ("part", "status"),
+    [
+        ({"type": "text", "text": "one two"}, 200),
+        ({"type": "text", "text": "one two", "more": "x" * 2_000}, 429),
+        ({"type": "text", "text": {"of": "x" * 2_000}}, 429),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}, 402),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}, "text": "a text beside it"}, 402),
+        ({"type": "text", "image_url": {"url": "data:image/png;base64,AA"}, "text": "a text beside it"}, 402),
+    ],
+)
+def test_all_of_a_part_to_be_moderated_is_held(gateway: Gateway, part: dict[str, Any], status: int) -> None:
+    model = "normal?tokens=14"
+    price = {"provider": "fake", "model": model, "input_usd": "1000", "output_usd": "0"}
+    assert gateway.request("POST", "/admin/prices", price, key=gateway.admin_key)[0] == 201
+    key = gateway.new_key("spend 1 USD total")
+    body = {"model": f"fake/{model}", "input": [part]}
+    assert gateway.request("POST", "/v1/moderations", body, key=key)[0] == status
+
+
 IMAGE_NANOS = 40_000_000
 
 

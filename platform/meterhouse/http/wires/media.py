@@ -195,10 +195,11 @@ def read_moderation(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - 
     parts = [entry for entry in entries if isinstance(entry, dict)]
     texts = [entry for entry in entries if isinstance(entry, str)]
     texts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    others = [_beside_text(part) for part in parts]
     if not entries or len(entries) != len(parts) + sum(isinstance(entry, str) for entry in entries):
         raise Malformed("Invalid value for 'input': expected a text, texts, or parts.", param="input")
-    images = sum("text" not in part for part in parts)
-    size = InputSize(sum(map(utf8_length, texts)), len(entries), 0, images)
+    images = sum(part.get("type") != "text" or "image_url" in part for part in parts)
+    size = InputSize(sum(map(utf8_length, texts)) + sum(map(len, others)), len(entries), 0, images)
     return _ask(request.model, fields, size, texts)
 
 
@@ -251,6 +252,14 @@ def read_sound(body: bytes, content_type: str) -> Asked:
     asked.input_name = "file"
     asked.headers = {"content-type": f"multipart/form-data; boundary=meterhouse-{random_base62(32)}"}
     return asked
+
+
+def _beside_text(part: dict[str, Any]) -> bytes:
+    """Return what a part says beside its text and its image, which a provider may read too."""
+    others = {name: value for name, value in part.items() if name not in {"type", "image_url"}}
+    if isinstance(others.get("text"), str):
+        del others["text"]
+    return msgspec.json.encode(others) if others else b""
 
 
 def _count_entries(raw: Raw | None) -> int | None:
