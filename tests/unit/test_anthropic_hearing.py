@@ -163,6 +163,20 @@ def test_what_is_not_known_is_passed_over_and_what_is_no_event_is_an_error() -> 
             stream.take(garbage)
 
 
+def test_arguments_that_are_no_text_are_an_error_and_a_tier_that_is_none_says_nothing() -> None:
+    call = b'{"type":"tool_use","id":"a","name":"f","input":{"x":"\xff"}}'
+    body = b'{"type":"message","content":[%b],"stop_reason":"tool_use","usage":{"service_tier":[]}}'
+    stream = HeardStream(completion_id="c", created_seconds=0, model="m")
+    stream.take(msgspec.json.encode(start({"service_tier": {}})))
+    stream.take(b'{"type":"content_block_start","index":0,"content_block":%b}' % call)
+    with pytest.raises(UpstreamDown):
+        stream.take(b'{"type":"content_block_stop","index":0}')
+    with pytest.raises(UpstreamDown):
+        from_message(body % call, completion_id="c", created_seconds=0, model="m")
+    answer = msgspec.json.decode(from_message(body % b"", completion_id="c", created_seconds=0, model="m"))
+    assert "service_tier" not in answer
+
+
 def whole(body: dict[str, Any]) -> dict[str, Any]:
     found = from_message(msgspec.json.encode(body), completion_id="chatcmpl-1", created_seconds=5, model="claude")
     ChatCompletion.model_validate_json(found)

@@ -17,6 +17,8 @@ from meterhouse.translate.ollama_chat import (
     to_ollama_request,
 )
 
+CALL_OF_NO_TEXT = b'{"message":{"tool_calls":[{"function":{"name":"f","arguments":{"x":"\xff"}}}]},"done":true}'
+
 
 def request(is_streamed: bool = True, **fields: object) -> dict:
     body = {"model": "asked", "messages": [{"role": "user", "content": "hi"}], **fields}
@@ -290,7 +292,8 @@ def test_the_last_line_may_lack_its_newline():
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"<html>\n", b"{\n", b'{"message": 1}\n', b"\xff\xfe\n", b'{"done": "yes"}', b"[]\n"]
+    "garbage",
+    [b"<html>\n", b"{\n", b'{"message": 1}\n', b"\xff\xfe\n", b'{"done": "yes"}', b"[]\n", CALL_OF_NO_TEXT + b"\n"],
 )
 def test_garbage_is_a_failure_of_the_provider(garbage):
     with pytest.raises(UpstreamDown):
@@ -352,7 +355,7 @@ def test_a_whole_answer_with_calls_and_thinking():
     assert out["choices"][0]["finish_reason"] == "tool_calls"
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", ndjson(line("x")), b'{"error": "no"}', b"{}"])
+@pytest.mark.parametrize("body", [b"", b"<html>", ndjson(line("x")), b'{"error": "no"}', b"{}", CALL_OF_NO_TEXT])
 def test_a_whole_answer_that_is_none_is_a_failure(body):
     with pytest.raises(UpstreamDown):
         from_ollama_response(body, completion_id="c", created_seconds=7, model="m")

@@ -156,7 +156,8 @@ def test_a_message_that_is_no_text_is_the_providers_error() -> None:
 )
 def test_what_of_a_whole_answer_is_no_text_says_nothing(passed: PassThrough, body: bytes, usage: bytes) -> None:
     noted = attempt()
-    call: Any = SimpleNamespace(tally=SimpleNamespace(attempt=noted), is_draining=False)
+    asked = Asked(model="asked", size=InputSize(0, 0, 0, 0))
+    call: Any = SimpleNamespace(tally=SimpleNamespace(attempt=noted), asked=asked, is_draining=False)
     passed.note_whole(call, check_object(body % usage))
     assert noted.reported is None
     assert noted.outcome is Outcome.COMPLETED

@@ -125,3 +125,10 @@ def test_a_body_is_told_apart_and_any_other_is_left_as_it_is():
     assert message == {"content": "Hi", "reasoning_content": "I see"}
     for same in (body("Hi <think>x</think>"), body(None), body("<think>x</think>", reasoning_content="y"), b"think>{"):
         assert split_whole(same) == same
+
+
+@pytest.mark.parametrize("choices", ["7", "true", '{"a":1}', '"think>"', "[7]"])
+def test_choices_that_are_none_pass_as_they_came(choices):
+    payload = f'{{"choices":{choices},"x":"<think>"}}'.encode()
+    assert ThoughtsApart(1).rewrite_chunk(payload) == payload
+    assert split_whole(payload) == payload

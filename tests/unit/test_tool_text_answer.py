@@ -134,6 +134,20 @@ def test_what_does_not_change_is_the_same_bytes() -> None:
         assert answer_of("hermes").rewrite_body(body) == body
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        b'{"delta":{"content":"x","\xff":1},"message":{"content":"x","\xff":1}}',
+        b'{"delta":{"content":"x"},"message":{"content":"x"},"\xff":1}',
+        b'{"delta":{"content":"x"},"message":{"content":"x"},"finish_reason":{"\xff":1}}',
+    ],
+)
+def test_what_is_no_text_passes_as_it_came(choice: bytes) -> None:
+    payload = b'{"choices":[%b]}' % choice
+    assert answer_of("hermes").rewrite_chunk(payload) == [payload]
+    assert answer_of("hermes").rewrite_body(payload) == payload
+
+
 def test_the_first_delta_says_null_so_that_calls_alone_have_no_content() -> None:
     (first, *_, call, finish) = rewritten("hermes", stream_of(HERMES_CALL, 4)[:-1])
     assert json.loads(first)["choices"][0]["delta"] == {"role": "assistant", "content": None}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from meterhouse.http.usage_reading import read_chat_usage, read_raw_chat_usage
+from meterhouse.http.usage_reading import ReadUsage, read_chat_usage, read_messages_usage, read_raw_chat_usage
 from meterhouse.usage import SUSPECT_TOKENS
 
 IN, OUT = "prompt_tokens", "completion_tokens"
@@ -35,3 +35,18 @@ def test_both_ways_to_read_a_usage_agree(wire: dict[str, Any]) -> None:
 @pytest.mark.parametrize("raw", [b"12", b'"12"', b"[]", b"[1]", b"true"])
 def test_what_is_no_object_is_no_usage(raw: bytes) -> None:
     assert read_raw_chat_usage(Raw(raw)) is None
+
+
+@pytest.mark.parametrize(
+    ("fresh", "cached", "written"),
+    [
+        (SUSPECT_TOKENS, 1, 0),
+        (1, SUSPECT_TOKENS, SUSPECT_TOKENS),
+        (3, SUSPECT_TOKENS * 1_000, 0),
+        (3, 0, -1),
+        (3, "7", None),
+    ],
+)
+def test_an_input_in_parts_is_believed_as_one(fresh: Any, cached: Any, written: Any) -> None:
+    wire = {"input_tokens": fresh, "cache_read_input_tokens": cached, "cache_creation_input_tokens": written}
+    assert read_messages_usage({**wire, "output_tokens": 5}) == ReadUsage(is_suspect=True)

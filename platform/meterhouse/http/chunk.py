@@ -120,6 +120,16 @@ def decode_chunk(payload: bytes) -> Chunk:
     return chunk
 
 
+def decode_readable(payload: bytes) -> Chunk:
+    """Read a payload all of which is going to be told in other words.
+
+    Raises:
+        UpstreamDown: It is not a JSON object, or something in it is no text or no number.
+    """
+    _decode(Raw(payload))
+    return decode_chunk(payload)
+
+
 def is_set(raw: Raw) -> bool:
     """Whether a raw field holds something."""
     return bool(raw) and raw not in _NOTHING

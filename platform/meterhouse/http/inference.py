@@ -346,9 +346,9 @@ def _release(answer: StreamRelay | Whole, call: Call, headers: Headers) -> Await
 
 def _note_failure(tally: Tally, error: Exception) -> None:
     """Write down how the running attempt ended, unless it was written down where it failed."""
-    if not tally.attempts or tally.attempt.outcome is not None:
+    if not tally.attempts or tally.attempt.outcome not in {None, Outcome.COMPLETED}:
         return
-    attempt = tally.attempt
+    attempt = tally.attempt  # of a whole answer what it used is noted before all of it is read
     attempt.ended_ns = attempt.ended_ns or time.monotonic_ns()
     if isinstance(error, ClientGone):
         attempt.outcome = Outcome.CLIENT_GONE
@@ -357,6 +357,8 @@ def _note_failure(tally: Tally, error: Exception) -> None:
         attempt.outcome = Outcome.REFUSED
     elif isinstance(error, UpstreamError):
         attempt.outcome = Outcome.UPSTREAM_FAILED
+        if not tally.is_streamed:
+            attempt.first_event_ns = None  # nobody was told anything of a whole answer that is none
     elif isinstance(error, StreamCut):
         attempt.outcome = Outcome.CUT
     else:

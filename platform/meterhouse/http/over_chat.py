@@ -7,7 +7,7 @@ completions is the dialect that its wire gives to the outlet. Between the two an
 from meterhouse.asked import Asked
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
-from meterhouse.http.chunk import Chunk, decode_chunk, is_failure
+from meterhouse.http.chunk import Chunk, decode_chunk, decode_readable, is_failure
 from meterhouse.http.passage import OpenAnswer, RelayParts, Whole, WholeBody
 from meterhouse.http.relay import StreamRelay
 from meterhouse.http.rewriting import RewritingRelay, find_rewriting, rewrite_whole
@@ -70,16 +70,21 @@ class OverChat:
             call.outlet.speak(dialect)
         rewriting = find_rewriting(call, opened.first)
         if rewriting is None:
-            return StreamRelay(call, opened, parts)
-        return RewritingRelay(call, opened, parts).rewrite(rewriting)
+            relay = StreamRelay(call, opened, parts)
+        else:
+            relay = RewritingRelay(call, opened, parts).rewrite(rewriting)
+        if dialect is not None:
+            opened.first, relay.decode = None, decode_readable
+        return relay
 
     def read_whole(self, call: Call, answer: WholeBody, parts: RelayParts) -> Whole:
         """Read a chat completion."""
+        assert call.deployment is not None
+        read = note_whole(call, answer)
         dialect = call.wire.open_dialect(call.asked)
         if dialect is not None:
             call.outlet.speak(dialect)
-        assert call.deployment is not None
-        read = note_whole(call, answer)
+            decode_readable(answer.body)  # before the record: what is told of it is written behind that
         row = call.deployment.provider
         if (row.reads_think_tags and TAG_END in answer.body) or row.tool_call_format is not None:
             read.payload = rewrite_whole(call, answer.body, parts.metrics)

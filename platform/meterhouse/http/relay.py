@@ -70,6 +70,7 @@ class StreamRelay:
         self._wants_usage = asked.chat is not None and asked.chat.request.wants_usage
         self._model = asked.model
         self._tidying = Tidying(asked.model, opened.deployment.provider.finish_reasons)
+        self.decode = decode_chunk
 
     async def run(self) -> None:
         """Forward the answer up to its end, and settle in the tally how it went.
@@ -222,7 +223,7 @@ class StreamRelay:
                 progress.has_ended = progress.is_done = progress.is_finished
                 break
             try:
-                chunk = self._opened.first or decode_chunk(payload)
+                chunk = self._opened.first or self.decode(payload)
                 is_charged = self._note(chunk, payload)
             except UpstreamError as error:
                 progress.failure = error
@@ -260,7 +261,7 @@ class StreamRelay:
             if payload.startswith(DONE):
                 progress.is_done = True
                 return
-            chunk = decode_chunk(payload)
+            chunk = self.decode(payload)
             is_charged = self._note(chunk, payload)
             framed = self._compose(payload, chunk)
             if chunk.usage and not chunk.choices:

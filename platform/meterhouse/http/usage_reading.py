@@ -4,7 +4,7 @@ Invariant: a count that cannot be true is not believed, and marked; a part is ne
 and audio tokens are parts of the input here, also where the wire counts them beside it.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 import msgspec
 from msgspec import Meta, Raw
@@ -136,12 +136,13 @@ def read_responses_usage(wire: Fields) -> ReadUsage:
 
 def read_messages_usage(wire: Fields) -> ReadUsage:
     """Read that of Anthropic's messages, whose input leaves out what was cached and what was written (wire.md 1.11)."""
-    cached = _part(wire.get("cache_read_input_tokens"))
-    written = _part(wire.get("cache_creation_input_tokens"))
     fresh = wire.get("input_tokens")
-    read = _read_totals(fresh, wire.get("output_tokens"))
-    if read.input_tokens is not None:
-        read.input_tokens += cached + written
+    cached, written = (wire.get(name) or 0 for name in ("cache_read_input_tokens", "cache_creation_input_tokens"))
+    # The input is the sum of the three: where one of them cannot be true, neither can it.
+    if not (_is_believable(cached) and _is_believable(written)):
+        return ReadUsage(is_suspect=True)
+    total = fresh + cached + written if _is_believable(fresh) else fresh
+    read = _read_totals(total, wire.get("output_tokens"))
     if read.input_tokens is not None and read.output_tokens is not None:
         details = _mapping(wire.get("output_tokens_details"))
         reasoning = _part(details.get("thinking_tokens"))
@@ -203,7 +204,7 @@ def _compose(
     )
 
 
-def _is_believable(value: object) -> bool:
+def _is_believable(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= SUSPECT_TOKENS  # a bool is no count
 
 

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from meterhouse.errors import GatewayError, Malformed
+from meterhouse.translate.said import choices_of, index_in, object_in, objects_in, read_answer, text_in, word_in
 
 DONE = b"[DONE]"
 DEFAULT_MAX_TOKENS = 16
@@ -36,7 +37,8 @@ def to_chat(fields: Mapping[str, Raw], texts: Sequence[str], *, choices: int, be
         raise _refused("best_of", "best_of above n")
     body: dict[str, Any] = {name: raw for name, raw in fields.items() if name not in _OWN}
     body["messages"] = [{"role": "user", "content": texts[0]}]
-    body["max_tokens"] = fields.get("max_tokens", DEFAULT_MAX_TOKENS)
+    bound = fields.get("max_tokens", Raw(b"null"))
+    body["max_tokens"] = DEFAULT_MAX_TOKENS if bytes(bound) == b"null" else bound
     if bytes(fields.get("logprobs", Raw(b"null"))) != b"null":
         body["logprobs"] = True
         body["top_logprobs"] = fields["logprobs"]
@@ -71,15 +73,15 @@ class CompletionDialect:
 
     def write_body(self, body: bytes) -> bytes:
         """Turn a whole chat completion into a completion."""
-        answer = msgspec.json.decode(body)
-        answer["choices"] = [self._choice(choice, choice.get("message")) for choice in _rows(answer)]
+        answer = read_answer(body)
+        answer["choices"] = [self._choice(choice, choice.get("message")) for choice in choices_of(answer)]
         return msgspec.json.encode(self._head(answer))
 
     def _write(self, data: bytes) -> bytes:
         if data == DONE:
             return _DATA + DONE + b"\n\n"
-        chunk = msgspec.json.decode(data)
-        rows = _rows(chunk)
+        chunk = read_answer(data)
+        rows = choices_of(chunk)
         choices = [self._choice(row, row.get("delta")) for row in rows]
         chunk["choices"] = [made for made in choices if made["text"] or made["finish_reason"] or made["logprobs"]]
         if rows and not chunk["choices"]:
@@ -91,15 +93,14 @@ class CompletionDialect:
         return {**answer, "id": f"cmpl-{identity.removeprefix('chatcmpl-')}", "object": "text_completion"}
 
     def _choice(self, row: Mapping[str, Any], said: object) -> dict[str, Any]:
-        index = row.get("index", 0)
-        content = said.get("content") if isinstance(said, dict) else None
-        text = content if isinstance(content, str) else ""
+        index = index_in(row.get("index"))
+        text = text_in(object_in(said).get("content"))
         start = self._offsets.get(index)
         if start is None:
             start = len(self._echo)
         said_text = text if index in self._offsets else self._echo + text
         self._offsets[index] = start + len(text)
-        reason = row.get("finish_reason")
+        reason = word_in(row.get("finish_reason"))
         return {
             "index": index,
             "text": said_text,
@@ -110,23 +111,22 @@ class CompletionDialect:
 
 def _logprobs(found: object, offset: int) -> dict[str, Any] | None:
     """Write the probabilities of a choice's tokens in the four lists of this wire; ``offset`` is where they begin."""
-    tokens = found.get("content") if isinstance(found, dict) else None
-    if not tokens:
+    rows = _tokens(object_in(found).get("content"))
+    if not rows:
         return None
     offsets: list[int] = []
-    for token in tokens:
+    for row in rows:
         offsets.append(offset)
-        offset += len(token["token"])
+        offset += len(row["token"])
     return {
-        "tokens": [token["token"] for token in tokens],
-        "token_logprobs": [token["logprob"] for token in tokens],
+        "tokens": [row["token"] for row in rows],
+        "token_logprobs": [row.get("logprob") for row in rows],
         "top_logprobs": [
-            {other["token"]: other["logprob"] for other in token.get("top_logprobs") or ()} for token in tokens
+            {other["token"]: other.get("logprob") for other in _tokens(row.get("top_logprobs"))} for row in rows
         ],
         "text_offset": offsets,
     }
 
 
-def _rows(answer: Any) -> list[dict[str, Any]]:
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    return [choice for choice in choices or () if isinstance(choice, dict)]
+def _tokens(rows: object) -> list[dict[str, Any]]:
+    return [row for row in objects_in(rows) if isinstance(row.get("token"), str)]

@@ -12,6 +12,7 @@ import msgspec
 from meterhouse.errors import UpstreamDown
 from meterhouse.translate.call_id import NewCallId, new_call_id
 from meterhouse.translate.ollama_request import to_ollama_request
+from meterhouse.translate.said import format_arguments
 
 __all__ = ["OllamaChatStream", "from_ollama_response", "to_ollama_request"]
 
@@ -195,7 +196,7 @@ class OllamaChatStream:
 
 def _open_call(call: _SaidCall, call_id: str) -> dict[str, Any]:
     """Return a call in OpenAI's shape: the arguments as a string."""
-    arguments = msgspec.json.format(bytes(call.function.arguments), indent=-1).decode()
+    arguments = format_arguments(call.function.arguments)
     return {"id": call_id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 

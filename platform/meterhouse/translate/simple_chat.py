@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from meterhouse.errors import Malformed
+from meterhouse.translate.said import choices_of, object_in, read_answer, text_in, word_in
 
 DEFAULT_TEMPERATURE = 0.7
 DONE = b"[DONE]"
@@ -111,56 +112,43 @@ def write_content(data: bytes) -> bytes:
     """Write ``{"content": ...}``, with the reasoning, the tool calls or an early end beside it where there are any."""
     if data == DONE:
         return _DATA + DONE + b"\n\n"
-    chunk = msgspec.json.decode(data)
+    chunk = read_answer(data)
     if chunk.get("error"):
         return _event(chunk)
-    return b"".join(_event(said) for choice in _choices(chunk) if (said := _said(choice)))
+    return b"".join(_event(said) for choice in choices_of(chunk) if (said := _said(choice)))
 
 
 def write_named(data: bytes) -> bytes:
     """Write an event named ``message`` with ``{"content": ..., "done": ...}``; an error's name is ``error``."""
     if data == DONE:
         return b"event: message\n" + _event({"content": "", "done": True})
-    chunk = msgspec.json.decode(data)
+    chunk = read_answer(data)
     if chunk.get("error"):
         return b"event: error\n" + _event(chunk)
-    found = [said for choice in _choices(chunk) if (said := _said(choice))]
+    found = [said for choice in choices_of(chunk) if (said := _said(choice))]
     return b"".join(b"event: message\n" + _event({**said, "done": False}) for said in found)
 
 
 def write_response(body: bytes) -> bytes:
     """Write ``{"response": ...}``, with the reasoning beside it where there is some."""
-    for choice in _choices(msgspec.json.decode(body)):
+    for choice in choices_of(read_answer(body)):
         said = _said({"delta": choice.get("message"), "finish_reason": choice.get("finish_reason")})
         return msgspec.json.encode({"response": said.pop("content", ""), **said})
     return msgspec.json.encode({"response": ""})
 
 
-def _choices(answer: Any) -> list[dict[str, Any]]:
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    return [choice for choice in choices or () if isinstance(choice, dict)]
-
-
 def _said(choice: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a choice says; nothing at all for one that only opens or ends the answer."""
-    delta = choice.get("delta")
-    delta = delta if isinstance(delta, dict) else {}
+    delta = object_in(choice.get("delta"))
     said: dict[str, Any] = {}
-    text = _text(delta.get("content")) or _text(delta.get("refusal"))
-    if reasoning := _text(delta.get("reasoning_content")):
+    text = text_in(delta.get("content")) or text_in(delta.get("refusal"))
+    if reasoning := text_in(delta.get("reasoning_content")):
         said["reasoning_content"] = reasoning
     if calls := delta.get("tool_calls"):
         said["tool_calls"] = calls
-    if (reason := choice.get("finish_reason")) not in {None, "stop"}:
+    if (reason := word_in(choice.get("finish_reason"))) not in {None, "stop"}:
         said["finish_reason"] = reason
     return {"content": text, **said} if text or said else {}
-
-
-def _text(value: object) -> str:
-    """Return a text: itself, or that of a list of parts."""
-    if isinstance(value, list):
-        return "".join(part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str))
-    return value if isinstance(value, str) else ""
 
 
 def _event(data: object) -> bytes:

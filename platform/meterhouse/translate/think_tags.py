@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from meterhouse.translate.said import choices_of, object_in
+
 OPEN, CLOSE = "<think>", "</think>"
 TAG_END = b"think>"
 """What both end with: there are no thoughts in a body without it."""
@@ -128,8 +130,7 @@ class ThoughtsApart:
             chunk = msgspec.json.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return payload
-        choices = chunk.get("choices") if isinstance(chunk, dict) else None
-        rows = [choice for choice in choices or () if isinstance(choice, dict)]
+        rows = choices_of(object_in(chunk))
         changes = [self._split(choice) for choice in rows]
         if not any(changes):
             return payload
@@ -178,8 +179,7 @@ def split_whole(body: bytes) -> bytes:
         answer = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    changes = [_split_message(choice.get("message")) for choice in choices or () if isinstance(choice, dict)]
+    changes = [_split_message(choice.get("message")) for choice in choices_of(object_in(answer))]
     return msgspec.json.encode(answer) if any(changes) else body
 
 

@@ -143,3 +143,24 @@ def test_the_simulator_completes(both: Gateway) -> None:
     (choice,) = json.loads(answer)["choices"]
     assert (status, choice["finish_reason"]) == (200, "length")
     assert choice["text"].startswith("This is the Meterhouse simulator")
+
+
+def test_a_bound_that_is_null_is_the_wires_own(both: Gateway, up: FakeUpstream) -> None:
+    for provider in PROVIDERS:
+        marker = f"null-{provider}"
+        assert complete(both, provider, marker, max_tokens=None)[0] == 200
+        (attempt,) = up.truth.by_marker(marker)
+        assert attempt.request["limits"] == {"max_tokens": 16}
+
+
+def test_a_prompt_that_comes_back_is_not_counted_as_output(both: Gateway, up: FakeUpstream) -> None:
+    prompts = ["one two three", "four five six seven"]
+    texts = [f"{prompt} eight" for prompt in [prompts[0], prompts[0], prompts[1], prompts[1]]]
+    choices = [{"index": index, "text": text, "finish_reason": "stop"} for index, text in enumerate(texts)]
+    answer = json.dumps({"id": "cmpl-1", "model": "echoes", "choices": choices}).encode()
+    up.script("echoes", lambda exchange: exchange.whole(200, "application/json", answer))
+    body = {"model": "fake/echoes", "prompt": prompts, "n": 2, "echo": True}
+    status, headers, _ = both.request("POST", "/v1/completions", body)
+    assert status == 200
+    (record,) = both.records(headers["x-request-id"])
+    assert (record.exactness, record.usage.input_tokens, record.usage.output_tokens) == (Exactness.COUNTED, 7, 4)

@@ -123,8 +123,11 @@ def test_something_that_is_no_embedding_is_the_providers_fault(gateway: Gateway,
         await exchange.whole(200, "application/json", json.dumps(answer).encode())
 
     up.script("odd-embedding", run)
-    status, error = refused(gateway, model="fake/odd-embedding")
-    assert (status, error["code"]) == (502, "upstream_protocol_error")
+    status, headers, body = gateway.request("POST", "/v1/embeddings", {"model": "fake/odd-embedding", "input": "Hello"})
+    assert (status, error_of(body)["code"]) == (502, "upstream_protocol_error")
+    (record,) = gateway.records(headers["x-request-id"])
+    assert (record.outcome, record.error_code) == (Outcome.UPSTREAM_FAILED, "upstream_protocol_error")
+    assert (record.usage.total_tokens, record.charge_nanos) == (0, 0)
 
 
 def test_a_provider_whose_row_takes_few_inputs_or_no_tokens_says_so(up: FakeUpstream, tmp_path: Any) -> None:

@@ -160,6 +160,26 @@ def test_a_budget_takes_a_price_per_request_and_no_other(gateway: Gateway) -> No
     assert (limit["spent"], limit["reserved"]) == (40_000_000, 0)
 
 
+@pytest.mark.parametrize(
+    ("part", "status"),
+    [
+        ({"type": "text", "text": "one two"}, 200),
+        ({"type": "text", "text": "one two", "more": "x" * 2_000}, 429),
+        ({"type": "text", "text": {"of": "x" * 2_000}}, 429),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}, 402),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}, "text": "a text beside it"}, 402),
+        ({"type": "text", "image_url": {"url": "data:image/png;base64,AA"}, "text": "a text beside it"}, 402),
+    ],
+)
+def test_all_of_a_part_to_be_moderated_is_held(gateway: Gateway, part: dict[str, Any], status: int) -> None:
+    model = "normal?tokens=14"
+    price = {"provider": "fake", "model": model, "input_usd": "1000", "output_usd": "0"}
+    assert gateway.request("POST", "/admin/prices", price, key=gateway.admin_key)[0] == 201
+    key = gateway.new_key("spend 1 USD total")
+    body = {"model": f"fake/{model}", "input": [part]}
+    assert gateway.request("POST", "/v1/moderations", body, key=key)[0] == status
+
+
 IMAGE_NANOS = 40_000_000
 
 
@@ -182,6 +202,21 @@ def test_each_image_that_came_has_its_price(gateway: Gateway, special: str, came
     for count, expected in ((left + 1, 429), (left, 200)):
         status, _, answer = gateway.request("POST", "/v1/images/generations", {**body, "n": count}, key=tenant.key)
         assert status == expected, answer
+
+
+@pytest.mark.parametrize("answer", [b"{}", b'{"data":null}', b'{"data":{"url":"x"}}'])
+def test_an_answer_without_images_is_the_providers_failure_and_charges_none(
+    gateway: Gateway, up: FakeUpstream, answer: bytes
+) -> None:
+    model = f"odd-image-{len(answer)}"
+    up.script(model, lambda exchange: exchange.whole(200, "application/json", answer))
+    price = {"provider": "fake", "model": model, "input_usd": "0", "output_usd": "0", "request_usd": "0.04"}
+    assert gateway.request("POST", "/admin/prices", price, key=gateway.admin_key)[0] == 201
+    body = {"model": f"fake/{model}", "prompt": "A cat", "n": 3}
+    status, headers, said = gateway.request("POST", "/v1/images/generations", body)
+    assert (status, error_of(said)["code"]) == (502, "upstream_protocol_error")
+    (record,) = gateway.records(headers["x-request-id"])
+    assert (record.outcome, record.charge_nanos) == (Outcome.UPSTREAM_FAILED, 0)
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -157,6 +157,22 @@ def test_a_key_is_needed(post: Post) -> None:
     assert post.refused("fake/normal", key="sk-wrong")[0] == 401
 
 
+@pytest.mark.parametrize("usage", [{"input_tokens": 7, "output_tokens": 5, "total_tokens": 12}, None])
+def test_what_a_failed_response_reports_is_charged_though_it_is_not_streamed(
+    post: Post, up: FakeUpstream, usage: dict[str, int] | None
+) -> None:
+    error = {"code": "server_error", "message": "The fake model failed."}
+    response = {"id": "resp_1", "model": "failing-whole", "status": "failed", "error": error, "output": []}
+    answer = json.dumps({**response, "usage": usage}).encode()
+    up.script("failing-whole", lambda exchange: exchange.whole(200, "application/json", answer))
+    status, headers, _ = post.gateway.request("POST", PATH, {"model": "native/failing-whole", "input": "Hello"})
+    assert status == 502
+    (record,) = post.gateway.records(headers["x-request-id"])
+    assert (record.outcome, record.error_code) == (Outcome.UPSTREAM_FAILED, "upstream_unavailable")
+    expected = (Exactness.REPORTED, 7, 5) if usage else (Exactness.COUNTED, 0, 0)
+    assert (record.exactness, record.usage.input_tokens, record.usage.output_tokens) == expected
+
+
 @pytest.mark.parametrize("kind", ["response.failed", "error"])
 def test_a_stream_that_begins_with_a_failure_is_answered_by_another_deployment(
     post: Post, up: FakeUpstream, kind: str

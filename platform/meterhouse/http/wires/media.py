@@ -19,7 +19,7 @@ from meterhouse.http.call import Call
 from meterhouse.http.intake import MAX_VALUES
 from meterhouse.http.outlet import Dialect
 from meterhouse.http.passage import Passage, RelayParts, Whole, WholeBody
-from meterhouse.http.passing import PassThrough, choose_passage, text_in
+from meterhouse.http.passing import PassThrough, check_object, choose_passage, text_in
 from meterhouse.http.respond import OPENAI_ENVELOPE, Envelope
 from meterhouse.http.usage_reading import Fields, ReadUsage, read_responses_usage
 from meterhouse.ids import random_base62
@@ -160,13 +160,18 @@ class PassedMedia(PassThrough):
 class PassedImages(PassedMedia):
     """Passes images through: a price per request is one per image, and what did not come is not charged."""
 
+    def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
+        """Return the body, if it is one with a list of images."""
+        body = super().decode_whole(answer, deployment)
+        if answer.content_type != JSON or _count_entries(check_object(body).get("data")) is None:
+            raise no_answer("an answer without images")
+        return body
+
     def note_whole(self, call: Call, fields: dict[str, Raw]) -> None:
         """Note the answer and how many images it brought; more than were asked for are the provider's gift."""
         super().note_whole(call, fields)
         attempt = call.tally.attempt
-        brought = _count_entries(fields.get("data"))
-        if brought is not None:
-            attempt.request_units = min(brought, attempt.request_units)
+        attempt.request_units = min(_count_entries(fields.get("data")) or 0, attempt.request_units)
 
 
 class PlainBody:
@@ -190,10 +195,11 @@ def read_moderation(body: bytes, content_type: str) -> Asked:  # noqa: ARG001 - 
     parts = [entry for entry in entries if isinstance(entry, dict)]
     texts = [entry for entry in entries if isinstance(entry, str)]
     texts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    others = [_beside_text(part) for part in parts]
     if not entries or len(entries) != len(parts) + sum(isinstance(entry, str) for entry in entries):
         raise Malformed("Invalid value for 'input': expected a text, texts, or parts.", param="input")
-    images = sum("text" not in part for part in parts)
-    size = InputSize(sum(map(utf8_length, texts)), len(entries), 0, images)
+    images = sum(part.get("type") != "text" or "image_url" in part for part in parts)
+    size = InputSize(sum(map(utf8_length, texts)) + sum(map(len, others)), len(entries), 0, images)
     return _ask(request.model, fields, size, texts)
 
 
@@ -246,6 +252,14 @@ def read_sound(body: bytes, content_type: str) -> Asked:
     asked.input_name = "file"
     asked.headers = {"content-type": f"multipart/form-data; boundary=meterhouse-{random_base62(32)}"}
     return asked
+
+
+def _beside_text(part: dict[str, Any]) -> bytes:
+    """Return what a part says beside its text and its image, which a provider may read too."""
+    others = {name: value for name, value in part.items() if name not in {"type", "image_url"}}
+    if isinstance(others.get("text"), str):
+        del others["text"]
+    return msgspec.json.encode(others) if others else b""
 
 
 def _count_entries(raw: Raw | None) -> int | None:

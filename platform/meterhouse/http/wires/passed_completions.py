@@ -1,6 +1,7 @@
 """Legacy completions where a provider serves them itself: chat's chunks with ``text`` in place of a delta."""
 
 import time
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from meterhouse.asked import Asked
 from meterhouse.errors import GatewayError
 from meterhouse.http.alike import Told
 from meterhouse.http.body import BodyEditor, Recipient
+from meterhouse.http.call import Call
 from meterhouse.http.chunk import MAX_NAME_LENGTH, Chunk, decode_chunk, is_failure, is_set, read_usage
 from meterhouse.http.passage import WholeBody
 from meterhouse.http.passing import Heard, Listener, PassThrough, decode_or_none
@@ -57,15 +59,26 @@ class PassedCompletions(PassThrough):
         """Read ``prompt_tokens`` and ``completion_tokens``."""
         return read_chat_usage(wire)
 
+    def note_whole(self, call: Call, fields: dict[str, Raw]) -> None:
+        """Note the answer, without the prompt that each choice may begin with: it is input, and counted as that."""
+        super().note_whole(call, fields)
+        attempt = call.tally.attempt
+        if attempt.reported is None and _is_true(call.asked.fields.get("echo")):
+            prompts = _each(call.asked)
+            attempt.text = [
+                text.removeprefix(prompt) for text, prompt in zip_longest(attempt.text, prompts, fillvalue="")
+            ]
+            attempt.output_bytes = sum(map(utf8_length, attempt.text))
+
     def note_text(self, fields: dict[str, Raw], attempt: Attempt) -> None:
         """Count the text of every choice."""
         rows = decode_or_none(fields.get("choices"))
         for row in rows if isinstance(rows, list) else ():
             text = row.get("text") if isinstance(row, dict) else None
-            if isinstance(text, str) and text:
+            if isinstance(text, str):
                 attempt.text.append(text)
                 attempt.output_bytes += utf8_length(text)
-                attempt.output_events += 1
+                attempt.output_events += bool(text)
 
 
 class CompletionsListener:

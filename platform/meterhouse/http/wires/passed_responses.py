@@ -10,9 +10,9 @@ from meterhouse.errors import GatewayError, UpstreamError
 from meterhouse.http.alike import Told
 from meterhouse.http.body import BodyEditor, Recipient
 from meterhouse.http.call import Call
-from meterhouse.http.chunk import MAX_NAME_LENGTH, is_set
+from meterhouse.http.chunk import MAX_NAME_LENGTH, decode_chunk, is_failure, is_set
 from meterhouse.http.passage import RelayParts, Whole, WholeBody
-from meterhouse.http.passing import Heard, Listener, PassThrough, decode_or_none, tell_texts
+from meterhouse.http.passing import Heard, Listener, PassThrough, check_object, decode_or_none, tell_texts
 from meterhouse.http.respond import JSON_TYPE
 from meterhouse.http.sse import named_frame
 from meterhouse.http.usage_reading import Fields, ReadUsage, note_usage, read_responses_usage
@@ -59,6 +59,13 @@ class PassedResponses(PassThrough):
         if isinstance(given := fields.get("input"), Raw):
             fields["input"] = without_lost_thoughts(given)
 
+    def decode_whole(self, answer: WholeBody, deployment: Deployment) -> bytes:
+        """Return the body; raise the error that it is, but for one with a usage, which is charged first."""
+        body = answer.body.strip()
+        if is_failure(decode_chunk(body)) and not isinstance(decode_or_none(check_object(body).get("usage")), dict):
+            raise error_in_stream(body, deployment)
+        return body
+
     def check_first(self, payload: bytes, deployment: Deployment) -> None:
         """Raise the error that the first payload is; one with a usage is left to the listener, to be charged."""
         super().check_first(payload, deployment)
@@ -76,6 +83,9 @@ class PassedResponses(PassThrough):
     def read_whole(self, call: Call, answer: WholeBody, parts: RelayParts) -> Whole:
         """Note what the answer says; what the client gets tells back what it sent."""
         whole = super().read_whole(call, answer, parts)
+        assert call.deployment is not None
+        if is_failure(decode_chunk(answer.body)):
+            raise error_in_stream(answer.body, call.deployment)
         has_usage = call.tally.attempt.reported is not None
         return _PassedResponse(whole, TellingBack(call.asked), has_usage=has_usage)
 

@@ -16,6 +16,7 @@ from msgspec import Raw
 
 from meterhouse.errors import UpstreamDown
 from meterhouse.translate.anthropic.words import ERROR_STATUSES, FINISH_REASONS, from_usage
+from meterhouse.translate.said import format_arguments, text_in
 
 DONE = b"[DONE]"
 _TIERS = {"standard": "default", "priority": "priority"}
@@ -108,7 +109,7 @@ def from_message(body: bytes, *, completion_id: str, created_seconds: int, model
         message["reasoning_content"] = "".join(block.thinking or "" for block in thoughts)
         message["thinking_blocks"] = [_thought(block, block.thinking or "", block.signature) for block in thoughts]
     if calls:
-        message["tool_calls"] = [_call(block.id, block.name, _arguments(block.input)) for block in calls]
+        message["tool_calls"] = [_call(block.id, block.name, format_arguments(block.input)) for block in calls]
     usage = said.usage or {}
     out: dict[str, Any] = {
         "id": completion_id,
@@ -126,7 +127,7 @@ def from_message(body: bytes, *, completion_id: str, created_seconds: int, model
     }
     if found := from_usage(usage):
         out["usage"] = found
-    if tier := _TIERS.get(usage.get("service_tier", "")):
+    if tier := _TIERS.get(text_in(usage.get("service_tier"))):
         out["service_tier"] = tier
     return msgspec.json.encode(out)
 
@@ -188,7 +189,7 @@ class HeardStream:
         self._usage = dict(usage)
         if message.model:
             self._head["model"] = message.model
-        if tier := _TIERS.get(usage.get("service_tier", "")):
+        if tier := _TIERS.get(text_in(usage.get("service_tier"))):
             self._head["service_tier"] = tier
         chunk = self._chunk({"role": "assistant", "content": ""})
         if found := from_usage(usage):
@@ -230,7 +231,7 @@ class HeardStream:
         if opened is None:
             return
         if opened.block.type == "tool_use" and not opened.has_arguments:
-            yield self._piece(opened, _arguments(opened.block.input))
+            yield self._piece(opened, format_arguments(opened.block.input))
         elif opened.signature:
             # Whole, because a signature is of its own thought and of no other.
             thinking = "".join(opened.thinking)
@@ -263,10 +264,6 @@ def _failure(error: _Error) -> bytes:
 
 def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def _arguments(raw: Raw) -> str:
-    return msgspec.json.format(bytes(raw), indent=-1).decode()
 
 
 def _thought(block: _Block, thinking: str, signature: str | None) -> dict[str, Any]:

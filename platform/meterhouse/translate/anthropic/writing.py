@@ -13,6 +13,16 @@ import msgspec
 
 from meterhouse.errors import GatewayError
 from meterhouse.translate.anthropic.words import STOP_REASONS, error_event, event, to_usage
+from meterhouse.translate.said import (
+    arguments_in,
+    choices_of,
+    index_in,
+    object_in,
+    objects_in,
+    read_answer,
+    text_in,
+    word_in,
+)
 
 _DATA = b"data: "
 _DONE = b"[DONE]"
@@ -31,20 +41,20 @@ class _Call:
 
 def to_message(body: bytes) -> bytes:
     """Return the message for a whole ``chat.completion``."""
-    answer = msgspec.json.decode(body)
-    choices = answer.get("choices") or [{}]
-    said = choices[0].get("message") or {}
+    answer = read_answer(body)
+    choice = next(iter(choices_of(answer)), {})
+    said = object_in(choice.get("message"))
     content: list[dict[str, Any]] = []
-    if thought := _text(said.get("reasoning_content")):
+    if thought := text_in(said.get("reasoning_content")):
         content.append({"type": "thinking", "thinking": thought, "signature": ""})
-    if text := _text(said.get("content")) or _text(said.get("refusal")):
+    if text := text_in(said.get("content")) or text_in(said.get("refusal")):
         content.append({"type": "text", "text": text})
-    content += [_whole_call(call) for call in said.get("tool_calls") or ()]
+    content += [_whole_call(call) for call in objects_in(said.get("tool_calls"))]
     message = {
         **_head(answer),
         "content": content,
-        "stop_reason": STOP_REASONS.get(choices[0].get("finish_reason"), "end_turn"),
-        "usage": to_usage(answer.get("usage")),
+        "stop_reason": STOP_REASONS.get(word_in(choice.get("finish_reason")) or "", "end_turn"),
+        "usage": to_usage(object_in(answer.get("usage"))),
     }
     return msgspec.json.encode(message)
 
@@ -79,7 +89,7 @@ class MessagesWriter:
         data = part.removeprefix(_DATA)
         if data == _DONE:
             return self._end()
-        return b"".join(self._events(msgspec.json.decode(data)))
+        return b"".join(self._events(read_answer(data)))
 
     def _events(self, chunk: dict[str, Any]) -> list[bytes]:
         events: list[bytes] = []
@@ -87,34 +97,34 @@ class MessagesWriter:
             self._has_begun = True
             message = {**_head(chunk), "content": [], "stop_reason": None, "usage": to_usage(None)}
             events.append(event("message_start", {"message": message}))
-        if chunk.get("usage"):
-            self._usage = chunk["usage"]
-        for choice in chunk.get("choices") or ():
-            if isinstance(choice, dict) and choice.get("index", 0) == 0:
-                events += self._said(choice.get("delta") or {})
-                self._reason = choice.get("finish_reason") or self._reason
+        self._usage = object_in(chunk.get("usage")) or self._usage
+        for choice in choices_of(chunk):
+            if index_in(choice.get("index")) == 0:
+                events += self._said(object_in(choice.get("delta")))
+                self._reason = word_in(choice.get("finish_reason")) or self._reason
         return events
 
     def _said(self, delta: dict[str, Any]) -> list[bytes]:
         events: list[bytes] = []
-        if thought := _text(delta.get("reasoning_content")):
+        if thought := text_in(delta.get("reasoning_content")):
             events += self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             events.append(self._delta({"type": "thinking_delta", "thinking": thought}))
-        if text := _text(delta.get("content")) or _text(delta.get("refusal")):
+        if text := text_in(delta.get("content")) or text_in(delta.get("refusal")):
             events += self._open("text", {"type": "text", "text": ""})
             events.append(self._delta({"type": "text_delta", "text": text}))
-        for call in delta.get("tool_calls") or ():
+        for call in objects_in(delta.get("tool_calls")):
             events += self._called(call)
         return events
 
     def _called(self, piece: dict[str, Any]) -> list[bytes]:
-        function = piece.get("function") or {}
-        index = piece.get("index", len(self._places))
+        function, index = object_in(piece.get("function")), piece.get("index")
+        if not isinstance(index, int):
+            index = len(self._places)
         place = self._places.get(index)
         if place is None:
             place = self._places[index] = len(self._calls)
-            self._calls.append(_Call(piece.get("id") or "", function.get("name") or ""))
-        self._calls[place].waiting += function.get("arguments") or ""
+            self._calls.append(_Call(text_in(piece.get("id")), text_in(function.get("name"))))
+        self._calls[place].waiting += arguments_in(function.get("arguments"))
         return self._advance(is_last=False)
 
     def _advance(self, *, is_last: bool) -> list[bytes]:
@@ -169,32 +179,27 @@ def _head(answer: dict[str, Any]) -> dict[str, Any]:
         "id": _MESSAGE_PREFIX + completion_id.removeprefix("chatcmpl-"),
         "type": "message",
         "role": "assistant",
-        "model": answer.get("model") or "",
+        "model": text_in(answer.get("model")),
         "stop_sequence": None,
     }
 
 
 def _whole_call(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function") or {}
+    function = object_in(call.get("function"))
+    said = arguments_in(function.get("arguments"))
     try:
-        found = msgspec.json.decode(function.get("arguments") or "{}")
-    except msgspec.DecodeError:
+        found = msgspec.json.decode(said or "{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = None
     # An input is an object; what a model wrote that is none is kept, for the client to see.
-    arguments = found if isinstance(found, dict) else {"arguments": function.get("arguments")}
-    return {"type": "tool_use", "id": call.get("id") or "", "name": function.get("name") or "", "input": arguments}
+    arguments = found if isinstance(found, dict) else {"arguments": said}
+    name = text_in(function.get("name"))
+    return {"type": "tool_use", "id": text_in(call.get("id")), "name": name, "input": arguments}
 
 
 def _is_whole(arguments: str) -> bool:
     try:
         msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
-
-
-def _text(value: object) -> str:
-    """Return a text: itself, or that of a list of parts."""
-    if isinstance(value, list):
-        return "".join(part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str))
-    return value if isinstance(value, str) else ""

@@ -15,6 +15,7 @@ from meterhouse.errors import UpstreamDown
 from meterhouse.translate.call_id import new_call_id
 from meterhouse.translate.responses.answer import Answering, Json
 from meterhouse.translate.responses.items import CUSTOM_INPUT
+from meterhouse.translate.said import arguments_in, text_in
 
 Event = Json
 MAX_BYTES = 16 * 1_048_576
@@ -56,14 +57,14 @@ class Output:
         Raises:
             UpstreamDown: The answer is longer than is kept.
         """
-        if text := _string(delta.get("reasoning_content")):
+        if text := text_in(delta.get("reasoning_content")):
             yield from self._think(text)
-        if text := _string(delta.get("content")):
+        if text := text_in(delta.get("content")):
             yield from self._say(_TEXT, text, _logprobs_of(logprobs))
         annotations = delta.get("annotations")
         for annotation in annotations if isinstance(annotations, list) else ():
             yield from self._annotate(annotation)
-        if text := _string(delta.get("refusal")):
+        if text := text_in(delta.get("refusal")):
             yield from self._say(_REFUSAL, text, [])
         calls = delta.get("tool_calls")
         for piece in calls if isinstance(calls, list) else ():
@@ -149,10 +150,10 @@ class Output:
         function = piece.get("function")
         function = function if isinstance(function, dict) else {}
         call = self._call_of(piece, is_named=bool(function.get("name")))
-        if call.item is None and (name := _string(function.get("name"))):
+        if call.item is None and (name := text_in(function.get("name"))):
             call.name = name
             yield from self._begin_call(call)
-        if arguments := _string(function.get("arguments")):
+        if arguments := arguments_in(function.get("arguments")):
             self._keep(len(arguments))
             call.pieces.append(arguments)
             if call.item is not None and call.item["type"] == "function_call":
@@ -160,7 +161,7 @@ class Output:
 
     def _call_of(self, piece: Json, *, is_named: bool) -> _Call:
         """Find the call that a piece belongs to: by its index, else by its id, else a name begins another."""
-        call_id, number = _string(piece.get("id")), piece.get("index")
+        call_id, number = text_in(piece.get("id")), piece.get("index")
         if not isinstance(number, int):
             last = len(self._calls) - 1
             found = [index for index, call in self._calls.items() if call.call_id == call_id]
@@ -249,13 +250,6 @@ def _of(call: _Call) -> Event:
     return {"item_id": call.item["id"], "output_index": call.index}
 
 
-def _string(value: object) -> str:
-    """Return a text: itself, or that of a list of parts."""
-    if isinstance(value, list):
-        return "".join(part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str))
-    return value if isinstance(value, str) else ""
-
-
 def _empty_part(kind: str) -> Json:
     if kind == _REFUSAL:
         return {"type": _REFUSAL, "refusal": ""}
@@ -285,7 +279,7 @@ def _logprob(row: Json) -> Json:
 
 
 def _token(row: Json) -> Json:
-    token = _string(row.get("token"))
+    token = text_in(row.get("token"))
     spelled = row.get("bytes")
     return {
         "token": token,

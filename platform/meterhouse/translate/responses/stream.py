@@ -9,12 +9,11 @@ from typing import Any
 
 import msgspec
 
-from meterhouse.errors import UpstreamDown
 from meterhouse.translate.responses.answer import TIERS, Answering, Json, failure_of, usage_of
 from meterhouse.translate.responses.output import Output
+from meterhouse.translate.said import choices_of, index_in, read_answer
 
 DONE = b"[DONE]"
-_decoder = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
 
 
@@ -38,7 +37,7 @@ class ResponseStream:
             return b""
         if payload.startswith(DONE):
             return b"".join(self._frames(self._finish()))
-        chunk = _decode(payload)
+        chunk = read_answer(payload)
         return b"".join(self._frames(self._take(chunk)))
 
     def fail(self, error: Json) -> bytes:
@@ -97,7 +96,7 @@ def error_event(error: Json) -> Json:
 
 def to_response(body: bytes, answering: Answering) -> bytes:
     """Return the response object for a whole chat completion; raises UpstreamDown as ``ResponseStream.events``."""
-    whole = _decode(body)
+    whole = read_answer(body)
     note(answering, whole)
     output = Output(answering)
     for choice in _choices(whole):
@@ -123,18 +122,6 @@ def note(answering: Answering, chunk: Json) -> None:
             answering.finish_reason = reason
 
 
-def _decode(payload: bytes) -> Json:
-    try:
-        decoded: Json = _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UpstreamDown(
-            "The provider sent something that is not an answer.", detail=str(error), code="upstream_protocol_error"
-        ) from None
-    return decoded
-
-
 def _choices(chunk: Json) -> list[dict[str, Any]]:
     """Return the one choice there is."""
-    choices = chunk.get("choices")
-    rows = choices if isinstance(choices, list) else []
-    return [choice for choice in rows if isinstance(choice, dict) and not choice.get("index")]
+    return [choice for choice in choices_of(chunk) if index_in(choice.get("index")) == 0]

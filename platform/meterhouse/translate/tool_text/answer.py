@@ -227,7 +227,7 @@ def _read_choices(payload: bytes) -> tuple[dict[str, Raw], list[dict[str, Raw]]]
     try:
         fields = _fields_decoder.decode(payload)
         choices = _choices_decoder.decode(fields["choices"]) if "choices" in fields else []
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return (fields, choices) if choices else None
 
@@ -235,14 +235,14 @@ def _read_choices(payload: bytes) -> tuple[dict[str, Raw], list[dict[str, Raw]]]
 def _read_fields(raw: Raw | None) -> dict[str, Raw] | None:
     try:
         return _fields_decoder.decode(raw) if raw is not None else None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _read(raw: Raw | None) -> Any:
     try:
         return _any_decoder.decode(raw) if raw is not None else None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
