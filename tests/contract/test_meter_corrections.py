@@ -1,11 +1,18 @@
 """Adjustments of the ledger move what a budget or token quota says is spent, and nothing else."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from fakes.meter_bench import Bench
+from fakes.meter_bench import Bench, open_bench, timed_bench
 from fakes.meter_oracle import KEY, ORGANIZATION, PROJECT, Record, build_demand, settlement_of
+from fakes.servers import RedisServer
 from meterhouse.ids import new_id
-from meterhouse.metering import Correction, RefusalKind
+from meterhouse.metering import Correction, Demand, LedgerSums, RefusalKind
+
+SLICE_TOKENS = Demand.SLICE_TOKENS
 
 
 async def correct(bench: Bench, nanos: int, tokens: int = 0, *, root_key_id: str | None = KEY, times: int = 1) -> None:
@@ -61,3 +68,68 @@ async def test_a_correction_that_is_told_again_because_its_answer_was_lost_count
     await correct(still_bench, -50, times=2)
     assert await still_bench.counts("spend 0.00001 USD total") == (250, 0)
     assert await still_bench.counts("tokens 1000 total") == (400, 0)
+
+
+@pytest.mark.parametrize("looks_between", [False, True])
+async def test_an_answer_that_runs_stays_bound_by_its_limits_after_a_correction(
+    still_bench: Bench, looks_between: bool
+) -> None:
+    limits = "tokens 10000 total; spend 0.00002 USD total"
+    reservation = await still_bench.admit(limits, output_tokens=9_000, is_streamed=True)
+    assert reservation.held_output_tokens == SLICE_TOKENS
+    await correct(still_bench, 0, 7_000)
+    if looks_between:
+        assert await still_bench.counts("tokens 10000 total") == (7_000, SLICE_TOKENS + 10)
+    assert not await still_bench.meter.extend(reservation, 943)
+    assert await still_bench.counts("tokens 10000 total") == (7_000, SLICE_TOKENS + 10)
+    assert await still_bench.meter.extend(reservation, 942)
+    assert reservation.held_output_tokens == reservation.held_nanos - 10 == SLICE_TOKENS + 942
+    assert await still_bench.counts("tokens 10000 total") == (7_000, 3_000)
+    assert not await still_bench.meter.extend(reservation, 1)
+    still_bench.settle(reservation, settlement_of(60))
+    assert await still_bench.counts("tokens 10000 total") == (7_060, 0)
+
+
+async def test_an_answer_gets_no_more_while_the_ledger_cannot_say_what_a_correction_left() -> None:
+    """In memory; Redis is told how much a correction moves, and asks nobody."""
+    async with open_bench(Bench()) as bench:
+        reservation = await bench.admit("tokens 10000 total", output_tokens=9_000, is_streamed=True)
+        await correct(bench, 0, 10)
+        bench.oracle.is_down = True
+        assert not await bench.meter.extend(reservation, 1)
+        bench.oracle.is_down = False
+        assert await bench.meter.extend(reservation, 1)
+        assert await bench.counts("tokens 10000 total") == (10, SLICE_TOKENS + 11)
+
+
+@pytest.mark.parametrize("limit", ["tokens 10000/day", "tokens 10000/month"])
+async def test_the_first_that_comes_in_a_new_period_may_be_a_correction(bench: Bench, limit: str) -> None:
+    bench.settle(await bench.admit(limit), settlement_of(100))
+    bench.clock.move(days=31, seconds=1)
+    await correct(bench, 0, 7_000, times=2)
+    assert await bench.counts(limit) == (7_000, 0)
+    bench.settle(await bench.admit(limit), settlement_of(50))
+    await bench.reconcile()
+    assert await bench.counts(limit) == (7_050, 0)
+
+
+async def test_a_comparison_that_a_period_ends_in_takes_no_correction_of_the_next(
+    timed_redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees that the ledger has the correction, and adds up the period before."""
+    limit = "tokens 10000/day"
+    async with timed_bench(timed_redis_server, tmp_path) as bench:
+        bench.clock.move(hours=23, seconds=3_599)
+        bench.settle(await bench.admit(limit), settlement_of(100))
+        assert await bench.counts(limit) == (100, 0)
+        sum_before = bench.oracle.sum_before
+        correction = Correction(ORGANIZATION, PROJECT, KEY, bench.clock.now_ms() + 2_000, 0, 7_000, new_id("adj"))
+
+        async def sum_after_midnight(*asked: Any) -> LedgerSums:
+            bench.clock.move(seconds=2)
+            return replace(await sum_before(*asked), corrections=(correction.id,))
+
+        monkeypatch.setattr(bench.oracle, "sum_before", sum_after_midnight)
+        await bench.reconcile()
+        await bench.meter.adjust(correction)
+        assert await bench.counts(limit) == (7_000, 0)

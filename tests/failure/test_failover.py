@@ -13,6 +13,7 @@ from failure.raw_client import Client
 from fakes.gateway import Gateway
 from fakes.upstream import FakeUpstream
 from fakes.words import answer_text
+from meterhouse.errors import UpstreamDown
 from meterhouse.providers.breaker import CONSECUTIVE_FAILURES, RetryBudget
 from meterhouse.usage import Exactness, Outcome, UsageRecord
 
@@ -239,3 +240,24 @@ def test_extra_attempts_come_out_of_a_budget(pair: Pair) -> None:
         statuses.append(client.status)
         assert len(records) == (2 if client.status == 200 else 1)
     assert statuses == [200] * RetryBudget.FLOOR + [502] * 2
+
+
+def test_a_deployment_that_is_not_asked_costs_the_others_no_extra_attempt(pair: Pair) -> None:
+    breakers = pair.bench.gateway.parts.inference.attempts.breakers
+
+    def take_out() -> None:
+        for _ in range(CONSECUTIVE_FAILURES):
+            breaker = breakers.of("b/normal")
+            leave = breaker.try_acquire()
+            assert leave is not None
+            breaker.record(leave, UpstreamDown("down"))
+
+    pair.bench.gateway.call(take_out)
+    for _ in range(RetryBudget.FLOOR):
+        client, records, marker = pair.play("error-500")
+        assert (client.status, len(records), pair.asked(marker)) == (502, 1, (1, 0))
+    pair.bench.forget_failures()
+    client, records, _ = pair.play("error-500")
+    assert client.status == 200
+    check_second_answered(records, "upstream_unavailable")
+    assert pair.bench.gateway.parts.inference.attempts.budget.spent == 1

@@ -203,6 +203,19 @@ def test_names_made_up_by_callers_close_no_breaker(ticks):
     assert len(breakers._breakers) == MAX_BREAKERS
 
 
+def test_a_probe_that_nobody_made_is_left_to_the_next(ticks, breaker):
+    trip(breaker)
+    ticks.now = 5
+    leave = breaker.try_acquire()
+    assert breaker.try_acquire() is None
+    breaker.give_back(leave)
+    again = breaker.try_acquire()
+    breaker.give_back(leave)
+    assert breaker.try_acquire() is None
+    breaker.record(again, None)
+    assert not breaker.is_open
+
+
 def test_extra_attempts_are_a_tenth_with_a_small_floor(ticks):
     budget = RetryBudget(ticks)
     assert [budget.try_spend() for _ in range(5)] == [True, True, True, False, False]

@@ -16,7 +16,7 @@ from genai_prices.types import (
     TimeOfDateConstraint,
 )
 
-from meterhouse.money import Component, Meterable, charge
+from meterhouse.money import Component, Meterable, Price, charge
 from meterhouse.providers.catalog import MODELS, PROVIDERS
 from meterhouse.providers.prices import PriceBook, convert_model, load_default_prices, make_price, price_at
 from meterhouse.usage import Usage
@@ -98,6 +98,25 @@ def test_a_dated_snapshot_has_its_models_price_unless_it_has_its_own(book):
     assert book.find("openai", "gpt-4o-2024-11-20") == book.find("openai", "gpt-4o")
     assert book.find("openai", "gpt-6-luna-2026-12-01") == book.find("openai", "gpt-6-luna")
     assert book.find("openai", "gpt-4o-2024-05-13") != book.find("openai", "gpt-4o")
+
+
+def test_a_price_that_an_operator_sets_holds_under_every_name_of_the_model(book):
+    def price_of(model: str, usd: int) -> Price:
+        components = (Component(Meterable.INPUT, usd * 10**9), Component(Meterable.OUTPUT, usd * 10**9))
+        return make_price("openai", model, components, effective_from_ms=NOW, source="operator")
+
+    dear, dated = price_of("gpt-4o", 99), price_of("gpt-4o-2024-11-20", 7)
+    overlaid = book.overlaid([dear])
+    for name in ("gpt-4o", "gpt-4o-2024-08-06", "gpt-4o-2024-11-20", "gpt-4o-2031-01-01"):
+        assert price_at(overlaid.find("openai", name), NOW) == dear, name
+        assert price_at(overlaid.find("openai", name), NOW - 1) == price_at(book.find("openai", name), NOW - 1)
+    for name in ("gpt-4o-mini", "gpt-4o-2024-05-13"):
+        assert overlaid.find("openai", name) == book.find("openai", name)
+    for prices in ([dear, dated], [dated, dear]):
+        overlaid = book.overlaid(prices)
+        assert price_at(overlaid.find("openai", "gpt-4o-2024-11-20"), NOW) == dated
+        assert price_at(overlaid.find("openai", "gpt-4o-2024-08-06"), NOW) == dear
+    assert book.overlaid([dated]).find("openai", "gpt-4o") == book.find("openai", "gpt-4o")
 
 
 def test_what_cannot_be_priced_exactly_is_unpriced(book):

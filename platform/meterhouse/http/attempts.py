@@ -90,13 +90,15 @@ class Attempts:
             except Malformed as error:
                 refusal = error  # another provider may take the parameter that this one does not
                 continue
-            if failure is not None and (call.is_overdue or not self._may_retry(failure)):
-                break
             breaker = self._breakers.of(deployment.id)
             leave = breaker.try_acquire()
             if leave is None:
                 refusal = refusal or breaker.account_error
                 continue
+            # Whom nobody asks costs no extra attempt.
+            if failure is not None and (call.is_overdue or not self._may_retry(failure)):
+                breaker.give_back(leave)
+                break
             call.occupy(breaker)
             try:
                 attempt, admission = self._begin(call, deployment)

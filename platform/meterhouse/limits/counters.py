@@ -100,6 +100,15 @@ class Counters:
             self._plans[key] = plan
         return plan
 
+    def find_unlearned(self, hold: Hold) -> list[Period]:
+        """Return the periods of the limits that bind a live hold of which the counters are not known any more."""
+        known = {
+            debit.counter.key for debit in hold.debits if isinstance(debit, PeriodDebit) and debit.counter.is_known
+        }
+        limits = [limit for limit in _strictest(hold.demand).values() if limit.nature in {Nature.QUOTA, Nature.BUDGET}]
+        periods = [period_of(limit, hold.reservation.admitted_at_ms) for limit in limits]
+        return [period for period in periods if (identity_of(period.limit), period.start_ms) not in known]
+
     def bind(self, limits: Iterable[Limit], now_ms: int) -> Plan:
         """Return a plan of exactly these limits, for looking at them."""
         plan = Plan(())
@@ -168,13 +177,7 @@ class Counters:
 
     def _make_plan(self, demand: Demand, now_ms: int) -> Plan:
         plan = Plan(demand.limits)
-        strictest: dict[Identity, Limit] = {}
-        for limit in demand.limits:
-            identity = identity_of(limit)
-            if identity.covers(demand):
-                other = strictest.get(identity)
-                if other is None or limit.amount < other.amount:
-                    strictest[identity] = limit
+        strictest = _strictest(demand)
         for limit in strictest.values():
             self._bind(plan, limit, now_ms)
         for counter in chain.from_iterable(self._attached.get(owner, {}).values() for owner in owners_of(demand)):
@@ -270,6 +273,18 @@ def meter_down(detail: str) -> MeterDown:
     )
 
 
+def _strictest(demand: Demand) -> dict[Identity, Limit]:
+    """Return the limits that bind a demand: of those that count on one counter the one with the least amount."""
+    strictest: dict[Identity, Limit] = {}
+    for limit in demand.limits:
+        identity = identity_of(limit)
+        if identity.covers(demand):
+            other = strictest.get(identity)
+            if other is None or limit.amount < other.amount:
+                strictest[identity] = limit
+    return strictest
+
+
 def _is_over(counter: PeriodCounter | GaugeCounter, now_ms: int) -> bool:
     if isinstance(counter, GaugeCounter):
         return not counter.open_requests
@@ -288,7 +303,9 @@ def _hold_in(counter: PeriodCounter, hold: Hold) -> None:
     """Hold in a counter what a reservation holds, or count what a reaped one was resolved at."""
     if hold.reaped_at_ms is None:
         held = held_amount(counter.kind, hold.demand, hold.held_output_tokens)
-        hold.debits.append(PeriodDebit(counter, held, None))
+        # Where a correction had the counter forgotten, the limit that admitted the hold goes on to bind it.
+        limit = _strictest(hold.demand).get(counter.identity)
+        hold.debits.append(PeriodDebit(counter, held, None if limit is None else limit.amount))
         return
     debit = PeriodDebit(counter, 0, None)
     debit.resolve(hold.last_known(), hold.reaped_at_ms)

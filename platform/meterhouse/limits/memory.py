@@ -7,6 +7,7 @@ before anything is decided. Not here: finding counters (``counters``), arithmeti
 
 from collections.abc import Callable, Mapping, Sequence
 
+from meterhouse.errors import MeterDown
 from meterhouse.limits.counter import Debit, GaugeCounter, GaugeDebit, PeriodBound, PeriodDebit, Verdict
 from meterhouse.limits.counters import Counters, Plan, Seed, meter_down
 from meterhouse.limits.holds import Hold, Holds
@@ -19,6 +20,7 @@ from meterhouse.metering import (
     Kind,
     Limit,
     LimitState,
+    Period,
     Refusal,
     RefusalKind,
     Reservation,
@@ -81,10 +83,20 @@ class MemoryMeter:
         """Hold more output tokens (over all choices) against every budget and token quota, or none of them.
 
         The limits under which the request was admitted decide. False: one of them has no room, or the reservation is
-        not live; the hold stays as it was. A reservation that holds nothing in full needs no more: True.
+        not live, or the ledger did not say in time what is spent of it; the hold stays as it was. A reservation that
+        holds nothing in full needs no more: True.
         """
-        hold = self._holds.find_live(reservation.request_id)
-        return hold is not None and _extend(hold, output_tokens)
+        extended = self._try_extend(reservation, output_tokens)
+        if isinstance(extended, bool):
+            return extended
+        try:
+            async with patience(self._seed_wait_seconds):
+                while not isinstance(extended, bool):
+                    await self._counters.learn(extended)
+                    extended = self._try_extend(reservation, output_tokens)
+        except (TimeoutError, MeterDown):
+            return False
+        return extended
 
     def settle(self, reservation: Reservation, settlement: Settlement) -> None:
         """Move every quota and budget to exactly the settlement; a second time, or an unknown id, changes nothing.
@@ -158,6 +170,15 @@ class MemoryMeter:
             return _refuse(worst, plan, now_ms)
         return self._hold(demand, plan, sizes, now_ms)
 
+    def _try_extend(self, reservation: Reservation, output_tokens: int) -> bool | list[Period]:
+        """Decide in one step; returns the periods that must be learned first, if there are any."""
+        hold = self._holds.find_live(reservation.request_id)
+        if hold is None:
+            return False
+        if hold.reservation.held_output_tokens is None or output_tokens <= 0:
+            return True
+        return self._counters.find_unlearned(hold) or _extend(hold, hold.reservation.held_output_tokens + output_tokens)
+
     def _hold(self, demand: Demand, plan: Plan, sizes: Sizes, now_ms: int) -> Reservation:
         debits: list[Debit] = [bound.debit(sizes, now_ms) for bound in plan.bounds]
         reservation = Reservation(
@@ -199,11 +220,8 @@ def _refuse(verdict: Verdict, plan: Plan, now_ms: int) -> Refusal:
     )
 
 
-def _extend(hold: Hold, output_tokens: int) -> bool:
+def _extend(hold: Hold, held_tokens: int) -> bool:
     reservation = hold.reservation
-    if reservation.held_output_tokens is None or output_tokens <= 0:
-        return True
-    held_tokens = reservation.held_output_tokens + output_tokens
     debits = [debit for debit in hold.debits if isinstance(debit, PeriodDebit)]
     wanted = [(debit, debit.more(hold.demand, held_tokens)) for debit in debits]
     if not all(debit.has_room(more) for debit, more in wanted):

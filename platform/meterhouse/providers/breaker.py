@@ -108,7 +108,7 @@ class Breaker:
         return Condition(state, reason, max(0.0, wait), self.in_flight, attempts, failures)
 
     def try_acquire(self) -> int | None:
-        """Return the leave to try, which ``record`` gets back, or None while open.
+        """Return the leave to try, which ``record`` or ``give_back`` gets back, or None while open.
 
         After the pause one probe at a time may pass.
         """
@@ -122,6 +122,11 @@ class Breaker:
         self._probe_since = now
         self._generation += 1
         return self._generation
+
+    def give_back(self, generation: int) -> None:
+        """Return a leave that nothing was tried with: another may have it."""
+        if generation == self._generation:
+            self._probe_since = None
 
     def record(self, generation: int, error: BaseException | None) -> None:
         """Say how an attempt went, once, with the leave that it had: None is a success.

@@ -65,12 +65,22 @@ class PriceBook:
         return self._prices.get((provider, base), ()) if base is not None else ()
 
     def overlaid(self, prices: Iterable[Price]) -> "PriceBook":
-        """Return a book in which a model has only these prices from the first of them on."""
+        """Return a book in which a model has only these prices from the first of them on.
+
+        So it has under its other names, unless one has prices of its own among these.
+        """
         book = PriceBook(prices)
+        names: dict[int, list[tuple[str, str]]] = {}
+        for key, known in self._prices.items():
+            names.setdefault(id(known), []).append(key)  # a model's names share one row of prices
+        found: dict[tuple[str, str], tuple[Price, ...]] = {}
         for key, own in book._prices.items():
             before = [price for price in self.find(*key) if price.effective_from_ms < own[0].effective_from_ms]
-            book._prices[key] = (*before, *own)
-        book._prices = self._prices | book._prices
+            found[key] = row = (*before, *own)
+            default = self._prices.get(key)
+            if default is not None and default[0].model == key[1]:
+                found |= {name: row for name in names[id(default)] if name not in book._prices}
+        book._prices = self._prices | found
         return book
 
     def __iter__(self) -> Iterator[Price]:

@@ -77,4 +77,6 @@ local function turn_period(slot, old, start)
   if tonumber(call('HGET', m, past .. '|r') or 0) == 0 then call('HDEL', m, past .. '|s', past .. '|r') end
   local period = slot .. '|' .. start
   call('HSET', m, slot .. '|p', start, slot .. '|k', 1, period .. '|s', 0, period .. '|r', 0)
+  -- What the ledger had of corrections went into the period before.
+  call('HDEL', m, slot .. '|g')
 end
