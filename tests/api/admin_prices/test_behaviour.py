@@ -1,6 +1,5 @@
 """Prices: set from now on, superseded, never edited."""
 
-
 import pytest
 
 from fakes.gateway import Gateway
