@@ -120,8 +120,12 @@ def _cap_nanos(text: str) -> int:
 
 def _origin(text: str) -> str:
     """Read an origin as a browser sends it; raises Malformed."""
-    parts = urlsplit(text)
-    is_bare = text == f"{parts.scheme}://{parts.netloc}" and not parts.username and text.isascii()
-    if parts.scheme not in {"http", "https"} or not parts.hostname or not is_bare or len(text) > MAX_ORIGIN_LENGTH:
+    try:
+        parts = urlsplit(text)
+        is_bare = text == f"{parts.scheme}://{parts.netloc}" and not parts.username and text.isascii()
+        is_origin = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of an address without its end, or a port that there is not
+        is_bare = is_origin = False
+    if not is_bare or not is_origin or len(text) > MAX_ORIGIN_LENGTH:
         raise Malformed("An origin is written as browsers send it: https://app.example.com", param="origins")
     return text.lower()

@@ -216,6 +216,7 @@ def test_models_are_at_most_those_of_the_key(gateway: Gateway) -> None:
         ({"max_spend_usd": "-1"}, "max_spend_usd"),
         ({"max_spend_usd": "NaN"}, "max_spend_usd"),
         ({"max_spend_usd": "1e99"}, "max_spend_usd"),
+        ({"max_spend_usd": "1e999990"}, "max_spend_usd"),
         ({"max_spend_usd": "0.0000000001"}, "max_spend_usd"),
         ({"max_spend_usd": 1}, "max_spend_usd"),
         ({"expires_in_seconds": 3601}, "expires_in_seconds"),
@@ -225,6 +226,10 @@ def test_models_are_at_most_those_of_the_key(gateway: Gateway) -> None:
         ({"origins": ["https://a.example/path"]}, "origins"),
         ({"origins": ["ftp://a.example"]}, "origins"),
         ({"origins": ["https://u:p@a.example"]}, "origins"),
+        ({"origins": ["https://["]}, "origins"),
+        ({"origins": ["https://a]b"]}, "origins"),
+        ({"origins": ["https://\u2100.example"]}, "origins"),
+        ({"origins": ["https://a.example:99999"]}, "origins"),
         ({"scopes": ["usage"]}, "scopes"),
     ],
 )
