@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
+from meterhouse.admin.pages import AdminRoute
 from meterhouse.errors import Malformed, NotPermitted
 from meterhouse.http.account import sign_in
 from meterhouse.http.client_origin import MAX_ORIGIN_LENGTH
@@ -61,7 +62,7 @@ class ClientTokenObject(BaseModel):
 
 def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, clock: Clock) -> APIRouter:
     """Make the route."""
-    router = APIRouter(prefix="/v1", tags=["account"])
+    router = APIRouter(prefix="/v1", tags=["account"], route_class=AdminRoute)
 
     @router.post("/client_tokens", status_code=201, summary="Trade the key for a token that a browser may have")
     async def create_client_token(body: ClientTokenRequest, principal: MaySpend) -> ClientTokenObject:
