@@ -3,6 +3,7 @@
 Not here: what a token is (``keys.client_tokens``), and which pages may use it (``http.client_origin``).
 """
 
+from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from meterhouse.keys.throttle import KeyThrottle
 from meterhouse.limits.limit import MAX_AMOUNT
 from meterhouse.metering import Clock
 from meterhouse.money import format_usd, parse_usd
+from meterhouse.providers.routes import Routes
 
 MaySpend = Annotated[Principal, Depends(sign_in(KeyScope.INFERENCE))]
 
@@ -60,7 +62,7 @@ class ClientTokenObject(BaseModel):
     origins: list[str]
 
 
-def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, clock: Clock) -> APIRouter:
+def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, routes: Routes, clock: Clock) -> APIRouter:
     """Make the route."""
     router = APIRouter(prefix="/v1", tags=["account"], route_class=AdminRoute)
 
@@ -69,7 +71,7 @@ def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, clock
         if principal.origins is not None:
             raise NotPermitted("A client token cannot be traded for another. Send the key.")
         throttle.admit(principal.root_key_id)
-        models = _models(body, principal)
+        models = _models(body, principal, routes.snapshot.listed_name)
         now_seconds = clock.now_ms() // 1_000
         grant = Grant(
             iss=ISSUER,
@@ -96,17 +98,24 @@ def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, clock
     return router
 
 
-def _models(body: ClientTokenRequest, principal: Principal) -> tuple[str, ...] | None:
+def _models(
+    body: ClientTokenRequest, principal: Principal, listed_name: Callable[[str], str]
+) -> tuple[str, ...] | None:
+    """Return the token's models, each by a name by which its key names it; raises NotPermitted."""
     if body.models is None:
         return None
-    missing = [model for model in body.models if not principal.may_use(model)]
-    if missing:
-        raise NotPermitted(
-            f"This key may not use the model '{missing[0][:64]}', so its token cannot either.",
-            param="models",
-            code="model_not_allowed",
-        )
-    return tuple(dict.fromkeys(body.models))
+    named: dict[str, None] = {}
+    for model in body.models:
+        listed = listed_name(model)
+        if not principal.may_use(model, listed):
+            raise NotPermitted(
+                f"This key may not use the model '{model[:64]}', so its token cannot either.",
+                param="models",
+                code="model_not_allowed",
+            )
+        is_named = principal.models is None or model in principal.models
+        named[model if is_named else listed] = None
+    return tuple(named)
 
 
 def _cap_nanos(text: str) -> int:

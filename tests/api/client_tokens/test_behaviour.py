@@ -209,6 +209,24 @@ def test_models_are_at_most_those_of_the_key(gateway: Gateway) -> None:
     assert (status, error_of(body)["code"]) == (403, "model_not_allowed")
 
 
+def test_a_model_is_the_keys_by_whichever_name_the_key_may_ask_for_it(gateway: Gateway) -> None:
+    listed, long = "batched", "fake/batched"
+    gateway.set_price("fake", listed, "0", "1")
+    tenant, other, third = Tenant(gateway, models=[listed]), Tenant(gateway, models=[long]), Tenant(gateway)
+    permissions = f"/v1/organization/projects/{third.project_id}/model_permissions"
+    header = {"openai-organization": third.organization_id}
+    wish = {"mode": "allow_list", "model_ids": [long]}
+    assert gateway.request("POST", permissions, wish, key=gateway.admin_key, headers=header)[0] == 200
+    for key, models in ((tenant.key, [long]), (tenant.key, [listed, long]), (other.key, [long]), (third.key, [long])):
+        assert ask(gateway, key, model=long)[0] == 200
+        token = trade(gateway, key, models=models)
+        assert ask(gateway, token["value"], model=long)[0] == 200, token
+    wish = {"max_spend_usd": "1", "models": [listed]}
+    assert gateway.request("POST", "/v1/client_tokens", wish, key=other.key)[0] == 403
+    assert ask(gateway, other.key, model=listed)[0] == 403
+    assert ask(gateway, trade(gateway, tenant.key, models=[long])["value"])[0] == 403
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
