@@ -19,6 +19,7 @@ from meterhouse.keys.client_tokens import (
     AUDIENCE,
     ISSUER,
     LONGEST_SECONDS,
+    MAX_LENGTH,
     MAX_MODELS,
     MAX_ORIGINS,
     ClientTokens,
@@ -85,9 +86,12 @@ def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, route
             models=models,
             origins=tuple(map(_origin, body.origins)),
         )
+        value = tokens.make(grant)
+        if len(value) > MAX_LENGTH:
+            raise Malformed(f"The token would be longer than {MAX_LENGTH} characters. Name fewer models or origins.")
         return ClientTokenObject(
             id=grant.jti,
-            value=tokens.make(grant),
+            value=value,
             expires_at=grant.exp,
             max_spend_nanos=grant.cap,
             max_spend_usd=format_usd(grant.cap),

@@ -209,6 +209,18 @@ def test_models_are_at_most_those_of_the_key(gateway: Gateway) -> None:
     assert (status, error_of(body)["code"]) == (403, "model_not_allowed")
 
 
+@pytest.mark.parametrize("length", [80, 90, 100, 256])
+def test_no_token_is_made_that_is_too_long_to_be_read(gateway: Gateway, tenant: Tenant, length: int) -> None:
+    models = [f"{number:02d}".ljust(length, "m") for number in range(32)]
+    wish = {"max_spend_usd": "1", "models": models}
+    status, _, body = gateway.request("POST", "/v1/client_tokens", wish, key=tenant.key)
+    if status == 400:
+        assert "fewer models" in error_of(body)["message"]
+        return
+    assert status == 201, body
+    assert gateway.request("GET", "/v1/models", key=json.loads(body)["value"])[0] == 200
+
+
 def test_a_model_is_the_keys_by_whichever_name_the_key_may_ask_for_it(gateway: Gateway) -> None:
     listed, long = "batched", "fake/batched"
     gateway.set_price("fake", listed, "0", "1")
