@@ -163,7 +163,9 @@ def _build_rest(gateway: Gateway, middleware: Sequence[Middleware], endpoints: M
     app.include_router(build_usage_router(gateway.admin.usage))
     app.include_router(build_receipts_router(gateway.account))
     minting = KeyThrottle(gateway.settings.client_token_rate, gateway.stores.clock, "client tokens")
-    app.include_router(build_client_token_router(gateway.keyring.tokens, minting, gateway.stores.clock))
+    app.include_router(
+        build_client_token_router(gateway.keyring.tokens, minting, gateway.account.routes, gateway.stores.clock)
+    )
     app.include_router(build_live_router(gateway.live))
     app.include_router(build_organization_router(gateway.admin))
     app.include_router(build_standing_router(gateway.account, gateway.admin.service, gateway.stores.catalog.budgets))

@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Raw
 
 from meterhouse.errors import Malformed
-from meterhouse.request import ChatRequest, InputSize, Message, measure
+from meterhouse.message import Message
+from meterhouse.request import ChatRequest, InputSize, measure
 
 _CALLERS_TOOLS = frozenset({"function", "custom"})
 """What runs at the caller. Tools of any other type run at the provider, who charges for them."""

@@ -16,6 +16,8 @@ from meterhouse.usage import Usage
 
 NANOS_PER_USD = 1_000_000_000
 MILLION = 1_000_000
+MOST_USD_DIGITS = 18
+"""Of whole dollars in a text: more than there are, and few enough that nanos of them are exact in a ``Decimal``."""
 
 
 class Meterable(StrEnum):
@@ -208,12 +210,15 @@ def parse_usd(text: str) -> int:
     """Read dollars as nanos, exactly: ``1.5``, ``-0.25``.
 
     Raises:
-        ValueError: It is no number, or finer than a nano.
+        ValueError: It is no number, finer than a nano, or has more than ``MOST_USD_DIGITS`` before the point.
     """
     try:
-        nanos = Decimal(text.strip()) * NANOS_PER_USD
-        if nanos.is_finite() and nanos == nanos.to_integral_value():
-            return int(nanos)
+        usd = Decimal(text.strip())
+        # Before it becomes an integer: one of a million digits takes minutes, and a dozen characters can ask for it.
+        if usd.is_finite() and usd.adjusted() < MOST_USD_DIGITS:
+            nanos = int(usd * NANOS_PER_USD)
+            if Decimal(nanos).scaleb(-9) == usd:
+                return nanos
     except (DecimalException, OverflowError):
         pass
     raise ValueError(f"'{text[:40]}' is no amount of dollars, or finer than a billionth of one")

@@ -12,6 +12,7 @@ from msgspec import Meta, Raw
 
 from meterhouse.errors import GatewayError
 from meterhouse.identity import Principal
+from meterhouse.message import Message, PlainMessage
 from meterhouse.metering import Reservation
 from meterhouse.money import Price
 from meterhouse.usage import Outcome, Usage, UsageRecord
@@ -21,89 +22,6 @@ TokenCount = Annotated[int, Meta(ge=1, le=2**31)]
 Name64 = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_-]+$")]
 MetadataValue = Annotated[str, Meta(max_length=512)]
 StopText = Annotated[str, Meta(max_length=256)]
-
-
-class ImageUrl(msgspec.Struct):
-    """Where an image is: an address or a ``data:`` URI."""
-
-    url: str
-    detail: str | None = None
-
-
-class InputAudio(msgspec.Struct):
-    """Base64 audio."""
-
-    data: str
-    format: str
-
-
-class FileReference(msgspec.Struct):
-    """A file inside the request, or the id of one that is stored upstream (refused)."""
-
-    filename: str | None = None
-    file_data: str | None = None
-    file_id: str | None = None
-
-
-class Part(msgspec.Struct):
-    """One part of a message's content."""
-
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-    image_url: ImageUrl | None = None
-    input_audio: InputAudio | None = None
-    file: FileReference | None = None
-
-
-class FunctionCall(msgspec.Struct):
-    """A call of a function, as the assistant wrote it."""
-
-    name: str = ""
-    arguments: str = ""
-
-
-class CustomCall(msgspec.Struct):
-    """A call of a custom tool."""
-
-    name: str = ""
-    input: str = ""
-
-
-class ToolCall(msgspec.Struct):
-    """A tool call in the history."""
-
-    id: str | None = None
-    type: str | None = None
-    function: FunctionCall | None = None
-    custom: CustomCall | None = None
-
-
-class AudioReference(msgspec.Struct):
-    """A spoken answer that is stored upstream (refused)."""
-
-    id: str | None = None
-
-
-class Message(msgspec.Struct):
-    """One message of the conversation."""
-
-    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    function_call: FunctionCall | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    audio: AudioReference | None = None
-    prefix: bool | None = None
-    partial: bool | None = None
-
-
-class PlainMessage(Message, forbid_unknown_fields=True):
-    """A message of nothing but fields that are known."""
 
 
 class StreamOptions(msgspec.Struct):

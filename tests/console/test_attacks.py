@@ -144,7 +144,11 @@ def test_every_answer_has_the_strict_content_policy(console: ConsoleProcess, fle
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'{"secret": 5}', b'{"secret": "a b"}', b'{"secret": "a\\r\\nx: y"}', b'{"secret": ""}']
+    "body",
+    [
+        *(b"", b"{", b"[]", b'{"secret": 5}', b'{"secret": "a b"}', b'{"secret": "a\\r\\nx: y"}', b'{"secret": ""}'),
+        *(b'{"secret": ' + b"[" * 100_000, b'{"secret": "\\ud800"}'),
+    ],
 )
 def test_what_can_be_no_secret_is_refused(console: ConsoleProcess, body: bytes):
     assert console.request("POST", "/session", body)[0] == 400

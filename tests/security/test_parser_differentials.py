@@ -94,3 +94,58 @@ def test_what_is_unusual_and_json_passes_unchanged(gateway: Gateway, capture: Ca
     sent = capture.body(marker)
     assert sent["messages"] == messages
     assert sent["x"] == [1e308, -0.0, 2**63, "\x7f"]
+
+
+OTHER_LETTERS = {
+    "the model": b'{%b,%b,"MODEL":"fake/other"}' % (MODEL, HI),
+    "how many answers": b'{%b,%b,"N":50}' % (MODEL, HI),
+    "a stream": b'{%b,%b,"Stream":true}' % (MODEL, HI),
+    "a long s": b'{%b,%b,"\xc5\xbftream":true}' % (MODEL, HI),
+    "what is stored": b'{%b,%b,"Previous_Response_ID":"resp_1"}' % (MODEL, HI),
+    "whose it is": b'{%b,%b,"User":"somebody"}' % (MODEL, HI),
+    "all messages": b'{%b,%b,"Messages":[{"role":"user","content":"%b"}]}' % (MODEL, HI, b"long " * 99),
+    "in a message": b'{%b,"messages":[{"role":"user","content":"Hi","Content":"%b"}]}' % (MODEL, b"long " * 99),
+    "in a part": b'{%b,"messages":[{"role":"user","content":[{"type":"text","text":"a","Text":"b"}]}]}' % MODEL,
+    "alone in a part": b'{%b,"messages":[{"role":"user","content":[{"type":"text","tEXT":"b"}]}]}' % MODEL,
+    "in a call": b'{%b,"messages":[{"role":"user","content":"Hi"},{"role":"assistant","tool_calls":[{"id":"1",'
+    b'"type":"function","function":{"name":"f","arguments":"","Arguments":"long"}}]},'
+    b'{"role":"tool","tool_call_id":"1","content":"Hi"}]}' % MODEL,
+}
+"""Servers written in Go take a name in any letters, and of several the last: what we had checked was another value."""
+
+
+@pytest.mark.parametrize("name", OTHER_LETTERS)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
+def test_a_name_in_other_letters(gateway: Gateway, up: FakeUpstream, path: str, name: str) -> None:
+    assert refused(gateway, up, OTHER_LETTERS[name], path) == "unsupported_parameter"
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        ("completions", b'"prompt":"a"'),
+        ("responses", b'"input":"a"'),
+        ("embeddings", b'"input":"a"'),
+        ("moderations", b'"input":"a"'),
+        ("images/generations", b'"prompt":"a"'),
+        ("audio/speech", b'"input":"a","voice":"alloy"'),
+    ],
+)
+def test_a_name_in_other_letters_on_every_wire(gateway: Gateway, up: FakeUpstream, path: str, given: bytes) -> None:
+    body = b'{%b,%b,"Model":"fake/other"}' % (MODEL, given)
+    assert refused(gateway, up, body, f"/v1/{path}") == "unsupported_parameter"
+
+
+def test_a_name_of_the_bound_in_other_letters_stays_here(gateway: Gateway, capture: Capture) -> None:
+    marker, messages = marked()
+    body = {"model": "fake/capture", "messages": messages, "max_tokens": 5, "max_token\u017f": 900, "MAX_TOKENS": 900}
+    assert gateway.request("POST", "/v1/chat/completions", body)[0] == 200
+    assert [name for name in capture.body(marker) if "max" in name.casefold()] == ["max_tokens"]
+
+
+def test_names_of_nobody_may_have_any_letters(gateway: Gateway, capture: Capture) -> None:
+    marker, messages = marked()
+    parts = [{"type": "text", "text": messages[0]["content"], "cacheControl": {"Text": 1}}]
+    body = {"model": "fake/capture", "messages": [{"role": "user", "content": parts, "Id": {"Role": 1}}], "topK": 5}
+    assert gateway.request("POST", "/v1/chat/completions", body)[0] == 200
+    assert capture.body(marker)["topK"] == 5

@@ -157,6 +157,27 @@ async def test_a_key_with_ip_ranges_works_from_there_only(house, address, is_all
         assert await detail_of(house.verify(issued, address), NotPermitted) == f"{issued.key.id} from {address}"
 
 
+@pytest.mark.parametrize(
+    ("written", "address", "is_allowed"),
+    [
+        ("::ffff:192.0.2.0/120", "192.0.2.7", True),
+        ("::ffff:192.0.2.0/120", "::ffff:192.0.2.7", True),
+        ("::ffff:192.0.2.0/120", "192.0.3.7", False),
+        ("::ffff:192.0.2.7", "192.0.2.7", True),
+        ("::ffff:0.0.0.0/96", "198.51.100.1", True),
+        ("::ffff:0.0.0.0/96", "2001:db8::1", False),
+        ("::/0", "2001:db8::1", True),
+        ("::/0", "192.0.2.7", False),
+    ],
+)
+async def test_a_range_of_ipv4_may_be_written_in_the_form_of_ipv6(house, written, address, is_allowed):
+    issued = await house.issue(ip_ranges=(written,))
+    if is_allowed:
+        await house.verify(issued, address)
+    else:
+        await detail_of(house.verify(issued, address), NotPermitted)
+
+
 async def test_a_key_without_ip_ranges_works_from_anywhere(house):
     issued = await house.issue()
     for address in (None, "198.51.100.1", "unix"):

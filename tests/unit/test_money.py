@@ -18,6 +18,7 @@ from meterhouse.money import (
     dearest_nanos_per_million,
     format_usd,
     hold_nanos,
+    parse_usd,
 )
 from meterhouse.usage import Usage
 
@@ -301,6 +302,29 @@ def test_dollars_are_written_short_and_exact(nanos: int, text: str) -> None:
 @given(st.integers(-(10**18), 10**18))
 def test_dollars_lose_no_nano(nanos: int) -> None:
     assert Decimal(format_usd(nanos)) * 10**9 == nanos
+    assert parse_usd(format_usd(nanos)) == nanos
+
+
+@pytest.mark.parametrize(
+    ("text", "nanos"),
+    [(" 1.50 ", 1_500_000_000), ("-0.25", -250_000_000), ("1e3", 10**12), ("0", 0), ("1E+17", 10**26)],
+)
+def test_dollars_are_read_exactly(text: str, nanos: int) -> None:
+    assert parse_usd(text) == nanos
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "NaN", "sNaN", "Infinity", "1.0000000001", "1e-999999"),
+        "1.00000000000000000000000000000001",
+        # Of a few characters an integer that it takes minutes to make, in which the process does nothing else.
+        *("1e18", "1e20000", "-1e20000", "9e9999999999"),
+    ],
+)
+def test_what_is_no_amount_of_dollars(text: str) -> None:
+    with pytest.raises(ValueError, match="no amount of dollars"):
+        parse_usd(text)
 
 
 def test_a_price_is_encoded_once_and_whole() -> None:

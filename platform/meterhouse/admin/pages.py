@@ -1,5 +1,6 @@
 """Pages of lists and lists of words in a query, as the official SDK sends them and reads them."""
 
+import json
 import re
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,6 +17,7 @@ MOST_WORDS = 100
 """Of one list in a query."""
 
 _NUL = re.compile(rb"\\u0000|\0")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _BRACKETS = re.compile(rb"((?:^|&)[^=&]*?)(?:\[\]|%5B%5D)=", re.IGNORECASE)
 
 Text = Annotated[str, Field(max_length=256)]
@@ -41,7 +43,8 @@ OldestFirst = Annotated[PageQuery, Depends(read_page)]
 class AdminRoute(APIRoute):
     """Reads ``name[]=a&name[]=b``, which is how the official SDK writes a list, as ``name=a&name=b``.
 
-    And refuses U+0000 wherever it stands: PostgreSQL has no text with it.
+    And refuses U+0000 wherever it stands, because PostgreSQL has no text with it, and half of a character, because
+    UTF-8 has none: what was stored with one could not be shown again.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -50,12 +53,26 @@ class AdminRoute(APIRoute):
 
         async def read(request: Request) -> Response:
             query = request.scope["query_string"]
-            if "\0" in request.scope["path"] or b"%00" in query or _NUL.search(await request.body()):
+            body = await request.body()
+            if "\0" in request.scope["path"] or b"%00" in query or _NUL.search(body):
                 raise Malformed("A text holds the character U+0000, which cannot be stored. Leave it out.")
+            if _SURROGATE.search(body) and _has_half_character(body):
+                raise Malformed("A text holds half of a surrogate pair, which is no character. Leave it out.")
             request.scope["query_string"] = _BRACKETS.sub(rb"\1=", query)
             return await handle(request)
 
         return read
+
+
+def _has_half_character(body: bytes) -> bool:
+    """Say whether JSON has a surrogate that is not one of a pair; what is no JSON is for whoever reads it."""
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def listing(page: Page[Row], show: Callable[[Row], Shown]) -> Listing[Shown]:

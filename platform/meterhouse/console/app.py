@@ -299,7 +299,7 @@ async def _read_secret(request: Request) -> str | None:
     body = await _read_body(request)
     try:
         given = json.loads(body) if body else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     secret = given.get("secret") if isinstance(given, dict) else None
     if not isinstance(secret, str):

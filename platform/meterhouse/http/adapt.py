@@ -11,8 +11,9 @@ import msgspec
 from msgspec import Raw
 
 from meterhouse.errors import Malformed
+from meterhouse.message import Message
 from meterhouse.providers.provider import Deployment, Provider
-from meterhouse.request import ChatRequest, Message
+from meterhouse.request import ChatRequest
 
 Fields = dict[str, object]
 OnDropped = Callable[[Deployment, str], None]

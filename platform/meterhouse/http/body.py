@@ -22,6 +22,7 @@ from meterhouse.http.guard import ClientGone
 from meterhouse.providers.catalog import is_hidden_thinker
 from meterhouse.providers.provider import Deployment, Provider
 from meterhouse.request import KNOWN_FIELDS, ChatRequest, PlainRequest
+from meterhouse.translate.spelling import refuse_spellings, refuse_spellings_in_messages
 from meterhouse.translate.tool_text import GRAMMARS
 from meterhouse.translate.tool_text.prompt import Prompt, render_prompt
 
@@ -93,8 +94,8 @@ def read_object(
     """Decode a JSON body: one level deep, and checked; ``long_fields`` are what the model reads, however long.
 
     Raises:
-        Malformed: With ``param`` and a code as OpenAI names them; also where it names an object stored upstream, or
-            another field is longer than ``MAX_FIELD_BYTES``.
+        Malformed: With ``param`` and a code as OpenAI names them; also where it names an object stored upstream, a
+            known field in other letters, or another field is longer than ``MAX_FIELD_BYTES``.
     """
     try:
         fields = _fields_decoder.decode(body)
@@ -105,6 +106,7 @@ def read_object(
         raise Malformed(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     except RecursionError:
         raise Malformed("The request body is nested too deeply.", code="invalid_json") from None
+    refuse_spellings(fields, request.__struct_fields__, _STORED_NAMES, spared=_BOUNDS)
     if not _STORED_NAMES.isdisjoint(fields):
         for name in _STORED_FIELDS:
             if name in fields and bytes(fields[name]) != b"null":
@@ -126,6 +128,7 @@ def parse_chat(body: bytes) -> ParsedBody:
         fields, request = read_object(body, _plain_decoder, _LONG_FIELDS)
     except Malformed:  # nothing may be wrong but that messages have other fields beside
         fields, request = read_object(body, _request_decoder, _LONG_FIELDS)
+        refuse_spellings_in_messages(fields["messages"])
     _check_messages(request)
     if not _CHECKED_OPTIONS.isdisjoint(fields):
         _check_options(request)
@@ -347,10 +350,10 @@ class BodyEditor:
 
     def _drop_bounds(self, fields: dict[str, object], kept: str, deployment: Deployment) -> None:
         """Leave out every other name of the answer's bound, in any case: servers written in Go read all the same."""
-        for name in [name for name in fields if name != kept and name.lower() in _BOUNDS]:
+        for name in [name for name in fields if name != kept and name.casefold() in _BOUNDS]:
             del fields[name]
             if name not in _OUR_BOUNDS:
-                self._on_dropped(deployment, name.lower())
+                self._on_dropped(deployment, name.casefold())
 
     def _bound(self, fields: dict[str, object], request: ChatRequest, recipient: Recipient) -> None:
         """Put the answer's bound, clamped to the allowance, under the name that the provider reads, and no other."""

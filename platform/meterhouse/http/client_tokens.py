@@ -3,12 +3,14 @@
 Not here: what a token is (``keys.client_tokens``), and which pages may use it (``http.client_origin``).
 """
 
+from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
+from meterhouse.admin.pages import AdminRoute
 from meterhouse.errors import Malformed, NotPermitted
 from meterhouse.http.account import sign_in
 from meterhouse.http.client_origin import MAX_ORIGIN_LENGTH
@@ -17,6 +19,7 @@ from meterhouse.keys.client_tokens import (
     AUDIENCE,
     ISSUER,
     LONGEST_SECONDS,
+    MAX_LENGTH,
     MAX_MODELS,
     MAX_ORIGINS,
     ClientTokens,
@@ -27,6 +30,7 @@ from meterhouse.keys.throttle import KeyThrottle
 from meterhouse.limits.limit import MAX_AMOUNT
 from meterhouse.metering import Clock
 from meterhouse.money import format_usd, parse_usd
+from meterhouse.providers.routes import Routes
 
 MaySpend = Annotated[Principal, Depends(sign_in(KeyScope.INFERENCE))]
 
@@ -59,16 +63,16 @@ class ClientTokenObject(BaseModel):
     origins: list[str]
 
 
-def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, clock: Clock) -> APIRouter:
+def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, routes: Routes, clock: Clock) -> APIRouter:
     """Make the route."""
-    router = APIRouter(prefix="/v1", tags=["account"])
+    router = APIRouter(prefix="/v1", tags=["account"], route_class=AdminRoute)
 
     @router.post("/client_tokens", status_code=201, summary="Trade the key for a token that a browser may have")
     async def create_client_token(body: ClientTokenRequest, principal: MaySpend) -> ClientTokenObject:
         if principal.origins is not None:
             raise NotPermitted("A client token cannot be traded for another. Send the key.")
         throttle.admit(principal.root_key_id)
-        models = _models(body, principal)
+        models = _models(body, principal, routes.snapshot.listed_name)
         now_seconds = clock.now_ms() // 1_000
         grant = Grant(
             iss=ISSUER,
@@ -82,9 +86,12 @@ def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, clock
             models=models,
             origins=tuple(map(_origin, body.origins)),
         )
+        value = tokens.make(grant)
+        if len(value) > MAX_LENGTH:
+            raise Malformed(f"The token would be longer than {MAX_LENGTH} characters. Name fewer models or origins.")
         return ClientTokenObject(
             id=grant.jti,
-            value=tokens.make(grant),
+            value=value,
             expires_at=grant.exp,
             max_spend_nanos=grant.cap,
             max_spend_usd=format_usd(grant.cap),
@@ -95,17 +102,24 @@ def build_client_token_router(tokens: ClientTokens, throttle: KeyThrottle, clock
     return router
 
 
-def _models(body: ClientTokenRequest, principal: Principal) -> tuple[str, ...] | None:
+def _models(
+    body: ClientTokenRequest, principal: Principal, listed_name: Callable[[str], str]
+) -> tuple[str, ...] | None:
+    """Return the token's models, each by a name by which its key names it; raises NotPermitted."""
     if body.models is None:
         return None
-    missing = [model for model in body.models if not principal.may_use(model)]
-    if missing:
-        raise NotPermitted(
-            f"This key may not use the model '{missing[0][:64]}', so its token cannot either.",
-            param="models",
-            code="model_not_allowed",
-        )
-    return tuple(dict.fromkeys(body.models))
+    named: dict[str, None] = {}
+    for model in body.models:
+        listed = listed_name(model)
+        if not principal.may_use(model, listed):
+            raise NotPermitted(
+                f"This key may not use the model '{model[:64]}', so its token cannot either.",
+                param="models",
+                code="model_not_allowed",
+            )
+        is_named = principal.models is None or model in principal.models
+        named[model if is_named else listed] = None
+    return tuple(named)
 
 
 def _cap_nanos(text: str) -> int:
@@ -120,8 +134,12 @@ def _cap_nanos(text: str) -> int:
 
 def _origin(text: str) -> str:
     """Read an origin as a browser sends it; raises Malformed."""
-    parts = urlsplit(text)
-    is_bare = text == f"{parts.scheme}://{parts.netloc}" and not parts.username and text.isascii()
-    if parts.scheme not in {"http", "https"} or not parts.hostname or not is_bare or len(text) > MAX_ORIGIN_LENGTH:
+    try:
+        parts = urlsplit(text)
+        is_bare = text == f"{parts.scheme}://{parts.netloc}" and not parts.username and text.isascii()
+        is_origin = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of an address without its end, or a port that there is not
+        is_bare = is_origin = False
+    if not is_bare or not is_origin or len(text) > MAX_ORIGIN_LENGTH:
         raise Malformed("An origin is written as browsers send it: https://app.example.com", param="origins")
     return text.lower()

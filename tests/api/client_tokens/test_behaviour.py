@@ -209,6 +209,36 @@ def test_models_are_at_most_those_of_the_key(gateway: Gateway) -> None:
     assert (status, error_of(body)["code"]) == (403, "model_not_allowed")
 
 
+@pytest.mark.parametrize("length", [80, 90, 100, 256])
+def test_no_token_is_made_that_is_too_long_to_be_read(gateway: Gateway, tenant: Tenant, length: int) -> None:
+    models = [f"{number:02d}".ljust(length, "m") for number in range(32)]
+    wish = {"max_spend_usd": "1", "models": models}
+    status, _, body = gateway.request("POST", "/v1/client_tokens", wish, key=tenant.key)
+    if status == 400:
+        assert "fewer models" in error_of(body)["message"]
+        return
+    assert status == 201, body
+    assert gateway.request("GET", "/v1/models", key=json.loads(body)["value"])[0] == 200
+
+
+def test_a_model_is_the_keys_by_whichever_name_the_key_may_ask_for_it(gateway: Gateway) -> None:
+    listed, long = "batched", "fake/batched"
+    gateway.set_price("fake", listed, "0", "1")
+    tenant, other, third = Tenant(gateway, models=[listed]), Tenant(gateway, models=[long]), Tenant(gateway)
+    permissions = f"/v1/organization/projects/{third.project_id}/model_permissions"
+    header = {"openai-organization": third.organization_id}
+    wish = {"mode": "allow_list", "model_ids": [long]}
+    assert gateway.request("POST", permissions, wish, key=gateway.admin_key, headers=header)[0] == 200
+    for key, models in ((tenant.key, [long]), (tenant.key, [listed, long]), (other.key, [long]), (third.key, [long])):
+        assert ask(gateway, key, model=long)[0] == 200
+        token = trade(gateway, key, models=models)
+        assert ask(gateway, token["value"], model=long)[0] == 200, token
+    wish = {"max_spend_usd": "1", "models": [listed]}
+    assert gateway.request("POST", "/v1/client_tokens", wish, key=other.key)[0] == 403
+    assert ask(gateway, other.key, model=listed)[0] == 403
+    assert ask(gateway, trade(gateway, tenant.key, models=[long])["value"])[0] == 403
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -216,6 +246,7 @@ def test_models_are_at_most_those_of_the_key(gateway: Gateway) -> None:
         ({"max_spend_usd": "-1"}, "max_spend_usd"),
         ({"max_spend_usd": "NaN"}, "max_spend_usd"),
         ({"max_spend_usd": "1e99"}, "max_spend_usd"),
+        ({"max_spend_usd": "1e999990"}, "max_spend_usd"),
         ({"max_spend_usd": "0.0000000001"}, "max_spend_usd"),
         ({"max_spend_usd": 1}, "max_spend_usd"),
         ({"expires_in_seconds": 3601}, "expires_in_seconds"),
@@ -225,6 +256,10 @@ def test_models_are_at_most_those_of_the_key(gateway: Gateway) -> None:
         ({"origins": ["https://a.example/path"]}, "origins"),
         ({"origins": ["ftp://a.example"]}, "origins"),
         ({"origins": ["https://u:p@a.example"]}, "origins"),
+        ({"origins": ["https://["]}, "origins"),
+        ({"origins": ["https://a]b"]}, "origins"),
+        ({"origins": ["https://\u2100.example"]}, "origins"),
+        ({"origins": ["https://a.example:99999"]}, "origins"),
         ({"scopes": ["usage"]}, "scopes"),
     ],
 )

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from meterhouse.request import InputAudio, MetadataValue, Name64, TokenCount
+from meterhouse.message import InputAudio
+from meterhouse.request import MetadataValue, Name64, TokenCount
 
 ToolName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_-]+$")]
 
