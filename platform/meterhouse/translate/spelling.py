@@ -5,7 +5,6 @@ of an answer's bound, of which none but ours goes out (``http.body``), and a nam
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -13,7 +12,8 @@ from msgspec import Raw
 from meterhouse.errors import Malformed
 from meterhouse.message import CustomCall, FunctionCall, Message, Part, ToolCall
 
-_messages_decoder = msgspec.json.Decoder(list[dict[str, Any]])
+_objects_decoder = msgspec.json.Decoder(list[dict[str, Raw]])
+_object_decoder = msgspec.json.Decoder(dict[str, Raw])
 
 
 def refuse_spellings(fields: Mapping[str, object], *known: Collection[str], spared: Collection[str] = ()) -> None:
@@ -40,13 +40,25 @@ def refuse_spellings(fields: Mapping[str, object], *known: Collection[str], spar
 
 def refuse_spellings_in_messages(messages: Raw) -> None:
     """Refuse the same in messages that were checked, in their parts and calls; raises Malformed."""
-    for message in _messages_decoder.decode(messages):
+    for message in _objects_in(messages):
         refuse_spellings(message, Message.__struct_fields__)
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
+        for part in _objects_in(message.get("content")):
             refuse_spellings(part, Part.__struct_fields__)
-        for call in message.get("tool_calls") or ():
+        for call in _objects_in(message.get("tool_calls")):
             refuse_spellings(call, ToolCall.__struct_fields__)
-            refuse_spellings(call.get("function") or {}, FunctionCall.__struct_fields__)
-            refuse_spellings(call.get("custom") or {}, CustomCall.__struct_fields__)
-        refuse_spellings(message.get("function_call") or {}, FunctionCall.__struct_fields__)
+            for function in _objects_in(call.get("function")):
+                refuse_spellings(function, FunctionCall.__struct_fields__)
+            for custom in _objects_in(call.get("custom")):
+                refuse_spellings(custom, CustomCall.__struct_fields__)
+        for function in _objects_in(message.get("function_call")):
+            refuse_spellings(function, FunctionCall.__struct_fields__)
+
+
+def _objects_in(raw: Raw | None) -> list[dict[str, Raw]]:
+    """Return the objects of a list, or the one that there is; what is in them stays as it came, whatever it is."""
+    if raw is None:
+        return []
+    begin = bytes(memoryview(raw)[:1])
+    if begin == b"[":
+        return _objects_decoder.decode(raw)
+    return [_object_decoder.decode(raw)] if begin == b"{" else []
